@@ -1,0 +1,158 @@
+"""The record of one run: what was asked, how it ended, what was measured, where.
+
+Numbers are stored in full precision; a missing value is `None`, never a sentinel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+SCHEMA = 1  # raised when a field changes its meaning
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    OK = "OK"
+    UNSUPPORTED = "UNSUPPORTED"  # the pair makes no sense; `error` holds the reason
+    NO_EFFECT = "NO_EFFECT"  # the method touched nothing
+    DIVERGED = "DIVERGED"  # a loss was not finite
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    INTERRUPTED = "INTERRUPTED"  # Ctrl-C or SIGTERM; a rerun starts it again
+    ERROR = "ERROR"
+
+    @property
+    def settled(self) -> bool:
+        """Whether a rerun of the same identity would end the same way."""
+        return self in (Status.OK, Status.UNSUPPORTED)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of parameters: three that train and the backbone they belong to."""
+
+    method: int  # added by the method
+    head: int  # the classifier, always trained
+    unfrozen: int  # backbone parameters that the method trains (bias, partial, full)
+    backbone: int  # the whole backbone without any classifier
+    stored_bytes: int  # size of the file that holds one tuned task
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the run took. Times in seconds or milliseconds as named; `None` where not measured."""
+
+    device: str
+    dtype: str  # arithmetic of the forward pass
+    train_images_per_second: float | None = None
+    step_ms: float | None = None  # median after warm-up
+    latency_ms_batch1: float | None = None  # tuned model as trained
+    latency_ms_batch: float | None = None  # the same with `latency_batch_size` images
+    latency_batch_size: int | None = None
+    merged_latency_ms_batch1: float | None = None  # after merging; None where not mergeable
+    merged_latency_ms_batch: float | None = None
+    forward_gmacs: float | None = None  # multiply-adds of one image, in 1e9
+    peak_bytes: int | None = None  # device memory on a GPU, resident set on a CPU
+    seconds_load: float | None = None
+    seconds_train: float | None = None
+    seconds_evaluate: float | None = None
+    seconds_total: float | None = None
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One epoch of training: mean loss and accuracy over its images, rate at its last step."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a number comes from: code, versions, machine, and what was really loaded."""
+
+    peftbench: str
+    python: str
+    versions: dict[str, str]
+    git_commit: str | None
+    git_dirty: bool | None
+    host: str
+    platform: str
+    cpu_threads: int
+    driver: str | None = None
+    backbone_sha256: str | None = None  # of the loaded backbone tensors
+    backbone_source: str | None = None  # file or tag they came from
+    preprocessing: dict[str, Any] = field(default_factory=dict)  # resolved
+    data: dict[str, Any] = field(default_factory=dict)  # manifest hash and counts of each split
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, finished or not. `spec` is the declared run, `run_id` the digest of its identity."""
+
+    run_id: str
+    spec: dict[str, Any]
+    status: Status
+    error: str | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)  # keyed "test/top1", "val/loss"
+    selection: str = "last"  # which epoch is reported
+    parameters: Parameters | None = None
+    cost: Cost | None = None
+    merge: dict[str, float] | None = None  # max_logit_difference and top1_difference by merging
+    reload: dict[str, float] | None = None  # train_top1 and max_logit_difference after reloading
+    history: list[EpochRow] = field(default_factory=list)
+    provenance: Provenance | None = None
+    notes: list[str] = field(default_factory=list)
+    started: str = ""  # ISO 8601, UTC
+    finished: str = ""
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Indented JSON; floats keep every digit, non-finite values become null."""
+        return json.dumps(_finite(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunRecord:
+        """The record in `text`; keys of newer schemas are ignored, `ValueError` if it is none."""
+        raw = json.loads(text)
+        if not isinstance(raw, dict) or not {"run_id", "spec", "status"} <= raw.keys():
+            raise ValueError("not a run record: run_id, spec or status is missing")
+        if not isinstance(raw["spec"], dict) or not isinstance(raw.get("metrics", {}), dict):
+            raise ValueError("not a run record: spec or metrics is not a mapping")
+        try:
+            raw["status"] = Status(raw["status"])
+            raw["history"] = [_build(EpochRow, row) for row in raw.get("history", [])]
+            for key, kind in _PARTS.items():
+                if raw.get(key) is not None:
+                    raw[key] = _build(kind, raw[key])
+            record: RunRecord = _build(cls, raw)
+        except (TypeError, AttributeError) as e:
+            raise ValueError(f"not a run record: {e}") from e
+        return record
+
+
+_PARTS = {"parameters": Parameters, "cost": Cost, "provenance": Provenance}
+
+
+def _build(kind: Any, raw: dict[str, Any]) -> Any:
+    names = {f.name for f in dataclasses.fields(kind)}
+    return kind(**{key: value for key, value in raw.items() if key in names})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, StrEnum):
+        return str(value)
+    if isinstance(value, float) and value - value != 0.0:  # inf and nan
+        return None
+    return value

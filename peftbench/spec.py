@@ -1,0 +1,206 @@
+"""What a run is: frozen values whose canonical form is the identity of the run.
+
+No torch at import: identities are computed before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from peftbench.errors import ConfigError
+from peftbench.registry import unknown_name
+
+if TYPE_CHECKING:
+    from peftbench.methods.base import Method
+
+IDENTITY_VERSION = 1  # raised when the meaning of the canonical form changes
+
+
+class Phase(StrEnum):
+    """`TUNE` trains on train and reports val; `FINAL` trains on train+val and reports test."""
+
+    TUNE = "tune"
+    FINAL = "final"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward pass. Trainable weights are float32 in every case."""
+
+    AUTO = "auto"  # bfloat16 autocast where the device is faster with it, else float32
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+NORMALISATIONS = ("checkpoint", "imagenet", "none")  # whose mean and deviation pixels get
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A timm architecture with an exact pretrained tag, or local or seeded random weights."""
+
+    name: str  # "vit_base_patch16_224.orig_in21k", or "vit_mini" for the shipped backbone
+    pretrained: bool = True
+    checkpoint: str | None = None  # path to local weights; wins over `pretrained`
+    checkpoint_sha256: str = ""  # filled when the run is built; this, not the path, is identity
+    image_size: int | None = None  # None: the size the checkpoint was trained at
+    drop_path: float = 0.0  # stochastic depth rate of the parts that train
+    seed: int = 0  # of random weights, read only where nothing pretrained is loaded
+    title: str = ""  # short name for tables; not identity
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A data set, its suite and the hash of its list of files."""
+
+    name: str
+    reader: str  # registered reader
+    suite: str = ""
+    suite_version: int = 0
+    group: str = ""
+    root: str | None = None  # where the files are; not identity, `manifest` is
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    limit: int | None = None  # at most this many images of each split, for smoke runs
+    manifest: str = ""  # roll-up hash of files and splits, filled when the run is built
+
+
+@dataclass(frozen=True)
+class PreprocessingSpec:
+    """How images become inputs; the constants come from the checkpoint unless said otherwise."""
+
+    normalisation: str = "checkpoint"  # or "imagenet", "none"
+    resize: str = "squash"  # straight to the input size, as VTAB does; "crop" keeps the ratio
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.normalisation not in NORMALISATIONS:
+            raise unknown_name("preprocessing.normalisation", self.normalisation, NORMALISATIONS)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resolved preprocessing: what really happens to the pixels."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize: str = "squash"
+    crop_fraction: float = 1.0  # read by "crop" only
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the trainable tensors are optimised. Rates are final: no scaling by batch size."""
+
+    name: str = "default"
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9  # read by optimisers that have one
+    epochs: int = 100
+    warmup_epochs: int = 10
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    schedule: str = "cosine"  # or "constant"
+    batch_size: int = 64
+    label_smoothing: float = 0.0
+    clip_grad: float | None = None
+    flip: bool = False  # random horizontal flip; VTAB tasks use no augmentation
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: method x backbone x data set x recipe x seed, in one phase."""
+
+    method: Method
+    backbone: BackboneSpec
+    dataset: DatasetSpec
+    preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    phase: Phase = Phase.FINAL
+    precision: Precision = Precision.AUTO
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} is negative. Use 0 or a positive integer.")
+
+    def identity(self) -> dict[str, Any]:
+        """The declared identity as plain JSON values; equal identities mean equal runs."""
+        backbone = dataclasses.asdict(self.backbone)
+        dataset = dataclasses.asdict(self.dataset)
+        del backbone["title"], dataset["root"]
+        if self.backbone.checkpoint is not None:
+            backbone.update(checkpoint=None, pretrained=False)
+        if self.backbone.pretrained or self.backbone.checkpoint is not None:
+            del backbone["seed"]
+        recipe = dataclasses.asdict(self.recipe)
+        del recipe["name"]
+        return _plain_dict(
+            {
+                "identity_version": IDENTITY_VERSION,
+                "method": self.method.identity(),
+                "backbone": backbone,
+                "dataset": dataset,
+                "preprocessing": dataclasses.asdict(self.preprocessing),
+                "recipe": recipe,
+                "seed": self.seed,
+                "phase": self.phase,
+                "precision": self.precision,
+            }
+        )
+
+    @property
+    def run_id(self) -> str:
+        """Sixteen hexadecimal digits of SHA-256 over the canonical identity."""
+        return digest(self.identity())
+
+    def describe(self) -> dict[str, Any]:
+        """Everything declared, names and paths included, for the record."""
+        return _plain_dict(
+            {
+                "method": self.method.identity(),
+                "backbone": dataclasses.asdict(self.backbone),
+                "dataset": dataclasses.asdict(self.dataset),
+                "preprocessing": dataclasses.asdict(self.preprocessing),
+                "recipe": dataclasses.asdict(self.recipe),
+                "seed": self.seed,
+                "phase": self.phase,
+                "precision": self.precision,
+            }
+        )
+
+    def __str__(self) -> str:
+        backbone = self.backbone.title or self.backbone.name
+        text = f"{self.method.name} x {backbone} x {self.dataset.name}, seed {self.seed}"
+        return text if self.phase is Phase.FINAL else f"{text}, {self.phase}"
+
+
+def plain(value: Any) -> Any:
+    """`value` with tuples as lists and enumeration members as their text, all the way down."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, StrEnum):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no canonical form")
+
+
+def _plain_dict(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: plain(item) for key, item in value.items()}
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits of SHA-256 over the sorted, compact JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
