@@ -1,0 +1,104 @@
+"""Data sets as typed splits of uint8 images; importing this needs neither torch nor timm."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+
+from peftbench.data import folder as _folder  # noqa: F401  # registers its reader
+from peftbench.data import mini as _mini
+from peftbench.data.cards import card
+from peftbench.data.images import check_geometry
+from peftbench.data.listing import READERS, Listing, SplitList, read_dataset
+from peftbench.data.splits import (
+    Splits,
+    TestArrays,
+    TestSplit,
+    TrainSplit,
+    ValSplit,
+    stratified_cut,
+)
+from peftbench.errors import DataError
+from peftbench.spec import DatasetSpec, Phase, Preprocessing
+
+__all__ = [
+    "READERS",
+    "Listing",
+    "SplitList",
+    "Splits",
+    "TestArrays",
+    "TestSplit",
+    "TrainSplit",
+    "ValSplit",
+    "card",
+    "identify",
+    "load",
+    "mini_tasks",
+    "read_dataset",
+]
+
+mini_tasks = _mini.tasks
+
+_log = logging.getLogger(__name__)
+
+
+def identify(spec: DatasetSpec) -> DatasetSpec:
+    """`spec` with its suite, group and manifest hash filled in; files are hashed, not decoded."""
+    listing = READERS[spec.reader](spec)
+    return dataclasses.replace(
+        spec,
+        suite=listing.suite,
+        suite_version=listing.suite_version,
+        group=listing.group,
+        manifest=listing.manifest,
+    )
+
+
+def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Splits:
+    """The two splits that a run of `phase` may see.
+
+    `TUNE` trains on train and reports val. `FINAL` trains on train and val together and reports
+    test. Files that no longer match `spec.manifest` raise `DataError`.
+    """
+    check_geometry(preprocessing)
+    listing = READERS[spec.reader](spec)
+    if spec.manifest and spec.manifest != listing.manifest:
+        raise DataError(
+            f"Data set {spec.name!r} has manifest {listing.manifest[:12]}, but the run was built "
+            f"for {spec.manifest[:12]}: files or splits changed. Restore them or build a new run."
+        )
+    copies = listing.copies_in_test()
+    if copies:
+        _log.warning(
+            "%s: %d of %d test images are byte for byte in train or val as well; "
+            "results will flatter. Remove the copies.",
+            spec.name,
+            copies,
+            len(listing.test),
+        )
+    parts = {split: _limited(part, spec, split) for split, part in listing.splits()}
+
+    def read(split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        part = parts[split]
+        pixels = listing.decode(part, preprocessing, split)
+        return pixels, np.asarray(part.labels, dtype=np.int64), part.names
+
+    train, val = read("train"), read("val")
+    if phase is Phase.TUNE:
+        return Splits(TrainSplit(*train), ValSplit(*val), listing.class_names, listing.manifest)
+    both = TrainSplit(
+        np.concatenate([train[0], val[0]]),
+        np.concatenate([train[1], val[1]]),
+        train[2] + val[2],
+    )
+    return Splits(both, TestSplit(*read("test")), listing.class_names, listing.manifest)
+
+
+def _limited(part: SplitList, spec: DatasetSpec, split: str) -> SplitList:
+    if spec.limit is None:
+        return part
+    order = ("train", "val", "test").index(split)
+    generator = np.random.default_rng([spec.split_seed, order])
+    return part.rows(stratified_cut(np.asarray(part.labels), spec.limit, generator))

@@ -1,0 +1,213 @@
+"""Pictures to square uint8 arrays: decoding, resizing, and a cache of resized arrays on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from peftbench.errors import ConfigError, DataError
+from peftbench.registry import unknown_name
+from peftbench.spec import Preprocessing
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+RESIZES = ("squash", "crop")
+
+# What Pillow raises for files that are not pictures, are cut short, or claim absurd sizes.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+_VERIFIED_BYTES = 2**30  # larger arrays are checked by shape and size only: hashing takes too long
+
+
+def decode(source: str | Path | BinaryIO, name: str) -> Image.Image:
+    """The picture as RGB: upright by its EXIF tag, transparency on white, 16-bit grey scaled.
+
+    A file that cannot be read raises `DataError` with `name`.
+    """
+    try:
+        with Image.open(source) as opened:
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+            return _to_rgb(upright)
+    except _BROKEN as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"Cannot decode image {name}: {reason}. Repair it or remove it from the data set."
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
+        wide = np.asarray(image, dtype=np.int64).clip(0, 65535)
+        return Image.fromarray(np.round(wide / 257.0).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def check_geometry(preprocessing: Preprocessing) -> None:
+    """Raises `ConfigError` when the size, the resize or the interpolation does not exist."""
+    if preprocessing.size < 1:
+        raise ConfigError(f"Image size {preprocessing.size} is not positive.")
+    if preprocessing.resize not in RESIZES:
+        raise unknown_name("resize", preprocessing.resize, RESIZES)
+    if preprocessing.interpolation not in INTERPOLATIONS:
+        raise unknown_name("interpolation", preprocessing.interpolation, INTERPOLATIONS)
+    if not 0 < preprocessing.crop_fraction <= 1:
+        raise ConfigError(
+            f"crop_fraction={preprocessing.crop_fraction:g} is outside 0..1. "
+            "Use the part of the short side that the crop keeps, for example 0.9."
+        )
+
+
+def fit(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """An RGB picture as a square: (S, S, 3) uint8.
+
+    "squash" resizes straight to the square, as VTAB does. "crop" brings the short side to
+    `size / crop_fraction` and cuts the centre, with the roundings of torchvision and timm.
+    """
+    size = preprocessing.size
+    interpolation = INTERPOLATIONS[preprocessing.interpolation]
+    if preprocessing.resize == "squash":
+        return np.asarray(_resized(image, (size, size), interpolation))
+    short = math.floor(size / preprocessing.crop_fraction)
+    width, height = image.size
+    if width <= height:
+        target = (short, int(short * height / width))
+    else:
+        target = (int(short * width / height), short)
+    resized = _resized(image, target, interpolation)
+    left = round((target[0] - size) / 2)
+    top = round((target[1] - size) / 2)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _resized(
+    image: Image.Image, size: tuple[int, int], interpolation: Image.Resampling
+) -> Image.Image:
+    return image if image.size == size else image.resize(size, interpolation)
+
+
+def geometry_key(preprocessing: Preprocessing) -> str:
+    """What decides the pixels: mean and standard deviation are applied later, on the device."""
+    fields = [
+        str(preprocessing.size),
+        preprocessing.resize,
+        preprocessing.interpolation,
+        f"{preprocessing.crop_fraction!r}" if preprocessing.resize == "crop" else "",
+    ]
+    return "|".join(fields)
+
+
+def cache_dir() -> Path:
+    """Where derived arrays are kept: `PEFTBENCH_CACHE`, or `~/.cache/peftbench`."""
+    named = os.environ.get("PEFTBENCH_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "peftbench"
+
+
+def cached_array(
+    key: str,
+    names: Sequence[str],
+    size: int,
+    make: Callable[[int], np.ndarray],
+    title: str,
+) -> np.ndarray:
+    """The images `make(row)` of all `names`, memory-mapped from the cache: (N, S, S, 3) uint8.
+
+    They are made once for each `key`; a file that is damaged is made again.
+    """
+    folder = cache_dir() / "arrays"
+    path = folder / f"{key}.npy"
+    shape = (len(names), size, size, 3)
+    found = _open_checked(path, shape)
+    if found is not None:
+        return found
+    with _writable(folder), replaced(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            rows = tqdm(  # None: shown when stderr is a terminal
+                pool.map(make, range(len(names))), total=len(names), desc=title, disable=None
+            )
+            for row, image in enumerate(rows):
+                array[row] = image
+        array.flush()
+        del array
+        digest = file_digest(temporary)
+        with replaced(_digest_path(path)) as digest_file:
+            digest_file.write_text(digest, encoding="ascii")
+    made: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return made
+
+
+def _open_checked(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.shape != shape or array.dtype != np.uint8:
+            return None
+        if array.nbytes <= _VERIFIED_BYTES:
+            stored = _digest_path(path).read_text(encoding="ascii")
+            if stored != file_digest(path):
+                return None
+        return array
+    except (OSError, ValueError, EOFError):  # absent, cut short, or not an array at all
+        return None
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the bytes of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` on success, so that no reader sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DataError(
+            f"Cannot write resized images to {folder}: {error.strerror or error}. "
+            "Set PEFTBENCH_CACHE to a folder with space that you may write to."
+        ) from error
