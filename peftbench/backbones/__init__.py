@@ -1,0 +1,1 @@
+"""Backbones: loading with exact tags, and the anatomy that methods address."""

