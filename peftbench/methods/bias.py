@@ -1,0 +1,61 @@
+"""Bias tuning (Ben Zaken et al., 2022, arXiv 2106.10199; Cai et al., 2020, arXiv 2007.11622)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from peftbench.backbones.anatomy import Anatomy
+from peftbench.methods.base import (
+    Attachment,
+    Method,
+    MethodCard,
+    register_method,
+    without_head,
+)
+
+
+@register_method("bias")
+@dataclass(frozen=True)
+class Bias(Method):
+    """Every bias trains: of linear and convolution layers and the shifts of norms."""
+
+    relative_position: bool = False  # also the relative position tables, as a substring rule does
+
+    card: ClassVar[MethodCard] = MethodCard(
+        title="Bias tuning",
+        paper="arXiv:2106.10199",
+        section="3; for vision arXiv:2203.12119, baseline 'Bias'",
+        reference="KMnP/vpt@4410440",
+        identity_at_init=True,
+        mergeable=True,
+        deviations=(
+            "the released code trains every tensor whose name contains 'bias' and so also Swin's "
+            "relative position tables: relative_position=true",
+            "the released code runs ConvNets under disabled gradients, so that no bias trains",
+            "BatchNorm statistics stay frozen",
+        ),
+    )
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        attributes = anatomy.bias_attributes
+        if self.relative_position:
+            attributes += anatomy.position_biases
+        chosen = {
+            f"{path}.{attribute}": parameter
+            for path, module in without_head(backbone, anatomy)
+            for attribute, parameter in module.named_parameters(recurse=False)
+            if attribute in attributes
+        }
+        return Attachment(backbone, tuple(chosen.values()), touched=tuple(chosen))
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def expected_params(self, anatomy: Anatomy) -> int:
+        return anatomy.num_biases + self.relative_position * anatomy.num_position_biases

@@ -1,0 +1,39 @@
+"""Linear probing: the backbone is frozen, a linear classifier trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from peftbench.backbones.anatomy import Anatomy
+from peftbench.methods.base import Attachment, Method, MethodCard, register_method
+
+
+@register_method("linear")
+@dataclass(frozen=True)
+class Linear(Method):
+    """logits = W f(x) + b with f frozen."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        title="Linear probing",
+        paper="arXiv:2203.12119",
+        section="4.1, baseline 'Linear'",
+        reference="KMnP/vpt@4410440",
+        identity_at_init=True,
+        mergeable=True,
+        head_only=True,
+    )
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        return Attachment(backbone, trainable=(), touched=())
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def expected_params(self, anatomy: Anatomy) -> int:
+        return 0
