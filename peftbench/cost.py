@@ -1,0 +1,83 @@
+"""What a model costs: latency, multiply-adds, memory. Measured, with the device named."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from peftbench.training.device import autocast, synchronise
+
+LATENCY_BATCH = 64
+WARMUP_RUNS = 3
+MAX_RUNS = 30
+BUDGET_SECONDS = 0.5  # of timed runs for one latency
+
+
+@torch.inference_mode()
+def latency_ms(
+    model: nn.Module, batch_size: int, image_size: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Median milliseconds of one forward pass on random images, after a warm-up."""
+    model.eval()
+    x = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    runs: list[float] = []
+    with autocast(device, dtype):
+        for _ in range(WARMUP_RUNS):
+            model(x)
+        synchronise(device)
+        while len(runs) < MAX_RUNS and (len(runs) < 3 or sum(runs) < BUDGET_SECONDS):
+            tick = time.perf_counter()
+            model(x)
+            synchronise(device)
+            runs.append(time.perf_counter() - tick)
+    return statistics.median(runs) * 1e3
+
+
+def forward_gmacs(model: nn.Module, image_size: int, weightless: Callable[..., nn.Module]) -> float:
+    """Multiply-adds of one forward pass of one image, in 1e9, counted without computing.
+
+    Attention is counted unfused: on a CPU every counter misses the product inside the fused
+    kernel, which would make methods that add tokens look cheap.
+    """
+    copy = weightless(model).eval()
+    for module in copy.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", False)  # noqa: B010
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return counter.get_total_flops() / 2 / 1e9
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new peak of device memory, where the device keeps one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak bytes on a GPU since `reset_peak`; on a CPU the process's peak resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        return "cpu"
+    return "cpu"

@@ -1,0 +1,409 @@
+"""One run: load, attach, fit, report once, save, reload, measure; every ending is a record."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import platform
+import shutil
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import peftbench
+from peftbench import cost, data, provenance, tuned
+from peftbench.backbones.anatomy import Anatomy, describe, weightless_copy
+from peftbench.backbones.load import Backbone, check_name, load
+from peftbench.errors import (
+    Diverged,
+    NoEffect,
+    PeftbenchError,
+    StoreError,
+    Unsupported,
+    WeightsError,
+)
+from peftbench.methods.base import Tuned, apply
+from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
+from peftbench.results.store import ResultsStore
+from peftbench.spec import Phase, RunSpec
+from peftbench.training.device import choose_device, choose_dtype
+from peftbench.training.evaluate import Predictions, metrics, predict
+from peftbench.training.loop import fit
+from peftbench.training.optim import check_recipe
+
+CHECK_IMAGES = 256  # of the train split, for the reload and merge checks
+
+
+@dataclass
+class Draft:
+    """What is known of a run so far; becomes its record whichever way it ends."""
+
+    spec: RunSpec
+    started: str
+    status: Status = Status.OK
+    error: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> RunRecord:
+        return RunRecord(
+            run_id=self.spec.run_id,
+            spec=self.spec.describe(),
+            status=self.status,
+            error=self.error,
+            started=self.started,
+            finished=_now(),
+            **self.fields,
+        )
+
+
+def run(
+    spec: RunSpec,
+    store: ResultsStore,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> RunRecord:
+    """The record of `spec`: the stored one if it is settled, else that of a new run.
+
+    An exception inside the run becomes the status of the record, never a gap in the table.
+    """
+    stored = settled(spec, store)
+    if stored is not None and not force:
+        return stored
+    store.check_writable()
+    check_recipe(spec.recipe)
+    check_name(spec.backbone)
+    where = choose_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    key = (spec.method.name, spec.run_id)
+    with store.claim(spec.run_id, spec.method.name):
+        stored = settled(spec, store)  # another process may have finished it meanwhile
+        if stored is not None and not force:
+            return stored
+        draft = Draft(spec, started=_now())
+        # a rerun that fails must not leave its files beside the record of an earlier success
+        scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
+        try:
+            with recording(draft, store):
+                _measure(draft, scratch, where, progress)
+                _move(scratch.artefacts(key), store.artefacts(key))
+            record = draft.record()
+            store.add(record)
+        finally:
+            shutil.rmtree(scratch.root, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                scratch.root.parent.rmdir()  # unless another run is using it
+    return record
+
+
+def _move(made: Path, place: Path) -> None:
+    """Put the files of a finished run where they belong, in place of any older ones."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "log.txt").unlink(missing_ok=True)
+    for file in made.iterdir():
+        file.replace(place / file.name)
+
+
+def settled(spec: RunSpec, store: ResultsStore) -> RunRecord | None:
+    """The stored record if a rerun would end the same way; a broken file is run again."""
+    try:
+        stored = store.get(spec.run_id, spec.method.name)
+    except StoreError:
+        return None
+    return stored if stored is not None and stored.status.settled else None
+
+
+@contextlib.contextmanager
+def recording(draft: Draft, store: ResultsStore) -> Iterator[None]:
+    """Turn an exception into the status of `draft`; unexpected ones leave their trace in a log."""
+    log = store.artefacts((draft.spec.method.name, draft.spec.run_id)) / "log.txt"
+    try:
+        yield
+    except Unsupported as e:
+        draft.status, draft.error = Status.UNSUPPORTED, str(e)
+    except NoEffect as e:
+        draft.status, draft.error = Status.NO_EFFECT, str(e)
+    except Diverged as e:
+        draft.status, draft.error = Status.DIVERGED, str(e)
+    except PeftbenchError as e:
+        draft.status, draft.error = Status.ERROR, str(e)
+    except KeyboardInterrupt:
+        draft.status, draft.error = Status.INTERRUPTED, "stopped before its end; run it again"
+    except Exception as e:
+        if _out_of_memory(e):
+            draft.status = Status.OUT_OF_MEMORY
+            draft.error = (
+                f"{_first_line(e)} Lower recipe.batch_size (now {draft.spec.recipe.batch_size}) "
+                "or backbone.image_size."
+            )
+        else:
+            draft.status = Status.ERROR
+            draft.error = f"{type(e).__name__}: {_first_line(e)} (trace in {log})"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+
+
+def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: bool) -> None:
+    spec = draft.spec
+    clock = time.perf_counter()
+    dtype = choose_dtype(spec.precision, device)
+    cost.reset_peak(device)
+
+    backbone, anatomy, splits = _load(spec, device)
+    num_classes = len(splits.class_names)
+    draft.fields["provenance"] = _provenance(backbone, splits)
+    tuned_model = _attach(spec, backbone, anatomy, num_classes)
+    draft.fields["notes"] = list(tuned_model.notes)
+    draft.fields["parameters"] = _count(tuned_model, anatomy)
+    seconds_load = time.perf_counter() - clock
+
+    clock_train = time.perf_counter()
+    history: list[EpochRow] = []
+    draft.fields["history"] = history
+    with _progress_bar(spec, history, progress) as on_epoch:
+        fitted = fit(
+            tuned_model.model,
+            list(tuned_model.trainable.values()),
+            splits.train,
+            spec.recipe,
+            backbone.preprocessing,
+            seed=spec.seed,
+            device=device,
+            dtype=dtype,
+            set_mode=tuned_model.train,
+            regulariser=tuned_model.regulariser,
+            on_epoch=on_epoch,
+        )
+    seconds_train = time.perf_counter() - clock_train
+    peak = cost.peak_bytes(device)
+
+    clock_report = time.perf_counter()
+    if isinstance(splits.report, data.TestSplit):
+        opened = splits.report.open_once()
+        images, labels = opened.images, opened.labels
+    else:
+        images, labels = splits.report.images, splits.report.labels
+    predictions = _predict(tuned_model, images, backbone, device, dtype)
+    name = "test" if spec.phase is Phase.FINAL else "val"
+    measured = metrics(predictions, labels, num_classes)
+    draft.fields["metrics"] = {f"{name}/{key}": value for key, value in measured.items()}
+    seconds_evaluate = time.perf_counter() - clock_report
+    store.save_predictions(
+        spec.method.name,
+        spec.run_id,
+        classes=predictions.classes,
+        confidence=predictions.confidence.astype(np.float32),
+        margin=predictions.margin.astype(np.float32),
+        labels=labels,
+    )
+
+    sample = splits.train.images[:CHECK_IMAGES], splits.train.labels[:CHECK_IMAGES]
+    reference = _predict(tuned_model, sample[0], backbone, device, dtype)
+    folder = store.artefacts((spec.method.name, spec.run_id))
+    stored_bytes = tuned.save(tuned_model, folder, _card(draft, splits.class_names))
+    draft.fields["parameters"] = dataclasses.replace(
+        draft.fields["parameters"], stored_bytes=stored_bytes
+    )
+    draft.fields["reload"] = _check_reload(
+        spec, store, backbone, num_classes, sample, reference, device, dtype
+    )
+    size = backbone.image_size
+    draft.fields["cost"] = measured_cost = Cost(
+        device=cost.device_name(device),
+        dtype=str(dtype).removeprefix("torch."),
+        train_images_per_second=fitted.images_per_second,
+        step_ms=1e3 * statistics.median(fitted.step_seconds) if fitted.step_seconds else None,
+        latency_ms_batch1=cost.latency_ms(tuned_model.model, 1, size, device, dtype),
+        latency_ms_batch=cost.latency_ms(
+            tuned_model.model, cost.LATENCY_BATCH, size, device, dtype
+        ),
+        latency_batch_size=cost.LATENCY_BATCH,
+        forward_gmacs=cost.forward_gmacs(tuned_model.model, size, weightless_copy),
+        peak_bytes=peak,
+        seconds_load=seconds_load,
+        seconds_train=seconds_train,
+        seconds_evaluate=seconds_evaluate,
+    )
+    if spec.method.card.mergeable:
+        merged = spec.method.merge(copy.deepcopy(tuned_model.model))
+        after = predict(merged, sample[0], backbone.preprocessing, device=device, dtype=dtype)
+        draft.fields["merge"] = {
+            "max_logit_difference": float(np.abs(after.logits - reference.logits).max()),
+            "top1_difference": _top1(after, sample[1]) - _top1(reference, sample[1]),
+        }
+        measured_cost = dataclasses.replace(
+            measured_cost,
+            merged_latency_ms_batch1=cost.latency_ms(merged, 1, size, device, dtype),
+            merged_latency_ms_batch=cost.latency_ms(
+                merged, cost.LATENCY_BATCH, size, device, dtype
+            ),
+        )
+    draft.fields["cost"] = dataclasses.replace(
+        measured_cost, seconds_total=time.perf_counter() - clock
+    )
+
+
+def _load(spec: RunSpec, device: torch.device) -> tuple[Backbone, Anatomy, data.Splits]:
+    """Backbone and data; a pair that makes no sense is refused before any image is read."""
+    backbone = load(spec.backbone, 2, spec.preprocessing, device)
+    anatomy = describe(backbone.model, backbone.image_size)
+    spec.method.check(anatomy)
+    splits = data.load(spec.dataset, spec.phase, backbone.preprocessing)
+    return backbone, anatomy, splits
+
+
+def _attach(spec: RunSpec, backbone: Backbone, anatomy: Anatomy, num_classes: int) -> Tuned:
+    generator = torch.Generator().manual_seed(spec.seed)
+    return apply(spec.method, backbone.model, anatomy, num_classes, generator)
+
+
+def _predict(
+    tuned_model: Tuned,
+    images: np.ndarray,
+    backbone: Backbone,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Predictions:
+    predictions = predict(
+        tuned_model.model, images, backbone.preprocessing, device=device, dtype=dtype
+    )
+    if not np.isfinite(predictions.logits).all():
+        raise Diverged("the trained model predicts values that are not finite. Lower recipe.lr.")
+    return predictions
+
+
+def _check_reload(
+    spec: RunSpec,
+    store: ResultsStore,
+    backbone: Backbone,
+    num_classes: int,
+    sample: tuple[np.ndarray, np.ndarray],
+    reference: Predictions,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Predict with a fresh backbone and the saved tensors; raises unless the metric is the same.
+
+    Judged on training images: the test split is read once and not for checks.
+    """
+    fresh = load(spec.backbone, 2, spec.preprocessing, device)
+    if fresh.sha256 != backbone.sha256:
+        raise WeightsError(
+            f"backbone {spec.backbone.name!r} gave other weights when it was loaded again "
+            f"({backbone.sha256[:12]}, then {fresh.sha256[:12]})."
+        )
+    anatomy = describe(fresh.model, fresh.image_size)
+    again = _attach(spec, fresh, anatomy, num_classes)
+    tuned.load(again, store.artefacts((spec.method.name, spec.run_id)))
+    reloaded = predict(again.model, sample[0], fresh.preprocessing, device=device, dtype=dtype)
+    before, after = _top1(reference, sample[1]), _top1(reloaded, sample[1])
+    if before != after:
+        raise WeightsError(
+            f"the reloaded task reaches {after} where the trained one reached {before} on the same "
+            "images: a tensor that training changed is not saved. Report this as a bug."
+        )
+    return {
+        "train_top1": after,
+        "max_logit_difference": float(np.abs(reloaded.logits - reference.logits).max()),
+    }
+
+
+def _top1(predictions: Predictions, labels: np.ndarray) -> float:
+    return float((predictions.classes == labels).mean())
+
+
+def _count(tuned_model: Tuned, anatomy: Anatomy) -> Parameters:
+    def total(parameters: dict[str, torch.nn.Parameter]) -> int:
+        return sum(p.numel() for p in parameters.values())
+
+    return Parameters(
+        method=total(tuned_model.method_params),
+        head=total(tuned_model.head_params),
+        unfrozen=total(tuned_model.unfrozen_params),
+        backbone=anatomy.num_params,
+        stored_bytes=0,
+    )
+
+
+def _provenance(backbone: Backbone, splits: data.Splits) -> Provenance:
+    commit, dirty = provenance.git_state()
+    return Provenance(
+        peftbench=peftbench.__version__,
+        python=platform.python_version(),
+        versions=dict(provenance.versions()),
+        git_commit=commit,
+        git_dirty=dirty,
+        host=provenance.host(),
+        platform=platform.platform(),
+        cpu_threads=torch.get_num_threads(),
+        driver=provenance.driver(),
+        backbone_sha256=backbone.sha256,
+        backbone_source=backbone.source,
+        preprocessing=dataclasses.asdict(backbone.preprocessing),
+        data={
+            "manifest": splits.manifest,
+            "train_images": len(splits.train.labels),
+            "report_images": len(splits.report),
+            "classes": len(splits.class_names),
+        },
+    )
+
+
+def _card(draft: Draft, class_names: tuple[str, ...]) -> dict[str, Any]:
+    card = dataclasses.asdict(draft.spec.method.card)
+    return {
+        "run_id": draft.spec.run_id,
+        "spec": draft.spec.describe(),
+        "method_card": card,
+        "classes": list(class_names),
+        "metrics": draft.fields["metrics"],
+        "provenance": dataclasses.asdict(draft.fields["provenance"]),
+    }
+
+
+@contextlib.contextmanager
+def _progress_bar(
+    spec: RunSpec, history: list[EpochRow], show: bool
+) -> Iterator[Callable[[EpochRow], None]]:
+    """What is told of each epoch: the record keeps it, and a terminal shows it."""
+    from tqdm import tqdm
+
+    with tqdm(total=spec.recipe.epochs, desc=str(spec), unit="epoch", disable=not show) as bar:
+
+        def on_epoch(row: EpochRow) -> None:
+            history.append(row)
+            bar.set_postfix(loss=f"{row.loss:.3f}", train=f"{100 * row.accuracy:.1f}")
+            bar.update()
+
+        yield on_epoch
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0][:300]
+    return line if line.endswith(".") else f"{line}."
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

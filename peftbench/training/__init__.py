@@ -1,0 +1,1 @@
+"""Fitting and evaluating a model; knows neither methods nor backbones."""

@@ -1,0 +1,130 @@
+"""The training loop, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peftbench.data import TrainSplit
+from peftbench.errors import Diverged, SplitRoleError
+from peftbench.results.record import EpochRow
+from peftbench.spec import Preprocessing, Recipe
+from peftbench.training.device import Pixels, autocast, synchronise
+from peftbench.training.optim import make_optimizer, make_schedule
+
+WARMUP_STEPS = 3  # not timed: allocator, kernels and caches settle
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training produced besides the trained tensors."""
+
+    history: list[EpochRow]
+    step_seconds: list[float]  # of each step after the warm-up
+    images_per_second: float | None  # over the same steps
+
+
+def fit(
+    model: nn.Module,
+    trainable: Sequence[nn.Parameter],
+    train: TrainSplit,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    *,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    set_mode: Callable[[], None],
+    regulariser: Callable[[], Tensor] | None = None,
+    on_epoch: Callable[[EpochRow], None] = lambda row: None,
+) -> Fit:
+    """Train `trainable` on the train split, for all epochs of the recipe.
+
+    Images are drawn without replacement in an order that depends on `seed` only. The last batch
+    of an epoch may be smaller; one image alone joins the batch before it, since batch
+    normalisation is undefined on it.
+
+    Raises:
+        Diverged: the loss of an epoch is not finite.
+        SplitRoleError: anything but a train split was handed over.
+    """
+    if not isinstance(train, TrainSplit):
+        raise SplitRoleError(f"fit takes a TrainSplit, not a {type(train).__name__}.")
+    pixels = Pixels(train.images, preprocessing.mean, preprocessing.std, device)
+    labels = torch.tensor(train.labels, device=device)
+    order = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # dropout and drop-path draw from the global generator
+    bounds = batch_bounds(len(pixels), recipe.batch_size)
+    optimizer = make_optimizer(recipe, trainable)
+    schedule = make_schedule(recipe, optimizer, len(bounds))
+    history: list[EpochRow] = []
+    step_seconds: list[float] = []
+    timed_images, step = 0, 0
+    for epoch in range(recipe.epochs):
+        began = time.perf_counter()
+        set_mode()
+        shuffled = torch.randperm(len(pixels), generator=order).to(device)
+        flips = torch.rand(len(pixels), generator=order).to(device) < 0.5
+        total_loss = torch.zeros((), device=device)
+        correct = torch.zeros((), device=device, dtype=torch.long)
+        for start, stop in bounds:
+            tick = time.perf_counter()
+            if schedule is not None:
+                schedule.step_update(step)
+            index = shuffled[start:stop]
+            x, y = pixels.batch(index), labels[index]
+            if recipe.flip:
+                x = torch.where(flips[start:stop].view(-1, 1, 1, 1), x.flip(-1), x)
+            with autocast(device, dtype):
+                logits = model(x).float()
+                loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+                objective = loss if regulariser is None else loss + regulariser()
+            optimizer.zero_grad(set_to_none=True)
+            objective.backward()
+            if recipe.clip_grad is not None:
+                nn.utils.clip_grad_norm_(trainable, recipe.clip_grad)
+            optimizer.step()
+            with torch.no_grad():
+                total_loss += loss * (stop - start)
+                correct += (logits.argmax(1) == y).sum()
+            step += 1
+            if device.type != "cuda" and step > WARMUP_STEPS:
+                step_seconds.append(time.perf_counter() - tick)
+                timed_images += stop - start
+        synchronise(device)  # the only wait for the device in an epoch
+        seconds = time.perf_counter() - began
+        if device.type == "cuda" and epoch > 0:
+            step_seconds.append(seconds / len(bounds))
+            timed_images += len(pixels)
+        mean_loss = float(total_loss) / len(pixels)
+        if not math.isfinite(mean_loss):
+            raise Diverged(
+                f"the loss of epoch {epoch + 1} of {recipe.epochs} is {mean_loss}. Lower recipe.lr "
+                f"(now {recipe.lr:g}) or set recipe.clip_grad."
+            )
+        row = EpochRow(
+            epoch=epoch + 1,
+            loss=mean_loss,
+            accuracy=int(correct) / len(pixels),
+            lr=optimizer.param_groups[0]["lr"],
+            seconds=seconds,
+        )
+        history.append(row)
+        on_epoch(row)
+    timed_seconds = sum(step_seconds) * (len(bounds) if device.type == "cuda" else 1)
+    rate = timed_images / timed_seconds if timed_seconds > 0 else None
+    return Fit(history, step_seconds, rate)
+
+
+def batch_bounds(num_images: int, batch_size: int) -> list[tuple[int, int]]:
+    """(start, stop) of each batch of an epoch; a last batch of one image joins the one before."""
+    starts = list(range(0, num_images, batch_size))
+    if len(starts) > 1 and num_images - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], num_images], strict=True))

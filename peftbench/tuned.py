@@ -1,0 +1,47 @@
+"""The file of one tuned task: safetensors of what the pretrained backbone lacks, and a card."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from peftbench.errors import WeightsError
+from peftbench.methods.base import Tuned
+
+
+def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
+    """Write `tuned.safetensors` and `card.json` into `folder`; returns the bytes of the tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tuned.safetensors"
+    part = folder / f".tuned.{os.getpid()}.part"
+    try:
+        state = {name: tensor.cpu().contiguous() for name, tensor in tuned.state().items()}
+        save_file(state, part, metadata={"run_id": str(card.get("run_id", ""))})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+    part = folder / f".card.{os.getpid()}.part"
+    part.write_text(text, encoding="utf-8")
+    part.replace(folder / "card.json")
+    return path.stat().st_size
+
+
+def load(tuned: Tuned, folder: Path) -> None:
+    """Fill a freshly attached model from `folder`.
+
+    Raises:
+        WeightsError: the file is missing, corrupt or belongs to another method or backbone.
+    """
+    path = folder / "tuned.safetensors"
+    try:
+        tuned.load_state(load_file(path))
+    except FileNotFoundError as e:
+        raise WeightsError(f"{path} does not exist. Run the task again.") from e
+    except (SafetensorError, ValueError) as e:
+        raise WeightsError(f"{path} does not fit this method and backbone: {e}.") from e
