@@ -1,0 +1,81 @@
+"""Tables and figures made from the records of a results folder, and from nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftbench.errors import StoreError
+from peftbench.results.store import ResultsStore
+
+
+@dataclass(frozen=True)
+class Report:
+    """What to print, and the files that were written."""
+
+    text: str
+    paths: tuple[Path, ...] = ()
+    broken: tuple[StoreError, ...] = ()  # files in the store that are not readable records
+
+
+def build(
+    root: Path | str,
+    where: Sequence[str] = (),
+    *,
+    out: Path | str | None = None,
+    metric: str = "top1",
+    limited: bool = False,
+    formats: Sequence[str] = ("png", "pdf", "svg"),
+) -> Report:
+    """Tables and figures of the runs below `root`, which need no accelerator and no data.
+
+    `out/table.csv` and `out/table.parquet` hold every run; `where` (such as `backbone=vit_mini`)
+    narrows the printed table and the figures, which then go to a folder of their own. `out` is
+    `root` unless given.
+    """
+    from peftbench.report import figures, tables
+    from peftbench.results.frame import frame, select, write_table
+
+    root = Path(root)
+    folder = root if out is None else Path(out)
+    scan = ResultsStore(root).scan()
+    problems = [f"Unreadable: {error}" for error in scan.broken]
+    if not scan.records:
+        hint = f"No runs in {root / 'runs'} yet. Run: peftbench run method=linear"
+        return Report("\n".join([*problems, hint]), broken=scan.broken)
+    everything = frame(scan.records)
+    chosen = select(everything, where)
+    written = write_table(everything, folder)
+    paths = list(written.paths)
+    notes = [*problems, *written.notes]
+    if chosen.empty:
+        notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
+        return Report(_text("", paths, notes), tuple(paths), scan.broken)
+    cells = tables.summary(chosen, metric=metric, limited=limited)
+    place = folder / "figures"
+    if where:
+        place /= _slug("__".join(where))
+    for backbone in sorted(set(chosen["backbone"].dropna())):
+        part = chosen[chosen["backbone"] == backbone]
+        if not figures.drawable(part, metric=metric, limited=limited):
+            notes.append(f"No figure for {backbone}: no method has all data sets yet.")
+            continue
+        figure = figures.accuracy_against_parameters(part, metric=metric, limited=limited)
+        name = "accuracy" if metric == "top1" else metric
+        stem = place / f"{name}_vs_parameters_{_slug(backbone)}"
+        paths += figures.save(figure, stem, formats)
+    return Report(_text(tables.to_text(cells), paths, notes), tuple(paths), scan.broken)
+
+
+def _text(table: str, paths: Sequence[Path], notes: Sequence[str]) -> str:
+    """The table, what went wrong, and the files."""
+    written = "\n".join(["Written:", *(f"  {path}" for path in paths)])
+    parts = [table.rstrip("\n"), "\n".join(notes), written]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _slug(text: str) -> str:
+    """`text` as a file name."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("._") or "all"

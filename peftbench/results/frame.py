@@ -1,0 +1,364 @@
+"""The table of runs: one row a run, failures kept, derived from the records and never edited."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from peftbench.errors import ConfigError
+from peftbench.registry import unknown_name
+from peftbench.results.record import Cost, RunRecord, Status
+from peftbench.results.store import ResultsStore, current, write_atomic
+
+SPLIT_OF_PHASE = {"final": "test", "tune": "val"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table; a missing value is `pd.NA` in every dtype."""
+
+    name: str
+    dtype: str  # a nullable pandas dtype: string, Int64, Float64 or boolean
+    meaning: str
+
+
+COLUMNS = (
+    Column("schema", "Int64", "version of the record"),
+    Column("run_id", "string", "digest of the declared identity"),
+    Column("status", "string", "how the run ended: OK, UNSUPPORTED, ..."),
+    Column("error", "string", "reason where the status is not OK"),
+    Column("method", "string", "registered name"),
+    Column("method_version", "Int64", "version of its behaviour"),
+    Column("hyperparameters", "string", "of the method, as rank=8,alpha=8.0"),
+    Column("backbone", "string", "short title, or the timm name where it has none"),
+    Column("backbone_tag", "string", "timm name with its tag; other weights are added in brackets"),
+    Column("dataset", "string", "name of the data set"),
+    Column("suite", "string", "suite it belongs to"),
+    Column("suite_version", "Int64", "version of the suite"),
+    Column("group", "string", "group within the suite"),
+    Column("seed", "Int64", "seed of head, method and order of images"),
+    Column("phase", "string", "tune reports val, final reports test"),
+    Column("recipe", "string", "name of the recipe"),
+    Column("recipe_settings", "string", "every other field of the recipe, as lr=0.001,epochs=100"),
+    Column("epochs", "Int64", "of training"),
+    Column("lr", "Float64", "peak learning rate"),
+    Column("weight_decay", "Float64", "of the recipe"),
+    Column("batch_size", "Int64", "images of one step"),
+    Column("preprocessing", "string", "as normalisation=checkpoint,resize=squash"),
+    Column("image_size", "Int64", "asked for; missing means the size of the checkpoint"),
+    Column("drop_path", "Float64", "stochastic depth rate of the parts that train"),
+    Column("precision", "string", "asked for; dtype is what it became"),
+    Column("selection", "string", "which epoch is reported"),
+    Column("split", "string", "split that the next five columns are measured on"),
+    Column("top1", "Float64", "accuracy as a fraction"),
+    Column("mean_per_class", "Float64", "mean of the accuracies of the classes, a fraction"),
+    Column("loss", "Float64", "mean cross-entropy in nats"),
+    Column("ece", "Float64", "expected calibration error, a fraction"),
+    Column("num_images", "Int64", "images of the split"),
+    Column("params_method", "Int64", "parameters that the method adds"),
+    Column("params_head", "Int64", "parameters of the classifier"),
+    Column("params_unfrozen", "Int64", "backbone parameters that the method trains"),
+    Column("params_backbone", "Int64", "parameters of the backbone without any classifier"),
+    Column("params_tuned", "Int64", "params_method + params_unfrozen; the head is not in it"),
+    Column("stored_bytes", "Int64", "size of the file that holds one tuned task"),
+    Column("train_images_per_second", "Float64", "throughput of training"),
+    Column("step_ms", "Float64", "median duration of a training step after warm-up"),
+    Column("latency_ms_batch1", "Float64", "inference of one image, as trained"),
+    Column("latency_ms_batch", "Float64", "inference of latency_batch_size images, as trained"),
+    Column("latency_batch_size", "Int64", "images of that batch"),
+    Column("merged_latency_ms_batch1", "Float64", "inference of one image, after merging"),
+    Column("merged_latency_ms_batch", "Float64", "inference of the batch, after merging"),
+    Column("forward_gmacs", "Float64", "1e9 multiply-adds of one image"),
+    Column("peak_bytes", "Int64", "device memory on a GPU, resident set on a CPU"),
+    Column("seconds_load", "Float64", "wall time of loading"),
+    Column("seconds_train", "Float64", "wall time of training"),
+    Column("seconds_evaluate", "Float64", "wall time of evaluation"),
+    Column("seconds_total", "Float64", "wall time of the run"),
+    Column("merge_max_logit_diff", "Float64", "largest logit difference after merging"),
+    Column("backbone_sha256", "string", "of the backbone tensors that were loaded"),
+    Column("manifest", "string", "hash of the files and splits of the data set"),
+    Column("git_commit", "string", "of the code"),
+    Column("git_dirty", "boolean", "whether the code differed from that commit"),
+    Column("peftbench", "string", "version"),
+    Column("torch", "string", "version"),
+    Column("timm", "string", "version"),
+    Column("host", "string", "name of the machine"),
+    Column("device", "string", "that trained"),
+    Column("dtype", "string", "arithmetic of the forward pass"),
+    Column("limit", "Int64", "at most this many images of each split; missing means all"),
+    Column("started", "string", "ISO 8601, UTC"),
+    Column("finished", "string", "ISO 8601, UTC"),
+)
+DTYPES = {column.name: column.dtype for column in COLUMNS}
+ORDER = ("backbone", "suite", "dataset", "method", "hyperparameters", "recipe", "seed", "run_id")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files that were written, and a line for each that could not be."""
+
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
+    """One row a run with the columns, order and dtypes of `COLUMNS`, failures kept.
+
+    Rows are sorted by `ORDER`. Of several records of one run id, the current one counts. A store
+    gives a `StoreWarning` for each broken file.
+    """
+    records = source.records() if isinstance(source, ResultsStore) else source
+    rows = [_row(record) for record in current(records)]
+    table = pd.DataFrame(
+        {name: _array((row[name] for row in rows), dtype) for name, dtype in DTYPES.items()}
+    )
+    return table.sort_values(list(ORDER), kind="stable", ignore_index=True)
+
+
+def select(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
+    """Rows that meet every condition, each `column=value` or `column=value,value`.
+
+    `null` stands for a missing value. `ConfigError` for a column that does not exist, and for a
+    text that no row has.
+    """
+    chosen = pd.Series(True, index=table.index, dtype=bool)
+    for condition in where:
+        name, equals, text = condition.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ConfigError(
+                f"Condition {condition!r} is not column=value or column=value,value. "
+                "Example: method=lora,linear"
+            )
+        if name not in table.columns:
+            raise unknown_name("column", name, map(str, table.columns))
+        spelled = [_spell(value) for value in table[name].array]
+        known = set(spelled)
+        wanted = {text} if text in known else {value.strip() for value in text.split(",")}
+        if DTYPES.get(name) == "string" and known:
+            known = known | (set(map(str, Status)) if name == "status" else set())
+            for value in sorted(wanted - known - {"null"}):
+                raise unknown_name(name, value, known - {"null"})
+        chosen &= pd.Series([value in wanted for value in spelled], index=table.index, dtype=bool)
+    return table[chosen].reset_index(drop=True)
+
+
+def write_table(table: pd.DataFrame, root: Path | str) -> Written:
+    """`root/table.csv` and `root/table.parquet`, each replaced as a whole.
+
+    Numbers keep every digit: `read_table` gives back an equal frame. Without pyarrow the csv file
+    is written, an outdated parquet file is removed, and a note says so.
+    """
+    csv, parquet = Path(root) / "table.csv", Path(root) / "table.parquet"
+    text = csv_text(table)
+    write_atomic(csv, lambda file: file.write(text.encode()))
+    try:
+        import pyarrow  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError:
+        parquet.unlink(missing_ok=True)
+        note = f"{parquet} was not written: pyarrow is missing. Run: pip install pyarrow"
+        return Written((csv,), (note,))
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, engine="pyarrow", index=False)
+    write_atomic(parquet, lambda file: file.write(buffer.getvalue()))
+    return Written((csv, parquet))
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
+    """The frame in a `.csv` or `.parquet` file made by `write_table`, every bit of it."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path).astype(DTYPES)
+    raw = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8")
+    return pd.DataFrame(
+        {
+            name: _array((_parse(value, dtype) for value in raw[name]), dtype)
+            for name, dtype in DTYPES.items()
+        }
+    )
+
+
+def settings_text(values: Mapping[str, Any]) -> str:
+    """`{"rank": 8, "roles": ["qkv"]}` as `rank=8,roles=[qkv]`, as on Hydra's command line."""
+    return ",".join(f"{name}={_setting(value)}" for name, value in values.items())
+
+
+def settings_of(text: str) -> dict[str, str]:
+    """The names and the spelled values in what `settings_text` made."""
+    pairs: list[str] = []
+    depth, quoted, start = 0, False, 0
+    for i, letter in enumerate(text):
+        if letter == '"' and text[i - 1 : i] != "\\":
+            quoted = not quoted
+        elif not quoted:
+            depth += (letter in "[{") - (letter in "]}")
+            if letter == "," and depth == 0:
+                pairs.append(text[start:i])
+                start = i + 1
+    pairs.append(text[start:])
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs) if name}
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_setting(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_setting, value)) + "]"
+    if isinstance(value, str) and value and not set(value) & set(',=[]{}:"\\ \n'):
+        return value
+    return json.dumps(value)  # null, true, 8.0 with every digit, and texts that need quotes
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    spec, parameters, cost, origin = (
+        record.spec,
+        record.parameters,
+        record.cost,
+        record.provenance,
+    )
+    method, backbone, dataset, recipe = (
+        _mapping(spec.get(key)) for key in ("method", "backbone", "dataset", "recipe")
+    )
+    split = SPLIT_OF_PHASE.get(str(spec.get("phase")))
+    metrics = {
+        name: record.metrics.get(f"{split}/{name}")
+        for name in ("top1", "mean_per_class", "loss", "ece", "num_images")
+    }
+    versions = origin.versions if origin else {}
+    return {
+        "schema": record.schema,
+        "run_id": record.run_id,
+        "status": str(record.status),
+        "error": record.error,
+        "method": method.get("name"),
+        "method_version": method.get("version"),
+        "hyperparameters": settings_text(_mapping(method.get("hyperparameters"))),
+        "backbone": backbone.get("title") or backbone.get("name"),
+        "backbone_tag": _tag(backbone),
+        "dataset": dataset.get("name"),
+        "suite": dataset.get("suite"),
+        "suite_version": dataset.get("suite_version"),
+        "group": dataset.get("group"),
+        "seed": spec.get("seed"),
+        "phase": spec.get("phase"),
+        "recipe": recipe.get("name"),
+        "recipe_settings": settings_text({k: v for k, v in recipe.items() if k != "name"}),
+        "epochs": recipe.get("epochs"),
+        "lr": recipe.get("lr"),
+        "weight_decay": recipe.get("weight_decay"),
+        "batch_size": recipe.get("batch_size"),
+        "preprocessing": settings_text(_mapping(spec.get("preprocessing"))),
+        "image_size": backbone.get("image_size"),
+        "drop_path": backbone.get("drop_path"),
+        "precision": spec.get("precision"),
+        "selection": record.selection,
+        "split": split,
+        **metrics,
+        "params_method": parameters and parameters.method,
+        "params_head": parameters and parameters.head,
+        "params_unfrozen": parameters and parameters.unfrozen,
+        "params_backbone": parameters and parameters.backbone,
+        "params_tuned": parameters and parameters.method + parameters.unfrozen,
+        "stored_bytes": parameters and parameters.stored_bytes,
+        **_cost(cost),
+        "merge_max_logit_diff": _mapping(record.merge).get("max_logit_difference"),
+        "backbone_sha256": origin and origin.backbone_sha256,
+        "manifest": (origin and origin.data.get("manifest")) or dataset.get("manifest"),
+        "git_commit": origin and origin.git_commit,
+        "git_dirty": origin and origin.git_dirty,
+        "peftbench": origin and origin.peftbench,
+        "torch": versions.get("torch"),
+        "timm": versions.get("timm"),
+        "host": origin and origin.host,
+        "limit": dataset.get("limit"),
+        "started": record.started,
+        "finished": record.finished,
+    }
+
+
+def _cost(cost: Cost | None) -> dict[str, Any]:
+    return {f.name: cost and getattr(cost, f.name) for f in dataclasses.fields(Cost)}
+
+
+def _tag(backbone: Mapping[str, Any]) -> str | None:
+    """Exact weights that were asked for, as one text."""
+    name = backbone.get("name")
+    if backbone.get("checkpoint"):
+        return f"{name} (file {str(backbone.get('checkpoint_sha256', ''))[:8]})"
+    if backbone.get("pretrained") is False:
+        return f"{name} (random, seed {backbone.get('seed', 0)})"
+    return name
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _array(values: Iterable[Any], dtype: Any) -> Any:
+    convert = _CONVERT[dtype]
+    return pd.array([convert(value) for value in values], dtype=dtype)
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(value, int | float) and math.isfinite(value) and int(value) == value:
+        return int(value)
+    return pd.NA
+
+
+def _float(value: Any) -> Any:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else pd.NA
+
+
+def _boolean(value: Any) -> Any:
+    return value if isinstance(value, bool) else pd.NA
+
+
+def _string(value: Any) -> Any:
+    """Text that every file format can hold; an empty one is missing."""
+    if value is None or value == "":
+        return pd.NA
+    text = str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\\0")
+    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates of file names
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "Int64": _integer,
+    "Float64": _float,
+    "boolean": _boolean,
+    "string": _string,
+}
+
+
+def _spell(value: Any) -> str:
+    """A cell as it is written in csv; `null` where it is missing."""
+    if value is pd.NA or value is None:
+        return "null"
+    return repr(float(value)) if isinstance(value, float) else str(value)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The frame as csv with every digit; an empty field is a missing value."""
+    spelled = pd.DataFrame(
+        {
+            name: [pd.NA if value is pd.NA else _spell(value) for value in table[name].array]
+            for name in map(str, table.columns)
+        },
+        dtype=object,
+    )
+    return spelled.to_csv(index=False, lineterminator="\n")
+
+
+def _parse(text: Any, dtype: str) -> Any:
+    if not isinstance(text, str):
+        return None
+    if dtype == "boolean":
+        return {"True": True, "False": False}.get(text)
+    return {"Int64": int, "Float64": float, "string": str}[dtype](text)

@@ -1,0 +1,462 @@
+"""Records of runs on disk: one JSON file a run, safe with many writers and after a crash.
+
+root/runs/<method>/<run_id>.json    the record
+root/runs/<method>/<run_id>/        its artefacts: tuned tensors, card, predictions, log
+root/runs/<method>/<run_id>.lock    present while a process holds the run
+root/runs/.store.lock               held for milliseconds around each change
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from peftbench.errors import StoreError
+from peftbench.results.record import RunRecord, Status
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+STALE_SECONDS = 24 * 3600.0  # age at which a lock is taken over when its process cannot be seen
+
+
+class Busy(StoreError):
+    """A run that another process holds."""
+
+
+class StoreWarning(UserWarning):
+    """A file in the store that could not be read."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Every readable record and, for every other file, the error that names it."""
+
+    records: tuple[RunRecord, ...]
+    broken: tuple[StoreError, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a tuned model said of each test image, in the order of the split; all are (N,)."""
+
+    classes: npt.NDArray[np.int32]  # predicted
+    confidence: npt.NDArray[np.float32]  # probability of the predicted class
+    margin: npt.NDArray[np.float32]  # best minus second-best probability
+    labels: npt.NDArray[np.int32]  # true
+
+
+class ResultsStore:
+    """Records and artefacts below one folder, which is made when the first record is added."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.runs = self.root / "runs"
+
+    def path(self, method: str, run_id: str) -> Path:
+        """File of one record, whether or not it exists."""
+        return self.runs / _part("method", method) / f"{_part('run id', run_id)}.json"
+
+    def artefacts(self, of: RunRecord | tuple[str, str]) -> Path:
+        """Folder for the files of a record or of (method, run_id), whether or not it exists."""
+        method, run_id = (method_of(of), of.run_id) if isinstance(of, RunRecord) else of
+        return self.path(method, run_id).with_suffix("")
+
+    def add(self, record: RunRecord, *, replace: bool = False) -> Path:
+        """File of the record, complete on disk.
+
+        A record already there gives way to the new one, except that an `OK` record stays when the
+        new one is not `OK`: a failed rerun loses nothing. `replace=True` overwrites in every case.
+        """
+        path = self.path(method_of(record), record.run_id)
+        text = record.to_json()
+        with self._exclusive():
+            if not replace and record.status is not Status.OK and _is_ok(path):
+                return path
+            write_atomic(path, lambda file: file.write(text.encode()))
+        return path
+
+    def get(self, run_id: str, method: str | None = None) -> RunRecord | None:
+        """The record of `run_id`, or `None`; `StoreError` names a file that cannot be read."""
+        if method is not None:
+            paths = [self.path(method, run_id)]
+        else:
+            paths = [path for path in self._files() if path.stem == run_id]
+        found: list[RunRecord] = []
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                found.append(_read(path))
+        return max(found, key=preference, default=None)
+
+    def scan(self) -> Scan:
+        """Everything in the store, in the order of the file names."""
+        records: list[RunRecord] = []
+        broken: list[StoreError] = []
+        for path in self._files():
+            try:
+                records.append(_read(path))
+            except FileNotFoundError:  # deleted since it was listed
+                continue
+            except StoreError as error:
+                broken.append(error)
+        return Scan(tuple(records), tuple(broken))
+
+    def records(self) -> Iterator[RunRecord]:
+        """Every readable record; a `StoreWarning` for each file that `broken()` would list."""
+        scan = self.scan()
+        for error in scan.broken:
+            warnings.warn(str(error), StoreWarning, stacklevel=2)
+        yield from scan.records
+
+    def broken(self) -> list[StoreError]:
+        """One error for each file that is not a readable record."""
+        return list(self.scan().broken)
+
+    def done(self) -> frozenset[str]:
+        """Ids that need no rerun. A broken file is not among them: the rerun repairs it."""
+        return frozenset(r.run_id for r in self.scan().records if r.status.settled)
+
+    def frame(self) -> pd.DataFrame:
+        """One row a run, failures kept; see `peftbench.results.frame`."""
+        from peftbench.results.frame import frame
+
+        return frame(self)
+
+    def check_writable(self) -> None:
+        """`StoreError` unless a file can really be made, replaced and removed below the root."""
+        probe = self.runs / f".write-test-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            write_atomic(probe, lambda file: file.write(b"peftbench\n"))
+            probe.unlink()
+        except (OSError, StoreError) as error:
+            cause = error.__cause__ if isinstance(error, StoreError) else error
+            raise StoreError(
+                f"Results go to {self.root}, which cannot be written: {_reason(cause)}. "
+                "Choose another results folder or make this one writable."
+            ) from error
+
+    @contextlib.contextmanager
+    def claim(self, run_id: str, method: str) -> Iterator[Path]:
+        """Hold the run; `Busy` when a living process already does.
+
+        Another process may have finished the run before this one got hold of it: look it up again
+        inside the block. A lock whose process is gone is taken over; where that cannot be seen (a
+        process on another host), it is taken over after a day, counted from the last time that
+        the lock file, which this yields, was touched.
+        """
+        lock = self.path(method, run_id).with_suffix(".lock")
+        owner = _Owner.current()
+        with self._exclusive() as now:
+            held = _Owner.read(lock)
+            if lock.exists() and not _abandoned(held, age=now - _modified(lock, now)):
+                raise Busy(
+                    f"Run {run_id} of {method} is already running: {held or 'unknown process'}. "
+                    f"Wait for it, or delete {lock} if that process is gone."
+                )
+            owner.write(lock)
+        try:
+            yield lock
+        finally:
+            if os.getpid() == owner.pid and _Owner.read(lock) == owner:
+                lock.unlink(missing_ok=True)
+
+    def save_predictions(
+        self,
+        method: str,
+        run_id: str,
+        *,
+        classes: npt.ArrayLike,
+        confidence: npt.ArrayLike,
+        margin: npt.ArrayLike,
+        labels: npt.ArrayLike,
+    ) -> Path:
+        """File with the predictions of one run, in the order of the images of the split."""
+        import numpy as np
+
+        arrays: dict[str, Any] = {
+            "classes": np.asarray(classes, dtype=np.int32),
+            "confidence": np.asarray(confidence, dtype=np.float32),
+            "margin": np.asarray(margin, dtype=np.float32),
+            "labels": np.asarray(labels, dtype=np.int32),
+        }
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if len(set(shapes.values())) != 1 or arrays["classes"].ndim != 1:
+            raise StoreError(
+                f"Predictions of run {run_id} need four arrays of one length, found {shapes}."
+            )
+        path = self.artefacts((method, run_id)) / "predictions.npz"
+        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
+        return path
+
+    def load_predictions(self, method: str, run_id: str) -> Predictions | None:
+        """Predictions of one run, or `None` where it saved none."""
+        import numpy as np
+
+        path = self.artefacts((method, run_id)) / "predictions.npz"
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                return Predictions(
+                    archive["classes"],
+                    archive["confidence"],
+                    archive["margin"],
+                    archive["labels"],
+                )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise StoreError(
+                f"{path} does not hold predictions: {error}. Delete it and rerun {run_id}."
+            ) from error
+
+    def _files(self) -> list[Path]:
+        try:
+            folders = [path for path in self.runs.iterdir() if path.is_dir()]
+            return sorted(
+                path
+                for folder in folders
+                for path in folder.iterdir()
+                if path.suffix == ".json" and not path.name.startswith(".")
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise StoreError(
+                f"Records are read from {self.runs}, which cannot be listed: {_reason(error)}. "
+                "Make the folder readable."
+            ) from error
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[float]:
+        """Alone among the writers of this store; yields the clock of its file system.
+
+        Ages of locks are measured on that clock, so hosts need not agree on the time.
+        """
+        guard = self.runs / ".store.lock"
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(guard, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StoreError(
+                f"Records go to {self.runs}, which cannot be written: {_reason(error)}. "
+                "Choose another results folder or make this one writable."
+            ) from error
+        try:
+            _lock(descriptor)
+            os.utime(guard)
+            yield os.fstat(descriptor).st_mtime
+        finally:
+            _unlock(descriptor)  # a forked child may still hold the descriptor
+            os.close(descriptor)
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """`path` with what `write` wrote, all of it or nothing; the folder is made when missing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {_reason(error)}. "
+            "Free some space, choose another results folder or make this one writable."
+        ) from error
+
+
+def method_of(record: RunRecord) -> str:
+    """Name of the method of a record; `StoreError` where its spec names none."""
+    method = record.spec.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    if not isinstance(name, str):
+        raise StoreError(f"Run {record.run_id} names no method: its spec has method={method!r}.")
+    return name
+
+
+def preference(record: RunRecord) -> tuple[bool, bool, str]:
+    """Sorts records of one run id; the greatest is the current one: `OK`, settled, then newest."""
+    return (record.status is Status.OK, record.status.settled, record.finished)
+
+
+def current(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """One record per run id, where copied folders hold several."""
+    best: dict[str, RunRecord] = {}
+    for record in records:
+        known = best.get(record.run_id)
+        if known is None or preference(record) > preference(known):
+            best[record.run_id] = record
+    return list(best.values())
+
+
+def _part(kind: str, name: str) -> str:
+    """`name`, checked to be one component of a path."""
+    if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name:
+        raise StoreError(f"{kind} {name!r} cannot be a file name. Use letters, digits, '_', '-'.")
+    return name
+
+
+def _read(path: Path) -> RunRecord:
+    """The record in `path`; `FileNotFoundError` where there is none, `StoreError` if broken."""
+    try:
+        record = RunRecord.from_json(path.read_text(encoding="utf-8"))
+        if not isinstance(record.spec, dict) or not isinstance(record.metrics, dict):
+            raise ValueError("spec or metrics is not a mapping")
+        if not all(isinstance(v, int | float | None) for v in record.metrics.values()):
+            raise ValueError("a metric is not a number")
+        if record.run_id != path.stem:
+            raise ValueError(f"it holds run {record.run_id!r}")
+        method_of(record)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, StoreError) as error:
+        raise StoreError(
+            f"{path} is not a readable run record: {error}. Rerun it or delete the file."
+        ) from error
+    return record
+
+
+def _is_ok(path: Path) -> bool:
+    try:
+        return _read(path).status is Status.OK
+    except (FileNotFoundError, StoreError):
+        return False
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """The process that holds a lock."""
+
+    host: str
+    pid: int
+    boot: str  # tells a reboot; empty where the system does not say
+    namespace: str  # pids of two containers cannot be compared
+    process_start: int  # tells a pid that was given out again
+    since: float  # seconds since 1970
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"process {self.pid} on {self.host}, since {since}"
+
+    @classmethod
+    def current(cls) -> _Owner:
+        pid = os.getpid()
+        boot = namespace = ""
+        with contextlib.suppress(OSError):
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            namespace = os.readlink("/proc/self/ns/pid")
+        return cls(
+            socket.gethostname(), pid, boot, namespace, _process_start(pid) or 0, time.time()
+        )
+
+    @classmethod
+    def read(cls, lock: Path) -> _Owner | None:
+        """The holder named in a lock file, `None` where it names none."""
+        try:
+            raw = json.loads(lock.read_text(encoding="utf-8"))
+            return cls(**{name: raw[name] for name in cls.__dataclass_fields__})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, lock: Path) -> None:
+        """A new lock file that names this process; `StoreError` where it cannot be made."""
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            lock.unlink(missing_ok=True)  # an abandoned one
+            with open(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w") as file:
+                json.dump(asdict(self), file)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError as error:  # only where the file system has no advisory locks
+            raise Busy(f"Another process took {lock} at the same moment.") from error
+        except OSError as error:
+            raise StoreError(f"{lock} cannot be written: {_reason(error)}.") from error
+
+
+def _abandoned(owner: _Owner | None, age: float) -> bool:
+    """Whether the holder of a lock of this age in seconds is gone."""
+    here = _Owner.current()
+    if owner is None or owner.host != here.host:
+        return age > STALE_SECONDS
+    if owner.boot != here.boot:
+        return True
+    if owner.namespace != here.namespace:
+        return age > STALE_SECONDS
+    return _process_start(owner.pid) != owner.process_start
+
+
+def _process_start(pid: int) -> int | None:
+    """Clock ticks from boot to the start of a process, `None` when no such process runs.
+
+    Zero for a living process where the system does not tell its start.
+    """
+    if sys.platform == "linux":
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
+        return None if fields[0] in "ZX" else int(fields[19])  # a zombie runs no more
+    if sys.platform == "win32":
+        return 0
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return 0
+    return 0
+
+
+def _modified(path: Path, default: float) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return default
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # a file system without locks; renames stay atomic
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _unlock(descriptor: int) -> None:
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the file system lets a folder be synchronised."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: BaseException | None) -> str:
+    return (getattr(error, "strerror", None) or str(error)) if error else "unknown reason"

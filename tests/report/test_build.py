@@ -1,0 +1,111 @@
+"""Promises of the report as a whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from peftbench.errors import ConfigError
+from peftbench.report import build
+from peftbench.results.frame import read_table
+from peftbench.results.record import Status
+from peftbench.results.store import ResultsStore
+
+
+@pytest.fixture
+def root(tmp_path, make_record):
+    store = ResultsStore(tmp_path / "results")
+    for method, tuned in (("linear", 0), ("lora", 500)):
+        for seed in range(2):
+            store.add(make_record(method, "a", seed, 0.5, tuned=tuned))
+    store.add(make_record("bias", "a", 0, status=Status.ERROR, error="boom"))
+    return store.root
+
+
+def relative(paths, root):
+    return sorted(str(path.relative_to(root)) for path in paths)
+
+
+def test_a_report_writes_tables_and_a_figure_for_each_backbone(root, make_record):
+    ResultsStore(root).add(make_record("linear", "a", 0, 0.5, backbone="resnet mini/16", tuned=0))
+    report = build(root)
+    assert relative(report.paths, root) == [
+        *(f"figures/accuracy_vs_parameters_resnet_mini_16.{k}" for k in ("pdf", "png", "svg")),
+        *(f"figures/accuracy_vs_parameters_vit_mini.{k}" for k in ("pdf", "png", "svg")),
+        "table.csv",
+        "table.parquet",
+    ]
+    assert all(path.stat().st_size for path in report.paths)
+    assert all(str(path) in report.text for path in report.paths)
+    assert "vit_mini · mini" in report.text and "50.0 ± 0.0 (2)" in report.text
+    assert "1 run failed:\n  - bias x vit_mini x a, seed 0: ERROR: boom" in report.text
+    assert len(read_table(root / "table.csv")) == 6
+
+
+def test_conditions_narrow_text_and_figures_but_not_the_table(root):
+    build(root, formats=["svg"])
+    figure = root / "figures" / "accuracy_vs_parameters_vit_mini.svg"
+    before = figure.read_bytes()
+    report = build(root, ["backbone=vit_mini", "method=linear"], formats=["svg"])
+    assert "lora" not in report.text and "linear" in report.text
+    assert figure.read_bytes() == before
+    assert (
+        root / "figures" / "backbone_vit_mini_method_linear" / "accuracy_vs_parameters_vit_mini.svg"
+    ) in report.paths
+    assert len(read_table(root / "table.csv")) == 5
+
+
+def test_files_go_where_they_are_asked_to(root, tmp_path):
+    report = build(root, out=tmp_path / "elsewhere", formats=["svg"])
+    assert all(path.is_relative_to(tmp_path / "elsewhere") for path in report.paths)
+    assert sorted(path.name for path in root.iterdir()) == ["runs"]
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_an_empty_store_says_in_one_line_what_to_run(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    report = build(tmp_path / folder)
+    assert report.paths == () and "\n" not in report.text
+    assert report.text.startswith(
+        f"No runs in {tmp_path / folder / 'runs'} yet. Run: peftbench run"
+    )
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_conditions_that_no_run_meets_are_named(root):
+    report = build(root, ["method=lora", "seed=9"])
+    assert "No run has method=lora and seed=9" in report.text
+    assert relative(report.paths, root) == ["table.csv", "table.parquet"]
+    with pytest.raises(ConfigError, match="Unknown column 'metod'"):
+        build(root, ["metod=lora"])
+
+
+def test_a_backbone_without_a_complete_row_has_a_line_instead_of_a_figure(tmp_path, make_record):
+    ResultsStore(tmp_path).add(make_record(status=Status.ERROR, error="boom"))
+    report = build(tmp_path)
+    assert "No figure for vit_mini: no method has all data sets yet." in report.text
+    assert relative(report.paths, tmp_path) == ["table.csv", "table.parquet"]
+
+
+def test_a_broken_file_is_printed_and_the_rest_is_reported(root):
+    (root / "runs" / "lora" / "half.json").write_text("{")
+    report = build(root, formats=["svg"])
+    assert f"Unreadable: {root / 'runs' / 'lora' / 'half.json'} is not" in report.text
+    assert len(report.broken) == 1 and "50.0 ± 0.0 (2)" in report.text
+    only = root.parent / "only"
+    (only / "runs" / "lora").mkdir(parents=True)
+    (only / "runs" / "lora" / "half.json").write_text("{")
+    assert "Unreadable" in build(only).text and "No runs in" in build(only).text
+
+
+def test_a_report_loads_no_torch(root):
+    code = """
+import sys
+import peftbench.results, peftbench.report
+assert not {"torch", "timm", "pandas", "matplotlib"} & sys.modules.keys(), "import is not cheap"
+peftbench.report.build(sys.argv[1], formats=['svg'])
+assert not {"torch", "timm", "matplotlib.pyplot"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code, root], check=True)
