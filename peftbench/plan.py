@@ -1,0 +1,112 @@
+"""What a sweep would do: jobs, what is done, what makes no sense, how long the rest may take."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from peftbench.errors import PeftbenchError, Unsupported
+from peftbench.results.record import RunRecord, Status
+from peftbench.results.store import ResultsStore
+from peftbench.spec import BackboneSpec, RunSpec
+
+if TYPE_CHECKING:
+    from peftbench.backbones.anatomy import Anatomy
+    from peftbench.launcher import Job
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One planned job: what would happen and how long it may take."""
+
+    spec: RunSpec
+    state: str  # "done", "to run", "unsupported", or the status of an earlier failure
+    note: str
+    seconds: float | None  # estimate from earlier runs; None without any
+
+
+def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
+    """The plan, in the order of the jobs. Runs nothing and loads no weights."""
+    scan = store.scan()
+    records = {record.run_id: record for record in scan.records}
+    planned = []
+    for job in jobs:
+        spec = job.spec
+        record = records.get(spec.run_id)
+        if record is not None and record.status is Status.OK:
+            planned.append(Entry(spec, "done", "", 0.0))
+            continue
+        reason = _refusal(spec)
+        if reason:
+            planned.append(Entry(spec, "unsupported", reason, 0.0))
+            continue
+        again = record is not None and not record.status.settled
+        state = f"again ({record.status})" if record is not None and again else "to run"
+        note = (record.error or "") if record is not None and again else ""
+        planned.append(Entry(spec, state, note, _estimate(spec, scan.records)))
+    return planned
+
+
+def show(jobs: Sequence[Job], store: ResultsStore) -> None:
+    """Print the plan and its totals."""
+    plan = entries(jobs, store)
+    for entry in plan:
+        seconds = f", about {entry.seconds:.0f} s" if entry.seconds else ""
+        note = f": {entry.note}" if entry.note else ""
+        print(f"{entry.spec.run_id}  {entry.state:<11}  {entry.spec}{seconds}{note}")
+    counts = {s: sum(e.state == s for e in plan) for s in ("done", "unsupported")}
+    left = [e for e in plan if e.state not in counts]
+    known = [e.seconds for e in left if e.seconds is not None]
+    print(
+        f"{len(plan)} jobs: {counts['done']} done, {counts['unsupported']} unsupported, "
+        f"{len(left)} to run"
+    )
+    if left and known:
+        mean = statistics.fmean(known)
+        hours = (sum(known) + mean * (len(left) - len(known))) / 3600
+        print(
+            f"estimated {hours:.2f} hours of one slot, from earlier runs of {len(known)} of these "
+            "jobs' kinds"
+        )
+    elif left:
+        print("no estimate: none of these kinds of jobs has run here before")
+
+
+def _estimate(spec: RunSpec, records: Sequence[RunRecord]) -> float | None:
+    """Median seconds of earlier runs of this method and backbone, scaled to epochs and images."""
+    rates = []
+    for record in records:
+        if record.status is not Status.OK or record.cost is None or record.provenance is None:
+            continue
+        same = (
+            record.spec["method"]["name"] == spec.method.name
+            and record.spec["backbone"]["name"] == spec.backbone.name
+            and record.spec["backbone"]["image_size"] == spec.backbone.image_size
+            and record.spec["dataset"]["name"] == spec.dataset.name
+        )
+        if same and record.cost.seconds_total is not None:
+            rates.append(record.cost.seconds_total / record.spec["recipe"]["epochs"])
+    return statistics.median(rates) * spec.recipe.epochs if rates else None
+
+
+def _refusal(spec: RunSpec) -> str:
+    """Why the method is not defined on the backbone, or an empty text."""
+    try:
+        spec.method.check(_anatomy(spec.backbone))
+    except Unsupported as e:
+        return str(e)
+    except PeftbenchError:
+        return ""  # the run itself will say it better
+    return ""
+
+
+@cache
+def _anatomy(backbone: BackboneSpec) -> Anatomy:
+    from peftbench.backbones.anatomy import describe
+    from peftbench.backbones.load import load
+
+    loaded = load(backbone, 2, device="meta")
+    return describe(loaded.model, loaded.image_size)
