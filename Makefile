@@ -55,3 +55,7 @@ figures: setup ## results/figures, from results/runs
 clean: ## remove the virtual environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: readme
+readme: setup ## the table and figure of the README, from results/runs
+	@$(BIN)/python tools/readme_table.py $(RESULTS)

@@ -1,0 +1,60 @@
+"""What only a CUDA device can show; deselected by default (`pytest -m gpu`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from peftbench import data, experiment
+from peftbench.methods import METHODS, discover
+from peftbench.results.record import RunRecord, Status
+from peftbench.results.store import ResultsStore
+from peftbench.spec import BackboneSpec, DatasetSpec, Precision, Recipe, RunSpec
+
+pytestmark = pytest.mark.gpu
+discover()
+
+
+def run(store: Path, method: str, device: str, precision: str = "auto") -> RunRecord:
+    spec = RunSpec(
+        method=METHODS[method](),
+        backbone=BackboneSpec(name="vit_mini"),
+        dataset=data.identify(DatasetSpec(name="mini/digits", reader="mini")),
+        recipe=Recipe(epochs=15, warmup_epochs=2, batch_size=32, lr=3e-3),
+        precision=Precision(precision),
+    )
+    return experiment.run(spec, ResultsStore(store), device=device)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_runs_in_bfloat16_on_the_device(tmp_path: Path, method: str) -> None:
+    record = run(tmp_path, method, "cuda")
+    assert record.status is Status.OK, record.error
+    assert record.cost is not None
+    assert record.cost.device == torch.cuda.get_device_name()
+    assert record.cost.peak_bytes is not None and record.cost.peak_bytes < 2**30
+
+
+@pytest.mark.parametrize("method", ["linear", "lora"])
+def test_cpu_and_gpu_agree_within_seed_noise(tmp_path: Path, method: str) -> None:
+    on_cpu = run(tmp_path / "cpu", method, "cpu", "float32")
+    on_gpu = run(tmp_path / "gpu", method, "cuda", "float32")
+    assert on_cpu.run_id == on_gpu.run_id
+    first, second = on_cpu.metrics["test/top1"], on_gpu.metrics["test/top1"]
+    assert first is not None and second is not None
+    # 1,000 test images: the standard error of one accuracy is at most 0.016
+    assert abs(first - second) < 0.03
+
+
+def test_trainable_weights_stay_float32_under_autocast(tmp_path: Path) -> None:
+    record = run(tmp_path, "lora", "cuda", "bfloat16")
+    assert record.cost is not None and record.cost.dtype == "bfloat16"
+    from safetensors.torch import load_file
+
+    store = ResultsStore(tmp_path)
+    tensors = load_file(store.artefacts(record) / "tuned.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert dataclasses.asdict(record)["merge"]["max_logit_difference"] < 0.25  # bfloat16 rounding

@@ -1,0 +1,42 @@
+"""Writes the table and the figure of the README from the records of a sweep.
+
+python tools/readme_table.py results
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from peftbench.report import figures, tables
+from peftbench.results.frame import frame, read_table, select, write_table
+from peftbench.results.store import ResultsStore
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "results" / "mini"  # the part of a sweep that the repository keeps
+START, END = "<!-- table:start -->\n", "<!-- table:end -->"
+CONDITIONS = ("backbone=vit_mini", "recipe=short", "phase=final", "suite=mini", "status=OK")
+
+
+def rendered(table_path: Path) -> str:
+    """The Markdown between the markers, from a table of runs."""
+    return tables.to_markdown(tables.summary(read_table(table_path))).rstrip() + "\n"
+
+
+def main() -> None:
+    runs = select(frame(ResultsStore(Path(sys.argv[1]))), CONDITIONS)
+    write_table(runs, KEPT)
+    figures.save(
+        figures.accuracy_against_parameters(runs),
+        KEPT / "accuracy_vs_parameters_vit_mini",
+        ("png",),
+    )
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(START)
+    after = rest.split(END, 1)[1]
+    text = before + START + rendered(KEPT / "table.csv") + END + after
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
