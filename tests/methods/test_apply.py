@@ -1,0 +1,116 @@
+"""Attaching a method: what a method of one's own must get right, and what is caught if not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from timm.models.resnet import BasicBlock, ResNet
+from tiny_backbones import NUM_CLASSES, anatomy_of, fresh
+from torch import nn
+
+from peftbench.backbones.anatomy import Anatomy, describe
+from peftbench.errors import NoEffect, NotMergeable, UnknownName, Unsupported
+from peftbench.methods import METHODS, Attachment, Method, MethodCard, apply, discover
+from peftbench.methods.base import register_method
+
+discover()
+
+
+@dataclass(frozen=True)
+class Own(Method):
+    """A method of a test: not registered, adds one tensor to the first block."""
+
+    inside: bool = True
+
+    name: ClassVar[str] = "own"
+    card: ClassVar[MethodCard] = MethodCard(
+        title="Own", paper="-", section="-", reference="-", identity_at_init=True, mergeable=False
+    )
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        parameter = nn.Parameter(torch.randn(3, generator=generator))
+        if self.inside:
+            backbone.get_submodule("blocks.0").register_parameter("own", parameter)
+        return Attachment(backbone, (parameter,), touched=("blocks.0",))
+
+    def expected_params(self, anatomy: Anatomy) -> int:
+        return 3
+
+
+@dataclass(frozen=True)
+class Nothing(Own):
+    """Finds no site and says so by an empty tuple."""
+
+    name: ClassVar[str] = "nothing"
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        return Attachment(backbone, (), touched=())
+
+
+def _apply(method: Method, backbone: nn.Module | None = None) -> object:
+    generator = torch.Generator().manual_seed(0)
+    return apply(method, backbone or fresh("vit"), anatomy_of("vit"), 7, generator)
+
+
+def test_a_method_that_touches_nothing_is_an_error() -> None:
+    with pytest.raises(NoEffect, match=r"^nothing .*vit"):
+        _apply(Nothing())
+
+
+def test_a_parameter_outside_the_model_is_an_error() -> None:
+    assert _apply(Own()).method_params.keys() == {"blocks.0.own"}
+    with pytest.raises(NoEffect, match=r"^own declared 1 parameters outside"):
+        _apply(Own(inside=False))
+
+
+def test_merging_is_refused_by_default() -> None:
+    with pytest.raises(NotMergeable, match="own"):
+        Own().merge(fresh("vit"))
+
+
+def test_a_method_without_a_card_is_refused_when_it_is_registered() -> None:
+    class Cardless(Method):
+        pass
+
+    with pytest.raises(TypeError, match="Cardless needs a MethodCard"):
+        register_method("cardless")(Cardless)
+    assert "cardless" not in METHODS
+
+
+def test_a_name_is_taken_once() -> None:
+    class Other(Own):
+        pass
+
+    with pytest.raises(ValueError, match="'lora' is registered twice"):
+        register_method("lora")(Other)
+    assert METHODS["lora"].__name__ == "LoRA"
+
+
+def test_an_unknown_name_gets_suggestions() -> None:
+    with pytest.raises(UnknownName, match=r"Unknown method 'loar'\. Did you mean: lora,"):
+        METHODS["loar"]
+
+
+def test_a_new_head_replaces_the_old_one_whatever_its_size() -> None:
+    backbone = fresh("swin")
+    old = backbone.get_submodule("head.fc")
+    assert old.out_features == NUM_CLASSES
+    generator = torch.Generator().manual_seed(0)
+    tuned = apply(METHODS["linear"](), backbone, anatomy_of("swin"), 7, generator)
+    assert tuned.model.get_submodule("head.fc").out_features == 7
+    assert not {id(p) for p in old.parameters()} & {id(p) for p in tuned.model.parameters()}
+
+
+def test_a_classifier_that_is_no_linear_layer_is_refused() -> None:
+    model = ResNet(BasicBlock, (1, 1, 1, 1), channels=(4, 4, 4, 4), num_classes=5)
+    anatomy = describe(model, 32)
+    model.fc = nn.Conv2d(4, 5, 1)
+    with pytest.raises(Unsupported, match=r"classifier 'fc' is a Conv2d"):
+        apply(METHODS["linear"](), model, anatomy, 7, torch.Generator())

@@ -1,0 +1,239 @@
+"""Methods against what their official implementations computed, tensor by tensor.
+
+`tests/golden/README.md` says what the files hold, where they come from and why these tolerances.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models.resnet import BasicBlock
+from torch import Tensor, nn
+
+from peftbench.backbones.anatomy import describe
+from peftbench.methods import METHODS, Tuned, apply, discover
+
+discover()
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+# file -> method and hyper-parameters that give the same function
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bias_swin": ("bias", {"relative_position": True}),
+    "bias_vit": ("bias", {}),
+    "full_vit": ("full", {}),
+    "linear_vit": ("linear", {}),
+    "lora_fused_qkv_noah_vit": ("lora", {"rank": 4, "alpha": 4.0, "targets": ["qkv"]}),
+    "lora_qv_vit": ("lora", {"rank": 4, "alpha": 4.0, "targets": ["q", "v"]}),
+    "mlp3_vit_eval": ("mlp", {"num_layers": 3, "dropout": 0.0}),
+    "mlp3_vit_train": ("mlp", {"num_layers": 3, "dropout": 0.0}),
+    "partial0_convnext": ("partial", {"num_blocks": 1}),
+    "partial0_resnet_trainbn": ("partial", {"num_blocks": 1}),
+    "partial1_vit": ("partial", {"num_blocks": 1}),
+    "vpt_deep_mae_vit": ("vpt_deep", {"num_tokens": 3, "pool_prompts": True}),
+    "vpt_deep_vit": ("vpt_deep", {"num_tokens": 4}),
+    "vpt_deep_vit_project": ("vpt_deep", {"num_tokens": 3, "project_width": 16}),
+    "vpt_shallow_vit": ("vpt_shallow", {"num_tokens": 5}),
+}
+
+# role in a file -> name of the tensor here; {head} is the path of the classifier, and of its last
+# layer for `head.weight` and `head.bias` of an MLP head
+NAMES: tuple[tuple[str, str], ...] = (
+    (r"head\.(weight|bias)", r"{last}.\1"),
+    (r"head\.hidden\.(\d)\.(linear|bn)\.(\w+)", r"{head}.\2\1.\3"),
+    (r"prompt\.layer0(\d)", r"blocks.\1.prompts.tokens"),
+    (r"prompt\.proj\.(weight|bias)", r"blocks.0.prompts.projection.\1"),
+    (r"blocks\.(\d)\.attn\.lora_(q|v|qkv)\.(a|b)", r"blocks.\1.attn.qkv.delta.\3.\2"),
+    (r"backbone\.(.+)", r"\1"),
+)
+
+# meta.timm holds these constructor arguments as words
+WORDS = {"basic": BasicBlock}
+
+# dtype -> largest absolute difference
+LOGITS = {torch.float32: 1e-5, torch.float64: 1e-10}
+GRADIENTS, WEIGHTS, STATISTICS, LOGITS_AFTER_3 = 2e-5, 5e-6, 1e-5, 5e-5
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One file, its arrays as tensors."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose key starts with `prefix/`, without it."""
+        start = f"{prefix}/"
+        return {k.removeprefix(start): t for k, t in self.tensors.items() if k.startswith(start)}
+
+
+@cache
+def read(name: str) -> Golden:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        tensors = {k: torch.from_numpy(file[k]) for k in file.files if k != "meta"}
+        return Golden(name, tensors, json.loads(str(file["meta"])))
+
+
+def build(golden: Golden) -> nn.Module:
+    """The timm backbone of the file with its weights; the classifier is left random."""
+    module, _, cls = golden.meta["timm"]["cls"].rpartition(".")
+    kwargs = {
+        k: WORDS.get(v, v) if isinstance(v, str) else v
+        for k, v in golden.meta["timm"]["kwargs"].items()
+    }
+    model = getattr(importlib.import_module(module), cls)(**kwargs).eval()
+    classifier = {id(p) for p in model.get_classifier().parameters()}
+    keys = model.load_state_dict(golden.under("backbone"), strict=False)
+    assert not keys.unexpected_keys
+    parameters = dict(model.named_parameters())
+    assert all(k not in parameters or id(parameters[k]) in classifier for k in keys.missing_keys)
+    assert not [k for k in keys.missing_keys if ".running_" in k]
+    return model
+
+
+def our_name(role: str, head: str, last: str) -> str:
+    for pattern, name in NAMES:
+        match = re.fullmatch(pattern, role)
+        if match:
+            return match.expand(name).format(head=head, last=last)
+    raise AssertionError(f"role {role!r} has no name in NAMES")
+
+
+class Run:
+    """The method of a file on its backbone, with the tensors of the file, in one dtype."""
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        self.golden = read(name)
+        self.dtype = dtype
+        self.x = self.golden.tensors["x"].to(dtype)
+        self.labels = self.golden.tensors["labels"]
+        method, options = CASES[name]
+        backbone = build(self.golden)
+        self.anatomy = describe(backbone, self.x.shape[-1])
+        generator = torch.Generator().manual_seed(0)
+        num_classes = self.golden.meta["num_classes"]
+        self.tuned: Tuned = apply(
+            METHODS[method](**options), backbone, self.anatomy, num_classes, generator
+        )
+        self.model = self.tuned.model
+        head = self.anatomy.head
+        self.head = self.model.get_submodule(head)
+        self.last = f"{head}.last" if isinstance(self.head, nn.Sequential) else head
+        with torch.no_grad():
+            for key, tensor in self.golden.under("method").items():
+                self.tensor(key).copy_(tensor)
+            for key, tensor in self.golden.under("head").items():
+                self.tensor(f"head.{key}").copy_(tensor)
+        self.model.to(dtype)
+
+    def tensor(self, role: str) -> Tensor:
+        """Our parameter or buffer for a role; buffers are looked up anew after a conversion."""
+        name = our_name(role, self.anatomy.head, self.last)
+        return (dict(self.model.named_parameters()) | dict(self.model.named_buffers()))[name]
+
+    def set_mode(self) -> None:
+        if self.golden.meta["mode"] == "train":
+            self.tuned.train()
+        else:
+            self.model.eval()
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """What the whole head receives, and the logits."""
+        received: list[Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda _, args: received.append(args[0]))
+        logits = self.model(self.x)
+        handle.remove()
+        return received[0].detach(), logits
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(actual.detach(), expected.to(actual.dtype), rtol=0.0, atol=tolerance)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+FILES = pytest.mark.parametrize("name", sorted(CASES))
+
+
+def test_every_golden_file_is_compared() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.npz")} == set(CASES)
+
+
+@FILES
+def test_the_plain_backbone_is_the_one_of_the_file(name: str) -> None:
+    golden = read(name)
+    model = build(golden).double()
+    with torch.no_grad():
+        features = model.forward_features(golden.tensors["x"].double())
+        pooled = model.forward_head(features, pre_logits=True)
+    plain = golden.tensors.get("out64/plain_pooled", golden.tensors["out64/pooled"])
+    assert_close(pooled, plain, 1e-12)
+
+
+@FILES
+def test_the_same_tensors_train(name: str) -> None:
+    run = Run(name, torch.float32)
+    roles = run.golden.meta["trainable_roles"]
+    tuned = run.tuned
+    ours = [our_name(role, run.anatomy.head, run.last) for role in roles]
+    assert sorted(ours) == sorted(tuned.trainable)
+    count = run.golden.meta["trainable_count"]
+    assert count["head"] == sum(p.numel() for p in tuned.head_params.values())
+    assert count["method"] == tuned.method.expected_params(run.anatomy)
+
+
+@FILES
+@DTYPES
+def test_features_gradients_and_three_steps_are_the_official_ones(
+    name: str, dtype: torch.dtype
+) -> None:
+    run = Run(name, dtype)
+    golden, tuned = run.golden, run.tuned
+    out = golden.under("out" if dtype is torch.float32 else "out64")
+    optimizer = torch.optim.SGD(tuned.trainable.values(), lr=golden.meta["optimiser"]["lr"])
+    run.set_mode()
+    for step in range(golden.meta["optimiser"]["steps"]):
+        pooled, logits = run.forward()
+        loss = F.cross_entropy(logits, run.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        assert_close(loss, golden.tensors["out/losses"][step], LOGITS[torch.float32])
+        if step == 0:
+            assert_close(pooled, out["pooled"], LOGITS[dtype])
+            assert_close(logits, out["logits"], LOGITS[dtype])
+            gradients = golden.under("grad")
+            assert gradients.keys() == set(golden.meta["trainable_roles"])
+            for role, expected in gradients.items():
+                gradient = run.tensor(role).grad
+                assert gradient is not None, role
+                assert_close(gradient, expected, GRADIENTS)
+        optimizer.step()
+    for role, expected in golden.under("after3").items():
+        tolerance = STATISTICS if ".running_" in role else WEIGHTS
+        assert_close(run.tensor(role), expected, tolerance)
+    _, logits = run.forward()
+    assert_close(logits, golden.tensors["out/logits_after3"], LOGITS_AFTER_3)
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(CASES) if read(n).under("merged")])
+def test_merged_weights_are_the_official_ones(name: str) -> None:
+    run = Run(name, torch.float64)
+    run.model.eval()
+    merged = run.tuned.method.merge(run.model)
+    expected = {k: t.double() for k, t in run.golden.under("backbone").items()}
+    expected |= run.golden.under("merged")
+    state = merged.state_dict()
+    for key, tensor in expected.items():
+        assert_close(state[key], tensor, 1e-10)
+    with torch.no_grad():
+        assert_close(merged(run.x), run.golden.tensors["out64/logits"], 1e-10)
