@@ -347,6 +347,11 @@ def _list(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from peftbench import report
 
-    made = report.build(options.results_dir, where=options.where)
+    formats = () if options.no_figures else ("png", "pdf", "svg")
+    made = report.build(
+        options.results_dir, where=options.where, formats=formats, style=options.format
+    )
     print(made.text)
-    return OK
+    for error in made.broken if options.format != "text" else ():
+        print(f"peftbench: {error}", file=sys.stderr)
+    return FAILED if made.broken else OK

@@ -116,10 +116,11 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
 
     Sites are declared by the family of the model's class and confirmed by one forward pass of a
     weightless copy, which gives widths and shows modules that are never called. A class without a
-    family has no sites: methods that need none still work.
+    family, or a variant that lacks a role of its family, has no sites: methods that need none
+    still work.
 
     Raises:
-        Unsupported: the model has no classifier, or its modules do not match its family.
+        Unsupported: the model has no single classifier.
     """
     from peftbench.backbones.families import family_of
 
@@ -133,11 +134,8 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
         for path, role, depth, stage in declared
     )
     missing = set(family.inside) - {site.role for site in sites} - family.optional
-    if missing:
-        raise Unsupported(
-            f"{type(backbone).__name__} does not match the family {family.name!r}: no module for "
-            f"{', '.join(sorted(missing))}. Describe this variant in backbones/families.py."
-        )
+    if missing:  # a variant with other modules, such as blocks with fused projections
+        family, sites = GENERIC, ()
     blocks = [site for site in sites if site.role is Role.BLOCK]
     head_params = sum(p.numel() for p in classifier.parameters())
     return Anatomy(

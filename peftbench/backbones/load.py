@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import VisionTransformer
+from timm.models._registry import _deprecated_models
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import head_path
@@ -76,7 +77,7 @@ def load(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         if meta:
-            with torch.device("meta"):
+            with torch.device("meta"), _named_failure(spec):
                 model = _build(spec, num_classes, pretrained=False)
         else:
             from_hub = spec.pretrained and spec.checkpoint is None and spec.name not in SHIPPED
@@ -94,6 +95,7 @@ def load(
         if spec.name in SHIPPED and not meta:
             with torch.no_grad():
                 _fill(model, SHIPPED[spec.name].read(model), source)
+    _check_patches(model, size)
     model.to(device).eval()
     _choose_attention(model, torch.device(device))
     sha256 = "" if meta else hash_tensors(model)
@@ -116,10 +118,19 @@ def check_name(spec: BackboneSpec) -> None:
     if deprecated or not timm.models.is_model(architecture):
         if deprecated or architecture.removesuffix("_in21k") in _architectures():
             stem = architecture.removesuffix("_in21k").removesuffix("_in22k")
-            candidates = timm.list_pretrained(f"{stem}.*") or timm.list_pretrained(f"{stem}*")[:8]
+            successor = str(_deprecated_models.get(architecture) or "").partition(".")[0]
+            candidates = [
+                *timm.list_pretrained(f"{stem}.*"),
+                *(timm.list_pretrained(f"{successor}.*") if successor else ()),
+            ] or timm.list_pretrained(f"{stem}*")[:8]
+            advice = (
+                f"Use one of: {', '.join(dict.fromkeys(candidates))}."
+                if candidates
+                else "`peftbench list backbones` shows the configured ones."
+            )
             raise UnknownName(
                 f"Backbone {name!r} is a legacy name that does not say which weights it means. "
-                f"Use one of: {', '.join(candidates) or 'peftbench list backbones'}."
+                f"{advice}"
             )
         known = [*SHIPPED, *_architectures()]
         error = unknown_name("backbone", name, known)
@@ -127,9 +138,11 @@ def check_name(spec: BackboneSpec) -> None:
             str(error).partition(" Known:")[0] + " `peftbench list backbones` shows the configured "
             "ones; any timm name with its tag works too."
         )
+    candidates = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in candidates:
+        raise unknown_name(f"pretrained tag of {architecture!r}:", name, candidates)
     if not spec.pretrained or spec.checkpoint is not None:
         return
-    candidates = timm.list_pretrained(f"{architecture}.*")
     if not tag:
         if not candidates:
             raise WeightsError(
@@ -140,8 +153,6 @@ def check_name(spec: BackboneSpec) -> None:
             f"Backbone {name!r} lacks its pretrained tag, and different tags are different "
             f"weights. Use one of: {', '.join(candidates)}."
         )
-    if name not in candidates:
-        raise unknown_name(f"pretrained tag of {architecture!r}:", name, candidates)
 
 
 @cache
@@ -348,6 +359,16 @@ def _choose_attention(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", device.type not in ("cpu", "meta"))  # noqa: B010
+
+
+def _check_patches(model: nn.Module, size: int) -> None:
+    """Refuse an input that patches do not cover; timm would leave out two of its borders."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and any(size % side for side in patch):
+        raise ConfigError(
+            f"backbone.image_size={size} is not a multiple of the patch size {patch[0]}. Use "
+            f"{size - size % patch[0] or patch[0]} or {size - size % patch[0] + patch[0]}."
+        )
 
 
 def _check_reachable(name: str) -> None:

@@ -158,6 +158,7 @@ class Tuned:
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
                 raise ValueError(f"{name}: {tuple(state[name].shape)} for {tuple(tensor.shape)}")
+        for name, tensor in own.items():  # only now: a refused state changes nothing
             tensor.copy_(state[name])
 
 

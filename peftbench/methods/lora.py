@@ -109,10 +109,21 @@ class LoRA(Method):
         absent = [t for t in self.targets if t not in found]
         if absent:
             other = ", ".join(t for t in TARGETS if t in found)
-            advice = f"They have {other}: set method.targets." if other else "They have none."
+            advice = (
+                f"They have {other}: set method.targets."
+                if other
+                else "They have no other target either: use method=bias, partial or full."
+            )
             raise Unsupported(
                 f"lora targets {', '.join(absent)}, which {anatomy.family} backbones do not have. "
                 f"{advice}"
+            )
+
+        unseen = [s.path for s in anatomy.sites if not s.called and self.rows(s, self.targets)]
+        if self.dropout and unseen:
+            raise Unsupported(
+                f"lora with dropout needs the input of each target, but {anatomy.family} backbones "
+                f"never call {unseen[0]!r}. Set method.dropout=0."
             )
 
     def rows(self, site: Site, targets: tuple[str, ...]) -> dict[str, tuple[int, int]]:
@@ -153,12 +164,6 @@ class LoRA(Method):
                 f"{len(parametrized)} weights are parametrized because their modules are never "
                 "called; training forms their full gradient"
             )
-            if self.dropout:
-                raise Unsupported(
-                    "lora with dropout needs the input of each target, but this "
-                    f"{anatomy.family} backbone never calls {parametrized[0]!r}. "
-                    "Set method.dropout=0."
-                )
         return Attachment(
             backbone,
             tuple(p for d in deltas.values() for p in d.parameters()),

@@ -52,7 +52,8 @@ class Partial(Method):
         blocks = anatomy.where(Role.BLOCK)
         if not blocks:
             raise Unsupported(
-                f"partial needs to know the blocks, and family {anatomy.family!r} describes none."
+                f"partial needs to know the blocks, and family {anatomy.family!r} describes none. "
+                "Use method=full or bias, or describe the class in backbones/families.py."
             )
         have = anatomy.depth if self.unit == "block" else blocks[-1].stage + 1
         if self.num_blocks > have:

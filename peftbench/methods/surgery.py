@@ -118,9 +118,18 @@ def bake_deltas(model: nn.Module) -> list[str]:
             weight.copy_(weight.double() + copy.deepcopy(module.delta).double().of_weight())
             replace(model, path, module.base)
             baked.append(path)
-        elif parametrize.is_parametrized(module, "weight") and any(
-            isinstance(p, DeltaWeight) for p in module.parametrizations["weight"]
-        ):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        elif parametrize.is_parametrized(module, "weight"):
+            stack = module.get_submodule("parametrizations.weight")
+            deltas = [p for p in stack.children() if isinstance(p, DeltaWeight)]
+            weight = stack.get_parameter("original")
+            total = weight.double()
+            for parametrization in deltas:
+                total = total + copy.deepcopy(parametrization.delta).double().of_weight()
+            weight.copy_(total)
+            # `remove_parametrizations` would delete the property of the generated class, which
+            # deep copies of the module share
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            module.register_parameter("weight", weight)
             baked.append(path)
     return baked

@@ -90,12 +90,12 @@ class VisualPrompts(Method):
         if anatomy.tokens is None:
             raise Unsupported(
                 f"{self.name} needs a token stream, but the blocks of {anatomy.family} backbones "
-                "exchange feature maps."
+                "exchange feature maps. Use method=bias, partial or full."
             )
         if not anatomy.tokens.accepts_more:
             raise Unsupported(
                 f"{self.name} adds tokens, but {anatomy.family} backbones take no more: "
-                f"{anatomy.tokens.refusal}."
+                f"{anatomy.tokens.refusal}. Use method=bias, partial or full."
             )
 
     def depths(self, anatomy: Anatomy) -> range:
@@ -111,7 +111,8 @@ class VisualPrompts(Method):
         if self.project_width is not None:
             projection = nn.Linear(width, stream.width)
             nn.init.kaiming_normal_(projection.weight, mode="fan_out", generator=generator)
-            nn.init.zeros_(projection.bias)
+            bias_bound = 1 / math.sqrt(width)
+            nn.init.uniform_(projection.bias, -bias_bound, bias_bound, generator=generator)
         patch = next(s.fan_in for s in anatomy.where(Role.EMBED) if s.fan_in is not None)
         bound = math.sqrt(6 / (patch + width))  # patch = 3 x patch side squared
         prompted = self.depths(anatomy)

@@ -28,12 +28,14 @@ def build(
     metric: str = "top1",
     limited: bool = False,
     formats: Sequence[str] = ("png", "pdf", "svg"),
+    style: str = "text",
 ) -> Report:
     """Tables and figures of the runs below `root`, which need no accelerator and no data.
 
     `out/table.csv` and `out/table.parquet` hold every run; `where` (such as `backbone=vit_mini`)
     narrows the printed table and the figures, which then go to a folder of their own. `out` is
-    `root` unless given.
+    `root` unless given. No `formats` means no figures. `style` is "text" for a reader, who also
+    learns of files and problems, or "markdown" or "csv" for the table alone.
     """
     from peftbench.report import figures, tables
     from peftbench.results.frame import frame, select, write_table
@@ -57,7 +59,7 @@ def build(
     place = folder / "figures"
     if where:
         place /= _slug("__".join(where))
-    for backbone in sorted(set(chosen["backbone"].dropna())):
+    for backbone in sorted(set(chosen["backbone"].dropna())) if formats else ():
         part = chosen[chosen["backbone"] == backbone]
         if not figures.drawable(part, metric=metric, limited=limited):
             notes.append(f"No figure for {backbone}: no method has all data sets yet.")
@@ -66,7 +68,11 @@ def build(
         name = "accuracy" if metric == "top1" else metric
         stem = place / f"{name}_vs_parameters_{_slug(backbone)}"
         paths += figures.save(figure, stem, formats)
-    return Report(_text(tables.to_text(cells), paths, notes), tuple(paths), scan.broken)
+    if style == "text":
+        text = _text(tables.to_text(cells), paths, notes)
+    else:
+        text = (tables.to_markdown if style == "markdown" else tables.to_csv)(cells).rstrip("\n")
+    return Report(text, tuple(paths), scan.broken)
 
 
 def _text(table: str, paths: Sequence[Path], notes: Sequence[str]) -> str:
