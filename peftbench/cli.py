@@ -201,7 +201,7 @@ def _hydra(task: Task, arguments: list[str]) -> None:
 
     config.register()
     task.flags = _flags(arguments)
-    _check_names(arguments)
+    arguments = _check_names(arguments)
     decorate = hydra.main(
         version_base="1.3", config_path=str(config.config_dir()), config_name="config"
     )
@@ -265,13 +265,16 @@ def _flags(arguments: list[str]) -> list[str]:
     return flags
 
 
-def _check_names(arguments: list[str]) -> None:
-    """Refuse unknown choices and malformed overrides before Hydra composes anything."""
+def _check_names(arguments: list[str]) -> list[str]:
+    """Refuse unknown choices and malformed overrides before Hydra composes anything.
+
+    Returns the arguments with globs over choices written out: Hydra's own do not see `mini/digits`.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.core.override_parser.types import ChoiceSweep, Glob
     from hydra.errors import OverrideParseException
 
-    from peftbench.config import check_choices
+    from peftbench.config import check_choices, choices
 
     valued = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
     skip = {i + 1 for i, a in enumerate(arguments) if a in valued}
@@ -282,8 +285,8 @@ def _check_names(arguments: list[str]) -> None:
                 f"{text!r} is no override. Write KEY=VALUE, for example method=lora. "
                 "See `peftbench run --help`."
             )
-    if any(flag.startswith("--config-dir") for flag in _flags(arguments)):
-        return  # names may come from there; Hydra knows them all
+    if _flags(arguments):
+        return arguments  # names may come from another folder; Hydra knows them all
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as e:
@@ -292,10 +295,21 @@ def _check_names(arguments: list[str]) -> None:
         if override.key_or_group not in GROUPS or override.is_delete():
             continue
         value = override.value()
+        if isinstance(value, Glob):
+            found = value.filter(sorted(choices(override.key_or_group)))
+            if not found:
+                raise ConfigError(
+                    f"{override.input_line} matches nothing. Known: "
+                    f"{', '.join(sorted(choices(override.key_or_group)))}."
+                )
+            written = f"{override.key_or_group}={','.join(found)}"
+            arguments = [written if a == override.input_line else a for a in arguments]
+            continue
         names = value.list if isinstance(value, ChoiceSweep) else [value]
         check_choices(
             override.key_or_group, [_text(n) for n in names if _text(n) not in ("", "null")]
         )
+    return arguments
 
 
 def _text(element: Any) -> str:
