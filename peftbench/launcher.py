@@ -21,7 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from peftbench.errors import StoreError
+from peftbench.errors import ConfigError, StoreError
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import Phase, RunSpec
@@ -81,6 +81,8 @@ class _JobLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
+        if not job_overrides:
+            raise ConfigError("the sweep has no job: a list or glob in it is empty.")
         store = ResultsStore(self.config.results_dir)
         jobs = [self._job(tuple(overrides)) for overrides in job_overrides]
         self.work(_without_repeats(jobs), store)
