@@ -40,7 +40,7 @@ from peftbench.training.evaluate import Predictions, metrics, predict
 from peftbench.training.loop import fit
 from peftbench.training.optim import check_recipe
 
-CHECK_IMAGES = 256  # of the train split, for the reload and merge checks
+CHECK_IMAGES = 256  # about as many of the train split, for the reload and merge checks
 
 
 @dataclass
@@ -209,7 +209,8 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
         labels=labels,
     )
 
-    sample = splits.train.images[:CHECK_IMAGES], splits.train.labels[:CHECK_IMAGES]
+    stride = max(1, len(splits.train) // CHECK_IMAGES)  # classes follow one another in the split
+    sample = splits.train.images[::stride], splits.train.labels[::stride]
     reference = _predict(tuned_model, sample[0], backbone, device, dtype)
     folder = store.artefacts((spec.method.name, spec.run_id))
     stored_bytes = tuned.save(tuned_model, folder, _card(draft, splits.class_names))

@@ -157,7 +157,7 @@ def write_into_card(card: Path, text: str) -> None:
     after = rest.split(PROBE_END)[1]
     intro = (
         "Frozen class-token features, linear head trained on train and val, test accuracy in per\n"
-        f"cent, mean and standard deviation over {len(SEEDS)} seeds of the head (and of the random\n"
+        f"cent, mean and standard deviation over {len(SEEDS)} seeds of the head (and the random\n"
         "backbone). Plain: the features as they are, which is what `method=linear` does.\n"
         "Standardised: each feature scaled first, which helps random features most.\n\n"
         "    python tools/probe_vit_mini.py \\\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from peftbench.backbones.anatomy import GENERIC, Family, Role
@@ -17,6 +19,19 @@ _FUSED = {"attn.qkv": ("q", "k", "v")}
 _RESNET_CONVS = ("conv1", "conv2", "conv3", "downsample.0", "downsample.1")
 _ROTARY = "the position code inside attention counts on the number of tokens"
 
+SWIN = Family(
+    name="swin",
+    classes=("SwinTransformer",),
+    blocks="layers.*.blocks.*",
+    inside=_TRANSFORMER_BLOCK,
+    stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("patch_embed.norm",)},
+    after=("norm",),
+    # timm merges patches at the start of a stage, the original code at the end of the last one
+    transitions=("layers.*.downsample",),
+    parts=_FUSED,
+    position_biases=("relative_position_bias_table",),
+)
+
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="vit",
@@ -28,29 +43,14 @@ FAMILIES: tuple[Family, ...] = (
         tokens=True,
         parts=_FUSED,
     ),
-    Family(
-        name="swin",
-        classes=("SwinTransformer",),
-        blocks="layers.*.blocks.*",
-        inside=_TRANSFORMER_BLOCK,
-        stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("patch_embed.norm",)},
-        after=("norm",),
-        # timm merges patches at the start of a stage, the original code at the end of the last one
-        transitions=("layers.*.downsample",),
-        parts=_FUSED,
-        position_biases=("relative_position_bias_table",),
-    ),
-    Family(
+    SWIN,
+    # attn.qkv is read as a weight and never called; its biases are q_bias and v_bias
+    replace(
+        SWIN,
         name="swin_v2",
         classes=("SwinTransformerV2",),
-        blocks="layers.*.blocks.*",
-        # attn.qkv is read as a weight and never called
-        inside=_TRANSFORMER_BLOCK,
-        stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("patch_embed.norm",)},
-        after=("norm",),
-        transitions=("layers.*.downsample",),
-        parts=_FUSED,
         bias_attributes=("bias", "q_bias", "v_bias"),
+        position_biases=(),
     ),
     Family(
         name="beit",

@@ -1,0 +1,259 @@
+"""`peftbench list` and `peftbench plan`: they tell, and change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_runs import QUICK, compose, files_below
+
+from peftbench import data, experiment
+from peftbench.config import build, config_dir
+from peftbench.methods import METHODS
+from peftbench.report import tables
+from peftbench.results.frame import frame
+from peftbench.results.record import Cost, Parameters, Provenance, RunRecord, Status
+from peftbench.results.store import ResultsStore
+
+
+def test_list_methods_names_each_method_with_paper_and_hyperparameters(cli, work: Path) -> None:
+    done = cli("list", "methods")
+    assert (done.status, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["METHOD", "TITLE", "PAPER", "HYPER-PARAMETERS"]
+    assert [line.split()[0] for line in lines[1:]] == list(METHODS)
+    lora = next(line for line in lines if line.startswith("lora "))
+    assert lora.split() == [
+        "lora",
+        "LoRA",
+        "arXiv:2106.09685",
+        "rank=8",
+        "alpha=8.0",
+        "targets=[q,v]",
+        "dropout=0.0",
+    ]
+    linear = next(line for line in lines if line.startswith("linear "))
+    assert linear.split()[-1] == "none"
+    assert files_below(work) == []
+
+
+def test_list_backbones_names_weights_and_aliases(cli) -> None:
+    done = cli("list", "backbones")
+    assert (done.status, done.err) == (0, "")
+    lines = [line.split(maxsplit=1) for line in done.out.splitlines()]
+    rows = dict(lines[1:-1])
+    files = {path.stem for path in (config_dir() / "backbone").glob("*.yaml")}
+    assert rows.keys() == files
+    assert rows["vit_b16"] == "= vit_b16_in21k"
+    assert rows["vit_b16_in21k"] == "vit_base_patch16_224.orig_in21k"
+    assert done.out.splitlines()[-1] == "any timm tag: backbone.name=ARCHITECTURE.TAG"
+
+
+def test_list_datasets_names_groups_and_manifests(cli) -> None:
+    done = cli("list", "datasets")
+    assert (done.status, done.err) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in done.out.splitlines()[1:]}
+    assert rows.keys() == {"folder", *data.mini_tasks()}
+    assert {rows[name][0] for name in data.mini_tasks()} == {
+        "natural",
+        "specialized",
+        "structured",
+    }
+    assert all(len(rows[name][1]) == 12 for name in data.mini_tasks())
+    assert rows["folder"][-2:] == ["dataset=folder", "dataset.root=PATH"]
+
+
+def test_list_experiments_asks_their_questions(cli) -> None:
+    done = cli("list", "experiments")
+    assert (done.status, done.err) == (0, "")
+    rows = dict(line.split(maxsplit=1) for line in done.out.splitlines()[1:])
+    files = {path.stem for path in (config_dir().parent / "experiments").glob("*.yaml")}
+    assert rows.keys() == files
+    assert all(question.rstrip().endswith(("?", ".")) for question in rows.values())
+
+
+def test_list_runs_of_an_empty_folder_says_so(cli, work: Path) -> None:
+    done = cli("list", "runs", "--results-dir", "nowhere")
+    assert (done.status, done.out, done.err) == (0, "no runs of that kind in nowhere\n", "")
+    assert files_below(work) == []
+
+
+def record(number: int, status: Status, **fields: object) -> RunRecord:
+    spec = {
+        "method": {"name": "lora", "version": 1, "hyperparameters": {}},
+        "backbone": {"name": "vit_mini", "title": "vit_mini"},
+        "dataset": {"name": "mini/digits"},
+        "recipe": {},
+        "seed": number,
+        "phase": "final",
+    }
+    return RunRecord(f"{number:016x}", spec, status, **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def recorded(work: Path) -> ResultsStore:
+    store = ResultsStore(work / "results")
+    store.add(record(1, Status.OK, metrics={"test/top1": 0.5}))
+    store.add(record(2, Status.DIVERGED, error="the loss is nan."))
+    store.add(record(3, Status.UNSUPPORTED, error="no tokens."))
+    store.path("lora", "4" * 16).write_text("{}")
+    return store
+
+
+def test_list_runs_shows_results_failures_and_broken_files(cli, recorded: ResultsStore) -> None:
+    done = cli("list", "runs")
+    assert done.status == 0
+    lines = done.out.splitlines()
+    assert lines[0].split() == ["RUN", "STATUS", "METHOD", "BACKBONE", "DATASET", "SEED"]
+    rows = [line.split() for line in lines[1:]]
+    common = ["lora", "vit_mini", "mini/digits"]
+    assert rows[0] == ["0000000000000001", "OK", *common, "1", "50.0", "%", "test", "top-1"]
+    assert rows[1] == ["0000000000000002", "DIVERGED", *common, "2", "the", "loss", "is", "nan."]
+    assert rows[2] == ["0000000000000003", "UNSUPPORTED", *common, "3", "no", "tokens."]
+    assert rows[3][:2] == ["?", "BROKEN"]
+    assert str(recorded.path("lora", "4" * 16).relative_to(recorded.root.parent)) in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("status", "seeds"),
+    [("failed", ["2"]), ("ok", ["1"]), ("UNSUPPORTED", ["3"]), ("error", [])],
+)
+def test_list_runs_filters_by_status(
+    cli, recorded: ResultsStore, status: str, seeds: list[str]
+) -> None:
+    done = cli("list", "runs", "--status", status)
+    rows = [line.split() for line in done.out.splitlines() if line[0] == "0"]
+    assert [row[5] for row in rows] == seeds
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(experiment, "run", refuse)
+    monkeypatch.setattr("peftbench.launcher._run", refuse)
+
+
+def test_plan_counts_what_is_unsupported_and_to_run(cli, work: Path, nothing_runs) -> None:
+    done = cli("plan", "method=linear,vpt_deep", "backbone=vit_mini,resnet50_in1k", *QUICK)
+    assert (done.status, done.err) == (0, "")
+    assert files_below(work) == []
+    lines = done.out.splitlines()
+    assert [line[16:31] for line in lines[:4]] == [
+        "  to run       ",
+        "  to run       ",
+        "  to run       ",
+        "  unsupported  ",
+    ]
+    assert lines[3][31:] == (
+        "vpt_deep x resnet50_in1k x mini/digits, seed 0: vpt_deep needs a token stream, but the "
+        "blocks of resnet backbones exchange feature maps."
+    )
+    assert lines[4] == "4 jobs: 0 done, 1 unsupported, 3 to run"
+    assert lines[5] == "no estimate: none of these kinds of jobs has run here before"
+
+
+def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
+    cli, work: Path, nothing_runs
+) -> None:
+    store = ResultsStore(work / "results")
+    base = build(compose(*QUICK))
+    ids = []
+    for seed, status in ((0, Status.OK), (1, Status.OUT_OF_MEMORY), (2, None)):
+        spec = dataclasses.replace(base, seed=seed)
+        ids.append(spec.run_id)
+        if status is not None:
+            store.add(
+                RunRecord(
+                    spec.run_id,
+                    spec.describe(),
+                    status,
+                    error=None if status is Status.OK else "no room.",
+                    cost=Cost("cpu", "float32", seconds_total=7.0),
+                    provenance=Provenance("0", "3", {}, None, None, "here", "linux", 1),
+                )
+            )
+    before = files_below(work)
+    done = cli("plan", "seed=0,1,2", *QUICK)
+    assert (done.status, done.err) == (0, "")
+    title = "linear x vit_mini x mini/digits, seed"
+    assert done.out.splitlines() == [
+        f"{ids[0]}  done         {title} 0",
+        f"{ids[1]}  again (OUT_OF_MEMORY)  {title} 1, about 7 s: no room.",
+        f"{ids[2]}  to run       {title} 2, about 7 s",
+        "3 jobs: 1 done, 0 unsupported, 2 to run",
+        # 14 s are 0.004 hours
+        "estimated 0.00 hours of one slot, from earlier runs of 2 of these jobs' kinds",
+    ]
+    assert files_below(work) == before
+
+
+def test_plan_of_an_experiment_lists_every_job(cli, work: Path, nothing_runs) -> None:
+    (work / "experiments").mkdir()
+    sweep = {"method": "linear,lora", "seed": "range(2)"}
+    text = yaml.safe_dump({"hydra": {"sweeper": {"params": sweep}}})
+    (work / "experiments" / "mine.yaml").write_text(f"# @package _global_\n{text}")
+    done = cli("plan", "experiments=mine")
+    assert done.status == 0
+    assert done.out.splitlines()[-2] == "4 jobs: 0 done, 0 unsupported, 4 to run"
+    assert files_below(work) == ["experiments", "experiments/mine.yaml"]
+
+
+def test_one_run_under_two_names_is_one_job(cli, nothing_runs) -> None:
+    done = cli("plan", "backbone=vit_b16,vit_b16_in21k", "method=linear")
+    assert done.status == 0
+    assert done.out.splitlines()[-2].startswith("1 job")
+
+
+def test_plan_without_overrides_is_help_and_status_2(cli) -> None:
+    done = cli("plan")
+    assert done.status == 2
+    assert (done.out + done.err).startswith("usage: peftbench plan OVERRIDES...")
+
+
+def test_report_of_an_empty_folder_says_what_to_run(cli, work: Path) -> None:
+    done = cli("report", "--results-dir", "nowhere")
+    assert (done.status, done.err) == (0, "")
+    assert done.out == "No runs in nowhere/runs yet. Run: peftbench run method=linear\n"
+    assert files_below(work) == []
+
+
+@pytest.fixture
+def finished(work: Path) -> ResultsStore:
+    """Two methods on one data set: enough for a table and a figure."""
+    store = ResultsStore(work / "results")
+    for number, method in enumerate(("linear", "lora"), start=1):
+        good = record(number, Status.OK, metrics={"test/top1": 0.5, "test/num_images": 10.0})
+        spec = good.spec | {"method": {"name": method, "version": 1, "hyperparameters": {}}}
+        counts = Parameters(method=number, head=10, unfrozen=0, backbone=100, stored_bytes=400)
+        store.add(dataclasses.replace(good, spec=spec, parameters=counts))
+    return store
+
+
+def test_report_without_figures_draws_none(cli, work: Path, finished: ResultsStore) -> None:
+    done = cli("report", "--no-figures")
+    assert (done.status, done.err) == (0, "")
+    assert (work / "results" / "table.csv").is_file()
+    assert not (work / "results" / "figures").exists()
+
+
+def test_report_draws_a_figure_of_each_backbone(cli, work: Path, finished: ResultsStore) -> None:
+    done = cli("report")
+    assert (done.status, done.err) == (0, "")
+    path = "results/figures/accuracy_vs_parameters_vit_mini.png"
+    assert (work / path).is_file()
+    assert f"  {path}\n" in done.out
+
+
+@pytest.mark.parametrize("name", ["csv", "markdown", "text"])
+def test_report_prints_the_table_in_the_format_that_was_asked_for(
+    cli, finished: ResultsStore, name: str
+) -> None:
+    cells = tables.summary(frame(finished))
+    expected = {"csv": tables.to_csv, "markdown": tables.to_markdown, "text": tables.to_text}
+    done = cli("report", "--no-figures", "--format", name)
+    assert done.status == 0
+    assert expected[name](cells).strip() in done.out

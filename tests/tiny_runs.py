@@ -1,0 +1,122 @@
+"""Runs that take a fraction of a second, and their records without what time and luck decide."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from peftbench import config, cost, data
+from peftbench.methods import METHODS, Method, discover
+from peftbench.results.record import RunRecord
+from peftbench.spec import BackboneSpec, DatasetSpec, Recipe, RunSpec
+
+discover()
+
+# two tokens instead of seventeen, a handful of images, one epoch
+QUICK = (
+    "backbone.image_size=12",
+    "dataset.limit=4",
+    "recipe.epochs=1",
+    "recipe.warmup_epochs=0",
+    "recipe.batch_size=4",
+)
+
+# what may differ between two runs of one spec on one machine: clocks, and the process's memory
+UNREPEATABLE = frozenset(
+    {
+        "started",
+        "finished",
+        "history.seconds",
+        "cost.train_images_per_second",
+        "cost.step_ms",
+        "cost.latency_ms_batch1",
+        "cost.latency_ms_batch",
+        "cost.merged_latency_ms_batch1",
+        "cost.merged_latency_ms_batch",
+        "cost.peak_bytes",
+        "cost.seconds_load",
+        "cost.seconds_train",
+        "cost.seconds_evaluate",
+        "cost.seconds_total",
+    }
+)
+
+
+@cache
+def digits(limit: int = 4) -> DatasetSpec:
+    """At most `limit` images of each split of the shipped digits."""
+    return data.identify(DatasetSpec("mini/digits", reader="mini", suite="mini", limit=limit))
+
+
+def tiny_spec(method: str | Method = "linear", **changes: Any) -> RunSpec:
+    """`method` on two tokens of `vit_mini` and four digits of each split, for two epochs.
+
+    `changes` replace fields of the run; a dictionary under `recipe` replaces fields of the recipe.
+    """
+    recipe = dict(epochs=2, warmup_epochs=0, batch_size=3) | changes.pop("recipe", {})
+    spec = RunSpec(
+        method=METHODS[method]() if isinstance(method, str) else method,
+        backbone=BackboneSpec("vit_mini", image_size=12, title="vit_mini"),
+        dataset=digits(),
+        recipe=Recipe(**recipe),
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def compose(*overrides: str) -> DictConfig:
+    """What `peftbench run OVERRIDES` composes."""
+    config.register()
+    with hydra.initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+        return hydra.compose("config", overrides=list(overrides))
+
+
+@contextmanager
+def short_timings() -> Iterator[pytest.MonkeyPatch]:
+    """Latencies are measured over three forward passes of two images, on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(cost, "BUDGET_SECONDS", 0.0)
+        patch.setattr(cost, "WARMUP_RUNS", 0)
+        patch.setattr(cost, "LATENCY_BATCH", 2)
+        yield patch
+
+
+def repeatable(record: RunRecord) -> dict[str, Any]:
+    """The record as a dictionary without its `UNREPEATABLE` fields."""
+    raw = dataclasses.asdict(record)
+    for path in UNREPEATABLE:
+        first, _, rest = path.partition(".")
+        parts = raw[first] if isinstance(raw[first], list) else [raw[first]]
+        if rest:
+            for part in parts:
+                del part[rest]
+        else:
+            del raw[first]
+    return raw
+
+
+def write_images(root: Path, per_class: int = 5, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """PNG files `root/<class>/<number>.png`, all different; returns `root`."""
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for index in range(per_class):
+            pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def files_below(folder: Path) -> list[str]:
+    """Everything that was written there, folders included."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

@@ -1,0 +1,92 @@
+"""Devices, arithmetic, and images as a model sees them."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from peftbench.errors import ConfigError
+from peftbench.spec import Precision
+from peftbench.training.device import Pixels, autocast, choose_device, choose_dtype
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_pixels_are_normalised_channel_by_channel() -> None:
+    images = np.zeros((2, 1, 2, 3), dtype=np.uint8)
+    images[0, 0, 0] = (255, 51, 0)
+    images[1, 0, 1] = (102, 0, 204)
+    pixels = Pixels(images, mean=(0.5, 0.2, 0.0), std=(0.25, 0.1, 2.0), device=CPU)
+    assert len(pixels) == 2
+    x = pixels.batch(torch.tensor([1, 0]))
+    assert x.shape == (2, 3, 1, 2)
+    assert x.dtype is torch.float32
+    # (value / 255 - mean) / std; 255, 51, 102 and 204 are 1, 0.2, 0.4 and 0.8
+    expected = [
+        [[[-2.0, (0.4 - 0.5) / 0.25]], [[-2.0, -2.0]], [[0.0, 0.4]]],
+        [[[(1 - 0.5) / 0.25, -2.0]], [[0.0, -2.0]], [[0.0, 0.0]]],
+    ]
+    torch.testing.assert_close(x, torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+def test_a_batch_is_a_copy_that_a_model_may_write_into() -> None:
+    images = np.full((1, 2, 2, 3), 255, dtype=np.uint8)
+    pixels = Pixels(images, (0.0,) * 3, (1.0,) * 3, CPU)
+    pixels.batch(slice(None)).zero_()
+    assert (pixels.batch(slice(None)) == 1).all()
+    assert (images == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "amx", "expected"),
+    [
+        (Precision.FLOAT32, True, torch.float32),
+        (Precision.BFLOAT16, False, torch.bfloat16),
+        (Precision.AUTO, True, torch.bfloat16),
+        (Precision.AUTO, False, torch.float32),
+    ],
+)
+def test_bfloat16_on_a_cpu_is_chosen_only_where_hardware_has_it(
+    precision: Precision, amx: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert choose_dtype(precision, CPU) is expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((8, 0), torch.bfloat16), ((7, 5), torch.float32)]
+)
+def test_bfloat16_on_a_gpu_is_chosen_from_ampere_on(
+    capability: tuple[int, int], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_dtype(Precision.AUTO, GPU) is expected
+
+
+def test_float32_runs_without_autocast() -> None:
+    assert isinstance(autocast(CPU, torch.float32), contextlib.nullcontext)
+    with autocast(CPU, torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(("available", "kind"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_the_gpu_if_there_is_one(
+    available: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert choose_device("auto").type == kind
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError) as refused:
+        choose_device("cuda:1")
+    assert str(refused.value) == (
+        "device='cuda:1' was asked for, but CUDA is not available. Use cpu."
+    )
+    with pytest.raises(ConfigError) as refused:
+        choose_device("gpu")
+    assert str(refused.value) == "device='gpu' is no device. Use auto, cpu, cuda or cuda:N."

@@ -1,0 +1,289 @@
+"""The training loop: what it trains, in which order, at which rate, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peftbench.data import TestSplit, TrainSplit, ValSplit
+from peftbench.errors import Diverged, SplitRoleError
+from peftbench.spec import Preprocessing, Recipe
+from peftbench.training.loop import Fit, batch_bounds, fit
+
+SIZE = 2
+RAW = Preprocessing(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+CPU = torch.device("cpu")
+PLAIN = Recipe(  # timm's name for SGD that is not Nesterov's
+    optimizer="momentum", momentum=0.0, weight_decay=0.0, schedule="constant", lr=0.1, batch_size=4
+)
+
+
+def split(count: int = 10, kind: type = TrainSplit) -> Any:
+    """Images whose every pixel is 10 x their number; three classes in turn."""
+    shade = 10 * np.arange(count, dtype=np.uint8)
+    images = np.broadcast_to(shade[:, None, None, None], (count, SIZE, SIZE, 3)).copy()
+    labels = np.arange(count, dtype=np.int64) % 3
+    return kind(images, labels, tuple(str(i) for i in range(count)))
+
+
+class Watcher(nn.Module):
+    """A linear classifier on the first pixel that remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.unused = nn.Parameter(torch.ones(3))
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.arange(9.0).reshape(3, 3) / 9)
+            self.linear.bias.zero_()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, 3, S, S)."""
+        self.seen.append(x.detach().clone())
+        return self.linear(x[:, :, 0, 0])
+
+    def numbers(self) -> list[list[int]]:
+        """Which images were in each batch."""
+        return [(x[:, 0, 0, 0] * 255 / 10).round().int().tolist() for x in self.seen]
+
+
+def run(
+    model: nn.Module,
+    recipe: Recipe,
+    train: Any = None,
+    seed: int = 0,
+    trainable: list[nn.Parameter] | None = None,
+    **options: Any,
+) -> Fit:
+    return fit(
+        model,
+        trainable or [p for n, p in model.named_parameters() if n != "unused"],
+        split() if train is None else train,
+        recipe,
+        RAW,
+        seed=seed,
+        device=CPU,
+        dtype=torch.float32,
+        set_mode=options.pop("set_mode", model.train),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("kind", [ValSplit, TestSplit])
+def test_only_a_train_split_trains(kind: type) -> None:
+    model = Watcher()
+    with pytest.raises(SplitRoleError, match=f"^fit takes a TrainSplit, not a {kind.__name__}.$"):
+        run(model, PLAIN, split(kind=kind))
+    assert model.seen == []
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "expected"),
+    [
+        (10, 4, [(0, 4), (4, 8), (8, 10)]),
+        (8, 4, [(0, 4), (4, 8)]),
+        (9, 4, [(0, 4), (4, 9)]),  # one image alone joins the batch before it
+        (3, 4, [(0, 3)]),
+        (1, 4, [(0, 1)]),  # nothing to join
+        (5, 1, [(0, 1), (1, 2), (2, 3), (3, 5)]),
+        (2, 1, [(0, 2)]),
+    ],
+)
+def test_batches_cover_all_images_and_none_is_left_alone(
+    images: int, batch: int, expected: list[tuple[int, int]]
+) -> None:
+    assert batch_bounds(images, batch) == expected
+
+
+def test_each_epoch_shows_every_image_once_in_a_new_order() -> None:
+    model = Watcher()
+    run(model, dataclasses.replace(PLAIN, epochs=2))
+    batches = model.numbers()
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    first, second = ([i for batch in epoch for i in batch] for epoch in (batches[:3], batches[3:]))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert first != sorted(first)
+
+
+def test_the_order_of_images_depends_on_the_seed_only() -> None:
+    def order(seed: int, recipe: Recipe = PLAIN, draws: int = 0) -> list[list[int]]:
+        torch.manual_seed(99)
+        torch.rand(draws)  # what else was drawn must not matter
+        model = Watcher()
+        run(model, dataclasses.replace(recipe, epochs=2), seed=seed)
+        return model.numbers()
+
+    assert order(0) == order(0, draws=7)
+    assert order(0) == order(0, dataclasses.replace(PLAIN, flip=True, lr=0.5, optimizer="adamw"))
+    assert order(0) != order(1)
+
+
+def test_only_the_given_parameters_change() -> None:
+    model = Watcher()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    run(model, dataclasses.replace(PLAIN, epochs=1), trainable=[model.linear.bias])
+    assert not torch.equal(model.linear.bias, before["linear.bias"])
+    assert torch.equal(model.linear.weight, before["linear.weight"])
+    assert torch.equal(model.unused, before["unused"])
+
+
+def by_hand(recipe: Recipe, smoothing: float = 0.0, regulariser: float = 0.0) -> Tensor:
+    """The bias after the same training, written out with torch alone."""
+    model = Watcher()
+    order = torch.Generator().manual_seed(0)
+    data = split()
+    x = torch.from_numpy(data.images[:, 0, 0].copy()).float() / 255
+    y = torch.from_numpy(data.labels.copy())
+    for _ in range(recipe.epochs):
+        shuffled = torch.randperm(10, generator=order)
+        torch.rand(10, generator=order)  # the coins for flipping
+        for start, stop in ((0, 4), (4, 8), (8, 10)):
+            index = shuffled[start:stop]
+            logits = model.linear(x[index])
+            loss = F.cross_entropy(logits, y[index], label_smoothing=smoothing)
+            loss = loss + regulariser * model.linear.bias.square().sum()
+            model.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for p in model.linear.parameters():
+                    p -= recipe.lr * p.grad  # type: ignore[operator]
+    return model.linear.bias.detach()
+
+
+def test_training_is_the_gradient_descent_that_it_claims_to_be() -> None:
+    recipe = dataclasses.replace(PLAIN, epochs=3)
+    model = Watcher()
+    run(model, recipe)
+    # the same operations in another order, hence the tolerance of float32
+    torch.testing.assert_close(model.linear.bias, by_hand(recipe), rtol=1e-5, atol=1e-6)
+
+
+def test_label_smoothing_is_that_of_torch() -> None:
+    recipe = dataclasses.replace(PLAIN, epochs=3, label_smoothing=0.2)
+    model = Watcher()
+    run(model, recipe)
+    expected = by_hand(recipe, smoothing=0.2)
+    torch.testing.assert_close(model.linear.bias, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(expected, by_hand(recipe), rtol=1e-5, atol=1e-6)
+
+
+def test_a_regulariser_is_added_to_the_loss_that_is_minimised() -> None:
+    recipe = dataclasses.replace(PLAIN, epochs=3)
+    model = Watcher()
+    run(model, recipe, regulariser=lambda: 5.0 * model.linear.bias.square().sum())
+    expected = by_hand(recipe, regulariser=5.0)
+    torch.testing.assert_close(model.linear.bias, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_clipped_gradient_is_no_longer_than_asked() -> None:
+    recipe = dataclasses.replace(PLAIN, epochs=1, batch_size=10, clip_grad=0.01)
+    model = Watcher()
+    before = torch.cat([p.detach().flatten().clone() for p in model.linear.parameters()])
+    run(model, recipe)
+    after = torch.cat([p.detach().flatten() for p in model.linear.parameters()])
+    # one step of plain descent: lr x 0.01; torch divides by the norm plus 1e-6
+    assert (after - before).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_flipping_mirrors_about_half_of_the_images_and_nothing_else() -> None:
+    count = 200
+    images = np.zeros((count, SIZE, SIZE, 3), dtype=np.uint8)
+    images[:, :, 0] = 255  # the left column is white
+    train = TrainSplit(images, np.zeros(count, dtype=np.int64), tuple(map(str, range(count))))
+    model = Watcher()
+    run(model, dataclasses.replace(PLAIN, epochs=2, batch_size=50, flip=True), train)
+    shown = torch.cat(model.seen)
+    mirrored = shown[:, 0, 0, 1] == 1
+    assert (shown[mirrored][:, :, :, 1] == 1).all() and (shown[mirrored][:, :, :, 0] == 0).all()
+    assert (shown[~mirrored][:, :, :, 0] == 1).all() and (shown[~mirrored][:, :, :, 1] == 0).all()
+    # 400 fair coins: five standard deviations are 50
+    assert 150 < mirrored.sum().item() < 250
+    coins = mirrored.reshape(2, count)
+    assert not torch.equal(coins[0], coins[1])
+
+
+def test_without_flipping_no_image_is_mirrored() -> None:
+    images = np.zeros((8, SIZE, SIZE, 3), dtype=np.uint8)
+    images[:, :, 0] = 255
+    train = TrainSplit(images, np.zeros(8, dtype=np.int64), tuple(map(str, range(8))))
+    model = Watcher()
+    run(model, dataclasses.replace(PLAIN, epochs=1), train)
+    assert (torch.cat(model.seen)[:, :, :, 0] == 1).all()
+
+
+def test_the_mode_is_set_before_every_epoch() -> None:
+    calls = []
+    run(Watcher(), dataclasses.replace(PLAIN, epochs=3), set_mode=lambda: calls.append("mode"))
+    assert calls == ["mode"] * 3
+
+
+def test_history_holds_mean_loss_accuracy_and_the_last_rate() -> None:
+    rows: list[Any] = []
+    recipe = dataclasses.replace(PLAIN, epochs=2, lr=0.0)
+    model = Watcher()
+    result = run(model, recipe, on_epoch=rows.append)
+    assert rows == result.history
+    # a rate of zero changes nothing, so both epochs see the initial model
+    data = split()
+    with torch.no_grad():
+        logits = model.linear(torch.from_numpy(data.images[:, 0, 0].copy()).float() / 255)
+        labels = torch.from_numpy(data.labels.copy())
+        loss = F.cross_entropy(logits, labels).item()
+        accuracy = (logits.argmax(1) == labels).float().mean().item()
+    assert [row.epoch for row in rows] == [1, 2]
+    assert [row.loss for row in rows] == pytest.approx([loss, loss], rel=1e-6)
+    assert [row.accuracy for row in rows] == pytest.approx([accuracy] * 2)
+    assert [row.lr for row in rows] == [0.0, 0.0]
+
+
+def test_steps_are_timed_after_the_warm_up() -> None:
+    # 3 steps an epoch; the first 3 of 6 are warm-up
+    result = run(Watcher(), dataclasses.replace(PLAIN, epochs=2))
+    assert len(result.step_seconds) == 3
+    assert result.images_per_second == pytest.approx(10 / sum(result.step_seconds))
+    short = run(Watcher(), dataclasses.replace(PLAIN, epochs=1))
+    assert (short.step_seconds, short.images_per_second) == ([], None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_training_at_the_end_of_its_epoch(value: float) -> None:
+    rows: list[Any] = []
+    model = Watcher()
+
+    def poison() -> None:
+        if len(rows) == 1:
+            with torch.no_grad():
+                model.linear.bias[0] = value
+
+    with pytest.raises(
+        Diverged, match=r"^the loss of epoch 2 of 5 is (nan|inf)\. Lower recipe\.lr \(now 0\.1\)"
+    ):
+        run(model, dataclasses.replace(PLAIN, epochs=5), set_mode=poison, on_epoch=rows.append)
+    assert [row.epoch for row in rows] == [1]
+
+
+def test_dropout_repeats_with_the_seed_whatever_was_drawn_before() -> None:
+    class Dropping(Watcher):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(super().forward(x), 0.5, self.training)
+
+    def trained(seed: int, draw: Callable[[], object]) -> Tensor:
+        draw()
+        model = Dropping()
+        run(model, dataclasses.replace(PLAIN, epochs=2), seed=seed)
+        return model.linear.bias.detach()
+
+    first = trained(0, lambda: torch.manual_seed(1))
+    second = trained(0, lambda: torch.rand(100))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, trained(1, lambda: None))
