@@ -28,7 +28,7 @@ Run one method on one backbone and data set; with -m the product of all comma li
   peftbench run method=vpt_deep dataset=mini/clipart12 seed=0
   peftbench run -m method=linear,lora dataset=mini/digits,mini/sprites_location seed=0,1
   peftbench run method=lora method.rank=4 recipe.lr=3e-3 backbone=vit_b16
-  peftbench run method=ssf dataset=folder dataset.root=PATH
+  peftbench run method=lora dataset=folder dataset.root=PATH
 
 choices:
   method=NAME backbone=NAME dataset=NAME recipe=NAME experiments=NAME
@@ -131,7 +131,8 @@ def run(arguments: list[str]) -> int:
         print(RUN_HELP, end="")
         return OK
     task = Task()
-    _hydra(task, arguments)
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
+        _hydra(task, [*arguments, f"hydra.sweep.dir={scratch}"])
     if task.failures:
         return FAILED
     return task.status

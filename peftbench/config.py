@@ -135,6 +135,7 @@ def build(cfg: DictConfig) -> RunSpec:
         DataError: the data set cannot be found.
         WeightsError: a local checkpoint cannot be found.
     """
+    _check_keys(cfg)
     method = OmegaConf.to_object(cfg.method)
     if not isinstance(method, methods.Method):
         raise ConfigError(
@@ -162,6 +163,19 @@ def build(cfg: DictConfig) -> RunSpec:
         phase=_member(Phase, "phase", cfg.phase),
         precision=_member(Precision, "precision", cfg.precision),
     )
+
+
+def _check_keys(cfg: DictConfig) -> None:
+    """Refuse keys that `+key=value` added beyond the fields of a schema."""
+    for group in ("method", "backbone", "dataset", "preprocessing", "recipe"):
+        node = cfg[group]
+        kind = OmegaConf.get_type(node)
+        if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(kind):
+            continue
+        known = [f.name for f in dataclasses.fields(kind)]
+        for key in node:
+            if key not in known:
+                raise unknown_name(f"key in {group}:", str(key), known)
 
 
 def _member(kind: Any, key: str, text: str) -> Any:

@@ -24,6 +24,7 @@ from peftbench import cost, data, provenance, tuned
 from peftbench.backbones.anatomy import Anatomy, describe, weightless_copy
 from peftbench.backbones.load import Backbone, check_name, load
 from peftbench.errors import (
+    ConfigError,
     Diverged,
     NoEffect,
     PeftbenchError,
@@ -34,7 +35,7 @@ from peftbench.errors import (
 from peftbench.methods.base import Tuned, apply
 from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import Phase, RunSpec
+from peftbench.spec import Phase, RunSpec, plain
 from peftbench.training.device import choose_device, choose_dtype
 from peftbench.training.evaluate import Predictions, metrics, predict
 from peftbench.training.loop import fit
@@ -81,10 +82,8 @@ def run(
     stored = settled(spec, store)
     if stored is not None and not force:
         return stored
+    where = check(spec, device, threads)
     store.check_writable()
-    check_recipe(spec.recipe)
-    check_name(spec.backbone)
-    where = choose_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     key = (spec.method.name, spec.run_id)
@@ -106,6 +105,15 @@ def run(
             with contextlib.suppress(OSError):
                 scratch.root.parent.rmdir()  # unless another run is using it
     return record
+
+
+def check(spec: RunSpec, device: str, threads: int | None) -> torch.device:
+    """The device of a run that can be started; raises `ConfigError` for one that cannot."""
+    check_recipe(spec.recipe)
+    check_name(spec.backbone)
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads={threads}; use 1 or more, or null.")
+    return choose_device(device)
 
 
 def _move(made: Path, place: Path) -> None:
@@ -186,6 +194,7 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
             regulariser=tuned_model.regulariser,
             on_epoch=on_epoch,
         )
+    _check_executed(tuned_model)
     seconds_train = time.perf_counter() - clock_train
     peak = cost.peak_bytes(device)
 
@@ -270,6 +279,17 @@ def _attach(spec: RunSpec, backbone: Backbone, anatomy: Anatomy, num_classes: in
     return apply(spec.method, backbone.model, anatomy, num_classes, generator)
 
 
+def _check_executed(tuned_model: Tuned) -> None:
+    """Refuse a method whose tensors are counted but took no part in any forward pass."""
+    added = tuned_model.method_params
+    dead = [name for name, parameter in added.items() if parameter.grad is None]
+    if added and len(dead) == len(added):
+        raise NoEffect(
+            f"{tuned_model.method.name} added {len(added)} tensors and none of them got a "
+            "gradient: the backbone never executes them."
+        )
+
+
 def _predict(
     tuned_model: Tuned,
     images: np.ndarray,
@@ -352,7 +372,7 @@ def _provenance(backbone: Backbone, splits: data.Splits) -> Provenance:
         driver=provenance.driver(),
         backbone_sha256=backbone.sha256,
         backbone_source=backbone.source,
-        preprocessing=dataclasses.asdict(backbone.preprocessing),
+        preprocessing=plain(dataclasses.asdict(backbone.preprocessing)),
         data={
             "manifest": splits.manifest,
             "train_images": len(splits.train.labels),

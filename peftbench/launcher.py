@@ -66,6 +66,8 @@ class PlanConfig:
     """Schema of `hydra/launcher=plan`."""
 
     _target_: str = f"{PLUGINS}.PlanLauncher"
+    jobs: int | None = None  # taken and not needed, so that a sweep's overrides plan it
+    on_failure: str = "continue"
 
 
 class _JobLauncher(Launcher):
@@ -93,12 +95,15 @@ class _JobLauncher(Launcher):
 
     def _job(self, overrides: tuple[str, ...]) -> Job:
         from peftbench.config import build
+        from peftbench.experiment import check
 
         cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(cfg):
             del cfg["hydra"]
+        spec = build(cfg)
+        check(spec, cfg.device, cfg.threads)
         kept = tuple(o for o in filter_overrides(overrides) if not o.startswith("hydra"))
-        return Job(kept, build(cfg))
+        return Job(kept, spec)
 
 
 class ProcessLauncher(_JobLauncher):
@@ -164,6 +169,9 @@ class ProcessLauncher(_JobLauncher):
 
 class PlanLauncher(_JobLauncher):
     """Prints what a sweep would do and runs nothing."""
+
+    def __init__(self, jobs: int | None = None, on_failure: str = "continue") -> None:
+        pass
 
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
         from peftbench.plan import show
@@ -265,7 +273,8 @@ def _context() -> Any:
 
 def _stop(process: Any) -> None:
     """End a process group: ask, wait, then insist. Does nothing to one that has ended."""
-    for signum, patience in ((signal.SIGINT, STOP_SECONDS), (signal.SIGKILL, 5.0)):
+    # SIGTERM, which the job treats like Ctrl-C: SIGINT may be ignored, as under nohup
+    for signum, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
         if not process.is_alive():
             return
         with contextlib.suppress(ProcessLookupError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,23 @@ class Preprocessing:
     crop_fraction: float = 1.0  # read by "crop" only
 
 
+def as_declared(value: Any) -> None:
+    """Turn integers in float fields of a frozen dataclass into floats: 8 and 8.0 are one value.
+
+    Raises:
+        ConfigError: a float is not finite.
+    """
+    for field_ in dataclasses.fields(value):
+        item = getattr(value, field_.name)
+        if isinstance(item, int) and not isinstance(item, bool) and "float" in str(field_.type):
+            object.__setattr__(value, field_.name, float(item))
+        if isinstance(item, float) and not math.isfinite(item):
+            where = {"Recipe": "recipe", "BackboneSpec": "backbone"}.get(
+                type(value).__name__, "method"
+            )
+            raise ConfigError(f"{where}.{field_.name}={item} is not a finite number.")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How the trainable tensors are optimised. Rates are final: no scaling by batch size."""
@@ -114,6 +132,9 @@ class Recipe:
     clip_grad: float | None = None
     flip: bool = False  # random horizontal flip; VTAB tasks use no augmentation
 
+    def __post_init__(self) -> None:
+        as_declared(self)
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -131,6 +152,8 @@ class RunSpec:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed} is negative. Use 0 or a positive integer.")
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed={self.seed} is too large. Use at most {2**63 - 1}.")
 
     def identity(self) -> dict[str, Any]:
         """The declared identity as plain JSON values; equal identities mean equal runs."""

@@ -192,10 +192,15 @@ def test_a_method_of_ones_own_runs_beside_a_wheel_unpacked_far_from_the_clone(
     sweep = ["run", "-m", f"method=linear,{name}", "dataset=mini/digits", "recipe.epochs=1"]
     sweep += ["recipe.warmup_epochs=0", "backbone.image_size=12"]
     chosen = " or ".join(f"{name}-{backbone}" for backbone in BACKBONES)
-    tests = [str(ROOT / "tests" / "contract"), "-k", chosen, "-p", "no:xdist", "-rA"]
+    tests = [str(ROOT / "tests" / "contract"), "-k", chosen, "-rA"]
     tests += ["-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "setup.cfg")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    environment |= {"PYTHONPATH": str(site), "PEFTBENCH_CACHE": str(tmp_path / "cache")}
+    environment |= {
+        "PYTHONPATH": str(site),
+        "PEFTBENCH_CACHE": str(tmp_path / "cache"),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(sweep=sweep, tests=tests)],
         cwd=work,

@@ -83,13 +83,16 @@ def compose(*overrides: str) -> DictConfig:
 
 @contextmanager
 def short_timings() -> Iterator[pytest.MonkeyPatch]:
-    """Latencies are measured over three forward passes of two images, on the CPU."""
+    """Latencies are measured over three forward passes of two images, on one CPU thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(cost, "BUDGET_SECONDS", 0.0)
         patch.setattr(cost, "WARMUP_RUNS", 0)
         patch.setattr(cost, "LATENCY_BATCH", 2)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # two would spend their time waiting for each other
         yield patch
+        torch.set_num_threads(threads)
 
 
 def repeatable(record: RunRecord) -> dict[str, Any]:

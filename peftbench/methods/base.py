@@ -16,7 +16,7 @@ from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import ConfigError, NoEffect, NotMergeable, Unsupported
 from peftbench.methods import surgery
 from peftbench.registry import Registry
-from peftbench.spec import plain
+from peftbench.spec import as_declared, plain
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Method(ABC):
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
+        as_declared(self)
         self.validate()
 
     def validate(self) -> None:  # noqa: B027 - most methods accept what their types accept

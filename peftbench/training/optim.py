@@ -27,6 +27,8 @@ def check_recipe(recipe: Recipe) -> None:
     for key in ("lr", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):
         if getattr(recipe, key) < 0:
             raise ConfigError(f"recipe.{key}={getattr(recipe, key)} is negative; use 0 or more.")
+    if recipe.clip_grad is not None and recipe.clip_grad <= 0:
+        raise ConfigError(f"recipe.clip_grad={recipe.clip_grad}; use a positive norm, or null.")
     if not 0 <= recipe.label_smoothing < 1:
         raise ConfigError(f"recipe.label_smoothing={recipe.label_smoothing} is not in [0, 1).")
 
@@ -38,9 +40,12 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimi
         {"params": [p for p in chosen if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    name = recipe.optimizer.lower()
+    if name == "sgd" and recipe.momentum == 0:
+        name = "momentum"  # timm's "sgd" is Nesterov's, which needs a momentum
     return create_optimizer_v2(
         [g for g in groups if g["params"]],
-        opt=recipe.optimizer.lower(),
+        opt=name,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,

@@ -86,7 +86,7 @@ def test_a_pair_that_makes_no_sense_has_status_3(cli, work: Path) -> None:
         assert done.status == 3
         assert (
             "vpt_deep x test_resnet (random) x mini/digits, seed 0: UNSUPPORTED: vpt_deep needs a "
-            "token stream, but the blocks of resnet backbones exchange feature maps.\n" in done.err
+            "token stream, but the blocks of resnet backbones exchange feature maps." in done.err
         )
     assert list(records(work).values()) == [Status.UNSUPPORTED]
 
