@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 OK, FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 0, 1, 2, 3, 130
+# options of Hydra that take a value; `--info` takes one too, but may stand alone
+VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
 GROUPS = ("method", "backbone", "dataset", "recipe", "experiments")
 
 RUN_HELP = """\
@@ -202,7 +204,7 @@ def _hydra(task: Task, arguments: list[str]) -> None:
 
     config.register()
     task.flags = _flags(arguments)
-    arguments = _check_names(arguments)
+    arguments = _check_names(_options_first(arguments))
     decorate = hydra.main(
         version_base="1.3", config_path=str(config.config_dir()), config_name="config"
     )
@@ -266,6 +268,20 @@ def _flags(arguments: list[str]) -> list[str]:
     return flags
 
 
+def _options_first(arguments: list[str]) -> list[str]:
+    """Options, then overrides: Hydra's parser refuses overrides in front of an option's value."""
+    options, overrides = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        options.append(argument)
+        if argument in VALUED_OPTIONS:
+            options.extend(value for value in [next(rest, None)] if value is not None)
+    return options + overrides
+
+
 def _check_names(arguments: list[str]) -> list[str]:
     """Refuse unknown choices and malformed overrides before Hydra composes anything.
 
@@ -277,8 +293,7 @@ def _check_names(arguments: list[str]) -> list[str]:
 
     from peftbench.config import check_choices, choices
 
-    valued = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
-    skip = {i + 1 for i, a in enumerate(arguments) if a in valued}
+    skip = {i + 1 for i, a in enumerate(arguments) if a in VALUED_OPTIONS}
     overrides = [a for i, a in enumerate(arguments) if not a.startswith("-") and i not in skip]
     for text in overrides:
         if "=" not in text and not text.startswith("~"):

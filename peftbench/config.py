@@ -167,6 +167,10 @@ def build(cfg: DictConfig) -> RunSpec:
 
 def _check_keys(cfg: DictConfig) -> None:
     """Refuse keys that `+key=value` added beyond the fields of a schema."""
+    top = [f.name for f in dataclasses.fields(RunConfig)]
+    for key in cfg:
+        if key not in top and key not in ("hydra", "tuned"):
+            raise unknown_name("key", str(key), top)
     for group in ("method", "backbone", "dataset", "preprocessing", "recipe"):
         node = cfg[group]
         kind = OmegaConf.get_type(node)

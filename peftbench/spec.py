@@ -38,6 +38,8 @@ class Precision(StrEnum):
 
 
 NORMALISATIONS = ("checkpoint", "imagenet", "none")  # whose mean and deviation pixels get
+RESIZES = ("squash", "crop")
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # as in Pillow
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class BackboneSpec:
     drop_path: float = 0.0  # stochastic depth rate of the parts that train
     seed: int = 0  # of random weights, read only where nothing pretrained is loaded
     title: str = ""  # short name for tables; not identity
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(f"backbone.image_size={self.image_size} is not a positive size.")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,12 @@ class DatasetSpec:
     limit: int | None = None  # at most this many images of each split, for smoke runs
     manifest: str = ""  # roll-up hash of files and splits, filled when the run is built
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(
+                f"dataset.limit={self.limit} keeps no image. Use a positive number or leave it out."
+            )
+
 
 @dataclass(frozen=True)
 class PreprocessingSpec:
@@ -80,8 +92,13 @@ class PreprocessingSpec:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.normalisation not in NORMALISATIONS:
-            raise unknown_name("preprocessing.normalisation", self.normalisation, NORMALISATIONS)
+        for key, value, known in (
+            ("normalisation", self.normalisation, NORMALISATIONS),
+            ("resize", self.resize, RESIZES),
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+        ):
+            if value not in known:
+                raise unknown_name(f"preprocessing.{key}", value, known)
 
 
 @dataclass(frozen=True)

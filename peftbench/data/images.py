@@ -18,17 +18,7 @@ from tqdm import tqdm
 
 from peftbench.errors import ConfigError, DataError
 from peftbench.registry import unknown_name
-from peftbench.spec import Preprocessing
-
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-RESIZES = ("squash", "crop")
+from peftbench.spec import INTERPOLATIONS, RESIZES, Preprocessing
 
 # What Pillow raises for files that are not pictures, are cut short, or claim absurd sizes.
 _BROKEN = (
@@ -94,7 +84,7 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     `size / crop_fraction` and cuts the centre, with the roundings of torchvision and timm.
     """
     size = preprocessing.size
-    interpolation = INTERPOLATIONS[preprocessing.interpolation]
+    interpolation = Image.Resampling[preprocessing.interpolation.upper()]
     if preprocessing.resize == "squash":
         return np.asarray(_resized(image, (size, size), interpolation))
     short = math.floor(size / preprocessing.crop_fraction)

@@ -62,7 +62,7 @@ def make_schedule(
     warmup = min(recipe.warmup_epochs * steps_per_epoch, total - 1)
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(1, total - warmup),
+        t_initial=max(2, total - warmup),  # timm remarks on a cosine of one step
         lr_min=min(recipe.min_lr, recipe.lr),
         warmup_t=warmup,
         warmup_lr_init=min(recipe.warmup_lr, recipe.lr),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_runs import files_below
+from tiny_runs import QUICK, files_below
 
 LEGACY = (
     "peftbench: Backbone 'vit_base_patch16_224_in21k' is a legacy name that does not say which "
@@ -41,6 +41,7 @@ REFUSED = {
         "peftbench: Unknown key in method: 'rnk'. Did you mean: rank? "
         "Known: alpha, dropout, rank, targets.",
     ),
+    "added key": (["+sede=1", *QUICK], "peftbench: Unknown key 'sede'. Did you mean: seed? "),
     "added key of a method": (["method=lora", "+method.rnk=4"], "peftbench: "),
     "type": (
         ["seed=one"],
@@ -106,6 +107,16 @@ REFUSED = {
         ["preprocessing.normalisation=xyz"],
         "peftbench: Unknown preprocessing.normalisation 'xyz'. Known: checkpoint, imagenet, none.",
     ),
+    "resize": (
+        ["preprocessing.resize=x"],
+        "peftbench: Unknown preprocessing.resize 'x'. Known: crop, squash.",
+    ),
+    "interpolation": (
+        ["preprocessing.interpolation=cubic"],
+        "peftbench: Unknown preprocessing.interpolation 'cubic'. Did you mean: bicubic? ",
+    ),
+    "limit": (["dataset.limit=0"], "peftbench: dataset.limit=0 keeps no image."),
+    "image size": (["backbone.image_size=0"], "peftbench: backbone.image_size=0 is not a positive"),
     "launcher": (
         ["-m", "hydra.launcher.jobz=2"],
         "peftbench: Unknown key in hydra.launcher: 'jobz'. Did you mean: jobs? ",

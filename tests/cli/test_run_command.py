@@ -138,6 +138,20 @@ def test_cfg_job_prints_the_composed_configuration_and_runs_nothing(cli, work: P
     assert list(work.iterdir()) == []
 
 
+def test_options_may_stand_before_or_after_the_overrides(cli, work: Path) -> None:
+    before = cli("run", "--cfg", "job", "method=lora", "seed=3")
+    after = cli("run", "method=lora", "seed=3", "--cfg", "job")
+    assert (after.status, after.err) == (0, "")
+    assert after == before
+    for sweep in (["-m", "method=linear", "seed=-1"], ["method=linear", "seed=-1", "-m"]):
+        done = cli("run", *sweep)
+        assert done.status == 2
+        assert done.err == "peftbench: seed=-1 is negative. Use 0 or a positive integer.\n"
+    done = cli("plan", "method=linear", *QUICK, "--config-dir", str(work))
+    assert (done.status, done.err) == (0, "")
+    assert list(work.iterdir()) == []
+
+
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], [], ["run", "--help"]])
 def test_help_and_version_have_status_0(cli, arguments: list[str], work: Path) -> None:
     done = cli(*arguments)

@@ -67,6 +67,15 @@ def test_a_warm_up_as_long_as_training_still_reaches_the_rate() -> None:
     assert max(found) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_a_short_training_is_not_commented_on(
+    epochs: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """timm remarks on a schedule of one step, which would be a line on everybody's terminal."""
+    rates(Recipe(epochs=epochs, warmup_epochs=10), 1)
+    assert caplog.messages == []
+
+
 def test_decay_applies_to_matrices_and_not_to_biases_and_scales() -> None:
     tensors = {
         "matrix": nn.Parameter(torch.ones(2, 3)),
