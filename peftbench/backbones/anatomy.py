@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
@@ -35,12 +35,28 @@ class Role(StrEnum):
     SPATIAL_CONV = "spatial_conv"
     POINT_CONV = "point_conv"  # 1 x 1
     TRANSITION = "transition"  # downsampling between two stages
+    TRANSITION_NORM = "transition_norm"  # the norm inside it
+    TRANSITION_CONV = "transition_conv"  # the convolution inside it
+    # the modules through which the two branches of a block read the stream: a norm in pre-norm
+    # blocks, so that its input is the stream and its output what the branch sees
+    ATTN_ENTRY = "attn_entry"
+    MLP_ENTRY = "mlp_entry"
     AFTER = "after"  # what lies between the last block and the classifier
+
+
+class Kind(StrEnum):
+    """What the module of a site computes."""
+
+    LINEAR = "linear"
+    CONV = "conv"
+    NORM = "norm"  # of each sample
+    BATCH_NORM = "batch_norm"  # with running statistics
+    OTHER = "other"
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place in a backbone that a method may adapt."""
+    """One place in a backbone that a method may adapt. A module may be a site of two roles."""
 
     path: str  # dotted path from the backbone root
     role: Role
@@ -52,6 +68,8 @@ class Site:
     called: bool  # False where the parent reads `.weight` and never calls the module
     parts: tuple[str, ...]  # names of the equal row blocks of the output, e.g. q, k, v
     num_params: int
+    kind: Kind = Kind.OTHER
+    has_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,8 @@ class Anatomy:
     position_biases: tuple[str, ...]  # names under which modules hold relative position tables
     num_biases: int  # true biases outside the classifier
     num_position_biases: int
+    norms: tuple[str, ...] = ()  # paths of all norms with scales or shifts, described or not
+    num_norm_params: int = 0
 
     def where(self, *roles: Role, depths: Container[int] | None = None) -> tuple[Site, ...]:
         """Sites whose role is among `roles`, in depth order, optionally at `depths` only."""
@@ -99,6 +119,7 @@ class Family:
     stem: Mapping[Role, tuple[str, ...]]
     after: tuple[str, ...] = ()
     transitions: tuple[str, ...] = ()  # matched beside the stage of a block
+    in_transition: Mapping[Role, tuple[str, ...]] = field(default_factory=dict)  # relative to it
     channels_last: bool = True  # layout of the stream between blocks
     tokens: bool = False  # blocks exchange (B, N, C)
     token_refusal: str = ""  # why blocks refuse a longer token sequence
@@ -129,14 +150,18 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
     classifier = backbone.get_submodule(head)
     declared = list(_declare(backbone, family))
     shapes = _probe(backbone, [path for path, *_ in declared], image_size)
+    late = _late_entries(declared, shapes)
     sites = tuple(
         _site(backbone, family, path, role, depth, stage, shapes.get(path))
         for path, role, depth, stage in declared
+        if (path, role) not in late
     )
-    missing = set(family.inside) - {site.role for site in sites} - family.optional
+    optional = family.optional | {Role.ATTN_ENTRY, Role.MLP_ENTRY}
+    missing = set(family.inside) - {site.role for site in sites} - optional
     if missing:  # a variant with other modules, such as blocks with fused projections
         family, sites = GENERIC, ()
     blocks = [site for site in sites if site.role is Role.BLOCK]
+    norms = _norms(backbone, head)
     head_params = sum(p.numel() for p in classifier.parameters())
     return Anatomy(
         family=family.name,
@@ -150,6 +175,8 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
         position_biases=family.position_biases,
         num_biases=_count(backbone, family.bias_attributes, head),
         num_position_biases=_count(backbone, family.position_biases, head),
+        norms=tuple(norms),
+        num_norm_params=sum(norms.values()),
     )
 
 
@@ -209,6 +236,10 @@ def _declare(backbone: nn.Module, family: Family) -> Iterator[tuple[str, Role, i
                     # Swin: layers.1.downsample stands beside layers.1.blocks
                     if path.rpartition(".")[0] == stage_path.removesuffix(".blocks"):
                         yield path, Role.TRANSITION, depth, len(stages) - 1
+                        for role, names in family.in_transition.items():
+                            for inner in (f"{path}.{name}" for name in names):
+                                if inner in known and _fits(role, backbone.get_submodule(inner)):
+                                    yield inner, role, depth, len(stages) - 1
         yield block, Role.BLOCK, depth, len(stages) - 1
         for role, names in family.inside.items():
             for path in (f"{block}.{name}" for name in names):
@@ -222,7 +253,7 @@ def _declare(backbone: nn.Module, family: Family) -> Iterator[tuple[str, Role, i
 
 def _fits(role: Role, module: nn.Module) -> bool:
     """Whether a module is of the kind its role says; the same name differs between variants."""
-    if role is Role.NORM:
+    if role in (Role.NORM, Role.TRANSITION_NORM):
         return "Norm" in type(module).__name__
     if role in (Role.SPATIAL_CONV, Role.POINT_CONV):
         point = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
@@ -249,6 +280,25 @@ def _probe(backbone: nn.Module, paths: list[str], image_size: int) -> dict[str, 
     with torch.no_grad():
         model(torch.empty(1, 3, image_size, image_size, device="meta"))
     return shapes
+
+
+def _late_entries(
+    declared: list[tuple[str, Role, int, int]], shapes: dict[str, torch.Size]
+) -> set[tuple[str, Role]]:
+    """Norms declared as the entry of a branch which are called behind it, as in post-norm blocks.
+
+    `shapes` is in the order of calls.
+    """
+    order = {path: index for index, path in enumerate(shapes)}
+    late = set()
+    for entry, inside in ((Role.ATTN_ENTRY, Role.ATTN_OUT), (Role.MLP_ENTRY, Role.MLP_OUT)):
+        ends = {depth: order.get(path, -1) for path, role, depth, _ in declared if role is inside}
+        late |= {
+            (path, role)
+            for path, role, depth, _ in declared
+            if role is entry and "norm" in path and order.get(path, -1) > ends.get(depth, -1) >= 0
+        }
+    return late
 
 
 def _site(
@@ -285,7 +335,20 @@ def _site(
         called=shape is not None,
         parts=parts,
         num_params=sum(p.numel() for p in module.parameters()),
+        kind=kind_of(module),
+        has_bias=getattr(module, "bias", None) is not None,
     )
+
+
+def kind_of(module: nn.Module) -> Kind:
+    """What `module` computes; a norm is known by its name, since timm defines many of its own."""
+    if isinstance(module, nn.Linear):
+        return Kind.LINEAR
+    if isinstance(module, nn.Conv2d):
+        return Kind.CONV
+    if isinstance(module, _BatchNorm):
+        return Kind.BATCH_NORM
+    return Kind.NORM if "Norm" in type(module).__name__ else Kind.OTHER
 
 
 def _inside(path: str, family: Family) -> str:
@@ -324,6 +387,17 @@ def _count(backbone: nn.Module, attributes: tuple[str, ...], head: str) -> int:
         for name, parameter in backbone.named_parameters()
         if name.rpartition(".")[2] in attributes and not name.startswith(f"{head}.")
     )
+
+
+def _norms(backbone: nn.Module, head: str) -> dict[str, int]:
+    """Paths of the norms outside the classifier and how many parameters each has."""
+    found = {}
+    for path, module in backbone.named_modules():
+        if kind_of(module) in (Kind.NORM, Kind.BATCH_NORM) and not f"{path}.".startswith(f"{head}."):
+            own = sum(p.numel() for p in module.parameters(recurse=False))
+            if own:
+                found[path] = own
+    return found
 
 
 def _in_features(classifier: nn.Module, path: str) -> int:

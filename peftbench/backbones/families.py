@@ -15,6 +15,7 @@ _TRANSFORMER_BLOCK = {
     Role.MLP_IN: ("mlp.fc1",),
     Role.MLP_OUT: ("mlp.fc2",),
 }
+_PRE_NORM = {Role.ATTN_ENTRY: ("norm1",), Role.MLP_ENTRY: ("norm2",)}
 _FUSED = {"attn.qkv": ("q", "k", "v")}
 _RESNET_CONVS = ("conv1", "conv2", "conv3", "downsample.0", "downsample.1")
 _ROTARY = "the position code inside attention counts on the number of tokens"
@@ -23,11 +24,12 @@ SWIN = Family(
     name="swin",
     classes=("SwinTransformer",),
     blocks="layers.*.blocks.*",
-    inside=_TRANSFORMER_BLOCK,
+    inside=_TRANSFORMER_BLOCK | _PRE_NORM,
     stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("patch_embed.norm",)},
     after=("norm",),
     # timm merges patches at the start of a stage, the original code at the end of the last one
     transitions=("layers.*.downsample",),
+    in_transition={Role.TRANSITION_NORM: ("norm",)},
     parts=_FUSED,
     position_biases=("relative_position_bias_table",),
 )
@@ -37,7 +39,7 @@ FAMILIES: tuple[Family, ...] = (
         name="vit",
         classes=("VisionTransformer",),
         blocks="blocks.*",
-        inside=_TRANSFORMER_BLOCK,
+        inside=_TRANSFORMER_BLOCK | _PRE_NORM,
         stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("norm_pre",)},
         after=("norm", "attn_pool", "fc_norm"),
         tokens=True,
@@ -49,6 +51,8 @@ FAMILIES: tuple[Family, ...] = (
         SWIN,
         name="swin_v2",
         classes=("SwinTransformerV2",),
+        # norms stand behind the branches
+        inside=_TRANSFORMER_BLOCK | {Role.MLP_ENTRY: ("mlp",)},
         bias_attributes=("bias", "q_bias", "v_bias"),
         position_biases=(),
     ),
@@ -57,7 +61,7 @@ FAMILIES: tuple[Family, ...] = (
         classes=("Beit",),
         blocks="blocks.*",
         # attn.qkv is read as a weight and never called; its biases are q_bias and v_bias
-        inside=_TRANSFORMER_BLOCK,
+        inside=_TRANSFORMER_BLOCK | _PRE_NORM,
         stem={Role.EMBED: ("patch_embed.proj",)},
         after=("norm", "fc_norm"),
         tokens=True,
@@ -77,6 +81,7 @@ FAMILIES: tuple[Family, ...] = (
             Role.ATTN_OUT: ("attn.proj",),
             Role.MLP_IN: ("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x"),
             Role.MLP_OUT: ("mlp.fc2",),
+            **_PRE_NORM,
         },
         stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("norm_pre",)},
         after=("norm", "attn_pool", "fc_norm"),
@@ -95,11 +100,13 @@ FAMILIES: tuple[Family, ...] = (
             Role.NORM: ("norm",),
             Role.MLP_IN: ("mlp.fc1",),
             Role.MLP_OUT: ("mlp.fc2",),
+            Role.MLP_ENTRY: ("conv_dw",),  # the block is one branch
         },
         # the stem is convolution and norm, or with the overlapped variant two convolutions and norm
         stem={Role.EMBED: ("stem.0",), Role.NORM: ("stem.1", "stem.2")},
         after=("norm_pre", "head.norm"),
         transitions=("stages.*.downsample",),
+        in_transition={Role.TRANSITION_NORM: ("0",), Role.TRANSITION_CONV: ("1",)},
         channels_last=False,
     ),
     Family(
@@ -139,6 +146,7 @@ FAMILIES: tuple[Family, ...] = (
             Role.TOKEN_MIX_OUT: ("mlp_tokens.fc2",),
             Role.MLP_IN: ("mlp_channels.fc1",),
             Role.MLP_OUT: ("mlp_channels.fc2",),
+            Role.MLP_ENTRY: ("norm2",),
         },
         stem={Role.EMBED: ("stem.proj",)},
         after=("norm",),
