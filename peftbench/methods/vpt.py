@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import Anatomy, Role, Tokens
+from peftbench.backbones.anatomy import STEM, Anatomy, Kind, Role, Site, Tokens
 from peftbench.errors import Unsupported
-from peftbench.methods import surgery
-from peftbench.methods.base import Attachment, Method, MethodCard, register_method
+from peftbench.methods import surgery, vpt_swin
+from peftbench.methods.base import (
+    Attachment,
+    Method,
+    MethodCard,
+    parameters_of,
+    register_method,
+)
+from peftbench.methods.vpt_pixels import DeepenedStem
 
+_REFERENCE = "KMnP/vpt@4410440 src/models/vit_prompt/vit.py, swin_transformer.py"
 _DEVIATIONS = (
-    "prompts follow all prefix tokens, registers included",
+    "prompts follow all prefix tokens, registers included; location=append puts them behind the "
+    "patch tokens, which a class-token read-out cannot tell apart",
     "a read-out that averages tokens leaves the prompts out; pool_prompts=true includes them, as "
     "the released code does",
+    "the dropout mask differs between the images of a batch; in the released Swin code images "
+    "share the mask of deep prompts",
+    "all frozen layers are in eval mode, so drop-path is off while training, as in the released "
+    "code",
 )
 
 
@@ -37,7 +51,7 @@ class Prompts(nn.Module):
 
 
 class PromptedBlock(nn.Module):
-    """A block that takes prompts behind the prefix tokens.
+    """A block that takes prompts behind the prefix tokens, or behind all tokens if `appended`.
 
     Removes `removed` earlier prompts in front of the block and `stripped` ones behind it.
     """
@@ -47,6 +61,7 @@ class PromptedBlock(nn.Module):
         block: nn.Module,
         prompts: Prompts | None,
         num_prefix: int,
+        appended: bool,
         removed: int,
         stripped: int,
     ) -> None:
@@ -54,19 +69,25 @@ class PromptedBlock(nn.Module):
         self.block = block
         self.prompts = prompts
         self.num_prefix = num_prefix
+        self.appended = appended
         self.removed = removed
         self.stripped = stripped
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """x: (B, N, D) tokens, prefix tokens first, then prompts if there are any."""
-        k = self.num_prefix
+        """x: (B, N, D) tokens, the prefix first, and prompts if there are any."""
         if self.prompts is not None:
             prompts = self.prompts(x.shape[0]).to(x.dtype)
-            x = torch.cat((x[:, :k], prompts, x[:, k + self.removed :]), dim=1)
+            start = self._start(x, self.removed)
+            x = torch.cat((x[:, :start], prompts, x[:, start + self.removed :]), dim=1)
         x = self.block(x, *args, **kwargs)
         if self.stripped:
-            x = torch.cat((x[:, :k], x[:, k + self.stripped :]), dim=1)
+            start = self._start(x, self.stripped)
+            x = torch.cat((x[:, :start], x[:, start + self.stripped :]), dim=1)
         return x
+
+    def _start(self, x: Tensor, num_prompts: int) -> int:
+        """Position of the first prompt in `x`, which holds `num_prompts`."""
+        return x.shape[1] - num_prompts if self.appended else self.num_prefix
 
 
 @dataclass(frozen=True)
@@ -77,8 +98,15 @@ class VisualPrompts(Method):
     dropout: float = 0.0  # on the prompts
     project_width: int | None = None  # d, width of the learned tokens; None: that of the stream
     pool_prompts: bool = False  # whether a read-out that averages tokens sees the prompts
+    location: str = "prepend"  # in front of the patch tokens; "append" is behind them
+
+    locations: ClassVar[tuple[str, ...]] = ("prepend", "append")
 
     def validate(self) -> None:
+        self.require(
+            self.location in self.locations,
+            f"location={self.location!r}; use {' or '.join(map(repr, self.locations))}.",
+        )
         self.require(self.num_tokens >= 1, f"num_tokens={self.num_tokens}; use 1 or more.")
         self.require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1).")
         self.require(
@@ -87,15 +115,32 @@ class VisualPrompts(Method):
         )
 
     def check(self, anatomy: Anatomy) -> None:
-        if anatomy.tokens is None:
+        if anatomy.family == vpt_swin.FAMILY:
+            self._check_swin(anatomy)
+        elif anatomy.tokens is None:
+            convolutional = bool(anatomy.where(Role.SPATIAL_CONV))
             raise Unsupported(
                 f"{self.name} needs a token stream, but the blocks of {anatomy.family} backbones "
-                "exchange feature maps. Use method=bias, partial or full."
+                f"exchange feature maps. Use method={'vpt_pad, ' * convolutional}bias, partial or "
+                "full."
             )
-        if not anatomy.tokens.accepts_more:
+        elif not anatomy.tokens.accepts_more:
             raise Unsupported(
                 f"{self.name} adds tokens, but {anatomy.family} backbones take no more: "
                 f"{anatomy.tokens.refusal}. Use method=bias, partial or full."
+            )
+
+    def _check_swin(self, anatomy: Anatomy) -> None:
+        if self.project_width is not None:
+            raise Unsupported(
+                f"{self.name} has project_width={self.project_width}, but one projection cannot "
+                f"serve {anatomy.family} backbones, whose stages differ in width. Set "
+                "method.project_width=null."
+            )
+        if self.location != "prepend":
+            raise Unsupported(
+                f"{self.name} has location={self.location}, but in the windows of {anatomy.family} "
+                "backbones no order distinguishes prompts. Set method.location=prepend."
             )
 
     def depths(self, anatomy: Anatomy) -> range:
@@ -105,22 +150,49 @@ class VisualPrompts(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
-        stream = _tokens(anatomy)
-        width = self.project_width or stream.width
+        prompts, projection = self._prompts(anatomy, generator)
+        if anatomy.family == vpt_swin.FAMILY:
+            touched = vpt_swin.insert(backbone, anatomy, prompts, self.pool_prompts)
+        else:
+            touched = self._insert(backbone, anatomy, prompts)
+        trainable = [p.tokens for p in prompts.values()]
+        if projection is not None:
+            trainable += projection.parameters()
+        return Attachment(
+            backbone,
+            tuple(trainable),
+            touched,
+            train_modules=tuple(p.dropout for p in prompts.values()),
+        )
+
+    def _prompts(
+        self, anatomy: Anatomy, generator: torch.Generator
+    ) -> tuple[dict[int, Prompts], nn.Linear | None]:
+        """New prompts by depth and the projection that they share.
+
+        All are uniform with the bound of the first stage, sqrt(6 / (3 patch^2 + d)).
+        """
+        blocks = self._prompted(anatomy)
         projection = None
         if self.project_width is not None:
-            projection = nn.Linear(width, stream.width)
+            width = self.project_width
+            projection = nn.Linear(width, blocks[0].width)
             nn.init.kaiming_normal_(projection.weight, mode="fan_out", generator=generator)
             bias_bound = 1 / math.sqrt(width)
             nn.init.uniform_(projection.bias, -bias_bound, bias_bound, generator=generator)
         patch = next(s.fan_in for s in anatomy.where(Role.EMBED) if s.fan_in is not None)
-        bound = math.sqrt(6 / (patch + width))  # patch = 3 x patch side squared
-        prompted = self.depths(anatomy)
-        prompts: dict[int, Prompts] = {}
-        for depth in prompted:
-            tokens = torch.empty(self.num_tokens, width)
+        bound = math.sqrt(6 / (patch + self._width(blocks[0])))  # patch = 3 x patch side squared
+        prompts = {}
+        for block in blocks:
+            tokens = torch.empty(self.num_tokens, self._width(block))
             tokens.uniform_(-bound, bound, generator=generator)
-            prompts[depth] = Prompts(tokens, projection, self.dropout)
+            prompts[block.depth] = Prompts(tokens, projection, self.dropout)
+        return prompts, projection
+
+    def _insert(
+        self, backbone: nn.Module, anatomy: Anatomy, prompts: Mapping[int, Prompts]
+    ) -> tuple[str, ...]:
+        """Let `prompts` enter a token stream; returns the paths that were changed."""
         last = anatomy.depth - 1
         touched = []
         for site in anatomy.where(Role.BLOCK):
@@ -130,27 +202,27 @@ class VisualPrompts(Method):
             block = PromptedBlock(
                 backbone.get_submodule(site.path),
                 prompts.get(site.depth),
-                stream.num_prefix,
+                _tokens(anatomy).num_prefix,
+                appended=self.location == "append",
                 removed=self.num_tokens if site.depth > 0 else 0,
                 stripped=self.num_tokens if strips else 0,
             )
             surgery.replace(backbone, site.path, block)
             touched.append(site.path)
-        trainable = [p.tokens for p in prompts.values()]
-        if projection is not None:
-            trainable += projection.parameters()
-        return Attachment(
-            backbone,
-            tuple(trainable),
-            touched=tuple(touched),
-            train_modules=tuple(p.dropout for p in prompts.values()),
-        )
+        return tuple(touched)
 
     def expected_params(self, anatomy: Anatomy) -> int:
-        width = self.project_width or _tokens(anatomy).width
-        learned = len(self.depths(anatomy)) * self.num_tokens * width
-        projected = (width + 1) * _tokens(anatomy).width if self.project_width else 0
+        blocks = self._prompted(anatomy)
+        learned = sum(self.num_tokens * self._width(block) for block in blocks)
+        projected = (self.project_width + 1) * blocks[0].width if self.project_width else 0
         return learned + projected
+
+    def _prompted(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        return anatomy.where(Role.BLOCK, depths=self.depths(anatomy))
+
+    def _width(self, block: Site) -> int:
+        """Width of the learned tokens of a block."""
+        return self.project_width or block.width
 
 
 def _tokens(anatomy: Anatomy) -> Tokens:
@@ -165,9 +237,11 @@ class VPTDeep(VisualPrompts):
 
     card: ClassVar[MethodCard] = MethodCard(
         title="VPT-deep",
+        summary="p learned tokens P_i enter in front of each block B_i and leave behind it: "
+        "[x_i, _] = B_i([x_(i-1), P_i]).",
         paper="arXiv:2203.12119",
         section="3.2, eq. 5-6",
-        reference="KMnP/vpt@4410440 src/models/vit_prompt/vit.py",
+        reference=_REFERENCE,
         identity_at_init=False,
         mergeable=False,
         deviations=_DEVIATIONS,
@@ -180,17 +254,98 @@ class VPTDeep(VisualPrompts):
 @register_method("vpt_shallow")
 @dataclass(frozen=True)
 class VPTShallow(VisualPrompts):
-    """Prompts enter once, in front of the first block, and flow through the network (eq. 4)."""
+    """Prompts enter once, in front of the first block, and flow through the network (eq. 4).
+
+    With location=below they are no tokens but channels of the image: the convolution that reads it
+    takes 3 + num_tokens channels and trains, with the batch norm behind it if there is one.
+    """
 
     card: ClassVar[MethodCard] = MethodCard(
         title="VPT-shallow",
+        summary="p learned tokens P enter once, in front of the first block, and flow on: "
+        "[x_1, Z_1] = B_1([x_0, P]), [x_i, Z_i] = B_i([x_(i-1), Z_(i-1)]).",
         paper="arXiv:2203.12119",
-        section="3.2, eq. 4",
-        reference="KMnP/vpt@4410440 src/models/vit_prompt/vit.py",
+        section="3.2, eq. 4; 4.3, 'Prompt location'",
+        reference=f"{_REFERENCE}, vit_ablations.py; src/models/resnet.py",
         identity_at_init=False,
         mergeable=False,
-        deviations=_DEVIATIONS,
+        deviations=(
+            *_DEVIATIONS,
+            "the paper says that prompts are ignored when Swin merges patches; here, as in the "
+            "released code, a prompt is repeated four times along the channels and passes the "
+            "same norm and reduction as the patches",
+            "the released Swin code lets the images of a batch attend to each other's prompts; "
+            "here each image has its own copies, which equals the released code at batch size 1",
+            "location=below follows the released ResNet code on all backbones: uniform [0, 1) "
+            "channels, normalised, and a kernel with the pretrained planes; the released ViT code "
+            "does not normalise them and draws them and the planes like token prompts",
+        ),
     )
+    locations: ClassVar[tuple[str, ...]] = ("prepend", "append", "below")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.location != "below":
+            return
+        told = "location=below learns channels of the image and no tokens"
+        self.require(
+            self.project_width is None,
+            f"project_width={self.project_width}, but {told}; use null.",
+        )
+        self.require(not self.pool_prompts, f"pool_prompts=true, but {told}; use false.")
+        self.require(self.dropout == 0, f"dropout={self.dropout}, but {told}; use 0.")
 
     def depths(self, anatomy: Anatomy) -> range:
         return range(1)
+
+    def check(self, anatomy: Anatomy) -> None:
+        if self.location != "below":
+            super().check(anatomy)
+        elif not _image_convolutions(anatomy):
+            raise Unsupported(
+                f"{self.name} with location=below widens the convolution that reads the image, "
+                f"but the family {anatomy.family!r} describes none. Use method=bias, partial or "
+                "full, or describe the class in backbones/families.py."
+            )
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        if self.location != "below":
+            return super().attach(backbone, anatomy, generator)
+        conv = _image_convolutions(anatomy)[0]
+        norms = _stem_batch_norms(anatomy)
+        stem = DeepenedStem(
+            backbone.get_submodule(conv.path), self.num_tokens, anatomy.image_size, generator
+        )
+        surgery.replace(backbone, conv.path, stem)
+        train_modules = (stem, *(backbone.get_submodule(norm.path) for norm in norms))
+        return Attachment(
+            backbone,
+            parameters_of(*train_modules),
+            touched=(conv.path, *(norm.path for norm in norms)),
+            train_modules=train_modules,
+        )
+
+    def expected_params(self, anatomy: Anatomy) -> int:
+        if self.location != "below":
+            return super().expected_params(anatomy)
+        conv = _image_convolutions(anatomy)[0]
+        planes = self.num_tokens * conv.width * (conv.fan_in or 0) // 3
+        channels = self.num_tokens * anatomy.image_size**2
+        norms = sum(norm.num_params for norm in _stem_batch_norms(anatomy))
+        return channels + planes + conv.num_params + norms
+
+
+def _image_convolutions(anatomy: Anatomy) -> tuple[Site, ...]:
+    """Convolutions on the 3 channels of the image; others follow a network that reads it."""
+    return tuple(
+        site
+        for site in anatomy.where(Role.EMBED)
+        if site.kind is Kind.CONV and site.called and (site.fan_in or 0) % 3 == 0
+    )
+
+
+def _stem_batch_norms(anatomy: Anatomy) -> tuple[Site, ...]:
+    norms = anatomy.where(Role.NORM, depths={STEM})
+    return tuple(norm for norm in norms if norm.kind is Kind.BATCH_NORM)

@@ -6,12 +6,15 @@ import math
 
 import pytest
 import torch
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from tiny_backbones import anatomy_of, fill, fresh, images
+from tiny_backbones import anatomy_of, fill, fresh, images, randomise
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import describe
-from peftbench.methods import METHODS, Tuned, apply, discover
+from peftbench.backbones.anatomy import Role, describe
+from peftbench.errors import ConfigError, Unsupported
+from peftbench.methods import METHODS, Tuned, apply, discover, vpt_swin
 
 discover()
 TOKENS = 3
@@ -47,7 +50,14 @@ def _inputs(model: nn.Module, paths: list[str], x: Tensor) -> list[Tensor]:
 @DEPTHS
 @pytest.mark.parametrize(
     ("backbone", "options"),
-    [("vit", {}), ("vit_average", {}), ("vit_average", {"pool_prompts": True}), ("vit_map", {})],
+    [
+        ("vit", {}),
+        ("vit_average", {}),
+        ("vit_average", {"pool_prompts": True}),
+        ("vit_map", {}),
+        ("swin", {}),  # four windows in its first stage
+        ("swin", {"pool_prompts": True}),
+    ],
 )
 def test_an_image_does_not_see_its_batch(method: str, backbone: str, options: dict) -> None:
     tuned = _apply(backbone, method, **options)
@@ -68,6 +78,38 @@ def test_prompts_follow_the_prefix_tokens(method: str, backbone: str, prefix: in
     (entered,) = _inputs(tuned.model, ["blocks.0.block"], x)
     expected = torch.cat((bare[:, :prefix], prompts, bare[:, prefix:]), dim=1)
     torch.testing.assert_close(entered, expected, rtol=0, atol=1e-12)
+
+
+@DEPTHS
+def test_appended_prompts_follow_all_tokens_and_end_with_the_blocks(method: str) -> None:
+    x = images("vit_registers", 2, dtype=torch.float64)
+    tuned = _apply("vit_registers", method, location="append")
+    paths = ["blocks.0", "blocks.0.block", "blocks.1", "blocks.1.block", "norm"]
+    bare, first, between, second, read = _inputs(tuned.model, paths, x)
+    assert torch.equal(first[:, :-TOKENS], bare)
+    for depth, entered in enumerate((first, second)):
+        name = f"blocks.{depth}.prompts.tokens"
+        if name in tuned.method_params:
+            prompts = tuned.method_params[name].detach().expand(2, -1, -1)
+            assert torch.equal(entered[:, -TOKENS:], prompts)
+    assert torch.equal(second[:, :-TOKENS], between[:, :-TOKENS])
+    assert [t.shape[1] for t in (bare, first, between, second, read)] == [21, 24, 24, 24, 21]
+
+
+@DEPTHS
+@pytest.mark.parametrize("pool_prompts", [False, True])
+@pytest.mark.parametrize("backbone", ["vit", "vit_registers", "vit_average", "vit_map"])
+def test_appended_prompts_give_the_same_as_prepended_ones(
+    backbone: str, pool_prompts: bool, method: str
+) -> None:
+    """Attention and every read-out here are blind to the order of tokens."""
+    x = images(backbone, 2, dtype=torch.float64)
+    options = {"pool_prompts": pool_prompts}
+    prepended, appended = (
+        _apply(backbone, method, location=location, **options).model(x)
+        for location in ("prepend", "append")
+    )
+    torch.testing.assert_close(prepended, appended, rtol=0, atol=1e-12)
 
 
 def test_deep_prompts_replace_those_of_the_block_before_and_shallow_ones_flow_on() -> None:
@@ -140,6 +182,169 @@ def test_projected_prompts_start_with_the_bound_of_their_own_width() -> None:
     assert 0 < bias.abs().max() <= 1 / math.sqrt(learned)
 
 
+def test_prompts_of_all_swin_stages_start_with_the_bound_of_the_first() -> None:
+    """sqrt(6 / (3 4^2 + 128)) on Swin-B, also where the stage is 256 wide."""
+    model = SwinTransformer(img_size=32, embed_dim=128, depths=(1, 1), num_heads=(4, 8))
+    generator = torch.Generator().manual_seed(0)
+    tuned = apply(METHODS["vpt_deep"](num_tokens=50), model, describe(model, 32), 5, generator)
+    shapes = {name: tuple(p.shape) for name, p in tuned.method_params.items()}
+    assert shapes == {
+        "layers.0.blocks.0.prompts.tokens": (50, 128),
+        "layers.1.blocks.0.prompts.tokens": (50, 256),
+    }
+    for tokens in tuned.method_params.values():
+        assert tokens.abs().max().item() == pytest.approx(0.18464, rel=2e-3)
+        assert tokens.std().item() == pytest.approx(0.18464 / math.sqrt(3), rel=0.02)
+
+
+class NoPrompts(nn.Module):
+    """Zero prompts of one width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, batch: int) -> Tensor:
+        return torch.empty(batch, 0, self.width)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"img_size": 32}, (32, 32)),  # shifted in both stages
+        ({"img_size": 20}, (20, 20)),  # 10 x 10 and 5 x 5 tokens, padded to windows of 4
+        ({"img_size": 8}, (8, 8)),  # windows as large as the map or larger
+        ({"img_size": 12, "always_partition": True}, (12, 12)),
+        ({"img_size": 16, "window_size": (2, 4)}, (16, 16)),
+        ({"img_size": 16, "strict_img_size": False}, (24, 20)),  # masks follow the image
+    ],
+)
+def test_a_swin_without_prompts_is_the_one_of_timm(
+    options: dict, size: tuple[int, int], deep: bool
+) -> None:
+    kwargs = {"patch_size": 2, "window_size": 4, "embed_dim": 8, "num_heads": (2, 4)} | options
+    model = SwinTransformer(depths=(2, 2), num_classes=5, **kwargs)
+    anatomy = describe(randomise(model, seed=0).eval(), options["img_size"])
+    model.double()
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).double()
+    expected = model(x)
+    blocks = anatomy.where(Role.BLOCK)[: None if deep else 1]
+    prompts = {block.depth: NoPrompts(block.width) for block in blocks}
+    vpt_swin.insert(model, anatomy, prompts, pool_prompts=True)
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
+
+
+def test_deep_swin_prompts_are_thrown_away_and_shallow_ones_pass_patch_merging() -> None:
+    x = images("swin", 2, dtype=torch.float64)
+    paths = ["layers.0.blocks.1", "layers.1.downsample", "layers.1.blocks.0", "norm"]
+    for received in _inputs(_apply("swin", "vpt_deep").model, paths, x):
+        assert isinstance(received, Tensor) and received.ndim == 4
+    *carried, read = _inputs(_apply("swin", "vpt_shallow").model, paths, x)
+    shapes = [(tuple(c.tokens.shape), tuple(c.prompts.shape)) for c in carried]
+    assert shapes == [
+        ((2, 8, 8, 12), (2, TOKENS, 12)),
+        ((2, 8, 8, 12), (2, TOKENS, 12)),
+        ((2, 4, 4, 24), (2, TOKENS, 24)),
+    ]
+    assert read.shape == (2, 4, 4, 24)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [({"project_width": 4}, "project_width=4"), ({"location": "append"}, "location=append")],
+)
+@DEPTHS
+def test_swin_refuses_what_has_no_meaning_there(method: str, options: dict, found: str) -> None:
+    with pytest.raises(Unsupported, match=rf"^{method} has {found}, .* swin .*\.$"):
+        METHODS[method](**options).check(anatomy_of("swin"))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "found"),
+    [
+        ("vpt_deep", {"location": "below"}, "location='below'"),
+        ("vpt_shallow", {"location": "add"}, "location='add'"),
+        ("vpt_shallow", {"location": "below", "project_width": 4}, "project_width=4"),
+        ("vpt_shallow", {"location": "below", "pool_prompts": True}, "pool_prompts=true"),
+        ("vpt_shallow", {"location": "below", "dropout": 0.1}, "dropout=0.1"),
+        ("vpt_pad", {"num_tokens": 0}, "num_tokens=0"),
+    ],
+)
+def test_options_that_contradict_the_location_are_refused(
+    method: str, options: dict, found: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^method={method}: .*{found}"):
+        METHODS[method](**options)
+
+
+def test_a_border_surrounds_the_image() -> None:
+    """Bands are in [0, 1) before the ImageNet normalisation; those above reach over corners."""
+    method = METHODS["vpt_pad"](num_tokens=TOKENS)
+    generator = torch.Generator().manual_seed(0)
+    tuned = apply(method, fresh("resnet_basic"), anatomy_of("resnet_basic"), 7, generator)
+    rows = tuned.method_params["conv1.top_bottom"].detach()
+    columns = tuned.method_params["conv1.left_right"].detach()
+    assert (rows.shape, columns.shape) == ((3, 6, 38), (3, 32, 6))
+    for band in (rows, columns):
+        assert 0 <= band.min() < 0.05 and 0.95 < band.max() < 1
+        assert band.mean().item() == pytest.approx(0.5, abs=0.03)
+    x = images("resnet_basic", 2)
+    (read,) = _inputs(tuned.model, ["conv1.stem"], x)
+    assert read.shape == (2, 3, 38, 38)
+    assert torch.equal(read[:, :, 3:-3, 3:-3], x)
+    green = (0.456, 0.224)  # ImageNet mean and standard deviation
+    for image in read[:, 1]:
+        torch.testing.assert_close(image[0], (rows[1, 0] - green[0]) / green[1])
+        torch.testing.assert_close(image[-1], (rows[1, -1] - green[0]) / green[1])
+        torch.testing.assert_close(image[3:-3, 0], (columns[1, :, 0] - green[0]) / green[1])
+        torch.testing.assert_close(image[3:-3, -1], (columns[1, :, -1] - green[0]) / green[1])
+
+
+BELOW = {"location": "below", "num_tokens": TOKENS}
+
+
+@pytest.mark.parametrize("backbone", ["vit", "vit_map", "swin", "beit", "convnext", "efficientnet"])
+def test_channels_below_the_image_matter_only_through_their_planes(backbone: str) -> None:
+    bare = fresh(backbone).double()
+    method = METHODS["vpt_shallow"](**BELOW)
+    generator = torch.Generator().manual_seed(0)
+    model = apply(method, fresh(backbone), anatomy_of(backbone), 5, generator).model.double().eval()
+    planes = next(p for name, p in model.named_parameters() if name.endswith(".planes"))
+    x = images(backbone, 2, dtype=torch.float64)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert (features - bare.forward_features(x)).abs().max() > 1e-6
+        planes.zero_()
+        torch.testing.assert_close(model.forward_features(x), bare.forward_features(x))
+
+
+def test_a_kernel_below_is_drawn_with_the_fans_of_all_its_planes() -> None:
+    """sqrt(6 / ((3 + 5 + 64) 7^2)) on ResNet-50; its batch norm trains as in the released code."""
+    model = ResNet(block=BasicBlock, layers=(1, 1, 1, 1), num_classes=5)
+    generator = torch.Generator().manual_seed(0)
+    method = METHODS["vpt_shallow"](location="below", num_tokens=5)
+    pretrained = model.conv1.weight.detach().clone()
+    tuned = apply(method, model, describe(model, 64), 5, generator)
+    assert set(tuned.method_params) == {"conv1.planes", "conv1.channels"}
+    assert set(tuned.unfrozen_params) == {"conv1.conv.weight", "bn1.weight", "bn1.bias"}
+    assert torch.equal(tuned.unfrozen_params["conv1.conv.weight"], pretrained)
+    planes = tuned.method_params["conv1.planes"].detach()
+    assert planes.shape == (64, 5, 7, 7)
+    assert planes.abs().max().item() == pytest.approx(0.041239, rel=2e-3)
+    assert planes.std().item() == pytest.approx(0.041239 / math.sqrt(3), rel=0.02)
+    channels = tuned.method_params["conv1.channels"].detach()
+    assert channels.shape == (5, 64, 64)
+    assert 0 <= channels.min() < 0.001 and 0.999 < channels.max() < 1
+    tuned.train()
+    assert [n for n, m in tuned.model.named_modules() if m.training and "bn" in n] == ["bn1"]
+    (read,) = _inputs(tuned.model, ["conv1.conv"], images("resnet_basic", 2).repeat(1, 1, 2, 2))
+    assert read.shape == (2, 8, 64, 64)
+    mean, deviation = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
+    for image in read:
+        torch.testing.assert_close(image[3:], (channels - mean) / deviation)
+
+
 @DEPTHS
 def test_prompt_dropout_differs_between_samples_and_stops_after_training(method: str) -> None:
     tuned = _apply("vit", method, dropout=0.5)
@@ -153,3 +358,22 @@ def test_prompt_dropout_differs_between_samples_and_stops_after_training(method:
     (entered,) = _inputs(tuned.model, ["blocks.0.block"], x)
     prompts = tuned.method_params["blocks.0.prompts.tokens"].detach().expand(2, -1, -1)
     assert torch.equal(entered[:, 1 : 1 + TOKENS], prompts)
+
+
+@DEPTHS
+def test_prompt_dropout_on_swin_differs_between_samples_and_stops_after_training(
+    method: str,
+) -> None:
+    tuned = _apply("swin", method, dropout=0.5)
+    x = images("swin", 1, dtype=torch.float64).expand(2, -1, -1, -1)
+    norm = ["layers.0.blocks.0.block.norm1"]
+    torch.manual_seed(0)
+    tuned.train()
+    first, second = _inputs(tuned.model, norm, x)[0][:, :TOKENS]
+    assert not torch.equal(first == 0, second == 0)
+    training = [name for name, module in tuned.model.named_modules() if module.training]
+    assert all(name.endswith("prompts.dropout") or name == "head.fc" for name in training)
+    tuned.model.eval()
+    prompts = tuned.method_params["layers.0.blocks.0.prompts.tokens"].detach()
+    for image in _inputs(tuned.model, norm, x)[0]:
+        assert torch.equal(image[:TOKENS], prompts)
