@@ -81,6 +81,7 @@ class Tokens:
     pooled: str  # timm's name for the read-out: "token", "avg", "map", ...
     accepts_more: bool  # whether blocks take a longer sequence
     refusal: str  # why not, where they do not
+    grid: tuple[int, int] | None = None  # rows and columns of patches, in row-major order
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Anatomy:
     position_biases: tuple[str, ...]  # names under which modules hold relative position tables
     num_biases: int  # true biases outside the classifier
     num_position_biases: int
+    image_size: int  # side of the images that it was described for
     norms: tuple[str, ...] = ()  # paths of all norms with scales or shifts, described or not
     num_norm_params: int = 0
 
@@ -175,6 +177,7 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
         position_biases=family.position_biases,
         num_biases=_count(backbone, family.bias_attributes, head),
         num_position_biases=_count(backbone, family.position_biases, head),
+        image_size=image_size,
         norms=tuple(norms),
         num_norm_params=sum(norms.values()),
     )
@@ -378,7 +381,13 @@ def _tokens(backbone: nn.Module, family: Family, blocks: list[Site]) -> Tokens |
         pooled=str(pooled),
         accepts_more=not family.token_refusal,
         refusal=family.token_refusal,
+        grid=_grid(backbone),
     )
+
+
+def _grid(backbone: nn.Module) -> tuple[int, int] | None:
+    size = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    return (int(size[0]), int(size[1])) if size is not None else None
 
 
 def _count(backbone: nn.Module, attributes: tuple[str, ...], head: str) -> int:
@@ -393,7 +402,8 @@ def _norms(backbone: nn.Module, head: str) -> dict[str, int]:
     """Paths of the norms outside the classifier and how many parameters each has."""
     found = {}
     for path, module in backbone.named_modules():
-        if kind_of(module) in (Kind.NORM, Kind.BATCH_NORM) and not f"{path}.".startswith(f"{head}."):
+        inside_head = f"{path}.".startswith(f"{head}.")
+        if kind_of(module) in (Kind.NORM, Kind.BATCH_NORM) and not inside_head:
             own = sum(p.numel() for p in module.parameters(recurse=False))
             if own:
                 found[path] = own

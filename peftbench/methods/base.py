@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import ConfigError, NoEffect, NotMergeable, Unsupported
 from peftbench.methods import surgery
-from peftbench.registry import Registry
+from peftbench.registry import Registry, unknown_name
 from peftbench.spec import as_declared, plain
 
 
@@ -33,6 +33,8 @@ class MethodCard:
     head_only: bool = False  # touches nothing in the backbone
     frozen_mode: str = "eval"  # mode of the layers that do not train
     deviations: tuple[str, ...] = ()  # from the paper or its released code, and why
+    summary: str = ""  # the method in one sentence with its formula
+    dead_at_init: bool = False  # kept as released although some tensors never get a gradient
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,14 @@ class Method(ABC):
         if not condition:
             raise ConfigError(f"method={self.name}: {message}")
 
+    def require_variant(self, variant: str) -> None:
+        """Raise `UnknownName` unless `variant` is the default or the released behaviour."""
+        if variant not in VARIANTS:
+            raise unknown_name(f"variant of method={self.name}:", variant, VARIANTS)
 
+
+# what the paper means and works, or what the official code does where that differs
+VARIANTS = ("default", "released")
 METHODS: Registry[type[Method]] = Registry("method")
 M = TypeVar("M", bound=type[Method])
 
@@ -147,12 +156,12 @@ class Tuned:
 
     def state(self) -> dict[str, Tensor]:
         """All that one task needs besides the pretrained backbone."""
-        return {name: t.detach() for name, t in (self.trainable | self.changing_buffers).items()}
+        return {name: tensor.detach() for name, tensor in self._stored().items()}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy what `state` holds; its names and shapes must be exactly those of this model."""
-        own = self.trainable | self.changing_buffers
+        own = self._stored()
         if own.keys() != state.keys():
             differing = sorted(own.keys() ^ state.keys())
             raise ValueError(f"the tuned tensors differ in {len(differing)} names: {differing[:3]}")
@@ -162,17 +171,24 @@ class Tuned:
         for name, tensor in own.items():  # only now: a refused state changes nothing
             tensor.copy_(state[name])
 
+    def _stored(self) -> dict[str, Tensor]:
+        """The tensors of `state` as the model holds them now; moving it makes new buffers."""
+        model = self.model
+        parameters = {name: model.get_parameter(name) for name in self.trainable}
+        return {**parameters, **{name: model.get_buffer(name) for name in self.changing_buffers}}
+
 
 def apply(
     method: Method,
     backbone: nn.Module,
     anatomy: Anatomy,
-    num_classes: int,
+    num_classes: int | None,
     generator: torch.Generator,
 ) -> Tuned:
-    """Attach `method` and a new head to `backbone` in place.
+    """Attach `method` and a new head to `backbone` in place; `None` classes keep the classifier.
 
     Raises:
+        ConfigError: the classifier is to be kept, and the method makes one of its own.
         Unsupported: the method is not defined on this backbone.
         NoEffect: the method touched nothing.
     """
@@ -184,8 +200,12 @@ def apply(
             f"the classifier {anatomy.head!r} is a {type(old_head).__name__}; only linear "
             "classifiers can be replaced."
         )
-    head = method.head(anatomy.head_width, num_classes, generator)
-    surgery.replace(backbone, anatomy.head, head)
+    head: nn.Module = old_head
+    if num_classes is not None:
+        head = method.head(anatomy.head_width, num_classes, generator)
+        surgery.replace(backbone, anatomy.head, head)
+    elif not isinstance(method.head(anatomy.head_width, 2, torch.Generator()), nn.Linear):
+        raise ConfigError(f"method={method.name} makes a head of its own. Give num_classes.")
     backbone.eval()
     head_ids = {id(p) for p in head.parameters()}
     original_ids = {id(p) for p in backbone.parameters()} - head_ids

@@ -23,10 +23,12 @@ from peftbench.methods.base import (
 class Bias(Method):
     """Every bias trains: of linear and convolution layers and the shifts of norms."""
 
-    relative_position: bool = False  # also the relative position tables, as a substring rule does
+    variant: str = "default"  # "released": every name with "bias", so relative position tables too
 
     card: ClassVar[MethodCard] = MethodCard(
         title="Bias tuning",
+        summary="Every bias b trains, in y = W x + b and in y = g * norm(x) + b; all weights W and "
+        "g stay frozen.",
         paper="arXiv:2106.10199",
         section="3; for vision arXiv:2203.12119, baseline 'Bias'",
         reference="KMnP/vpt@4410440",
@@ -34,17 +36,20 @@ class Bias(Method):
         mergeable=True,
         deviations=(
             "the released code trains every tensor whose name contains 'bias' and so also Swin's "
-            "relative position tables: relative_position=true",
+            "relative position tables: variant=released",
             "the released code runs ConvNets under disabled gradients, so that no bias trains",
             "BatchNorm statistics stay frozen",
         ),
     )
 
+    def validate(self) -> None:
+        self.require_variant(self.variant)
+
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
         attributes = anatomy.bias_attributes
-        if self.relative_position:
+        if self.variant == "released":
             attributes += anatomy.position_biases
         chosen = {
             f"{path}.{attribute}": parameter
@@ -58,4 +63,5 @@ class Bias(Method):
         return model
 
     def expected_params(self, anatomy: Anatomy) -> int:
-        return anatomy.num_biases + self.relative_position * anatomy.num_position_biases
+        tables = anatomy.num_position_biases if self.variant == "released" else 0
+        return anatomy.num_biases + tables

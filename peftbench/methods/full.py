@@ -25,6 +25,7 @@ class Full(Method):
 
     card: ClassVar[MethodCard] = MethodCard(
         title="Full fine-tuning",
+        summary="Every parameter theta of the backbone trains: logits = W f_theta(x) + b.",
         paper="arXiv:2203.12119",
         section="3.1, the baseline of every table",
         reference="KMnP/vpt@4410440",

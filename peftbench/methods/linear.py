@@ -19,6 +19,7 @@ class Linear(Method):
 
     card: ClassVar[MethodCard] = MethodCard(
         title="Linear probing",
+        summary="Only a linear classifier trains on frozen features: logits = W f(x) + b.",
         paper="arXiv:2203.12119",
         section="4.1, baseline 'Linear'",
         reference="KMnP/vpt@4410440",

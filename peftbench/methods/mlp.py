@@ -24,11 +24,12 @@ class MLPHead(Method):
 
     card: ClassVar[MethodCard] = MethodCard(
         title="MLP head",
+        summary="Only a head of k layers trains: k - 1 times h = BN(relu(W h + b)), then W h + b.",
         paper="arXiv:2203.12119",
         section="4.1, baseline 'Mlp-k'",
         reference="KMnP/vpt@4410440 src/models/mlp.py",
         identity_at_init=True,
-        mergeable=True,
+        mergeable=False,  # no plain timm model has such a head
         head_only=True,
     )
 
@@ -62,9 +63,6 @@ class MLPHead(Method):
                     layer.weight, mode="fan_out", nonlinearity="relu", generator=generator
                 )
         return nn.Sequential(layers)
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        return model
 
     def expected_params(self, anatomy: Anatomy) -> int:
         return 0

@@ -29,6 +29,8 @@ class Partial(Method):
 
     card: ClassVar[MethodCard] = MethodCard(
         title="Partial fine-tuning",
+        summary="The last k of L blocks B train, with what follows them: logits = "
+        "W B_L(... B_(L-k+1)(f(x))) + b with f frozen.",
         paper="arXiv:2203.12119",
         section="4.1, baseline 'Partial-k'",
         reference="KMnP/vpt@4410440",

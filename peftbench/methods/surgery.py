@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from peftbench.backbones.anatomy import Site
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -41,6 +45,41 @@ def freeze_except(model: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
     chosen = {id(parameter) for parameter in trainable}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
+
+
+class Then(nn.Module):
+    """A frozen module with an adapter on its output."""
+
+    def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        adapted: Tensor = self.adapter(self.base(x, *args, **kwargs))
+        return adapted
+
+
+class Plus(Then):
+    """A frozen module with what an adapter makes of its output added to it."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        y: Tensor = self.base(x, *args, **kwargs)
+        changed: Tensor = y + self.adapter(y)
+        return changed
+
+
+class After(nn.Module):
+    """A frozen module with an adapter on its input."""
+
+    def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        out: Tensor = self.base(self.adapter(x), *args, **kwargs)
+        return out
 
 
 class Delta(nn.Module, ABC):
@@ -105,6 +144,11 @@ def add_deltas(
     return deltas, parametrized
 
 
+def in_float64(module: M) -> M:
+    """A copy of `module` in float64, in which merging sums."""
+    return copy.deepcopy(module).double()
+
+
 @torch.no_grad()
 def bake_deltas(model: nn.Module) -> list[str]:
     """Fold every delta into its weight and restore the plain layers; returns their paths.
@@ -115,7 +159,7 @@ def bake_deltas(model: nn.Module) -> list[str]:
     for path, module in list(model.named_modules()):
         if isinstance(module, DeltaLayer):
             weight = module.base.get_parameter("weight")
-            weight.copy_(weight.double() + copy.deepcopy(module.delta).double().of_weight())
+            weight.copy_(weight.double() + in_float64(module.delta).of_weight())
             replace(model, path, module.base)
             baked.append(path)
         elif parametrize.is_parametrized(module, "weight"):
@@ -124,7 +168,7 @@ def bake_deltas(model: nn.Module) -> list[str]:
             weight = stack.get_parameter("original")
             total = weight.double()
             for parametrization in deltas:
-                total = total + copy.deepcopy(parametrization.delta).double().of_weight()
+                total = total + in_float64(parametrization.delta).of_weight()
             weight.copy_(total)
             # `remove_parametrizations` would delete the property of the generated class, which
             # deep copies of the module share
@@ -133,3 +177,53 @@ def bake_deltas(model: nn.Module) -> list[str]:
             module.register_parameter("weight", weight)
             baked.append(path)
     return baked
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a model was before surgery, for `restore`."""
+
+    # module, its class, its attributes and what its own registries held
+    modules: tuple[tuple[nn.Module, type, dict[str, Any], dict[str, Any]], ...]
+    tensors: list[tuple[Tensor, Tensor, bool, Tensor | None]]  # object, values, requires_grad, grad
+
+    def keep(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Copy the values of those of `parameters` that the model had: they are about to change."""
+        chosen = {id(parameter) for parameter in parameters}
+        for i, (tensor, values, requires_grad, grad) in enumerate(self.tensors):
+            if id(tensor) in chosen:
+                self.tensors[i] = (tensor, values.clone(), requires_grad, grad)
+
+
+def snapshot(model: nn.Module) -> Snapshot:
+    """The module tree and tensors of `model`.
+
+    Buffers are copied. Parameters share their memory with the snapshot until `Snapshot.keep`, so
+    one of a frozen backbone costs nothing.
+    """
+    modules = []
+    for module in model.modules():
+        attributes = dict(vars(module))
+        registries = {k: copy.copy(v) for k, v in attributes.items() if isinstance(v, dict | set)}
+        modules.append((module, type(module), attributes, registries))
+    tensors: list[tuple[Tensor, Tensor, bool, Tensor | None]] = []
+    tensors += [(p, p.detach(), p.requires_grad, p.grad) for p in model.parameters()]
+    tensors += [(b, b.detach().clone(), b.requires_grad, b.grad) for b in model.buffers()]
+    return Snapshot(tuple(modules), tensors)
+
+
+def restore(before: Snapshot) -> nn.Module:
+    """Make the model of a snapshot what it was: modules, parameter objects, values, modes."""
+    for module, kind, attributes, registries in before.modules:
+        module.__class__ = kind  # parametrized modules have a class of their own
+        vars(module).clear()
+        vars(module).update(attributes)
+        for name, held in registries.items():
+            attributes[name].clear()
+            attributes[name].update(held)
+    for tensor, values, requires_grad, grad in before.tensors:
+        tensor.grad = None  # of another type or device, if the model was moved
+        tensor.data = values
+        tensor.requires_grad_(requires_grad)
+        tensor.grad = grad
+    return before.modules[0][0]

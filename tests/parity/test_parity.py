@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -20,16 +21,28 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import describe
+from peftbench.backbones.anatomy import Role, describe
+from peftbench.errors import NotMergeable
 from peftbench.methods import METHODS, Tuned, apply, discover
+from peftbench.methods.ssf import fold
 
 discover()
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 # file -> method and hyper-parameters that give the same function
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bias_swin": ("bias", {"relative_position": True}),
+    "adapter_houlsby_ap_vit": ("adapter", {"position": "houlsby", "bottleneck": 6}),
+    "adapter_noah_vit": ("adapter", {"bottleneck": 6, "activation": "quick_gelu"}),
+    "adapter_plus_vit": ("adapter_plus", {"bottleneck": 8}),
+    "adapter_vpt_vit": ("adapter_vpt", {"reduction": 4}),
+    "adaptformer_bnhead_vit": ("adaptformer", {"bottleneck": 6, "variant": "released"}),
+    "adaptformer_nobias_vit": ("adaptformer", {"bottleneck": 8, "bias": False}),
+    "adaptformer_vit": ("adaptformer", {"bottleneck": 8}),
+    "bias_swin": ("bias", {"variant": "released"}),
     "bias_vit": ("bias", {}),
+    "convpass_vit": ("convpass", {"bottleneck": 8, "scale": 0.5}),
+    "fact_tk_vit": ("fact_tk", {"rank": 6, "scale": 0.5, "variant": "released"}),
+    "fact_tt_vit": ("fact_tt", {"rank": 4, "scale": 0.5}),
     "full_vit": ("full", {}),
     "linear_vit": ("linear", {}),
     "lora_fused_qkv_noah_vit": ("lora", {"rank": 4, "alpha": 4.0, "targets": ["qkv"]}),
@@ -39,22 +52,53 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "partial0_convnext": ("partial", {"num_blocks": 1}),
     "partial0_resnet_trainbn": ("partial", {"num_blocks": 1}),
     "partial1_vit": ("partial", {"num_blocks": 1}),
+    "repadapter_block_vit": ("repadapter", {"bottleneck": 8, "groups": 2, "scale": 0.7}),
+    "sidetune_vit": ("sidetune", {"alpha": 0.4}),
+    "ssf_convnext": ("ssf", {"variant": "released"}),
+    "ssf_swin": ("ssf", {"variant": "released"}),
+    "ssf_vit": ("ssf", {}),
     "vpt_deep_mae_vit": ("vpt_deep", {"num_tokens": 3, "pool_prompts": True}),
+    "vpt_deep_swin": ("vpt_deep", {"num_tokens": 2, "pool_prompts": True}),
     "vpt_deep_vit": ("vpt_deep", {"num_tokens": 4}),
     "vpt_deep_vit_project": ("vpt_deep", {"num_tokens": 3, "project_width": 16}),
+    "vpt_pad_convnext": ("vpt_pad", {"num_tokens": 4}),
+    "vpt_pad_resnet": ("vpt_pad", {"num_tokens": 3}),
+    "vpt_shallow_swin": ("vpt_shallow", {"num_tokens": 3, "pool_prompts": True}),
     "vpt_shallow_vit": ("vpt_shallow", {"num_tokens": 5}),
 }
 
-# role in a file -> name of the tensor here; {head} is the path of the classifier, and of its last
-# layer for `head.weight` and `head.bias` of an MLP head
+# role in a file -> name of the tensor here; {head} is the path of the classifier, {last} of its
+# last layer, which differs for an MLP head, and {stem} of the layer that reads the image
 NAMES: tuple[tuple[str, str], ...] = (
     (r"head\.(weight|bias)", r"{last}.\1"),
     (r"head\.hidden\.(\d)\.(linear|bn)\.(\w+)", r"{head}.\2\1.\3"),
     (r"prompt\.layer0(\d)", r"blocks.\1.prompts.tokens"),
     (r"prompt\.proj\.(weight|bias)", r"blocks.0.prompts.projection.\1"),
+    (r"prompt\.(layers\.\d\.blocks\.\d)", r"\1.prompts.tokens"),
+    (r"prompt\.(top_bottom|left_right)", r"{stem}.\1"),
+    (r"head\.(bn\.\w+)", r"{head}.\1"),
+    (r"blocks\.(\d)\.adapter\.(.+)", r"blocks.\1.{adapter}.\2"),
+    (r"blocks\.(\d)\.adapter_attn\.(.+)", r"blocks.\1.attn.proj.adapter.\2"),
+    (r"blocks\.(\d)\.convpass_attn\.(.+)", r"blocks.\1.block.norm1.adapter.\2"),
+    (r"blocks\.(\d)\.convpass_mlp\.(.+)", r"blocks.\1.block.norm2.adapter.\2"),
+    (r"blocks\.(\d)\.repadapter_attn\.(.+)", r"blocks.\1.attn.qkv.adapter.\2"),
+    (r"blocks\.(\d)\.repadapter_mlp\.(.+)", r"blocks.\1.mlp.fc1.adapter.\2"),
+    # behind the last block, which the released code does on ConvNeXt alone
+    (r"stages\.ssf_(scale|shift)", r"stages.3.blocks.0.adapter.\1"),
+    (r"stages\.3\.blocks\.0\.(.+)\.ssf_(scale|shift)", r"stages.3.blocks.0.base.\1.adapter.\2"),
+    (r"(.+)\.ssf_(scale|shift)", r"\1.adapter.\2"),
+    (r"fact\.(u|v)", r"blocks.0.attn.qkv.delta.factors.\1"),  # shared by all blocks
+    (r"fact\.(core|p)", r"blocks.0.attn.qkv.delta.tucker.\1"),
+    (r"fact\.blocks\.(\d)\.attn\.(q|k|v)\.core", r"blocks.\1.attn.qkv.delta.core.\2"),
+    (r"fact\.blocks\.(\d)\.(attn|mlp)\.(\w+)\.core", r"blocks.\1.\2.\3.delta.core.\3"),
     (r"blocks\.(\d)\.attn\.lora_(q|v|qkv)\.(a|b)", r"blocks.\1.attn.qkv.delta.\3.\2"),
+    (r"side\.(alpha|projection\.weight)", r"\1"),
+    (r"(side\.features\..+)", r"\1"),
     (r"backbone\.(.+)", r"\1"),
 )
+
+# where the one adapter of a block stands, relative to the block
+ADAPTER = {"adapter_plus": "adapter", "adaptformer": "block.norm2.adapter"}
 
 # meta.timm holds these constructor arguments as words
 WORDS = {"basic": BasicBlock}
@@ -62,6 +106,7 @@ WORDS = {"basic": BasicBlock}
 # dtype -> largest absolute difference
 LOGITS = {torch.float32: 1e-5, torch.float64: 1e-10}
 GRADIENTS, WEIGHTS, STATISTICS, LOGITS_AFTER_3 = 2e-5, 5e-6, 1e-5, 5e-5
+NORMS, ZERO = 1e-6, torch.tensor(0.0)  # of whole gradients, relative
 
 
 @dataclass(frozen=True)
@@ -76,6 +121,12 @@ class Golden:
         """The tensors whose key starts with `prefix/`, without it."""
         start = f"{prefix}/"
         return {k.removeprefix(start): t for k, t in self.tensors.items() if k.startswith(start)}
+
+    @property
+    def trainable(self) -> set[str]:
+        """Roles of the tensors that train; one with a * stands for tensors made by a rule."""
+        named = {role for role in self.meta["trainable_roles"] if "*" not in role}
+        return named | self.meta.get("generated", {}).keys()
 
 
 @cache
@@ -102,11 +153,26 @@ def build(golden: Golden) -> nn.Module:
     return model
 
 
-def our_name(role: str, head: str, last: str) -> str:
+def generated(rule: dict[str, Any]) -> Tensor:
+    """A tensor too large to store, by the integer rule of the README of the files."""
+    shape = rule["shape"]
+    h = np.arange(1, 1 + math.prod(shape), dtype=np.uint64) + np.uint64(1_000_003 * rule["t"])
+    low, factor, half = np.uint64(2**32 - 1), np.uint64(0x45D9F3B), np.uint64(16)
+    h &= low
+    for _ in range(2):
+        h = ((h ^ (h >> half)) * factor) & low
+    h ^= h >> half
+    by_fan_in = rule["std"] == "0.4*sqrt(2/fan_in)"
+    std = 0.4 * math.sqrt(2 / math.prod(shape[1:])) if by_fan_in else float(rule["std"])
+    values = std * math.sqrt(12) * (h / 2**32 - 0.5)
+    return torch.from_numpy(values.astype(np.float32)).reshape(shape)
+
+
+def our_name(role: str, places: dict[str, str]) -> str:
     for pattern, name in NAMES:
         match = re.fullmatch(pattern, role)
         if match:
-            return match.expand(name).format(head=head, last=last)
+            return match.expand(name).format(**places)
     raise AssertionError(f"role {role!r} has no name in NAMES")
 
 
@@ -127,19 +193,26 @@ class Run:
             METHODS[method](**options), backbone, self.anatomy, num_classes, generator
         )
         self.model = self.tuned.model
-        head = self.anatomy.head
-        self.head = self.model.get_submodule(head)
-        self.last = f"{head}.last" if isinstance(self.head, nn.Sequential) else head
+        self.head = backbone.get_submodule(self.anatomy.head)
+        head = next(n for n, m in self.model.named_modules() if m is self.head)
+        self.places = {
+            "head": head,
+            "last": f"{head}.last" if isinstance(self.head, nn.Sequential) else head,
+            "stem": self.anatomy.where(Role.EMBED)[0].path,
+            "adapter": ADAPTER.get(method, "mlp.fc2.adapter"),
+        }
         with torch.no_grad():
             for key, tensor in self.golden.under("method").items():
                 self.tensor(key).copy_(tensor)
             for key, tensor in self.golden.under("head").items():
                 self.tensor(f"head.{key}").copy_(tensor)
+            for key, rule in self.golden.meta.get("generated", {}).items():
+                self.tensor(key).copy_(generated(rule))
         self.model.to(dtype)
 
     def tensor(self, role: str) -> Tensor:
         """Our parameter or buffer for a role; buffers are looked up anew after a conversion."""
-        name = our_name(role, self.anatomy.head, self.last)
+        name = our_name(role, self.places)
         return (dict(self.model.named_parameters()) | dict(self.model.named_buffers()))[name]
 
     def set_mode(self) -> None:
@@ -183,9 +256,8 @@ def test_the_plain_backbone_is_the_one_of_the_file(name: str) -> None:
 @FILES
 def test_the_same_tensors_train(name: str) -> None:
     run = Run(name, torch.float32)
-    roles = run.golden.meta["trainable_roles"]
     tuned = run.tuned
-    ours = [our_name(role, run.anatomy.head, run.last) for role in roles]
+    ours = [our_name(role, run.places) for role in run.golden.trainable]
     assert sorted(ours) == sorted(tuned.trainable)
     count = run.golden.meta["trainable_count"]
     assert count["head"] == sum(p.numel() for p in tuned.head_params.values())
@@ -212,20 +284,37 @@ def test_features_gradients_and_three_steps_are_the_official_ones(
             assert_close(pooled, out["pooled"], LOGITS[dtype])
             assert_close(logits, out["logits"], LOGITS[dtype])
             gradients = golden.under("grad")
-            assert gradients.keys() == set(golden.meta["trainable_roles"])
+            norms = golden.under("grad_norm")  # of gradients too large to store
+            assert gradients.keys() | norms.keys() == golden.trainable
             for role, expected in gradients.items():
                 gradient = run.tensor(role).grad
                 assert gradient is not None, role
                 assert_close(gradient, expected, GRADIENTS)
+            for role, expected in norms.items():
+                assert_close(run.tensor(role).grad.double().norm() / expected - 1, ZERO, NORMS)
+            for role, expected in golden.under("grad_slice").items():
+                assert_close(run.tensor(role).grad[:, : expected.shape[1]], expected, GRADIENTS)
         optimizer.step()
     for role, expected in golden.under("after3").items():
         tolerance = STATISTICS if ".running_" in role else WEIGHTS
         assert_close(run.tensor(role), expected, tolerance)
+    for role, expected in golden.under("after3_slice").items():
+        assert_close(run.tensor(role)[:, : expected.shape[1]], expected, WEIGHTS)
     _, logits = run.forward()
     assert_close(logits, golden.tensors["out/logits_after3"], LOGITS_AFTER_3)
 
 
-@pytest.mark.parametrize("name", [n for n in sorted(CASES) if read(n).under("merged")])
+def test_generated_tensors_begin_as_the_file_says() -> None:
+    golden = read("sidetune_vit")
+    spots = golden.under("spot")
+    assert spots.keys() == golden.meta["generated"].keys()
+    for role, expected in spots.items():
+        assert torch.equal(generated(golden.meta["generated"][role]).flatten()[:8], expected)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in sorted(CASES) if read(n).under("merged") and n != "ssf_convnext"]
+)
 def test_merged_weights_are_the_official_ones(name: str) -> None:
     run = Run(name, torch.float64)
     run.model.eval()
@@ -237,3 +326,20 @@ def test_merged_weights_are_the_official_ones(name: str) -> None:
         assert_close(state[key], tensor, 1e-10)
     with torch.no_grad():
         assert_close(merged(run.x), run.golden.tensors["out64/logits"], 1e-10)
+
+
+def test_the_released_ssf_on_convnext_folds_all_pairs_but_the_last() -> None:
+    """It stands in front of the pooling and of a norm, where no weight can take it."""
+    run = Run("ssf_convnext", torch.float64)
+    run.model.eval()
+    with pytest.raises(NotMergeable, match=r"'stages\.3\.blocks\.0'"):
+        run.tuned.method.merge(run.model)
+    assert fold(run.model) == ["stages.3.blocks.0"]
+    state = run.model.state_dict()
+    merged = run.golden.under("merged")
+    assert merged
+    for key, tensor in merged.items():
+        ours = key.replace("stages.3.blocks.0.", "stages.3.blocks.0.base.")
+        assert_close(state[ours], tensor, 1e-10)
+    with torch.no_grad():
+        assert_close(run.model(run.x), run.golden.tensors["out64/logits"], 1e-10)

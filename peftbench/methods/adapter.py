@@ -1,0 +1,345 @@
+"""Bottleneck adapters: Houlsby et al., arXiv 1902.00751; Pfeiffer et al., arXiv 2005.00247."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from peftbench.backbones.anatomy import Anatomy, Role, Site
+from peftbench.errors import Unsupported
+from peftbench.methods import stream, surgery
+from peftbench.methods.base import (
+    Attachment,
+    Method,
+    MethodCard,
+    parameters_of,
+    register_method,
+)
+from peftbench.registry import unknown_name
+
+NORM_EPS = 1e-6  # of an adapter's own layer norm, as in Adapter+ (Steitz and Roth, 2024)
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the activation of CLIP and of the adapters of NOAH and Convpass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "quick_gelu": QuickGELU,
+    "silu": nn.SiLU,
+}
+
+
+def _lora(linear: nn.Linear, up: bool, generator: torch.Generator) -> None:
+    """Kaiming uniform with a = sqrt(5) in front, zero behind: the identity, with live gradients."""
+    bound = 0.0 if up else 1 / math.sqrt(linear.in_features)
+    linear.weight.uniform_(-bound, bound, generator=generator)
+
+
+def _truncated(std: float) -> Callable[[nn.Linear, bool, torch.Generator], None]:
+    def draw(linear: nn.Linear, up: bool, generator: torch.Generator) -> None:
+        nn.init.trunc_normal_(linear.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+
+    return draw
+
+
+def _normal(linear: nn.Linear, up: bool, generator: torch.Generator) -> None:
+    linear.weight.normal_(0.0, 0.02, generator=generator)
+
+
+def _zero(linear: nn.Linear, up: bool, generator: torch.Generator) -> None:
+    linear.weight.zero_()
+
+
+# how the two matrices start; biases start at zero
+INITS: Mapping[str, Callable[[nn.Linear, bool, torch.Generator], None]] = {
+    "lora": _lora,
+    "houlsby": _truncated(0.01),
+    "noah": _truncated(0.02),
+    "bert": _normal,
+    "zero": _zero,  # as VPT released its adapter: only the last bias ever gets a gradient
+}
+
+# position -> what it computes, with y the stream behind attention and u the output of the MLP
+POSITIONS: Mapping[str, str] = {
+    "sequential": "y + u + A(u): on the MLP's output, inside the residual branch",
+    "houlsby": "sequential on both branches",
+    "parallel": "y + u + A(y): beside the MLP, reads the stream",
+    "parallel_norm": "y + u + A(LN2 y): beside the MLP, reads what the MLP reads",
+    "before": "y' = y + A(y), then y' + u(y'): on the stream in front of the MLP",
+    "after": "z = y + u, then z + A(z): on the stream behind the block",
+    "pfeiffer": "after, with a layer norm that trains in front of the adapter",
+}
+_ON_BRANCHES: Mapping[str, tuple[Role, ...]] = {
+    "sequential": (Role.MLP_OUT,),
+    "houlsby": (Role.ATTN_OUT, Role.MLP_OUT),
+}
+_AT_ENTRIES: Mapping[str, stream.Reads] = {
+    "parallel": stream.Reads.STREAM,
+    "parallel_norm": stream.Reads.BRANCH,
+    "before": stream.Reads.BEFORE,
+}
+
+
+@dataclass(frozen=True)
+class Design:
+    """One adapter: A(x) = scale · up(activation(down(x)))."""
+
+    position: str
+    bottleneck: int  # h
+    activation: str = "gelu"
+    init: str = "lora"
+    bias: bool = True
+    dropout: float = 0.0  # on the bottleneck
+    scale: float = 1.0
+    learned_scale: str = "none"  # one scale that trains for each "channel", or a "scalar"
+    drop_path: float = 0.0  # of the adapter's own branch
+
+    @property
+    def own_norm(self) -> bool:
+        return self.position == "pfeiffer"
+
+
+class Bottleneck(nn.Module):
+    """The adapter of a `Design` on the channels of its input, without a residual."""
+
+    def __init__(
+        self, design: Design, width: int, channels_last: bool, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if design.own_norm else None
+        self.down = nn.Linear(width, design.bottleneck, bias=design.bias)
+        self.activation = ACTIVATIONS[design.activation]()
+        self.dropout = nn.Dropout(design.dropout)
+        self.up = nn.Linear(design.bottleneck, width, bias=design.bias)
+        self.drop_path = DropPath(design.drop_path)
+        self.channels_last = channels_last
+        with torch.no_grad():
+            for linear, up in ((self.down, False), (self.up, True)):
+                INITS[design.init](linear, up, generator)
+                if design.bias:
+                    linear.bias.zero_()
+        self.scale: float | nn.Parameter = design.scale
+        if design.learned_scale != "none":
+            shape = (width,) if design.learned_scale == "channel" else ()
+            self.scale = nn.Parameter(torch.full(shape, design.scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, ..., C) or (B, C, H, W); the change has the same shape."""
+        if not self.channels_last:
+            x = x.movedim(1, -1)
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.up(self.dropout(self.activation(self.down(x)))) * self.scale
+        if not self.channels_last:
+            x = x.movedim(-1, 1)
+        change: Tensor = self.drop_path(x)
+        return change
+
+
+@dataclass(frozen=True)
+class BottleneckAdapter(Method):
+    """What the presets share; each one has its own hyper-parameters and gives a `Design`."""
+
+    def design(self, width: int) -> Design:
+        """The adapter for `width` channels."""
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        design = self.design(1024)
+        for key, known in (
+            ("position", POSITIONS),
+            ("activation", ACTIVATIONS),
+            ("init", INITS),
+            ("learned_scale", ("none", "scalar", "channel")),
+        ):
+            value = getattr(design, key)
+            if value not in known:
+                raise unknown_name(f"{key} of method={self.name}:", value, known)
+        self.require(design.bottleneck >= 1, f"bottleneck={design.bottleneck}; use 1 or more.")
+        for key in ("dropout", "drop_path"):
+            value = getattr(design, key)
+            self.require(0 <= value < 1, f"{key}={value} is not in [0, 1).")
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        """One site for each adapter."""
+        return anatomy.where(*_roles(self.design(1024).position))
+
+    def check(self, anatomy: Anatomy) -> None:
+        position = self.design(1024).position
+        found = {site.role for site in self.sites(anatomy) if site.called}
+        if found == set(_roles(position)):
+            return
+        if not anatomy.where(Role.BLOCK):
+            advice = (
+                "Use method=bias, norm or full, or describe the class in backbones/families.py."
+            )
+        else:
+            advice = "Use method=adapter_plus, which needs blocks only, or method=bias."
+        need = {"houlsby": "attention and an MLP in each block"}.get(
+            position, "an MLP in each block"
+        )
+        if position in ("after", "pfeiffer"):
+            need = "to know the blocks"
+        raise Unsupported(
+            f"{self.name} (position {position!r}) needs {need}, and family {anatomy.family!r} "
+            f"describes none. {advice}"
+        )
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        def make(site: Site) -> Bottleneck:
+            return Bottleneck(self.design(site.width), site.width, site.channels_last, generator)
+
+        adapters: dict[str, nn.Module] = {}
+        position = self.design(1024).position
+        if position in _AT_ENTRIES:
+            reads = _AT_ENTRIES[position]
+            adapters = stream.add_to_stream(backbone, anatomy, (Role.MLP_ENTRY,), reads, make)
+        else:
+            for site in self.sites(anatomy):
+                adapters[site.path] = make(site)
+                plus = surgery.Plus(backbone.get_submodule(site.path), adapters[site.path])
+                surgery.replace(backbone, site.path, plus)
+        return Attachment(
+            backbone,
+            parameters_of(*adapters.values()),
+            touched=tuple(adapters),
+            train_modules=tuple(adapters.values()),
+        )
+
+    def expected_params(self, anatomy: Anatomy) -> int:
+        return sum(_count(self.design(site.width), site.width) for site in self.sites(anatomy))
+
+
+def _roles(position: str) -> tuple[Role, ...]:
+    if position in _ON_BRANCHES:
+        return _ON_BRANCHES[position]
+    return (Role.MLP_ENTRY,) if position in _AT_ENTRIES else (Role.BLOCK,)
+
+
+def _count(design: Design, width: int) -> int:
+    matrices = 2 * width * design.bottleneck
+    biases = design.bias * (design.bottleneck + width)
+    scales = {"none": 0, "scalar": 1, "channel": width}[design.learned_scale]
+    return matrices + biases + scales + 2 * width * design.own_norm
+
+
+@register_method("adapter")
+@dataclass(frozen=True)
+class Adapter(BottleneckAdapter):
+    """A bottleneck at a chosen position; by default behind the MLP, inside its residual branch."""
+
+    position: str = "sequential"  # a key of `POSITIONS`
+    bottleneck: int = 8  # h
+    activation: str = "gelu"  # gelu, relu, quick_gelu, silu
+    init: str = "lora"  # lora, houlsby, noah, bert
+    dropout: float = 0.0
+    scale: float = 1.0
+    learned_scale: str = "none"  # none, scalar, channel
+    train_norms: bool = False  # also every norm of the backbone, as Houlsby et al. do
+
+    card: ClassVar[MethodCard] = MethodCard(
+        title="Adapter",
+        summary="z = y + u + W_up act(W_down u) with u = MLP(LN y): a bottleneck of width h behind "
+        "each MLP, or at another position.",
+        paper="arXiv:2005.00247",
+        section="3.2; Houlsby arXiv:1902.00751 section 2; for vision arXiv:2206.04673",
+        reference="ZhangYuanhan-AI/NOAH@e9c55f3; visinf/adapter_plus@191c4ab for the positions",
+        identity_at_init=True,
+        mergeable=False,
+        deviations=(
+            "the second matrix starts at zero (init=lora); NOAH's released code ends with both "
+            "random and so not at the pretrained function: init=noah activation=quick_gelu "
+            "dropout=0.1",
+            "an adapter on a branch acts in front of layer scale and drop-path; Adapter+ puts it "
+            "behind layer scale",
+            "the released codes keep the frozen blocks in train mode, with drop-path 0.1",
+            "outside plain ViTs (Swin, ConvNeXt, Mixer, ...) the placement is ours",
+        ),
+    )
+
+    def design(self, width: int) -> Design:
+        return Design(
+            position=self.position,
+            bottleneck=self.bottleneck,
+            activation=self.activation,
+            init=self.init,
+            dropout=self.dropout,
+            scale=self.scale,
+            learned_scale=self.learned_scale,
+        )
+
+    def validate(self) -> None:
+        super().validate()
+        self.require(self.init != "zero", "init=zero never trains; it is method=adapter_vpt.")
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        norms = [backbone.get_submodule(path) for path in anatomy.norms if self.train_norms]
+        attachment = super().attach(backbone, anatomy, generator)
+        scales = [p for norm in norms for p in norm.parameters(recurse=False)]
+        return replace(
+            attachment,
+            trainable=(*attachment.trainable, *scales),
+            touched=(*attachment.touched, *(anatomy.norms if self.train_norms else ())),
+        )
+
+    def expected_params(self, anatomy: Anatomy) -> int:
+        norms = anatomy.num_norm_params if self.train_norms else 0
+        return super().expected_params(anatomy) + norms
+
+
+@register_method("adapter_vpt")
+@dataclass(frozen=True)
+class AdapterVPT(BottleneckAdapter):
+    """The adapter baseline as VPT released it; all its matrices start, and stay, at zero."""
+
+    reduction: int = 8  # h = D // reduction; the paper's rows are 8, 64 and 256
+
+    card: ClassVar[MethodCard] = MethodCard(
+        title="Adapter (VPT, as released)",
+        summary="z = y + u + W_up gelu(W_down u) with both matrices at zero, where they stay: only "
+        "one bias of each adapter ever trains. For chasing published numbers.",
+        paper="arXiv:2203.12119",
+        section="4.1, baseline 'Adapter'",
+        reference="KMnP/vpt@4410440 src/models/vit_adapter",
+        identity_at_init=True,
+        mergeable=False,
+        deviations=(
+            "dead initialisation, kept on purpose: with W_down = W_up = 0 and gelu(0) = 0 the "
+            "gradients of both matrices and of the first bias are exactly zero; method=adapter "
+            "works",
+            "counts all its parameters, as the paper does, though only D of each adapter move",
+        ),
+        dead_at_init=True,
+    )
+
+    def validate(self) -> None:
+        self.require(self.reduction >= 1, f"reduction={self.reduction}; use 1 or more.")
+
+    def check(self, anatomy: Anatomy) -> None:
+        super().check(anatomy)
+        narrow = [site.width for site in self.sites(anatomy) if site.width < self.reduction]
+        if narrow:
+            raise Unsupported(
+                f"adapter_vpt with reduction={self.reduction} leaves no bottleneck on the "
+                f"{narrow[0]} channels of this {anatomy.family} backbone. Set a lower "
+                "method.reduction."
+            )
+
+    def design(self, width: int) -> Design:
+        return Design("sequential", bottleneck=width // self.reduction, init="zero")

@@ -1,0 +1,66 @@
+"""AdaptFormer: an adapter beside the MLP (Chen et al., 2022, arXiv 2205.13535)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from peftbench.methods.adapter import BottleneckAdapter, Design
+from peftbench.methods.base import MethodCard, register_method
+
+
+@register_method("adaptformer")
+@dataclass(frozen=True)
+class AdaptFormer(BottleneckAdapter):
+    """z = y + MLP(LN y) + s W_up relu(W_down y)."""
+
+    bottleneck: int = 64
+    scale: float = 0.1  # s
+    dropout: float = 0.1
+    bias: bool = True
+    variant: str = "default"  # "released": batch normalisation in front of the classifier
+
+    card: ClassVar[MethodCard] = MethodCard(
+        title="AdaptFormer",
+        summary="z = y + MLP(LN y) + s W_up relu(W_down y): a bottleneck beside each MLP that "
+        "reads the stream, scaled by s = 0.1.",
+        paper="arXiv:2205.13535",
+        section="3.2",
+        reference="ShoufaChen/AdaptFormer@6967d67; without biases JieShibo/PETL-ViT@026e4f1",
+        identity_at_init=True,
+        mergeable=False,
+        deviations=(
+            "reads the stream in front of the layer norm, as the released code does",
+            "a linear classifier; the released code puts a batch normalisation without affine in "
+            "front of it, which is part of its gain: variant=released",
+            "outside plain ViTs the placement is ours; a ConvNeXt block is one branch, beside "
+            "which the adapter stands",
+        ),
+    )
+
+    def design(self, width: int) -> Design:
+        return Design(
+            position="parallel",
+            bottleneck=self.bottleneck,
+            activation="relu",
+            dropout=self.dropout,
+            scale=self.scale,
+            bias=self.bias,
+        )
+
+    def validate(self) -> None:
+        super().validate()
+        self.require_variant(self.variant)
+
+    def head(self, width: int, num_classes: int, generator: torch.Generator) -> nn.Module:
+        if self.variant == "default":
+            return super().head(width, num_classes, generator)
+        last = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(last.weight, std=0.01, generator=generator)
+        nn.init.zeros_(last.bias)
+        norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        return nn.Sequential(OrderedDict(bn=norm, last=last))

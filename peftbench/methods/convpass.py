@@ -1,0 +1,156 @@
+"""Convpass: convolutions beside attention and MLP (Jie and Deng, 2022, arXiv 2207.07039)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftbench.backbones.anatomy import Anatomy, Role, Site
+from peftbench.errors import Unsupported
+from peftbench.methods import stream
+from peftbench.methods.adapter import QuickGELU
+from peftbench.methods.base import (
+    Attachment,
+    Method,
+    MethodCard,
+    parameters_of,
+    register_method,
+)
+from peftbench.registry import unknown_name
+
+
+class Bypass(nn.Module):
+    """scale · up(g(conv3x3(g(down(x))))) on the grid of the tokens, g = QuickGELU.
+
+    Prefix tokens have no place on the grid: each is convolved alone, as a 1 x 1 map.
+    """
+
+    def __init__(
+        self, width: int, bottleneck: int, scale: float, dropout: float, num_prefix: int | None
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.conv = nn.Conv2d(bottleneck, bottleneck, 3, padding=1)
+        self.up = nn.Linear(bottleneck, width)
+        self.activation = QuickGELU()
+        self.dropout = nn.Dropout(dropout)
+        self.scale = scale
+        self.num_prefix = num_prefix  # None: the input is a map (B, H, W, C) already
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, N, C) or (B, H, W, C); the change has the same shape."""
+        hidden = self.activation(self.down(x))
+        if self.num_prefix is None:
+            mixed = self._convolve(hidden)
+        else:
+            prefix, patches = hidden[:, : self.num_prefix], hidden[:, self.num_prefix :]
+            side = math.isqrt(patches.shape[1])
+            grid = patches.unflatten(1, (side, side))
+            alone = self._convolve(prefix.flatten(0, 1)[:, None, None])
+            mixed = torch.cat((alone.reshape(prefix.shape), self._convolve(grid).flatten(1, 2)), 1)
+        change: Tensor = self.up(self.dropout(self.activation(mixed))) * self.scale
+        return change
+
+    def _convolve(self, grid: Tensor) -> Tensor:
+        mixed: Tensor = self.conv(grid.movedim(-1, 1)).movedim(1, -1)
+        return mixed
+
+
+@register_method("convpass")
+@dataclass(frozen=True)
+class Convpass(Method):
+    """A 3 x 3 convolution in a bottleneck beside each branch, on what the branch reads."""
+
+    bottleneck: int = 8  # h
+    scale: float = 1.0  # s; the released configurations take 0.01 to 100 by task
+    dropout: float = 0.1  # in front of the last layer
+    branches: str = "both"  # "attention": only beside attention (Convpass-attn)
+    conv_init: str = "identity"  # the centre of the kernel is the identity; or "xavier"
+
+    card: ClassVar[MethodCard] = MethodCard(
+        title="Convpass",
+        summary="x + Attn(n) + s C(n) with n = LN x, and the same beside the MLP; C(n) = W_up "
+        "g(conv3x3(g(W_down n))) on the grid of the patches.",
+        paper="arXiv:2207.07039",
+        section="3.2",
+        reference="JieShibo/PETL-ViT@026e4f1 convpass",
+        identity_at_init=True,
+        mergeable=False,
+        deviations=(
+            "every prefix token, registers included, is convolved alone as the class token is",
+            "the released code chooses between the two starts of the convolution for each task",
+            "the released code keeps the frozen blocks in train mode, with drop-path 0.1",
+            "on Swin the bypass sees the whole map and not one window",
+        ),
+    )
+
+    def validate(self) -> None:
+        self.require(self.bottleneck >= 1, f"bottleneck={self.bottleneck}; use 1 or more.")
+        self.require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1).")
+        for key, value, known in (
+            ("branches", self.branches, ("both", "attention")),
+            ("conv_init", self.conv_init, ("identity", "xavier")),
+        ):
+            if value not in known:
+                raise unknown_name(f"{key} of method=convpass:", value, known)
+
+    def check(self, anatomy: Anatomy) -> None:
+        roles = {site.role for site in anatomy.where(Role.ATTN_ENTRY, Role.MLP_ENTRY)}
+        if Role.ATTN_ENTRY not in roles:
+            raise Unsupported(
+                "convpass needs blocks that read the stream through a norm in front of attention, "
+                f"and {anatomy.family} backbones have none. Use method=adapter_plus, bias or norm."
+            )
+        grid = anatomy.tokens.grid if anatomy.tokens is not None else None
+        if anatomy.tokens is not None and (grid is None or grid[0] != grid[1]):
+            raise Unsupported(
+                f"convpass needs a square grid of patches, and this {anatomy.family} backbone has "
+                f"{grid}. Set backbone.image_size, or use method=adapter."
+            )
+
+    def roles(self) -> tuple[Role, ...]:
+        if self.branches == "attention":
+            return (Role.ATTN_ENTRY,)
+        return (Role.ATTN_ENTRY, Role.MLP_ENTRY)
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        num_prefix = None if anatomy.tokens is None else anatomy.tokens.num_prefix
+
+        def make(site: Site) -> Bypass:
+            bypass = Bypass(site.width, self.bottleneck, self.scale, self.dropout, num_prefix)
+            self._initialise(bypass, generator)
+            return bypass
+
+        bypasses = stream.add_to_stream(backbone, anatomy, self.roles(), stream.Reads.BRANCH, make)
+        return Attachment(
+            backbone,
+            parameters_of(*bypasses.values()),
+            touched=tuple(bypasses),
+            train_modules=tuple(bypasses.values()),
+        )
+
+    @torch.no_grad()
+    def _initialise(self, bypass: Bypass, generator: torch.Generator) -> None:
+        nn.init.xavier_uniform_(bypass.down.weight, generator=generator)
+        nn.init.zeros_(bypass.up.weight)
+        for layer in (bypass.down, bypass.conv, bypass.up):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        if self.conv_init == "xavier":
+            nn.init.xavier_uniform_(bypass.conv.weight, generator=generator)
+        else:
+            nn.init.zeros_(bypass.conv.weight)
+            bypass.conv.weight[:, :, 1, 1] = torch.eye(self.bottleneck)
+
+    def expected_params(self, anatomy: Anatomy) -> int:
+        h = self.bottleneck
+        return sum(
+            2 * h * site.width + 9 * h * h + 2 * h + site.width
+            for site in anatomy.where(*self.roles())
+        )

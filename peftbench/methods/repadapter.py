@@ -1,0 +1,161 @@
+"""RepAdapter: linear adapters that fold into the layer behind (Luo et al., arXiv 2302.08106)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
+from peftbench.errors import NotMergeable, Unsupported
+from peftbench.methods import surgery
+from peftbench.methods.base import (
+    Attachment,
+    Method,
+    MethodCard,
+    parameters_of,
+    register_method,
+)
+
+
+class LinearAdapter(nn.Module):
+    """n + scale · up(down(n)) without an activation; `up` works on groups of hidden units."""
+
+    def __init__(
+        self, width: int, bottleneck: int, groups: int, scale: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.dropout = nn.Dropout(dropout)
+        # output channels of one group read the hidden units of the same group only
+        self.up = nn.Linear(bottleneck // groups, width)
+        self.groups = groups
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.down(x)).unflatten(-1, (self.groups, -1))
+        weight = self.up.weight.unflatten(0, (self.groups, -1))  # (g, D / g, h / g)
+        change = torch.einsum("...gh,gdh->...gd", hidden, weight).flatten(-2) + self.up.bias
+        out: Tensor = x + self.scale * change
+        return out
+
+    def as_matrix(self) -> tuple[Tensor, Tensor]:
+        """M and c with `forward(x)` = x + M x + c."""
+        up = torch.block_diag(*self.up.weight.unflatten(0, (self.groups, -1)))
+        matrix = self.scale * up @ self.down.weight
+        return matrix, self.scale * (up @ self.down.bias + self.up.bias)
+
+
+@register_method("repadapter")
+@dataclass(frozen=True)
+class RepAdapter(Method):
+    """A linear adapter with a grouped second layer in front of attention and of the MLP."""
+
+    bottleneck: int = 8  # h
+    groups: int = 2
+    scale: float = 1.0  # s; the released configurations choose it for each task
+    dropout: float = 0.1  # on the bottleneck
+
+    card: ClassVar[MethodCard] = MethodCard(
+        title="RepAdapter",
+        summary="n + s W_up(W_down n + b) on what attention and MLP read, linear, W_up in two "
+        "groups; folds into qkv and fc1.",
+        paper="arXiv:2302.08106",
+        section="3.2-3.3",
+        reference="luogen1996/RepAdapter@360992f repadapter.py",
+        identity_at_init=True,
+        mergeable=True,
+        deviations=(
+            "the released code keeps the frozen blocks in train mode, with drop-path 0.1",
+            "where attention pads its windows (Swin), the padding is adapted too, so that merging "
+            "is exact",
+            "on ConvNeXt and Mixer it stands in front of the channel MLP only, which is ours",
+        ),
+    )
+
+    def validate(self) -> None:
+        self.require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1).")
+        self.require(
+            self.groups >= 1 and self.bottleneck >= 1 and self.bottleneck % self.groups == 0,
+            f"bottleneck={self.bottleneck} is not a positive multiple of groups={self.groups}.",
+        )
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        return anatomy.where(Role.ATTN_IN, Role.MLP_IN)
+
+    def check(self, anatomy: Anatomy) -> None:
+        sites = self.sites(anatomy)
+        places = [(site.depth, site.role) for site in sites]
+        if not sites or len(set(places)) < len(places):
+            found = "describes no such layer" if not sites else "has several side by side"
+            raise Unsupported(
+                "repadapter stands in front of one projection for attention and one for the MLP, "
+                f"and family {anatomy.family!r} {found}. Use method=adapter_plus or bias."
+            )
+        for site in sites:
+            if not site.called or site.kind is not Kind.LINEAR:
+                why = "is read as a weight and never called" if not site.called else "is no linear"
+                raise Unsupported(
+                    f"repadapter changes the input of {site.path!r}, which in this "
+                    f"{anatomy.family} backbone {why}. Use method=lora or bias."
+                )
+            assert site.fan_in is not None
+            if site.fan_in % self.groups:
+                raise Unsupported(
+                    f"repadapter cannot cut the {site.fan_in} channels of this {anatomy.family} "
+                    f"backbone into {self.groups} groups. Set method.groups."
+                )
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        adapters: dict[str, LinearAdapter] = {}
+        for site in self.sites(anatomy):
+            assert site.fan_in is not None
+            adapter = LinearAdapter(
+                site.fan_in, self.bottleneck, self.groups, self.scale, self.dropout
+            )
+            nn.init.xavier_uniform_(adapter.down.weight, generator=generator)
+            for tensor in (adapter.down.bias, adapter.up.weight, adapter.up.bias):
+                nn.init.zeros_(tensor)
+            adapters[site.path] = adapter
+            base = backbone.get_submodule(site.path)
+            surgery.replace(backbone, site.path, surgery.After(base, adapter))
+        return Attachment(
+            backbone,
+            parameters_of(*adapters.values()),
+            touched=tuple(adapters),
+            train_modules=tuple(adapters.values()),
+        )
+
+    @torch.no_grad()
+    def merge(self, model: nn.Module) -> nn.Module:
+        """W (n + M n + c) + b = (W + W M) n + (b + W c), summed in float64."""
+        wrapped = [
+            (path, module)
+            for path, module in model.named_modules()
+            if isinstance(module, surgery.After) and isinstance(module.adapter, LinearAdapter)
+        ]
+        for path, module in wrapped:
+            if module.base.bias is None:
+                raise NotMergeable(
+                    f"repadapter adds a constant to the output of {path!r}, which has no bias to "
+                    "take it."
+                )
+        for path, module in wrapped:
+            base, adapter = module.base, module.adapter
+            assert isinstance(base, nn.Linear) and isinstance(adapter, LinearAdapter)
+            matrix, constant = surgery.in_float64(adapter).as_matrix()
+            weight = base.weight.double()
+            base.bias.copy_(base.bias.double() + weight @ constant)
+            base.weight.copy_(weight + weight @ matrix)
+            surgery.replace(model, path, base)
+        return model
+
+    def expected_params(self, anatomy: Anatomy) -> int:
+        h = self.bottleneck
+        return sum(
+            (site.fan_in or 0) * (h + h // self.groups + 1) + h for site in self.sites(anatomy)
+        )

@@ -1,0 +1,199 @@
+"""SSF: scale and shift every operation's output (Lian et al., 2022, arXiv 2210.08823)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
+from peftbench.errors import NotMergeable, Unsupported
+from peftbench.methods import surgery
+from peftbench.methods.base import (
+    Attachment,
+    Method,
+    MethodCard,
+    parameters_of,
+    register_method,
+)
+
+_NORMS = (Role.NORM, Role.TRANSITION_NORM, Role.AFTER)
+_OPERATIONS = (
+    Role.EMBED,
+    Role.SPATIAL_CONV,
+    Role.POINT_CONV,
+    Role.TRANSITION_CONV,
+    Role.ATTN_IN,
+    Role.ATTN_OUT,
+    Role.MLP_IN,
+    Role.MLP_OUT,
+    Role.TOKEN_MIX_IN,  # a shift behind TOKEN_MIX_OUT is cancelled by every later layer norm
+)
+
+
+class ScaleShift(nn.Module):
+    """scale · x + shift for each channel."""
+
+    def __init__(
+        self, width: int, channels_last: bool, std: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(width).normal_(1.0, std, generator=generator))
+        self.shift = nn.Parameter(torch.empty(width).normal_(0.0, std, generator=generator))
+        self.channels_last = channels_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, ..., C) or (B, C, H, W)."""
+        if self.channels_last:
+            return x * self.scale + self.shift
+        return x * self.scale[:, None, None] + self.shift[:, None, None]
+
+
+@register_method("ssf")
+@dataclass(frozen=True)
+class SSF(Method):
+    """A scale and a shift for each channel behind every linear, convolution and norm."""
+
+    std: float = 0.02  # scales start at N(1, std^2), shifts at N(0, std^2); 0 is the identity
+    variant: str = "default"  # "released": as the official code places the pairs
+
+    card: ClassVar[MethodCard] = MethodCard(
+        title="SSF",
+        summary="y = gamma * op(x) + beta for each channel behind every linear, convolution and "
+        "norm; folds into their weights.",
+        paper="arXiv:2210.08823",
+        section="3.2, eq. 3-4",
+        reference="dongzelian/SSF@e94e0e7 models",
+        identity_at_init=False,  # scales and shifts start with noise of 0.02
+        mergeable=True,
+        deviations=(
+            "downsampling layers get their pairs too; the released code leaves them out by a "
+            "mistake: variant=released",
+            "on ConvNeXt the last pair stands behind the last norm, where it folds; the released "
+            "code puts it in front of the pooling, where it does not, and trains that norm: "
+            "variant=released",
+            "nets with BatchNorm get one pair behind each of them, folded with the statistics "
+            "of pretraining (ours)",
+            "Mixer gets no pair behind the second layer of token mixing, whose shift every later "
+            "layer norm cancels (ours)",
+            "the released code keeps the frozen blocks in train mode, with a drop-path chosen for "
+            "each data set",
+        ),
+    )
+
+    def validate(self) -> None:
+        self.require(self.std >= 0, f"std={self.std} is negative.")
+        self.require_variant(self.variant)
+
+    def check(self, anatomy: Anatomy) -> None:
+        if not anatomy.sites:
+            raise Unsupported(
+                f"ssf needs to know the operations, and family {anatomy.family!r} describes none. "
+                "Use method=bias, norm or full, or describe the class in backbones/families.py."
+            )
+        unseen = [site.path for site in self.sites(anatomy) if not site.called]
+        if unseen:
+            raise Unsupported(
+                f"ssf scales the output of {unseen[0]!r}, which {anatomy.family} backbones read as "
+                "a weight and never call. Use method=lora, bias or norm."
+            )
+
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        """Sites behind which a pair stands."""
+        norms = tuple(s for s in anatomy.where(*_NORMS) if s.kind in (Kind.NORM, Kind.BATCH_NORM))
+        if any(site.kind is Kind.BATCH_NORM for site in norms):
+            operations: tuple[Site, ...] = ()  # a pair behind the norm says as much
+        else:
+            operations = anatomy.where(*_OPERATIONS)
+        sites = (*operations, *norms)
+        if self.variant == "default":
+            return sites
+        if anatomy.family == "convnext":  # in front of the pooling and of the norm behind it
+            blocks = anatomy.where(Role.BLOCK)
+            sites = (*(s for s in sites if s.role is not Role.AFTER), blocks[-1])
+        skipped = (Role.TRANSITION_NORM, Role.TRANSITION_CONV)
+        return tuple(site for site in sites if site.role not in skipped)
+
+    def unfrozen(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        """The norm that the released code trains on ConvNeXt, since its name is in the head."""
+        if self.variant == "default" or anatomy.family != "convnext":
+            return ()
+        return tuple(s for s in anatomy.where(Role.AFTER) if s.kind is Kind.NORM)
+
+    def attach(
+        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
+    ) -> Attachment:
+        pairs = {}
+        for site in self.sites(anatomy):
+            pair = ScaleShift(site.width, site.channels_last, self.std, generator)
+            pairs[site.path] = pair
+            module = backbone.get_submodule(site.path)
+            if _has_activation(module):
+                surgery.replace(backbone, f"{site.path}.drop", pair)
+            else:
+                surgery.replace(backbone, site.path, surgery.Then(module, pair))
+        norms = [backbone.get_submodule(site.path) for site in self.unfrozen(anatomy)]
+        return Attachment(
+            backbone,
+            parameters_of(*pairs.values(), *norms),
+            touched=(*pairs, *(site.path for site in self.unfrozen(anatomy))),
+            train_modules=tuple(pairs.values()),
+        )
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """W' = diag(gamma) W, b' = gamma b + beta; the same for the affine of a norm."""
+        for path, base, _ in pairs_of(model):
+            if not _foldable(base):
+                raise NotMergeable(
+                    f"ssf cannot fold the pair behind {path!r}: a {type(base).__name__} has no "
+                    "weight and bias of its own to take it. Use variant=default or keep the pairs."
+                )
+        fold(model)
+        return model
+
+    def expected_params(self, anatomy: Anatomy) -> int:
+        pairs = sum(2 * site.width for site in self.sites(anatomy))
+        return pairs + sum(site.num_params for site in self.unfrozen(anatomy))
+
+
+def pairs_of(model: nn.Module) -> list[tuple[str, nn.Module, ScaleShift]]:
+    """Path, module and the pair behind it."""
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, surgery.Then) and isinstance(module.adapter, ScaleShift):
+            found.append((path, module.base, module.adapter))
+        elif isinstance(getattr(module, "drop", None), ScaleShift):
+            found.append((path, module, module.drop))
+    return found
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> list[str]:
+    """Fold the pairs that can be folded, in float64; returns the paths of the others."""
+    left = []
+    for path, base, pair in pairs_of(model):
+        if not _foldable(base):
+            left.append(path)
+            continue
+        scale, shift = pair.scale.double(), pair.shift.double()
+        weight, bias = base.get_parameter("weight"), base.get_parameter("bias")
+        shape = (-1, *(1,) * (weight.ndim - 1))
+        weight.copy_(scale.view(shape) * weight.double())
+        bias.copy_(scale * bias.double() + shift)
+        if _has_activation(base):
+            surgery.replace(model, f"{path}.drop", nn.Identity())
+        else:
+            surgery.replace(model, path, base)
+    return left
+
+
+def _foldable(base: nn.Module) -> bool:
+    tensors = dict(base.named_parameters(recurse=False))
+    return "weight" in tensors and "bias" in tensors
+
+
+def _has_activation(module: nn.Module) -> bool:
+    """Whether a norm of timm computes its activation too; `drop` stands between the two."""
+    return hasattr(module, "drop") and hasattr(module, "act")

@@ -1,0 +1,129 @@
+"""Adapters that read or change the stream between the two branches of a block.
+
+A block computes y = x + Attn(LN1 x) and z = y + MLP(LN2 y), and hides y. The modules through which
+its branches read the stream (`Role.ATTN_ENTRY`, `Role.MLP_ENTRY`) see it: an adapter there adds to
+a carried change, which later entries of the block add to what they read and the block adds to its
+output. So no block's code is written anew, and layer scale and drop-path act on the frozen
+branches alone. Registers no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
+from peftbench.methods import surgery
+
+
+class Reads(StrEnum):
+    """What an adapter at an entry reads, and who sees its change."""
+
+    STREAM = "stream"  # the stream; the change is added behind the branch
+    BEFORE = "before"  # the stream; the branch sees the change too
+    BRANCH = "branch"  # what the branch reads, behind its norm; the change is added behind it
+
+
+class Carried:
+    """The change that the adapters of one block have made in the forward pass under way."""
+
+    def __init__(self) -> None:
+        self.change: Tensor | None = None  # in the layout of the block's input
+        self.shape: torch.Size | None = None
+
+    def start(self, shape: torch.Size | None) -> None:
+        """Forget the last pass; the block's input has `shape`."""
+        self.change, self.shape = None, shape
+
+    def add(self, change: Tensor) -> None:
+        change = change.reshape(self.shape or change.shape)
+        self.change = change if self.change is None else self.change + change
+
+
+class Entry(nn.Module):
+    """The module through which a branch reads the stream, with an adapter.
+
+    The adapter gets and gives tensors in the layout of the block's input, of which a branch may
+    see a flattened one (Swin's MLP).
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        carried: Carried,
+        is_norm: bool,
+        adapter: nn.Module | None = None,
+        reads: Reads = Reads.STREAM,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.carried = carried
+        self.is_norm = is_norm
+        self.adapter = adapter  # None: it only hands on what another entry changed
+        self.reads = reads
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if self.carried.change is not None:
+            x = x + self.carried.change.reshape(x.shape)
+        if self.adapter is not None and self.reads is Reads.BEFORE:
+            x = x + self._change(self.adapter, x).reshape(x.shape)
+        out: Tensor = self.base(x, *args, **kwargs)
+        if self.adapter is not None and self.reads is not Reads.BEFORE:
+            of_branch = self.reads is Reads.BRANCH and self.is_norm
+            self._change(self.adapter, out if of_branch else x)
+        return out
+
+    def _change(self, adapter: nn.Module, x: Tensor) -> Tensor:
+        """The adapter's change for `x`, also carried to the end of the block."""
+        change: Tensor = adapter(x.reshape(self.carried.shape or x.shape))
+        self.carried.add(change)
+        return change
+
+
+class StreamBlock(nn.Module):
+    """A block whose entries carry changes; adds them to its output."""
+
+    def __init__(self, block: nn.Module, carried: Carried) -> None:
+        super().__init__()
+        self.block = block
+        self.carried = carried
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        self.carried.start(x.shape)
+        try:
+            out: Tensor = self.block(x, *args, **kwargs)
+            assert self.carried.change is not None
+            return out + self.carried.change.reshape(out.shape)
+        finally:
+            self.carried.start(None)  # a copy of the model must hold no tensor of a pass
+
+
+def add_to_stream(
+    model: nn.Module,
+    anatomy: Anatomy,
+    roles: tuple[Role, ...],
+    reads: Reads,
+    make: Callable[[Site], nn.Module],
+) -> dict[str, nn.Module]:
+    """Give the entry of each branch in `roles` its own adapter `make(site)`; returns them by path.
+
+    The MLP's entry is wrapped wherever the attention's is: it must see what that one changed.
+    """
+    device = next(model.parameters()).device
+    adapters: dict[str, nn.Module] = {}
+    for block in anatomy.where(Role.BLOCK):
+        carried = Carried()
+        wrapped = (Role.ATTN_ENTRY, Role.MLP_ENTRY) if Role.ATTN_ENTRY in roles else roles
+        for site in anatomy.where(*wrapped, depths=(block.depth,)):
+            adapter = make(site).to(device) if site.role in roles else None
+            base = model.get_submodule(site.path)
+            is_norm = site.kind is Kind.NORM
+            surgery.replace(model, site.path, Entry(base, carried, is_norm, adapter, reads))
+            if adapter is not None:
+                adapters[site.path] = adapter
+        old = model.get_submodule(block.path)
+        surgery.replace(model, block.path, StreamBlock(old, carried))
+    return adapters
