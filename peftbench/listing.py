@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,20 @@ def text(what: str, results_dir: str, status: str | None) -> str:
         "datasets": _datasets,
         "experiments": _experiments,
     }[what]()
+
+
+def long_text(what: str, long: bool, style: str) -> str:
+    """Each method with its formula, cost and source: style "text" or "markdown"."""
+    if what != "methods" or not long:
+        raise ConfigError(
+            "--long and --format belong to `peftbench list methods --long [--format markdown]`, "
+            f"not to `list {what}`."
+        )
+    from peftbench import method_pages
+
+    if style == "markdown":
+        return method_pages.to_markdown(method_pages.pages())
+    return method_pages.to_text(method_pages.pages(), shutil.get_terminal_size((100, 24)).columns)
 
 
 def columns(rows: Sequence[Sequence[object]]) -> str:
@@ -54,13 +69,19 @@ def _plain(value: object) -> str:
 
 
 def _backbones() -> str:
+    from peftbench.backbones.load import SHIPPED
     from peftbench.config import aliases_of, catalogue, choices
 
     known, aliases = catalogue("backbone"), aliases_of("backbone")
     rows: list[tuple[object, ...]] = [("BACKBONE", "WEIGHTS")]
     for name in sorted(choices("backbone")):
         entry = known.get(name)
-        rows.append((name, entry["name"] if entry else f"= {aliases[name]}"))
+        if entry is None:
+            rows.append((name, f"= {aliases[name]}"))
+        elif entry["name"] in SHIPPED:
+            rows.append((name, SHIPPED[entry["name"]].about))
+        else:
+            rows.append((name, entry["name"]))
     return columns(rows) + "any timm tag: backbone.name=ARCHITECTURE.TAG\n"
 
 

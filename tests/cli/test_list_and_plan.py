@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny_runs import QUICK, compose, files_below
 
-from peftbench import data, experiment
+from peftbench import data, experiment, method_pages
+from peftbench.backbones.anatomy import GENERIC
+from peftbench.backbones.families import FAMILIES
 from peftbench.config import build, config_dir
 from peftbench.methods import METHODS
 from peftbench.report import tables
@@ -31,12 +36,114 @@ def test_list_methods_names_each_method_with_paper_and_hyperparameters(cli, work
         "arXiv:2106.09685",
         "rank=8",
         "alpha=8.0",
-        "targets=[q,v]",
+        "targets=[auto]",
         "dropout=0.0",
     ]
     linear = next(line for line in lines if line.startswith("linear "))
     assert linear.split()[-1] == "none"
     assert files_below(work) == []
+
+
+@pytest.fixture(scope="module")
+def content() -> list[method_pages.Page]:
+    return method_pages.pages()
+
+
+def facts_of(content: list[method_pages.Page], name: str) -> method_pages.Page:
+    return next(page for page in content if page.name == name)
+
+
+def test_every_built_in_method_has_a_summary_of_one_sentence() -> None:
+    for name in METHODS:
+        if METHODS[name].__module__.startswith("peftbench.methods."):
+            summary = METHODS[name].card.summary
+            assert summary.endswith(".") and "\n" not in summary, name
+
+
+def test_there_is_an_architecture_of_each_family(content: list[method_pages.Page]) -> None:
+    anatomies = map(method_pages.anatomy_of, method_pages.ARCHITECTURES.values())
+    assert {a.family for a in anatomies} == {f.name for f in FAMILIES} | {GENERIC.name}
+
+
+def test_pages_say_what_each_method_costs(content: list[method_pages.Page]) -> None:
+    assert [page.name for page in content] == list(METHODS)
+    assert facts_of(content, "lora").cost[:4] == (
+        # 12 blocks, rank 8, two targets of 768 x 768
+        f"{12 * 8 * 2 * (768 + 768):,} tuned parameters on ViT-B/16, head excluded",
+        "starts as the pretrained function",
+        "folds into the backbone, no cost at inference",
+        "frozen layers in eval mode",
+    )
+    # all but backbones whose blocks are unknown
+    assert facts_of(content, "partial").cost[4] == (
+        "works with its defaults on vit, convnext, resnet, swin, swin_v2, beit, eva, mixer, "
+        "efficientnet"
+    )
+    assert facts_of(content, "full").cost[3:] == ("no layer is frozen", "works on every backbone")
+    assert facts_of(content, "linear").cost[:3] == (
+        "0 tuned parameters on ViT-B/16, head excluded",
+        "starts as the pretrained function",
+        "leaves the backbone as it is",
+    )
+    assert facts_of(content, "vpt_deep").cost[1:3] == (
+        "does not start as the pretrained function",
+        "stays beside the backbone at inference",
+    )
+
+
+def test_list_methods_long_gives_each_method_three_paragraphs(
+    cli, work: Path, monkeypatch: pytest.MonkeyPatch, content: list[method_pages.Page]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "72")
+    done = cli("list", "methods", "--long")
+    assert (done.status, done.err) == (0, "")
+    assert all(len(line) <= 72 for line in done.out.splitlines())
+    blocks = done.out.rstrip("\n").split("\n\n")
+    assert len(blocks) == len(content)
+    for text, page in zip(blocks, content, strict=True):
+        card = METHODS[page.name].card
+        lines = text.splitlines()
+        starts = [
+            line.split()[0] for line in lines[1:] if line.startswith("    ") and line[4] != " "
+        ]
+        assert starts == ["cost:", "source:"], text
+        flat = " ".join(text.split())
+        assert flat.startswith(
+            f"{page.name} ({card.title}): {' '.join(card.summary.split())} cost:"
+        )
+        assert f" source: {card.paper}, {card.section}; code: {card.reference}" in flat
+        assert ("differs: " in flat) == bool(card.deviations)
+    assert files_below(work) == []
+
+
+def test_list_methods_as_markdown_has_a_section_with_all_deviations_of_each(cli) -> None:
+    done = cli("list", "methods", "--long", "--format", "markdown")
+    assert (done.status, done.err) == (0, "")
+    sections = done.out.split("## ")[1:]
+    assert [s.partition(":")[0] for s in sections] == [f"`{name}`" for name in METHODS]
+    for section, name in zip(sections, METHODS, strict=True):
+        assert section.count("* Differs: ") == len(METHODS[name].card.deviations)
+    lora = next(s for s in sections if s.startswith("`lora`"))
+    assert "\n* Source: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685), 4.1-4.2; " in lora
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("backbones", "--long"), ("runs", "--format", "text"), ("methods", "--format", "text")],
+)
+def test_long_lists_are_of_methods_only(cli, words: tuple[str, ...]) -> None:
+    done = cli("list", *words)
+    assert (done.status, done.out) == (2, "")
+    assert "`peftbench list methods --long [--format markdown]`" in done.err
+
+
+def test_a_pipe_that_closes_early_is_no_failure(work: Path) -> None:
+    command = [sys.executable, "-m", "peftbench", "list", "methods"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_list_backbones_names_weights_and_aliases(cli) -> None:
@@ -48,6 +155,7 @@ def test_list_backbones_names_weights_and_aliases(cli) -> None:
     assert rows.keys() == files
     assert rows["vit_b16"] == "= vit_b16_in21k"
     assert rows["vit_b16_in21k"] == "vit_base_patch16_224.orig_in21k"
+    assert rows["vit_s14_saliency"].startswith("ViT-S/14 fine-tuned for saliency, not DINOv2; ")
     assert done.out.splitlines()[-1] == "any timm tag: backbone.name=ARCHITECTURE.TAG"
 
 

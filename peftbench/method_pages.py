@@ -1,0 +1,152 @@
+"""`peftbench list methods --long`: what each method does, what it costs and where it is from."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from peftbench.backbones.anatomy import Anatomy, describe
+from peftbench.backbones.load import load
+from peftbench.errors import Unsupported
+from peftbench.methods import METHODS, Method, discover
+from peftbench.spec import BackboneSpec
+
+# one timm architecture of each family; a count is given for the first on which a method is defined
+ARCHITECTURES: Mapping[str, str] = {
+    "ViT-B/16": "vit_base_patch16_224",
+    "ConvNeXt-B": "convnext_base",
+    "ResNet-50": "resnet50",
+    "Swin-T": "swin_tiny_patch4_window7_224",
+    "Swin-V2-T": "swinv2_tiny_window8_256",
+    "BEiT-B/16": "beit_base_patch16_224",
+    "EVA-02-T/14": "eva02_tiny_patch14_224",
+    "Mixer-B/16": "mixer_b16_224",
+    "EfficientNet-Lite0": "tf_efficientnet_lite0",
+    "RegNetX-200MF": "regnetx_002",  # of no described family
+}
+MIN_WIDTH = 40
+INDENT = "    "
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a reader learns about one method: a sentence and two lists of facts."""
+
+    name: str
+    title: str
+    summary: str
+    cost: tuple[str, ...]
+    source: tuple[str, ...]
+    deviations: tuple[str, ...]
+
+
+def pages() -> list[Page]:
+    """A page for each registered method with its default hyper-parameters, by name."""
+    discover()
+    anatomies = {title: anatomy_of(name) for title, name in ARCHITECTURES.items()}
+    return [_page(METHODS[name](), anatomies) for name in METHODS]
+
+
+def to_text(content: Sequence[Page], width: int) -> str:
+    """Three paragraphs for each page, wrapped at `width` columns; one deviation, others counted."""
+    return "\n".join(
+        _wrapped(f"{page.name} ({page.title}): {page.summary}", "", width)
+        + _wrapped(f"cost: {'; '.join(page.cost)}.", INDENT, width)
+        + _wrapped(f"source: {'; '.join((*page.source, *_first_deviation(page)))}.", INDENT, width)
+        for page in content
+    )
+
+
+def to_markdown(content: Sequence[Page]) -> str:
+    """A section for each page, with links to papers on arXiv."""
+    return "\n".join(
+        f"## `{page.name}`: {page.title}\n\n{_marked_up(page.summary)}\n\n"
+        f"* Cost: {'; '.join(page.cost)}.\n"
+        f"* Source: {_marked_up('; '.join(page.source))}.\n"
+        + "".join(f"* Differs: {_marked_up(deviation)}.\n" for deviation in page.deviations)
+        for page in content
+    )
+
+
+@cache
+def anatomy_of(name: str) -> Anatomy:
+    """Anatomy of a timm architecture, built without weights."""
+    backbone = load(BackboneSpec(name, pretrained=False), num_classes=1, device="meta")
+    return describe(backbone.model, backbone.image_size)
+
+
+def _page(method: Method, anatomies: Mapping[str, Anatomy]) -> Page:
+    card = method.card
+    return Page(
+        name=method.name,
+        title=card.title,
+        summary=card.summary or (inspect.getdoc(type(method)) or "").partition("\n")[0],
+        cost=_cost(method, anatomies),
+        source=(f"{card.paper}, {card.section}", f"code: {card.reference}"),
+        deviations=card.deviations,
+    )
+
+
+def _cost(method: Method, anatomies: Mapping[str, Anatomy]) -> tuple[str, ...]:
+    """Tuned parameters, identity at the start, price at inference, frozen layers, backbones."""
+    card = method.card
+    defined = {title: a for title, a in anatomies.items() if _is_defined(method, a)}
+    facts = []
+    for title, anatomy in list(defined.items())[:1]:
+        facts.append(
+            f"{method.expected_params(anatomy):,} tuned parameters on {title}, head excluded"
+        )
+    starts = "starts" if card.identity_at_init else "does not start"
+    facts.append(f"{starts} as the pretrained function")
+    if card.head_only:
+        facts.append("leaves the backbone as it is")
+    elif card.mergeable:
+        facts.append("folds into the backbone, no cost at inference")
+    else:
+        facts.append("stays beside the backbone at inference")
+    frozen = "no layer is frozen" if card.frozen_mode == "train" else "frozen layers in eval mode"
+    facts.append(frozen)
+    if len(defined) == len(anatomies):
+        return (*facts, "works on every backbone")
+    families = ", ".join(anatomy.family for anatomy in defined.values())
+    return (*facts, f"works with its defaults on {families or 'no family'}")
+
+
+def _is_defined(method: Method, anatomy: Anatomy) -> bool:
+    try:
+        method.check(anatomy)
+    except Unsupported:
+        return False
+    return True
+
+
+def _first_deviation(page: Page) -> tuple[str, ...]:
+    if not page.deviations:
+        return ()
+    first, *others = page.deviations
+    more = (f"and {len(others)} more, see --format markdown",) if others else ()
+    return (f"differs: {first}", *more)
+
+
+def _wrapped(paragraph: str, indent: str, width: int) -> str:
+    return (
+        textwrap.fill(
+            paragraph,
+            max(width, MIN_WIDTH),
+            initial_indent=indent,
+            subsequent_indent=indent + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        + "\n"
+    )
+
+
+def _marked_up(text: str) -> str:
+    """Signs of formulas are no emphasis in Markdown, and papers become links."""
+    escaped = re.sub(r"([_*<\[\]])", r"\\\1", text)
+    return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", escaped)
