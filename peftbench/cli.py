@@ -110,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--status", help="runs of this status only; 'failed' for all failures")
     listing.add_argument("--results-dir", default="results")
+    listing.add_argument("--long", action="store_true", help="methods: formula, cost and source")
+    listing.add_argument("--format", choices=("text", "markdown"), help="of --long")
     listing.set_defaults(command=_list)
 
     report = commands.add_parser("report", help="table and figures from the recorded runs")
@@ -124,6 +126,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     report.add_argument("--no-figures", action="store_true")
     report.set_defaults(command=_report)
+
+    export = commands.add_parser("export", help="the tuned task of a run as a folder to keep")
+    export.add_argument("run_id", metavar="RUN_ID", help="or its first digits; see `list runs`")
+    export.add_argument(
+        "--merged", action="store_true", help="the whole model, as timm builds it, in one file"
+    )
+    export.add_argument("--out", metavar="DIR", help="a new folder; exports/METHOD-RUN_ID if left")
+    export.add_argument("--results-dir", default="results")
+    export.set_defaults(command=_export)
     return parser
 
 
@@ -370,7 +381,11 @@ def _one_line(error: BaseException) -> str:
 def _list(options: argparse.Namespace) -> int:
     from peftbench import listing
 
-    print(listing.text(options.what, options.results_dir, options.status), end="")
+    if options.long or options.format:
+        told = listing.long_text(options.what, options.long, options.format or "text")
+    else:
+        told = listing.text(options.what, options.results_dir, options.status)
+    print(told, end="", flush=True)  # here, where a closed pipe is caught
     return OK
 
 
@@ -385,3 +400,11 @@ def _report(options: argparse.Namespace) -> int:
     for error in made.broken if options.format != "text" else ():
         print(f"peftbench: {error}", file=sys.stderr)
     return FAILED if made.broken else OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from peftbench.export import export
+
+    folder = export(options.run_id, options.results_dir, options.out, merged=options.merged)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", flush=True)
+    return OK

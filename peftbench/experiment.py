@@ -27,6 +27,7 @@ from peftbench.errors import (
     ConfigError,
     Diverged,
     NoEffect,
+    NotMergeable,
     PeftbenchError,
     StoreError,
     Unsupported,
@@ -246,8 +247,8 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
         seconds_train=seconds_train,
         seconds_evaluate=seconds_evaluate,
     )
-    if spec.method.card.mergeable:
-        merged = spec.method.merge(copy.deepcopy(tuned_model.model))
+    merged = _merged(tuned_model, draft.fields["notes"])
+    if merged is not None:
         after = predict(merged, sample[0], backbone.preprocessing, device=device, dtype=dtype)
         draft.fields["merge"] = {
             "max_logit_difference": float(np.abs(after.logits - reference.logits).max()),
@@ -277,6 +278,17 @@ def _load(spec: RunSpec, device: torch.device) -> tuple[Backbone, Anatomy, data.
 def _attach(spec: RunSpec, backbone: Backbone, anatomy: Anatomy, num_classes: int) -> Tuned:
     generator = torch.Generator().manual_seed(spec.seed)
     return apply(spec.method, backbone.model, anatomy, num_classes, generator)
+
+
+def _merged(tuned_model: Tuned, notes: list[str]) -> torch.nn.Module | None:
+    """A merged copy, or `None` with a note where these hyper-parameters have no place in it."""
+    if not tuned_model.method.card.mergeable:
+        return None
+    try:
+        return tuned_model.method.merge(copy.deepcopy(tuned_model.model))
+    except NotMergeable as e:
+        notes.append(str(e))
+        return None
 
 
 def _check_executed(tuned_model: Tuned) -> None:

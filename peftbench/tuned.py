@@ -13,11 +13,15 @@ from safetensors.torch import load_file, save_file
 from peftbench.errors import WeightsError
 from peftbench.methods.base import Tuned
 
+TASK = "tuned.safetensors"  # what one task needs besides the backbone
+MERGED = "model.safetensors"  # a whole model
+CARD = "card.json"
+
 
 def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
     """Write `tuned.safetensors` and `card.json` into `folder`; returns the bytes of the tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "tuned.safetensors"
+    path = folder / TASK
     part = folder / f".tuned.{os.getpid()}.part"
     try:
         state = {name: tensor.cpu().contiguous() for name, tensor in tuned.state().items()}
@@ -28,7 +32,7 @@ def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
     part = folder / f".card.{os.getpid()}.part"
     part.write_text(text, encoding="utf-8")
-    part.replace(folder / "card.json")
+    part.replace(folder / CARD)
     return path.stat().st_size
 
 
@@ -38,10 +42,31 @@ def load(tuned: Tuned, folder: Path) -> None:
     Raises:
         WeightsError: the file is missing, corrupt or belongs to another method or backbone.
     """
-    path = folder / "tuned.safetensors"
+    path = folder / TASK
     try:
         tuned.load_state(load_file(path))
     except FileNotFoundError as e:
         raise WeightsError(f"{path} does not exist. Run the task again.") from e
     except (SafetensorError, ValueError) as e:
         raise WeightsError(f"{path} does not fit this method and backbone: {e}.") from e
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a run or of an exported folder.
+
+    Raises:
+        WeightsError: there is none, or it is not one of ours.
+    """
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"spec", "classes", "provenance"} - card.keys()
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise WeightsError(
+            f"{path} does not exist. Give a folder that `peftbench export` wrote."
+        ) from e
+    except (OSError, ValueError, AttributeError) as e:
+        raise WeightsError(f"{path} is not a readable card: {e}. Export the run again.") from e
+    if missing:
+        raise WeightsError(f"{path} lacks {', '.join(sorted(missing))}. Export the run again.")
+    return dict(card)

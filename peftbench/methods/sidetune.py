@@ -254,19 +254,18 @@ def _imagenet_trunk() -> nn.Sequential:
     """
     with torch.device("meta"):
         features = alexnet(weights=None).features
-    source = AlexNet_Weights.IMAGENET1K_V1
+    source, prefix = AlexNet_Weights.IMAGENET1K_V1, "features."
     try:
         state = source.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as e:
+        own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+        features.load_state_dict(own, assign=True)
+    except (OSError, RuntimeError, EOFError) as e:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise WeightsError(
             f"method=sidetune with weights=imagenet needs {source.url}, which cannot be had "
             f"({reason[:120]}). Run once with a network, copy the file into "
             f"{torch.hub.get_dir()}/checkpoints, or use method.weights=random."
         ) from e
-    prefix = "features."
-    own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-    features.load_state_dict(own, assign=True)
     return features
 
 

@@ -17,6 +17,7 @@ from peftbench import experiment
 from peftbench.backbones import load as backbones
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.config import build
+from peftbench.errors import NotMergeable
 from peftbench.methods import Attachment, Method, MethodCard, surgery
 from peftbench.methods.lora import LoRA
 from peftbench.methods.partial import Partial
@@ -127,6 +128,19 @@ def test_a_method_that_touches_nothing_has_no_effect(store: ResultsStore) -> Non
     assert record.error == (
         "touches_nothing changed nothing on this backbone (family vit): it found none of its sites."
     )
+
+
+def test_hyper_parameters_that_cannot_be_merged_cost_a_note_and_no_result(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(method: LoRA, model: nn.Module) -> nn.Module:
+        raise NotMergeable("lora has no place for this.")
+
+    monkeypatch.setattr(LoRA, "merge", refuse)
+    record = experiment.run(tiny_spec("lora"), store)
+    assert record.status is Status.OK and record.merge is None
+    assert record.notes[-1] == "lora has no place for this."
+    assert record.cost is not None and record.cost.merged_latency_ms_batch1 is None
 
 
 def test_a_parameter_outside_the_model_has_no_effect(store: ResultsStore) -> None:
@@ -362,9 +376,9 @@ def test_lora_with_a_target_that_the_family_lacks_names_what_there_is(
     store: ResultsStore,
 ) -> None:
     backbone = BackboneSpec("test_convnext", pretrained=False, image_size=32)
-    record = experiment.run(tiny_spec(LoRA(), backbone=backbone), store)
+    record = experiment.run(tiny_spec(LoRA(targets=("q", "v")), backbone=backbone), store)
     assert record.status is Status.UNSUPPORTED
     assert record.error == (
-        "lora targets q, v, which convnext backbones do not have. They have fc1, fc2: "
+        "lora targets q, v, which convnext backbones do not have. They have fc1, fc2, conv: "
         "set method.targets."
     )

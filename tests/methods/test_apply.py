@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from timm.models.resnet import BasicBlock, ResNet
-from tiny_backbones import NUM_CLASSES, anatomy_of, fresh
+from tiny_backbones import NUM_CLASSES, anatomy_of, fresh, images
 from torch import nn
 
 from peftbench.backbones.anatomy import Anatomy, describe
@@ -114,3 +114,20 @@ def test_a_classifier_that_is_no_linear_layer_is_refused() -> None:
     model.fc = nn.Conv2d(4, 5, 1)
     with pytest.raises(Unsupported, match=r"classifier 'fc' is a Conv2d"):
         apply(METHODS["linear"](), model, anatomy, 7, torch.Generator())
+
+
+def test_a_state_is_that_of_the_model_after_it_was_converted() -> None:
+    """Conversion makes new buffers; the ones that were there at first stand still."""
+    generator = torch.Generator().manual_seed(0)
+    method = METHODS["partial"]()
+    tuned = apply(method, fresh("resnet_basic"), anatomy_of("resnet_basic"), 7, generator)
+    tuned.model.double()
+    tuned.train()
+    tuned.model(images("resnet_basic", 4, dtype=torch.float64))
+    (name,) = [n for n in tuned.changing_buffers if n.endswith("layer4.1.bn2.running_mean")]
+    state = {n: t.clone() for n, t in tuned.state().items()}
+    assert state[name].dtype is torch.float64
+    assert torch.equal(state[name], tuned.model.get_buffer(name))
+    tuned.model.get_buffer(name).zero_()
+    tuned.load_state(state)
+    assert torch.equal(tuned.model.get_buffer(name), state[name])

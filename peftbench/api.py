@@ -1,0 +1,312 @@
+"""The library without the command line: `import peftbench as pb`, then `pb.tune(model, "lora")`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import timm
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from peftbench import tuned as files
+from peftbench.backbones.anatomy import describe
+from peftbench.backbones.load import hash_tensors
+from peftbench.backbones.load import load as load_backbone
+from peftbench.errors import ConfigError, NotMergeable, WeightsError
+from peftbench.methods import METHODS, Method, Tuned, apply, discover, surgery
+from peftbench.registry import unknown_name
+from peftbench.spec import BackboneSpec
+
+_CARRIERS: WeakSet[nn.Module] = WeakSet()  # backbones that carry a method until `detach`
+_GONE = "this tuned model was detached from its backbone. Attach the task again."
+
+
+class TunedModel(nn.Module):
+    """A timm model with a tuning method; computes what the tuned model computes."""
+
+    def __init__(
+        self, tuned: Tuned, before: surgery.Snapshot, card: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = tuned.model
+        self.card = card  # of the exported task, with its classes and preprocessing
+        self._tuned: Tuned | None = tuned
+        self._before = before
+
+    @property
+    def tuned(self) -> Tuned:
+        """What the method did; `ConfigError` after `detach`."""
+        if self._tuned is None:
+            raise ConfigError(_GONE)
+        return self._tuned
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, classes) logits of normalised images (B, 3, H, W)."""
+        logits: Tensor = self.model(x)
+        return logits
+
+    def train(self, mode: bool = True) -> TunedModel:
+        """Put what trains in train mode and the frozen rest in eval mode."""
+        super().train(False)
+        if mode:
+            self.training = True
+            self.tuned.train()
+        return self
+
+    def __repr__(self) -> str:
+        if self._tuned is None:
+            return "TunedModel(detached)"
+        tuned, backbone = self.tuned, type(self._before.modules[0][0]).__name__
+        return (
+            f"TunedModel({tuned.method} on {backbone}; training {_count(tuned.method_params)} "
+            f"parameters of the method, {_count(tuned.unfrozen_params)} of the backbone's "
+            f"{tuned.anatomy.num_params:,} and {_count(tuned.head_params)} of the head)"
+        )
+
+
+class _Detached(nn.Module):
+    """Stands in for a model that went back to its owner."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ConfigError(_GONE)
+
+
+def tune(
+    model: nn.Module,
+    method: str,
+    num_classes: int | None = None,
+    *,
+    seed: int = 0,
+    image_size: int | None = None,
+    **hyperparameters: Any,
+) -> TunedModel:
+    """Attach a method to a timm model in place, in train mode.
+
+    Args:
+        model: any timm model.
+        method: one of `list_methods()`.
+        num_classes: of a new linear classifier; `None` keeps the model's own, which trains.
+        seed: of the new tensors.
+        image_size: side of the images; by default what the model was built for.
+        hyperparameters: fields of the method, such as `rank=4`.
+
+    Raises:
+        UnknownName: no such method or hyper-parameter.
+        ConfigError: a value makes no sense, or the model carries a method already.
+        Unsupported: the method is not defined on this model.
+    """
+    chosen = _method(method, hyperparameters)
+    with _undone_on_failure(model) as before:
+        size = _image_size(model) if image_size is None else image_size
+        built = _apply(model, chosen, num_classes, size, seed)
+        before.keep(built.trainable.values())
+    return TunedModel(built, before).train()
+
+
+def list_methods() -> list[str]:
+    """Names of all methods, built in and installed."""
+    discover()
+    return list(METHODS)
+
+
+def trainable(tuned: TunedModel) -> list[nn.Parameter]:
+    """The parameters that an optimiser should get: those of method and head, and unfrozen ones."""
+    return [tuned.model.get_parameter(name) for name in tuned.tuned.trainable]
+
+
+def merge(tuned: TunedModel) -> nn.Module:
+    """A plain timm model that computes the same, in eval mode; `tuned` stays as it is.
+
+    Raises:
+        NotMergeable: the method cannot be folded into the weights.
+    """
+    method = tuned.tuned.method
+    merged = method.merge(copy.deepcopy(tuned.model)).eval()
+    classifier = merged.get_submodule(tuned.tuned.anatomy.head)
+    if not isinstance(classifier, nn.Linear):
+        raise NotMergeable(
+            f"{method.card.title} ({method.name}) has a {type(classifier).__name__} as its head, "
+            "which no plain timm model has."
+        )
+    if hasattr(merged, "num_classes"):
+        merged.num_classes = classifier.out_features  # type: ignore[assignment]
+    return merged
+
+
+def attach(backbone: nn.Module, path: str | Path) -> TunedModel:
+    """Put an exported task onto a bare backbone in memory, in eval mode; `detach` takes it off.
+
+    Raises:
+        WeightsError: the folder holds no task, or one of another backbone.
+        ConfigError: the backbone carries a task already.
+    """
+    folder = Path(path)
+    card = files.read_card(folder)
+    method = _method_of(card, folder)
+    with _undone_on_failure(backbone) as before:
+        size = card["provenance"]["preprocessing"]["size"]
+        _give_classifier(backbone, len(card["classes"]))
+        _check_weights(backbone, card, folder)
+        built = _apply(backbone, method, len(card["classes"]), size, seed=0)
+        before.keep(built.trainable.values())
+        files.load(built, folder)
+    return TunedModel(built, before, card).eval()
+
+
+def detach(tuned: TunedModel) -> nn.Module:
+    """The bare backbone, bit for bit what it was before `attach` or `tune`; `tuned` is used up."""
+    _ = tuned.tuned  # refuses one that is detached already
+    backbone = surgery.restore(tuned._before)
+    _CARRIERS.discard(backbone)
+    tuned._tuned = None
+    tuned.model = _Detached()
+    return backbone
+
+
+def load(path: str | Path) -> nn.Module:
+    """The ready model of an exported folder, in eval mode.
+
+    A `TunedModel`, whose backbone is loaded as its card says; or a plain timm model where the
+    folder was exported with `--merged`.
+
+    Raises:
+        WeightsError: files or backbone weights are missing, corrupt or others than the card's.
+    """
+    folder = Path(path)
+    card = files.read_card(folder)
+    if card.get("kind") == "merged":
+        return _load_merged(card, folder)
+    backbone = load_backbone(BackboneSpec(**card["spec"]["backbone"]), len(card["classes"]))
+    return attach(backbone.model, folder)
+
+
+def _load_merged(card: dict[str, Any], folder: Path) -> nn.Module:
+    built = card["timm"]
+    model = timm.create_model(
+        built["architecture"], num_classes=built["num_classes"], **built["kwargs"]
+    )
+    path = folder / files.MERGED
+    try:
+        model.load_state_dict(load_file(path), strict=True)
+    except (FileNotFoundError, SafetensorError, RuntimeError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise WeightsError(f"{path} cannot be read ({reason}). Export the run again.") from e
+    return model.eval()
+
+
+def _method(name: str, hyperparameters: dict[str, Any]) -> Method:
+    """The method with values of the declared types."""
+    discover()
+    kind = METHODS[name]
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in hyperparameters:
+        if key not in known:
+            raise unknown_name(f"hyper-parameter of {name}:", key, known)
+    schema = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(schema, False)
+    try:
+        values = OmegaConf.merge(schema, hyperparameters)
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"method={name}: {e.full_key}: {str(e).splitlines()[0]}.") from e
+    return kind(**OmegaConf.to_container(values))  # type: ignore[arg-type]
+
+
+def _method_of(card: dict[str, Any], folder: Path) -> Method:
+    declared = card["spec"]["method"]
+    method = _method(declared["name"], declared["hyperparameters"])
+    if method.card.version != declared["version"]:
+        raise WeightsError(
+            f"{folder} was tuned with version {declared['version']} of {method.name}, and this "
+            f"peftbench has version {method.card.version}. Install peftbench "
+            f"{card['provenance']['peftbench']}."
+        )
+    return method
+
+
+@contextlib.contextmanager
+def _undone_on_failure(model: nn.Module) -> Iterator[surgery.Snapshot]:
+    """What `model` was; whatever fails inside leaves it as it was."""
+    if model in _CARRIERS:
+        raise ConfigError(
+            f"this {type(model).__name__} carries a tuning method already. Call "
+            "peftbench.detach on its tuned model first."
+        )
+    before = surgery.snapshot(model)
+    try:
+        yield before
+    except BaseException:
+        surgery.restore(before)
+        raise
+    _CARRIERS.add(model)
+
+
+def _apply(
+    model: nn.Module, method: Method, num_classes: int | None, image_size: int, seed: int
+) -> Tuned:
+    _give_classifier(model, num_classes)
+    try:
+        anatomy = describe(model, image_size)
+    except (AssertionError, RuntimeError) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ConfigError(
+            f"image_size={image_size} does not suit this {type(model).__name__}: {reason}"
+        ) from e
+    return apply(method, model, anatomy, num_classes, torch.Generator().manual_seed(seed))
+
+
+def _give_classifier(model: nn.Module, num_classes: int | None) -> None:
+    """Give a model built with `num_classes=0` the classifier that methods replace."""
+    classifier = getattr(model, "get_classifier", lambda: None)()
+    if not isinstance(classifier, nn.Identity):
+        return
+    if num_classes is None:
+        raise ConfigError(
+            f"this {type(model).__name__} was built with num_classes=0, so it has no classifier to "
+            "keep. Give num_classes."
+        )
+    with torch.random.fork_rng(devices=[]):
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+
+
+def _check_weights(backbone: nn.Module, card: dict[str, Any], folder: Path) -> None:
+    found, wanted = hash_tensors(backbone), card["provenance"]["backbone_sha256"]
+    if found != wanted:
+        raise WeightsError(
+            f"{folder} was tuned on {card['spec']['backbone']['name']} with weights {wanted[:12]}, "
+            f"and this {type(backbone).__name__} has weights {found[:12]}. Use the backbone of "
+            "card.json, in float32 and with nothing attached."
+        )
+
+
+def _image_size(model: nn.Module) -> int:
+    """Side of the square images that a timm model was built for."""
+    embedding = getattr(model, "patch_embed", getattr(model, "stem", None))
+    size = getattr(embedding, "img_size", None)
+    if size is None:
+        config = getattr(model, "pretrained_cfg", None) or {}
+        size = config.get("input_size", ())[-2:]
+    if not size:
+        raise ConfigError(
+            f"this {type(model).__name__} does not say for which images it was built. "
+            "Give image_size."
+        )
+    if len(set(size)) > 1:
+        raise ConfigError(
+            f"this {type(model).__name__} was built for images of {tuple(size)} pixels, which are "
+            "not square. Build it with a square img_size."
+        )
+    return int(size[0])
+
+
+def _count(parameters: dict[str, nn.Parameter]) -> str:
+    return f"{sum(parameter.numel() for parameter in parameters.values()):,}"

@@ -1,0 +1,171 @@
+"""A finished run as a folder of its own: the tuned task alone, or the merged whole model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from peftbench import api, tuned
+from peftbench.backbones.load import construction
+from peftbench.errors import ConfigError, WeightsError
+from peftbench.registry import unknown_name
+from peftbench.results.record import RunRecord, Status
+from peftbench.results.store import ResultsStore, current
+from peftbench.spec import BackboneSpec
+
+LISTED_CLASSES = 20  # names in the README of a folder; its card holds all
+
+
+def export(
+    run_id: str, results_dir: Path | str, out: Path | str | None = None, *, merged: bool = False
+) -> Path:
+    """The new folder `out` with the tuned task of a run, or with its merged model.
+
+    `run_id` may be a unique beginning of one.
+
+    Raises:
+        ConfigError: no such run, several, one that failed, or `out` exists.
+        WeightsError: the files of the run or its backbone are missing or others than recorded.
+        NotMergeable: the method cannot be folded into the weights.
+    """
+    store = ResultsStore(results_dir)
+    record = find(store, run_id)
+    source = store.artefacts(record)
+    if not (source / tuned.TASK).is_file():
+        raise WeightsError(
+            f"{source / tuned.TASK} does not exist: the record is here without its files. Run the "
+            "task again with force=true."
+        )
+    card = tuned.read_card(source)
+    name = f"{record.spec['method']['name']}-{record.run_id}{'-merged' if merged else ''}"
+    folder = Path("exports") / name if out is None else Path(out)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already. Remove it or choose another --out.")
+    state = _merged_state(source) if merged else None
+    with _new_folder(folder) as part:
+        if state is None:
+            card = {"kind": "task", **card}
+            shutil.copyfile(source / tuned.TASK, part / tuned.TASK)
+        else:
+            card = {"kind": "merged", "timm": _construction(card), **card}
+            save_file(state, part / tuned.MERGED, metadata={"run_id": record.run_id})
+        text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+        (part / tuned.CARD).write_text(text, encoding="utf-8")
+        (part / "README.md").write_text(model_card(card), encoding="utf-8")
+    return folder
+
+
+def find(store: ResultsStore, run_id: str) -> RunRecord:
+    """The finished run whose id begins with `run_id`; `ConfigError` unless there is just one."""
+    records = {record.run_id: record for record in current(store.scan().records)}
+    found = [record for key, record in records.items() if run_id and key.startswith(run_id)]
+    if not found:
+        error = unknown_name("run", run_id, records)
+        raise type(error)(f"{error} `peftbench list runs --results-dir {store.root}` shows more.")
+    if len(found) > 1:
+        several = ", ".join(f"{r.run_id} ({r.spec['method']['name']})" for r in found[:8])
+        raise ConfigError(f"run {run_id!r} is the beginning of {len(found)} ids: {several}.")
+    (record,) = found
+    if record.status is not Status.OK:
+        raise ConfigError(
+            f"run {record.run_id} ended as {record.status} ({record.error}), so there is nothing "
+            "to export. Run it again."
+        )
+    return record
+
+
+def _merged_state(source: Path) -> dict[str, Tensor]:
+    """Tensors of the plain model that computes what the task in `source` does."""
+    task = api.load(source)
+    assert isinstance(task, api.TunedModel)
+    # safetensors refuses tensors that share memory
+    return {name: t.detach().clone() for name, t in api.merge(task).state_dict().items()}
+
+
+def _construction(card: dict[str, Any]) -> dict[str, Any]:
+    """What `timm.create_model` needs to build the architecture of a task."""
+    architecture, options = construction(BackboneSpec(**card["spec"]["backbone"]))
+    num_classes = len(card["classes"])
+    return {"architecture": architecture, "num_classes": num_classes, "kwargs": options}
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that appears as `folder` when it is complete, or not at all."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for path in part.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
+        part.rename(folder)
+    except (OSError, SafetensorError) as e:
+        raise ConfigError(f"{folder} cannot be written: {e}. Choose another --out.") from e
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def model_card(card: dict[str, Any]) -> str:
+    """The README of an exported folder."""
+    spec, origin = card["spec"], card["provenance"]
+    method, backbone, pixels = spec["method"], spec["backbone"], origin["preprocessing"]
+    options = ", ".join(f"{k}={v}" for k, v in method["hyperparameters"].items()) or "none"
+    classes = card["classes"]
+    names = ", ".join(classes[:LISTED_CLASSES]) + (", ..." if len(classes) > LISTED_CLASSES else "")
+    rows = {
+        "method": f"{card['method_card']['title']} ({method['name']}; {options})",
+        "paper": card["method_card"]["paper"],
+        "backbone": f"`{backbone['name']}`, SHA-256 `{origin['backbone_sha256']}`",
+        "data": f"{spec['dataset']['name']}, manifest `{spec['dataset']['manifest'][:12]}`",
+        "classes": f"{len(classes)}: {names}",
+        **_accuracy(card["metrics"]),
+        "input": f"RGB in [0, 1], {pixels['size']} x {pixels['size']} pixels by {pixels['resize']} "
+        f"and {pixels['interpolation']}; mean {pixels['mean']}, standard deviation {pixels['std']}",
+        "made by": f"peftbench {origin['peftbench']}, run `{card['run_id']}`",
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+    title = f"{method['name']}, {backbone['title'] or backbone['name']}, {spec['dataset']['name']}"
+    return f"# {title}\n\n| | |\n| --- | --- |\n{table}\n## Use\n\n{_usage(card)}"
+
+
+def _accuracy(metrics: dict[str, float]) -> dict[str, str]:
+    return {
+        f"{split} accuracy": f"{100 * metrics[f'{split}/top1']:.2f} % top-1"
+        for split in ("test", "val")
+        if f"{split}/top1" in metrics
+    }
+
+
+def _usage(card: dict[str, Any]) -> str:
+    if card["kind"] == "merged":
+        built = card["timm"]
+        options = "".join(f", {key}={value!r}" for key, value in built["kwargs"].items())
+        return (
+            "A plain timm model; peftbench is not needed:\n\n"
+            "```python\n"
+            "import timm\n"
+            "from safetensors.torch import load_file\n\n"
+            f"model = timm.create_model({built['architecture']!r}, "
+            f"num_classes={built['num_classes']}{options})\n"
+            f"model.load_state_dict(load_file({tuned.MERGED!r}))\n"
+            "```\n"
+        )
+    return (
+        f"`{tuned.TASK}` holds the tuned tensors and the head; the backbone comes from where its "
+        "name says.\n\n"
+        "```python\n"
+        "import peftbench as pb\n\n"
+        'model = pb.load("FOLDER")  # ready, in eval mode\n'
+        'tuned = pb.attach(backbone, "FOLDER")  # or onto a bare timm backbone in memory\n'
+        "backbone = pb.detach(tuned)  # for the next task\n"
+        "```\n"
+    )
