@@ -77,9 +77,9 @@ POSITIONS: Mapping[str, str] = {
     "houlsby": "sequential on both branches",
     "parallel": "y + u + A(y): beside the MLP, reads the stream",
     "parallel_norm": "y + u + A(LN2 y): beside the MLP, reads what the MLP reads",
-    "before": "y' = y + A(y), then y' + u(y'): on the stream in front of the MLP",
-    "after": "z = y + u, then z + A(z): on the stream behind the block",
-    "pfeiffer": "after, with a layer norm that trains in front of the adapter",
+    "pre": "y' = y + A(y), then y' + u(y'): on the stream in front of the MLP",
+    "post": "z = y + u, then z + A(z): on the stream behind the block",
+    "pfeiffer": "post, with a layer norm that trains in front of the adapter",
 }
 _ON_BRANCHES: Mapping[str, tuple[Role, ...]] = {
     "sequential": (Role.MLP_OUT,),
@@ -88,7 +88,7 @@ _ON_BRANCHES: Mapping[str, tuple[Role, ...]] = {
 _AT_ENTRIES: Mapping[str, stream.Reads] = {
     "parallel": stream.Reads.STREAM,
     "parallel_norm": stream.Reads.BRANCH,
-    "before": stream.Reads.BEFORE,
+    "pre": stream.Reads.BEFORE,
 }
 
 
@@ -167,6 +167,7 @@ class BottleneckAdapter(Method):
             value = getattr(design, key)
             if value not in known:
                 raise unknown_name(f"{key} of method={self.name}:", value, known)
+        self.require(design.init != "zero", "init=zero never trains; it is method=adapter_vpt.")
         self.require(design.bottleneck >= 1, f"bottleneck={design.bottleneck}; use 1 or more.")
         for key in ("dropout", "drop_path"):
             value = getattr(design, key)
@@ -190,7 +191,7 @@ class BottleneckAdapter(Method):
         need = {"houlsby": "attention and an MLP in each block"}.get(
             position, "an MLP in each block"
         )
-        if position in ("after", "pfeiffer"):
+        if position in ("post", "pfeiffer"):
             need = "to know the blocks"
         raise Unsupported(
             f"{self.name} (position {position!r}) needs {need}, and family {anatomy.family!r} "
@@ -281,10 +282,6 @@ class Adapter(BottleneckAdapter):
             scale=self.scale,
             learned_scale=self.learned_scale,
         )
-
-    def validate(self) -> None:
-        super().validate()
-        self.require(self.init != "zero", "init=zero never trains; it is method=adapter_vpt.")
 
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator

@@ -36,7 +36,7 @@ class AdapterPlus(BottleneckAdapter):
 
     def design(self, width: int) -> Design:
         return Design(
-            position="after",
+            position="post",
             bottleneck=self.bottleneck,
             init=self.init,
             dropout=self.dropout,

@@ -146,9 +146,10 @@ class SSF(Method):
         """W' = diag(gamma) W, b' = gamma b + beta; the same for the affine of a norm."""
         for path, base, _ in pairs_of(model):
             if not _foldable(base):
+                lacks = "bias" if hasattr(base, "weight") else "weight and bias of its own"
                 raise NotMergeable(
-                    f"ssf cannot fold the pair behind {path!r}: a {type(base).__name__} has no "
-                    "weight and bias of its own to take it. Use variant=default or keep the pairs."
+                    f"ssf cannot fold the pair behind {path!r} ({type(base).__name__}), which has "
+                    f"no {lacks} to take it. Keep the pairs."
                 )
         fold(model)
         return model

@@ -64,7 +64,7 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
     "adapter": (
         ({"position": "houlsby", "learned_scale": "scalar"}, frozenset({"vit", "swin"})),
         ({"position": "parallel_norm"}, frozenset({"vit", "swin_v2"})),
-        ({"position": "before", "dropout": 0.1}, frozenset({"vit_registers", "swin", "convnext"})),
+        ({"position": "pre", "dropout": 0.1}, frozenset({"vit_registers", "swin", "convnext"})),
         ({"position": "pfeiffer", "train_norms": True}, frozenset({"vit", "resnet_basic"})),
     ),
     "adaptformer": (({"variant": "released", "bias": False}, frozenset({"vit", "mixer"})),),
