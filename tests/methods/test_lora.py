@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.efficientnet import EfficientNet
 from timm.models.eva import Eva
+from timm.models.resnet import Bottleneck, ResNet
 from tiny_backbones import anatomy_of, fill, fresh, images, randomise
-from torch import Tensor
+from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import describe
 from peftbench.methods import METHODS, Tuned, apply, discover
@@ -160,3 +166,151 @@ def test_dropout_acts_on_the_factors_only_and_only_while_training() -> None:
         torch.testing.assert_close(tuned.model(x), tuned.model(x))
         tuned.model.eval()
         torch.testing.assert_close(tuned.model(x), tuned.model(x))
+
+
+# ------------------------------------------------------------------- which weights
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers", "targets"),
+    [
+        ("vit", r"blocks\.\d\.attn\.qkv", {"q", "v"}),
+        ("swin", r"layers\.\d\.blocks\.\d\.attn\.qkv", {"q", "v"}),
+        ("eva_split", r"blocks\.\d\.attn\.[qv]_proj", {"q", "v"}),
+        ("convnext", r"stages\.\d\.blocks\.\d\.mlp\.fc[12]", {"fc1", "fc2"}),
+        ("convnext_conv", r"stages\.\d\.blocks\.\d\.mlp\.fc[12]", {"fc1", "fc2"}),
+        ("mixer", r"blocks\.\d\.mlp_channels\.fc[12]", {"fc1", "fc2"}),
+        # every convolution but that of the stem and, on EfficientNet, the one behind the blocks
+        ("resnet_basic", r"layer\d\.\d\.(conv\d|downsample\.0)", {"conv", "pointwise"}),
+        ("resnet_bottleneck", r"layer\d\.\d\.(conv\d|downsample\.0)", {"conv", "pointwise"}),
+        ("efficientnet", r"blocks\.\d\.\d\.(se\.)?conv\w*", {"conv", "pointwise"}),
+    ],
+)
+def test_auto_takes_attention_else_the_mlp_else_all_convolutions_of_the_blocks(
+    backbone: str, layers: str, targets: set[str]
+) -> None:
+    tuned = _apply(backbone)
+    matching = {n for n, _ in fresh(backbone).named_modules() if re.fullmatch(layers, n)}
+    assert set(tuned.touched) == matching and matching
+    assert {name.rpartition(".")[2] for name in tuned.method_params} == targets
+
+
+# ------------------------------------------------------------------- convolutions
+
+
+def _efficientnet(pad_type: str) -> nn.Module:
+    """Stride 2 in plain, expanding and depthwise convolutions."""
+    stages = ["cn_r1_k3_s2_e1_c8", "er_r1_k5_s2_e2_c12", "ir_r2_k5_s2_e2_c16_se0.25"]
+    return EfficientNet(
+        decode_arch_def([[stage] for stage in stages]),
+        num_classes=5,
+        num_features=32,
+        stem_size=8,
+        pad_type=pad_type,
+    )
+
+
+def _grouped_resnet() -> nn.Module:
+    """Two groups in each 3 x 3 convolution, dilated and not strided in the last stage."""
+    return ResNet(
+        block=Bottleneck,
+        layers=(1, 1, 1, 2),
+        channels=(8, 12, 16, 24),
+        num_classes=5,
+        cardinality=2,
+        base_width=32,
+        output_stride=16,
+    )
+
+
+CONVOLUTIONS = {
+    "resnet": partial(fresh, "resnet_bottleneck"),
+    "grouped": _grouped_resnet,
+    "depthwise": partial(_efficientnet, ""),
+    "same": partial(_efficientnet, "same"),
+    "convnext": partial(fresh, "convnext"),
+}
+KINDS = {  # kernel, stride, dilation and whether there are groups, at least once in each of them
+    "resnet": {(1, 1, 1, False), (1, 2, 1, False), (3, 1, 1, False), (3, 2, 1, False)},
+    "grouped": {(1, 2, 1, False), (3, 1, 1, True), (3, 2, 1, True), (3, 1, 2, True)},
+    "depthwise": {(3, 2, 1, False), (5, 2, 1, False), (5, 2, 1, True), (5, 1, 1, True)},
+    "same": {(3, 2, 1, False), (5, 2, 1, False), (5, 2, 1, True), (5, 1, 1, True)},
+    "convnext": {(7, 1, 1, True)},
+}
+
+
+def _on_convolutions(name: str, **options: object) -> tuple[Tuned, nn.Module]:
+    """Adapted and bare, both in float64 and eval mode, factors far from zero."""
+    bare = randomise(CONVOLUTIONS[name](), seed=0).eval()
+    targets = ("conv",) if name == "convnext" else ("conv", "pointwise")
+    method = METHODS["lora"](targets=targets, **options)
+    generator = torch.Generator().manual_seed(0)
+    tuned = apply(method, copy.deepcopy(bare), describe(bare, 32), 5, generator)
+    fill(tuned.method_params, seed=3)
+    tuned.model.double().eval()
+    return tuned, bare.double()
+
+
+def _kernel_change(tuned: Tuned, path: str, scale: float) -> Tensor:
+    """alpha / r B A in the shape of the kernel."""
+    delta = {n: p.detach() for n, p in tuned.method_params.items() if n.startswith(f"{path}.delta")}
+    (a,) = (p for n, p in delta.items() if ".a." in n)
+    (b,) = (p for n, p in delta.items() if ".b." in n)
+    return scale * torch.einsum("or,rixy->oixy", b, a)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_an_adapted_convolution_has_the_kernel_w_plus_alpha_over_rank_b_a(name: str) -> None:
+    tuned, bare = _on_convolutions(name, rank=2, alpha=6.0)
+    generator = torch.Generator().manual_seed(1)
+    kinds = set()
+    for path in tuned.touched:
+        conv = bare.get_submodule(path)
+        geometry = (conv.kernel_size[0], conv.stride[0], conv.dilation[0])
+        kinds.add((*geometry, conv.groups > 1))
+        assert isinstance(conv, Conv2dSame) == (name == "same" and conv.stride[0] == 2)
+        change = _kernel_change(tuned, path, 6.0 / 2)
+        for size in ((9, 9), (8, 7)):  # padding to the same size depends on it
+            x = torch.randn(2, conv.in_channels, *size, generator=generator, dtype=torch.float64)
+            with torch.no_grad():
+                actual = tuned.model.get_submodule(path)(x)
+                kept = conv.weight.clone()
+                conv.weight += change
+                expected = conv(x)
+                conv.weight.copy_(kept)
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11)
+    assert kinds >= KINDS[name]
+
+
+def test_factors_of_a_convolution_start_with_the_bound_of_its_fan_in_and_at_zero() -> None:
+    bare = CONVOLUTIONS["grouped"]()
+    method = METHODS["lora"](rank=16)
+    generator = torch.Generator().manual_seed(0)
+    tuned = apply(method, bare, describe(bare, 32), 5, generator)
+    assert len(tuned.method_params) == 2 * len(tuned.touched)
+    for name, parameter in tuned.method_params.items():
+        if ".delta.b." in name:
+            assert not parameter.any()
+            continue
+        bound = 1 / math.sqrt(parameter[0].numel())  # inputs of one group times the kernel's area
+        assert parameter.abs().max().item() == pytest.approx(bound, rel=0.05)
+        assert parameter.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["resnet", "depthwise"])
+def test_dropout_of_a_convolution_acts_on_the_input_of_the_change_only(name: str) -> None:
+    tuned, bare = _on_convolutions(name, rank=2, alpha=2.0, dropout=0.5)
+    generator = torch.Generator().manual_seed(1)
+    for path in tuned.touched:
+        conv, module = bare.get_submodule(path), tuned.model.get_submodule(path)
+        change = _kernel_change(tuned, path, 1.0)
+        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        x = torch.randn(2, conv.in_channels, 8, 8, generator=generator, dtype=torch.float64)
+        for training in (True, False):
+            tuned.train() if training else tuned.model.eval()
+            with torch.no_grad():
+                torch.manual_seed(0)
+                seen = F.dropout(x, 0.5, training=training)
+                expected = conv(x) + F.conv2d(seen, change, None, *geometry)
+                torch.manual_seed(0)
+                torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-11)
