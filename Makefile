@@ -9,7 +9,7 @@ SEEDS ?= 0,1,2
 RECIPE ?= short
 RESULTS ?= results
 
-.PHONY: help setup demo test check sweep table figures clean
+.PHONY: help setup demo test check sweep table figures docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ table: setup ## results/table.csv, .parquet and the printed table, from results/
 
 figures: setup ## results/figures, from results/runs
 	@$(BIN)/peftbench report --results-dir $(RESULTS)
+
+docs: setup ## docs/*.md: methods, their parameters, which backbones they support
+	@$(BIN)/python tools/make_docs.py
 
 clean: ## remove the virtual environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,0 +1,51 @@
+"""Generated documents are what `make docs` would write now, and printed counts are met."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import make_docs  # noqa: E402 - beside the tools
+import printed_counts  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["methods", "parameters", "support"])
+def test_a_document_is_current(name: str) -> None:
+    written = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert written == getattr(make_docs, name)(), "run `make docs`"
+
+
+def test_every_printed_count_is_ours_under_its_convention() -> None:
+    """The numbers are those of the papers; the other side is counted here."""
+    text = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| (C\d) \| (\S+) \| (\S+) \| .* \|$", text, re.M)
+    assert len(rows) == len(printed_counts.ROWS) >= 30
+    assert [ours for _, _, ours in rows] == [printed for _, printed, _ in rows]
+
+
+def test_task_lists_are_those_of_the_suites() -> None:
+    """VTAB-1k has 940 classes over 19 tasks, FGVC 1,173 over 5."""
+    assert (len(printed_counts.VTAB), sum(printed_counts.VTAB.values())) == (19, 940)
+    assert (len(printed_counts.FGVC), sum(printed_counts.FGVC.values())) == (5, 1_173)
+    for chosen in (
+        printed_counts.DEEP,
+        printed_counts.SHALLOW,
+        printed_counts.TT,
+        printed_counts.TK,
+    ):
+        assert len(chosen["VTAB"]) == 19

@@ -1,0 +1,287 @@
+"""Write the generated documents of `docs/`, or with --check say which are not current.
+
+support.md     every method on a tiny backbone of every family, really run
+parameters.md  parameters of every method on the standard backbones, and what papers print
+methods.md     what `peftbench list methods --long` prints
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+
+import printed_counts  # noqa: E402 - beside this file
+from tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa: E402
+
+from peftbench import method_pages, tuned  # noqa: E402
+from peftbench.errors import NotMergeable, Unsupported  # noqa: E402
+from peftbench.methods import METHODS, Method, Tuned, apply, discover  # noqa: E402
+
+DOCS = ROOT / "docs"
+CLASSES = 5
+# a merged model differs by the rounding of its weights, a reloaded one by the order of sums
+MERGED, RELOADED = 1e-4, 1e-5  # relative to the largest logit, float32
+
+GENERATED = "<!-- written by `make docs`; do not edit -->\n"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one method did on one tiny backbone."""
+
+    supported: bool
+    remark: str = ""  # why not, or what a user must know
+
+
+def support() -> str:
+    """The matrix of methods and families as Markdown."""
+    discover()
+    outcomes = {
+        (name, backbone): outcome(METHODS[name](), backbone)
+        for name in METHODS
+        for backbone in TINY
+    }
+    outcomes = {
+        (name, backbone): Outcome(
+            o.supported, _general(o.remark, name, anatomy_of(backbone).family)
+        )
+        for (name, backbone), o in outcomes.items()
+    }
+    remarks = list(dict.fromkeys(o.remark for o in outcomes.values() if o.remark))
+    columns = [backbone.replace("_", " ") for backbone in TINY]
+    lines = [
+        GENERATED + "# Methods and backbone families",
+        "",
+        "Each cell is the result of attaching the method with its default hyper-parameters to a",
+        "tiny random backbone of the family, one forward and backward pass, a step, saving,",
+        "reloading into a fresh backbone and, where the method promises it, merging; outputs are",
+        "compared. ● works, ◐ works with a remark, – is refused with a reason before anything is",
+        "changed. Numbers lead to the remark or reason below.",
+        "",
+        "| method | " + " | ".join(columns) + " |",
+        "| --- |" + " :---: |" * len(columns),
+    ]
+    for name in METHODS:
+        cells = [_cell(outcomes[name, backbone], remarks) for backbone in TINY]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    lines += ["", "## Remarks and reasons", ""]
+    lines += [f"{i}. {remark}" for i, remark in enumerate(remarks, 1)]
+    return "\n".join(lines) + "\n"
+
+
+def _general(remark: str, method: str, family: str) -> str:
+    """A remark without the names of method, family and module, so that it stands once."""
+    text = re.sub(rf"\b{method}\b(?= )(?! which)", "the method", remark, count=1)
+    text = re.sub(rf"(the |this )?family '{family}'", "the family", text)
+    text = re.sub(rf"\b{family} backbones", "such backbones", text)
+    text = re.sub(rf"(this )?\b{family} backbone\b", "such a backbone", text)
+    text = re.sub(r"'[\w.]*\.\w+'( \(\w+\))?", "a layer", text)
+    text = re.sub(r"\d+ pixels", "few pixels", text)
+    text = re.sub(r"is \d+ x \d+", "is no multiple of it", text)
+    return text[:1].upper() + text[1:]
+
+
+def _cell(found: Outcome, remarks: Sequence[str]) -> str:
+    number = f"<sup>{remarks.index(found.remark) + 1}</sup>" if found.remark else ""
+    mark = ("◐" if found.remark else "●") if found.supported else "–"
+    return mark + number
+
+
+def outcome(method: Method, backbone: str) -> Outcome:
+    """Run everything that a user of the pair relies on.
+
+    Raises:
+        AssertionError: the pair works, but not as the method's card says.
+    """
+    try:
+        trained = _attach(method, backbone)
+    except Unsupported as e:
+        return Outcome(False, str(e))
+    _step(trained, images(backbone, 4))
+    fill(trained.trainable | trained.changing_buffers, seed=1)
+    x = images(backbone, 2)
+    with torch.no_grad():
+        expected = trained.model.eval()(x)
+    assert expected.shape == (2, CLASSES) and expected.isfinite().all()
+    with tempfile.TemporaryDirectory() as folder:
+        tuned.save(trained, Path(folder), {})
+        again = _attach(method, backbone)
+        tuned.load(again, Path(folder))
+    _assert_close(again, x, expected, RELOADED)
+    remarks = [note for note in trained.notes if "weights are parametrized" not in note]
+    if any("weights are parametrized" in note for note in trained.notes):
+        remarks.append("runs inside the weights, because their modules are never called")
+    if method.card.mergeable:
+        merged = copy.deepcopy(trained)
+        try:
+            model = method.merge(merged.model)
+        except NotMergeable as e:
+            remarks.append(f"trains, but does not merge on this backbone: {e}")
+        else:
+            with torch.no_grad():
+                error = (model.eval()(x) - expected).abs().max() / expected.abs().max()
+            assert error <= MERGED, f"{method.name} on {backbone}: merging moves logits by {error}"
+    return Outcome(True, " ".join(remarks))
+
+
+def _attach(method: Method, backbone: str) -> Tuned:
+    generator = torch.Generator().manual_seed(0)
+    return apply(method, fresh(backbone), anatomy_of(backbone), CLASSES, generator)
+
+
+def _step(trained: Tuned, x: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    trained.train()
+    parameters = list(trained.trainable.values())
+    F.cross_entropy(trained.model(x), torch.arange(len(x)) % CLASSES).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters)
+    torch.optim.SGD(parameters, lr=1e-3).step()
+
+
+def _assert_close(
+    trained: Tuned, x: torch.Tensor, expected: torch.Tensor, tolerance: float
+) -> None:
+    with torch.no_grad():
+        error = (trained.model.eval()(x) - expected).abs().max() / expected.abs().max()
+    assert error <= tolerance, f"{trained.method.name}: differs by {error}"
+
+
+# the settings whose counts the literature prints, with the name of the row
+SETTINGS: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("full", "full", {}),
+    ("linear", "linear", {}),
+    ("partial-1", "partial", {"num_blocks": 1}),
+    ("partial-2", "partial", {"num_blocks": 2}),
+    ("partial-4", "partial", {"num_blocks": 4}),
+    ("partial, last stage", "partial", {"unit": "stage"}),
+    ("partial, last 2 stages", "partial", {"unit": "stage", "num_blocks": 2}),
+    ("bias", "bias", {}),
+    ("bias, as released", "bias", {"variant": "released"}),
+    ("norm", "norm", {}),
+    ("sidetune", "sidetune", {}),
+    ("adapter of VPT, reduction 8", "adapter_vpt", {"reduction": 8}),
+    ("adapter of VPT, reduction 64", "adapter_vpt", {"reduction": 64}),
+    ("adapter of VPT, reduction 256", "adapter_vpt", {"reduction": 256}),
+    ("adapter, width 8", "adapter", {"bottleneck": 8}),
+    ("AdaptFormer, width 8", "adaptformer", {"bottleneck": 8}),
+    ("AdaptFormer, width 64", "adaptformer", {"bottleneck": 64}),
+    ("Adapter+, width 8", "adapter_plus", {"bottleneck": 8}),
+    ("Convpass, width 8", "convpass", {"bottleneck": 8}),
+    ("RepAdapter, width 8", "repadapter", {"bottleneck": 8}),
+    ("VPT-shallow, 1 token", "vpt_shallow", {"num_tokens": 1}),
+    ("VPT-deep, 1 token", "vpt_deep", {"num_tokens": 1}),
+    ("VPT-deep, 50 tokens", "vpt_deep", {"num_tokens": 50}),
+    ("VPT pad, 5 pixels", "vpt_pad", {"num_tokens": 5}),
+    ("SSF", "ssf", {}),
+    ("SSF, as released", "ssf", {"variant": "released"}),
+    ("FacT-TT, rank 4", "fact_tt", {"rank": 4}),
+    ("FacT-TT, rank 8", "fact_tt", {"rank": 8}),
+    ("FacT-TT, rank 16", "fact_tt", {"rank": 16}),
+    ("FacT-TK, rank 8", "fact_tk", {"rank": 8}),
+    ("FacT-TK, rank 16", "fact_tk", {"rank": 16}),
+    ("FacT-TK, rank 32", "fact_tk", {"rank": 32}),
+    ("LoRA, rank 8", "lora", {"rank": 8}),
+    ("LoRA, rank 16", "lora", {"rank": 16}),
+)
+BACKBONES: dict[str, str] = {
+    "ViT-B/16": "vit_base_patch16_224",
+    "ViT-L/16": "vit_large_patch16_224",
+    "ViT-H/14": "vit_huge_patch14_224",
+    "Swin-B": "swin_base_patch4_window7_224",
+    "ConvNeXt-B": "convnext_base",
+    "ResNet-50": "resnet50",
+}
+HEAD_CLASSES = 100
+
+
+def parameters() -> str:
+    """Counts on the standard backbones, and beside what papers print."""
+    discover()
+    anatomies = {title: method_pages.anatomy_of(name) for title, name in BACKBONES.items()}
+    heads = {title: (a.head_width + 1) * HEAD_CLASSES for title, a in anatomies.items()}
+    lines = [
+        GENERATED + "# Parameters that train",
+        "",
+        f"In each cell without the head, then with a linear head of {HEAD_CLASSES} classes, which",
+        "has " + ", ".join(f"{n:,} on {title}" for title, n in heads.items()) + ".",
+        "The closed forms that give these numbers are compared with counted tensors in the tests.",
+        "",
+        "| setting | " + " | ".join(BACKBONES) + " |",
+        "| --- |" + " ---: |" * len(BACKBONES),
+    ]
+    for title, name, options in SETTINGS:
+        method = METHODS[name](**options)
+        cells = []
+        for backbone, anatomy in anatomies.items():
+            try:
+                method.check(anatomy)
+            except Unsupported:
+                cells.append("–")
+                continue
+            count = method.expected_params(anatomy)
+            cells.append(f"{count:,}<br>{count + heads[backbone]:,}")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += ["", "## What papers print", "", *printed_counts.conventions(), ""]
+    lines += [
+        "| method | backbone | tasks | convention | printed | ours, same convention | source |",
+        "| --- | --- | --- | --- | ---: | ---: | --- |",
+    ]
+    for row in printed_counts.ROWS:
+        ours = printed_counts.ours(row, anatomies[row.backbone])
+        lines.append(
+            f"| {row.title} | {row.backbone} | {row.tasks} | {row.convention} | {row.printed} | "
+            f"{ours} | {row.source} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def methods() -> str:
+    """What each method is, costs and comes from."""
+    return (
+        GENERATED + "# Methods\n\nEach with its definition, its cost and its source; counts are "
+        "those of the default hyper-parameters.\n\n"
+        + method_pages.to_markdown(method_pages.pages())
+    )
+
+
+def documents() -> Iterator[tuple[Path, str]]:
+    """Path and text of each generated document."""
+    yield DOCS / "methods.md", methods()
+    yield DOCS / "parameters.md", parameters()
+    yield DOCS / "support.md", support()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if not current")
+    check = parser.parse_args().check
+    torch.set_num_threads(1)  # the models are tiny
+    stale = []
+    for path, text in documents():
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(path.name)
+        if not check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+    if check and stale:
+        print(f"not current: {', '.join(stale)}; run `make docs`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
