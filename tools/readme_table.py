@@ -1,4 +1,4 @@
-"""Writes the table and the figure of the README from the records of a sweep.
+"""Writes the tables and the figures of the README from the records of its sweeps.
 
 python tools/readme_table.py results
 """
@@ -15,7 +15,8 @@ from peftbench.results.store import ResultsStore
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "results" / "mini"  # the part of a sweep that the repository keeps
 START, END = "<!-- table:start -->\n", "<!-- table:end -->"
-CONDITIONS = ("backbone=vit_mini", "recipe=short", "phase=final", "suite=mini", "status=OK")
+BACKBONES = ("vit_mini", "efficientnet_lite0")
+CONDITIONS = ("recipe=short", "phase=final", "suite=mini", "status=OK")
 
 
 def rendered(table_path: Path) -> str:
@@ -25,14 +26,14 @@ def rendered(table_path: Path) -> str:
 
 def main() -> None:
     runs = select(frame(ResultsStore(Path(sys.argv[1]))), CONDITIONS)
+    present = [b for b in BACKBONES if b in set(runs["backbone"])]
+    runs = select(runs, (f"backbone={','.join(present)}",))
     KEPT.mkdir(parents=True, exist_ok=True)
     runs["host"] = None  # the record keeps it; the repository has no use for it
     (KEPT / "table.csv").write_text(csv_text(runs), encoding="utf-8")
-    figures.save(
-        figures.accuracy_against_parameters(runs),
-        KEPT / "accuracy_vs_parameters_vit_mini",
-        ("png",),
-    )
+    for backbone in present:
+        figure = figures.accuracy_against_parameters(select(runs, (f"backbone={backbone}",)))
+        figures.save(figure, KEPT / f"accuracy_vs_parameters_{backbone}", ("png",))
     readme = ROOT / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(START)
     after = rest.split(END, 1)[1]
