@@ -217,19 +217,13 @@ class FactorTuning(Method):
             return make(site, width, layout)
 
         sites = [site for site, _, _ in layouts.values()]
-        deltas, parametrized = surgery.add_deltas(backbone, sites, delta)
-        notes = []
-        if parametrized:
-            notes.append(
-                f"{len(parametrized)} weights are parametrized because their modules are never "
-                "called; training forms their full gradient"
-            )
+        deltas, notes = surgery.add_deltas(backbone, sites, delta)
         return Attachment(
             backbone,
             parameters_of(*deltas.values()),
             touched=tuple(deltas),
             train_modules=tuple(deltas.values()),
-            notes=tuple(notes),
+            notes=notes,
         )
 
     def deltas(

@@ -235,19 +235,13 @@ class LoRA(Method):
                 rows, site.fan_in, site.width, self.rank, scale, self.dropout, generator
             )
 
-        deltas, parametrized = surgery.add_deltas(backbone, self.sites(anatomy), delta)
-        notes = []
-        if parametrized:
-            notes.append(
-                f"{len(parametrized)} weights are parametrized because their modules are never "
-                "called; training forms their full gradient"
-            )
+        deltas, notes = surgery.add_deltas(backbone, self.sites(anatomy), delta)
         return Attachment(
             backbone,
             tuple(p for d in deltas.values() for p in d.parameters()),
             touched=tuple(deltas),
             train_modules=tuple(deltas.values()),
-            notes=tuple(notes),
+            notes=notes,
         )
 
     def merge(self, model: nn.Module) -> nn.Module:

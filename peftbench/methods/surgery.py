@@ -125,13 +125,13 @@ class DeltaWeight(nn.Module):
 
 def add_deltas(
     model: nn.Module, sites: Iterable[Site], make: Callable[[Site], Delta]
-) -> tuple[dict[str, Delta], list[str]]:
-    """Give the linear layer of each site its own `make(site)`.
+) -> tuple[dict[str, Delta], tuple[str, ...]]:
+    """Give the layer of each site its own `make(site)`.
 
-    Returns the deltas by path and the paths where the weight had to be parametrized because its
-    module is never called.
+    Returns the deltas by path, and a note where weights had to be parametrized because their
+    modules are never called.
     """
-    deltas, parametrized = {}, []
+    deltas, parametrized = {}, 0
     for site in sites:
         module = model.get_submodule(site.path)
         delta = make(site).to(module.get_parameter("weight").device)
@@ -140,8 +140,12 @@ def add_deltas(
             replace(model, site.path, DeltaLayer(module, delta))
         else:
             parametrize.register_parametrization(module, "weight", DeltaWeight(delta))
-            parametrized.append(site.path)
-    return deltas, parametrized
+            parametrized += 1
+    note = (
+        f"{parametrized} weights are parametrized because their modules are never called; training "
+        "forms their full gradient"
+    )
+    return deltas, (note,) if parametrized else ()
 
 
 def in_float64(module: M) -> M:
