@@ -122,6 +122,11 @@ def _parser() -> argparse.ArgumentParser:
         help="rows with these values only; may be given several times",
     )
     report.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
+    report.add_argument(
+        "--best-on-test",
+        action="store_true",
+        help="rows of their own for runs that selected the epoch on test, as some papers did",
+    )
     report.add_argument("--no-figures", action="store_true")
     report.set_defaults(command=_report)
     return parser
@@ -386,7 +391,11 @@ def _report(options: argparse.Namespace) -> int:
 
     formats = () if options.no_figures else ("png", "pdf", "svg")
     made = report.build(
-        options.results_dir, where=options.where, formats=formats, style=options.format
+        options.results_dir,
+        where=options.where,
+        best_on_test=options.best_on_test,
+        formats=formats,
+        style=options.format,
     )
     print(made.text)
     for error in made.broken if options.format != "text" else ():

@@ -35,7 +35,7 @@ from peftbench.errors import (
 from peftbench.methods.base import Tuned, apply
 from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import BEST_ON_TEST, Phase, RunSpec, plain
+from peftbench.spec import BEST_ON_TEST, LAST, Phase, RunSpec, plain
 from peftbench.training.device import choose_device, choose_dtype
 from peftbench.training.evaluate import Predictions, metrics, predict
 from peftbench.training.loop import fit
@@ -60,6 +60,7 @@ class Draft:
             spec=self.spec.describe(),
             status=self.status,
             error=self.error,
+            selection=BEST_ON_TEST if self.spec.selects_on_test else LAST,
             started=self.started,
             finished=_now(),
             **self.fields,
@@ -209,7 +210,6 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
     if look.best is not None:
         predictions, labels = look.best.predictions, look.labels
         tuned_model.load_state(look.best.state)
-        draft.fields["selection"] = BEST_ON_TEST
         draft.fields["selected_epoch"] = look.best.epoch
         draft.fields["metrics"] = {f"last_epoch/{k}": v for k, v in look.last.items()}
     else:
