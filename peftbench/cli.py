@@ -223,6 +223,8 @@ def _hydra(task: Task, arguments: list[str]) -> None:
             task(cfg)
         except PeftbenchError as e:
             refusals.append(e)  # Hydra would add lines of its own
+        except OmegaConfBaseException as e:
+            refusals.append(ConfigError(_one_line(e)))
 
     entry.flags, entry.failures = task.flags, task.failures  # type: ignore[attr-defined]
     with _environment(HYDRA_FULL_ERROR="1"), _argv(["peftbench", *arguments]):

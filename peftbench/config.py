@@ -128,16 +128,17 @@ def _suite_of(dataset: str) -> str:
     return dataset.partition("/")[0]
 
 
-def _by_dataset(key: str, *, _root_: DictConfig) -> Any:
-    """`key` in the row of the run's data set, for `${by_dataset:key}` in an overlay."""
-    dataset = str(_root_.dataset.name)
+def _by_dataset(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    """What an overlay's table has under `key` for the run's data set: `${by_dataset:key}`."""
     rows = _root_.by_dataset or {}
-    name = dataset.rpartition("/")[2]
-    if name not in rows:
-        raise unknown_name(f"row of the {_root_.recipe.name} table of {key},", name, map(str, rows))
-    if key not in rows[name]:
-        raise ConfigError(f"The {_root_.recipe.name} table has no {key} for {dataset!r}.")
-    return rows[name][key]
+    row = rows.get(str(_root_.dataset.name).rpartition("/")[2], {})
+    if key not in row and default is None:
+        known = [name for name in map(str, rows) if key in rows[name]]
+        raise ConfigError(
+            f"recipe={_root_.recipe.name} has no value for dataset={_root_.dataset.name} in its "
+            f"table of {key}. Give it on the command line, or use one of: {', '.join(known)}."
+        )
+    return row.get(key, default)
 
 
 def _writable(cls: type) -> DictConfig:
