@@ -15,6 +15,7 @@ from peftbench.backbones.load import load
 from peftbench.config import build
 from peftbench.data import TestSplit
 from peftbench.errors import ConfigError, UnknownName
+from peftbench.launcher import outcome
 from peftbench.results.frame import frame
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
@@ -76,6 +77,7 @@ def test_the_best_epoch_and_the_last_are_reported(
     stored = store.load_predictions("bias", record.run_id)
     assert stored is not None
     assert (stored.classes == stored.labels).mean() == pytest.approx(best)
+    assert f" test images (best on test: epoch {first}), " in outcome(record)
     row = frame([record]).iloc[0]
     assert (row["selection"], row["selected_epoch"]) == ("best_on_test", first)
     assert (row["top1"], row["top1_last"]) == (best, accuracies[5])
