@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 0, 1, 2, 3, 130
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
 VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
-GROUPS = ("method", "backbone", "dataset", "recipe", "experiments")
+GROUPS = ("method", "backbone", "dataset", "recipe", "protocol", "experiments")
 
 RUN_HELP = """\
 usage: peftbench run [-m] [OVERRIDES...]
@@ -33,7 +33,7 @@ Run one method on one backbone and data set; with -m the product of all comma li
   peftbench run method=lora dataset=folder dataset.root=PATH
 
 choices:
-  method=NAME backbone=NAME dataset=NAME recipe=NAME experiments=NAME
+  method=NAME backbone=NAME dataset=NAME recipe=NAME protocol=NAME experiments=NAME
                       `peftbench list methods|backbones|datasets|experiments`
 keys:
   seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
@@ -41,7 +41,7 @@ keys:
   method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
-  --cfg job           print the composed configuration and stop
+  --cfg job           print the composed configuration and stop; with -p recipe, only that part
   --config-dir PATH   one more folder with method/, backbone/, dataset/ configurations
   hydra.launcher.jobs=N   jobs at a time; hydra.launcher.on_failure=continue|stop
 
@@ -124,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
         help="rows with these values only; may be given several times",
     )
     report.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
+    report.add_argument(
+        "--best-on-test",
+        action="store_true",
+        help="rows of their own for runs that selected the epoch on test, as some papers did",
+    )
     report.add_argument("--no-figures", action="store_true")
     report.set_defaults(command=_report)
 
@@ -215,7 +220,7 @@ def _hydra(task: Task, arguments: list[str]) -> None:
 
     config.register()
     task.flags = _flags(arguments)
-    arguments = _check_names(_options_first(arguments))
+    arguments = _check_names(_options_first(_resolved(arguments)))
     decorate = hydra.main(
         version_base="1.3", config_path=str(config.config_dir()), config_name="config"
     )
@@ -229,6 +234,8 @@ def _hydra(task: Task, arguments: list[str]) -> None:
             task(cfg)
         except PeftbenchError as e:
             refusals.append(e)  # Hydra would add lines of its own
+        except OmegaConfBaseException as e:
+            refusals.append(ConfigError(_one_line(e)))
 
     entry.flags, entry.failures = task.flags, task.failures  # type: ignore[attr-defined]
     with _environment(HYDRA_FULL_ERROR="1"), _argv(["peftbench", *arguments]):
@@ -266,6 +273,13 @@ def _argv(arguments: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+def _resolved(arguments: list[str]) -> list[str]:
+    """A printed configuration shows the values in force and not where they come from."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    printing = any(a == "--cfg=job" or (a in ("--cfg", "-c") and b == "job") for a, b in pairs)
+    return [*arguments, "--resolve"] if printing and "--resolve" not in arguments else arguments
 
 
 def _flags(arguments: list[str]) -> list[str]:
@@ -394,7 +408,11 @@ def _report(options: argparse.Namespace) -> int:
 
     formats = () if options.no_figures else ("png", "pdf", "svg")
     made = report.build(
-        options.results_dir, where=options.where, formats=formats, style=options.format
+        options.results_dir,
+        where=options.where,
+        best_on_test=options.best_on_test,
+        formats=formats,
+        style=options.format,
     )
     print(made.text)
     for error in made.broken if options.format != "text" else ():

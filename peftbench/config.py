@@ -22,13 +22,16 @@ from peftbench.backbones.load import hash_checkpoint
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 from peftbench.spec import (
+    LAST,
     BackboneSpec,
     DatasetSpec,
     Phase,
     Precision,
     PreprocessingSpec,
+    Protocol,
     Recipe,
     RunSpec,
+    Selection,
 )
 
 PACKAGE = Path(__file__).parent
@@ -43,6 +46,12 @@ class RunConfig:
     dataset: DatasetSpec = field(default_factory=lambda: DatasetSpec(name=MISSING, reader=MISSING))
     preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
     recipe: Recipe = field(default_factory=Recipe)
+    by_dataset: Any = None  # rows of an overlay's table, by the name of the data set in its suite
+    selection: Selection = field(default_factory=Selection)
+    protocol: str = Protocol.name
+    seeds: tuple[int, ...] = Protocol.seeds
+    average: str = Protocol.average
+    parameters: str = Protocol.parameters
     experiments: Any = None
     seed: int = 0
     phase: str = "final"
@@ -109,7 +118,27 @@ def register() -> None:
         if not any((f / "method" / f"{name}.yaml").is_file() for f in config_dirs()):
             store.store(group="method", name=name, node=_writable(methods.METHODS[name]))
     Plugins.instance().register(PeftbenchSearchPath)
+    OmegaConf.register_new_resolver("suite_of", _suite_of)
+    OmegaConf.register_new_resolver("by_dataset", _by_dataset)
     register_launcher()
+
+
+def _suite_of(dataset: str) -> str:
+    """The suite in the name of a data set: "vtab" of "vtab/dtd"; else the name itself."""
+    return dataset.partition("/")[0]
+
+
+def _by_dataset(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    """What an overlay's table has under `key` for the run's data set: `${by_dataset:key}`."""
+    rows = _root_.by_dataset or {}
+    row = rows.get(str(_root_.dataset.name).rpartition("/")[2], {})
+    if key not in row and default is None:
+        known = [name for name in map(str, rows) if key in rows[name]]
+        raise ConfigError(
+            f"recipe={_root_.recipe.name} has no value for dataset={_root_.dataset.name} in its "
+            f"table of {key}. Give it on the command line, or use one of: {', '.join(known)}."
+        )
+    return row.get(key, default)
 
 
 def _writable(cls: type) -> DictConfig:
@@ -162,7 +191,27 @@ def build(cfg: DictConfig) -> RunSpec:
         seed=cfg.seed,
         phase=_member(Phase, "phase", cfg.phase),
         precision=_member(Precision, "precision", cfg.precision),
+        selection=_selection(cfg),
+        protocol=Protocol(cfg.protocol, tuple(cfg.seeds), cfg.average, cfg.parameters),
     )
+
+
+def _selection(cfg: DictConfig) -> Selection:
+    """The rule that chooses the epoch; one that looks at test must be the protocol's own."""
+    selection: Selection = OmegaConf.to_object(cfg.selection)  # type: ignore[assignment]
+    own = catalogue("protocol").get(cfg.protocol, {}).get("selection", {}).get("rule", LAST)
+    if selection.rule not in (LAST, own):
+        declaring = [
+            name
+            for name, entry in catalogue("protocol").items()
+            if entry.get("selection", {}).get("rule") == selection.rule
+        ]
+        raise ConfigError(
+            f"selection.rule={selection.rule} flatters, and protocol={cfg.protocol} does not "
+            f"declare it. Use selection.rule={LAST}, or a protocol that does: "
+            f"{', '.join(declaring)}."
+        )
+    return selection
 
 
 def _check_keys(cfg: DictConfig) -> None:
@@ -171,7 +220,7 @@ def _check_keys(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in top and key not in ("hydra", "tuned"):
             raise unknown_name("key", str(key), top)
-    for group in ("method", "backbone", "dataset", "preprocessing", "recipe"):
+    for group in ("method", "backbone", "dataset", "preprocessing", "recipe", "selection"):
         node = cfg[group]
         kind = OmegaConf.get_type(node)
         if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(kind):

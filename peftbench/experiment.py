@@ -36,7 +36,7 @@ from peftbench.errors import (
 from peftbench.methods.base import Tuned, apply
 from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import Phase, RunSpec, plain
+from peftbench.spec import BEST_ON_TEST, LAST, Phase, RunSpec, plain
 from peftbench.training.device import choose_device, choose_dtype
 from peftbench.training.evaluate import Predictions, metrics, predict
 from peftbench.training.loop import fit
@@ -61,6 +61,7 @@ class Draft:
             spec=self.spec.describe(),
             status=self.status,
             error=self.error,
+            selection=BEST_ON_TEST if self.spec.selects_on_test else LAST,
             started=self.started,
             finished=_now(),
             **self.fields,
@@ -181,7 +182,13 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
     clock_train = time.perf_counter()
     history: list[EpochRow] = []
     draft.fields["history"] = history
-    with _progress_bar(spec, history, progress) as on_epoch:
+    look = BestOnTest(spec, tuned_model, backbone, splits, device, dtype)
+    with _progress_bar(spec, history, progress) as show:
+
+        def on_epoch(row: EpochRow) -> None:
+            show(row)
+            look(row.epoch)
+
         fitted = fit(
             tuned_model.model,
             list(tuned_model.trainable.values()),
@@ -191,7 +198,8 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
             seed=spec.seed,
             device=device,
             dtype=dtype,
-            set_mode=tuned_model.train,
+            set_mode=lambda: tuned_model.train(spec.recipe.frozen_mode),
+            num_classes=num_classes,
             regulariser=tuned_model.regulariser,
             on_epoch=on_epoch,
         )
@@ -200,15 +208,18 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
     peak = cost.peak_bytes(device)
 
     clock_report = time.perf_counter()
-    if isinstance(splits.report, data.TestSplit):
-        opened = splits.report.open_once()
-        images, labels = opened.images, opened.labels
+    if look.best is not None:
+        predictions, labels = look.best.predictions, look.labels
+        tuned_model.load_state(look.best.state)
+        draft.fields["selected_epoch"] = look.best.epoch
+        draft.fields["metrics"] = {f"last_epoch/{k}": v for k, v in look.last.items()}
     else:
-        images, labels = splits.report.images, splits.report.labels
-    predictions = _predict(tuned_model, images, backbone, device, dtype)
+        images, labels = _report_split(splits)
+        predictions = _predict(tuned_model, images, backbone, device, dtype)
+        draft.fields["metrics"] = {}
     name = "test" if spec.phase is Phase.FINAL else "val"
     measured = metrics(predictions, labels, num_classes)
-    draft.fields["metrics"] = {f"{name}/{key}": value for key, value in measured.items()}
+    draft.fields["metrics"] |= {f"{name}/{key}": value for key, value in measured.items()}
     seconds_evaluate = time.perf_counter() - clock_report
     store.save_predictions(
         spec.method.name,
@@ -264,6 +275,59 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
     draft.fields["cost"] = dataclasses.replace(
         measured_cost, seconds_total=time.perf_counter() - clock
     )
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best epoch so far."""
+
+    epoch: int
+    predictions: Predictions
+    state: dict[str, torch.Tensor]
+
+
+class BestOnTest:
+    """Evaluates test after the epochs that a protocol declares, and keeps the best; else nothing.
+
+    The split is opened once, before training: this is what the default protocol forbids.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        tuned_model: Tuned,
+        backbone: Backbone,
+        splits: data.Splits,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.best: _Best | None = None
+        self.last: dict[str, float] = {}  # metrics of the latest evaluation
+        self.num_classes = len(splits.class_names)
+        self.epochs: frozenset[int] = frozenset()
+        if spec.selects_on_test:
+            self.epochs = spec.selection.epochs(spec.recipe.total_epochs)
+            self.images, self.labels = _report_split(splits)
+        self.tuned = tuned_model
+        self.predict = lambda: _predict(tuned_model, self.images, backbone, device, dtype)
+
+    def __call__(self, epoch: int) -> None:
+        """Look at test after `epoch`; of equally good epochs the first is kept."""
+        if epoch not in self.epochs:
+            return
+        predictions = self.predict()
+        self.last = metrics(predictions, self.labels, self.num_classes)
+        if self.best is None or self.last["top1"] > _top1(self.best.predictions, self.labels):
+            state = {name: tensor.clone() for name, tensor in self.tuned.state().items()}
+            self.best = _Best(epoch, predictions, state)
+
+
+def _report_split(splits: data.Splits) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of the split that is reported; test opens once."""
+    if isinstance(splits.report, data.TestSplit):
+        opened = splits.report.open_once()
+        return opened.images, opened.labels
+    return splits.report.images, splits.report.labels
 
 
 def _load(spec: RunSpec, device: torch.device) -> tuple[Backbone, Anatomy, data.Splits]:
@@ -413,7 +477,8 @@ def _progress_bar(
     """What is told of each epoch: the record keeps it, and a terminal shows it."""
     from tqdm import tqdm
 
-    with tqdm(total=spec.recipe.epochs, desc=str(spec), unit="epoch", disable=not show) as bar:
+    total = spec.recipe.total_epochs
+    with tqdm(total=total, desc=str(spec), unit="epoch", disable=not show) as bar:
 
         def on_epoch(row: EpochRow) -> None:
             history.append(row)

@@ -108,6 +108,7 @@ class Method(ABC):
             raise unknown_name(f"variant of method={self.name}:", variant, VARIANTS)
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # what the paper means and works, or what the official code does where that differs
 VARIANTS = ("default", "released")
 METHODS: Registry[type[Method]] = Registry("method")
@@ -148,9 +149,17 @@ class Tuned:
         """Every tensor that an optimiser step may change."""
         return {**self.method_params, **self.unfrozen_params, **self.head_params}
 
-    def train(self) -> None:
-        """Put what trains in train mode and everything else in eval mode."""
-        self.model.eval()
+    def train(self, frozen_mode: str = "method") -> None:
+        """Put what trains in train mode and everything else in eval mode.
+
+        With `frozen_mode="train"` everything is in train mode, as in most released codes, so that
+        dropout and drop-path of the frozen layers act. Only batch norms that do not train stay in
+        eval mode: their statistics belong to the backbone.
+        """
+        self.model.train(frozen_mode == "train")
+        for module in self.model.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.eval()
         for module in self.train_modules:
             module.train()
 

@@ -27,6 +27,7 @@ def build(
     out: Path | str | None = None,
     metric: str = "top1",
     limited: bool = False,
+    best_on_test: bool = False,
     formats: Sequence[str] = ("png", "pdf", "svg"),
     style: str = "text",
 ) -> Report:
@@ -34,8 +35,10 @@ def build(
 
     `out/table.csv` and `out/table.parquet` hold every run; `where` (such as `backbone=vit_mini`)
     narrows the printed table and the figures, which then go to a folder of their own. `out` is
-    `root` unless given. No `formats` means no figures. `style` is "text" for a reader, who also
-    learns of files and problems, or "markdown" or "csv" for the table alone.
+    `root` unless given. With `best_on_test` the table shows the runs that selected the epoch on
+    test as well, in rows of their own; figures never do. No `formats` means no figures. `style` is
+    "text" for a reader, who also learns of files and problems, or "markdown" or "csv" for the table
+    alone.
     """
     from peftbench.report import figures, tables
     from peftbench.results.frame import frame, select, write_table
@@ -55,7 +58,7 @@ def build(
     if chosen.empty:
         notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
         return Report(_text("", paths, notes), tuple(paths), scan.broken)
-    cells = tables.summary(chosen, metric=metric, limited=limited)
+    cells = tables.summary(chosen, metric=metric, limited=limited, best_on_test=best_on_test)
     place = folder / "figures"
     if where:
         place /= _slug("__".join(where))

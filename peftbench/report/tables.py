@@ -44,18 +44,25 @@ SUMMARY_COLUMNS = (
 )
 
 
-def summary(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False) -> pd.DataFrame:
+def summary(
+    table: pd.DataFrame,
+    *,
+    metric: str = "top1",
+    limited: bool = False,
+    best_on_test: bool = False,
+) -> pd.DataFrame:
     """One row a cell with the columns of `SUMMARY_COLUMNS`, in the order in which tables show it.
 
     `table` has one row a run (`peftbench.results.frame`). Final runs count; runs on a limited
     number of images only with `limited=True`, and then limited and full runs are different rows.
+    The same holds of runs that selected the epoch on test, and `best_on_test`.
     Settings of one method that were run on the same data set are different rows, labelled by what
     differs. Runs on other weights, files or versions are never averaged. `attrs["left_out"]` says
     what is not in the cells, and why.
     """
     if metric not in SCORES:
         raise unknown_name("metric", metric, SCORES)
-    runs, left_out = _eligible(table, metric, limited)
+    runs, left_out = _eligible(table, metric, limited, best_on_test)
     variants = _variants(runs)
     sections: dict[tuple[str, str], list[_Run]] = defaultdict(list)
     for run in runs:
@@ -169,7 +176,9 @@ class _Section:
     notes: list[tuple[str, str]]  # mark and text
 
 
-def _eligible(table: pd.DataFrame, metric: str, limited: bool) -> tuple[list[_Run], list[str]]:
+def _eligible(
+    table: pd.DataFrame, metric: str, limited: bool, best_on_test: bool
+) -> tuple[list[_Run], list[str]]:
     """Runs that belong into a table, and a line for each kind of run that does not show."""
     rows = [
         {str(name): None if pd.isna(value) else value for name, value in row.items()}
@@ -187,7 +196,8 @@ def _eligible(table: pd.DataFrame, metric: str, limited: bool) -> tuple[list[_Ru
     drop("{} in the tuning phase, which reports val", lambda row: row["phase"] != "final")
     if not limited:
         drop("{} limited to a part of the images", lambda row: row["limit"] is not None)
-    drop("{} selected on test", lambda row: "test" in _text(row["selection"]))
+    if not best_on_test:
+        drop("{} selected on test", lambda row: "test" in _text(row["selection"]))
     drop(
         f"{{}} finished without test/{metric}",
         lambda row: row["status"] == Status.OK and row[metric] is None,
@@ -272,9 +282,9 @@ def _settings(row: Mapping[str, Any]) -> dict[str, str]:
 def _variants(runs: Sequence[_Run]) -> dict[int, tuple[str, frozenset[str]]]:
     """For each run, by `id`: the text that tells its row, and the settings named in it.
 
-    Recipes and limits always make rows. Of the other settings, as few as needed do so that a row
-    has one setting on each data set and one number of tuned parameters: a learning rate chosen for
-    each data set leaves a method in one row.
+    Recipes, limits and rules of selection always make rows. Of the other settings, as few as needed
+    do so that a row has one setting on each data set and one number of tuned parameters: a learning
+    rate chosen for each data set leaves a method in one row.
     """
     by_method: dict[str, list[_Run]] = defaultdict(list)
     for run in runs:
@@ -283,7 +293,7 @@ def _variants(runs: Sequence[_Run]) -> dict[int, tuple[str, frozenset[str]]]:
     for members in by_method.values():
         names = list(dict.fromkeys(name for run in members for name in run.settings))
         varying = [n for n in names if len({run.settings.get(n) for run in members}) > 1]
-        chosen = [name for name in varying if name in ("recipe", "limit")]
+        chosen = [name for name in varying if name in ("recipe", "limit", "selection")]
         while any(conflicts := _conflicts(members, chosen)):
             ranked = [
                 (_conflicts(members, [*chosen, name]), _groups(members, [*chosen, name]), i, name)

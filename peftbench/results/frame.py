@@ -18,6 +18,7 @@ from peftbench.registry import unknown_name
 from peftbench.results.record import Cost, RunRecord, Status
 from peftbench.results.store import ResultsStore, current, write_atomic
 
+DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
 SPLIT_OF_PHASE = {"final": "test", "tune": "val"}
 
 
@@ -46,17 +47,20 @@ COLUMNS = (
     Column("group", "string", "group within the suite"),
     Column("seed", "Int64", "seed of head, method and order of images"),
     Column("phase", "string", "tune reports val, final reports test"),
+    Column("protocol", "string", "named set of choices; records without one have the default"),
     Column("recipe", "string", "name of the recipe"),
     Column("recipe_settings", "string", "every other field of the recipe, as lr=0.001,epochs=100"),
     Column("epochs", "Int64", "of training"),
-    Column("lr", "Float64", "peak learning rate"),
+    Column("lr", "Float64", "learning rate of the recipe, for lr_reference_batch if that is set"),
     Column("weight_decay", "Float64", "of the recipe"),
     Column("batch_size", "Int64", "images of one step"),
     Column("preprocessing", "string", "as normalisation=checkpoint,resize=squash"),
     Column("image_size", "Int64", "asked for; missing means the size of the checkpoint"),
     Column("drop_path", "Float64", "stochastic depth rate of the parts that train"),
     Column("precision", "string", "asked for; dtype is what it became"),
-    Column("selection", "string", "which epoch is reported"),
+    Column("selection", "string", "which epoch is reported: last, or best_on_test, which flatters"),
+    Column("selected_epoch", "Int64", "epoch that is reported where it was selected"),
+    Column("top1_last", "Float64", "accuracy after the last epoch where another is reported"),
     Column("split", "string", "split that the next five columns are measured on"),
     Column("top1", "Float64", "accuracy as a fraction"),
     Column("mean_per_class", "Float64", "mean of the accuracies of the classes, a fraction"),
@@ -249,6 +253,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "group": dataset.get("group"),
         "seed": spec.get("seed"),
         "phase": spec.get("phase"),
+        "protocol": _mapping(spec.get("protocol")).get("name") or DEFAULT_PROTOCOL,
         "recipe": recipe.get("name"),
         "recipe_settings": settings_text({k: v for k, v in recipe.items() if k != "name"}),
         "epochs": recipe.get("epochs"),
@@ -260,6 +265,8 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "drop_path": backbone.get("drop_path"),
         "precision": spec.get("precision"),
         "selection": record.selection,
+        "selected_epoch": record.selected_epoch,
+        "top1_last": record.metrics.get("last_epoch/top1"),
         "split": split,
         **metrics,
         "params_method": parameters and parameters.method,

@@ -101,8 +101,10 @@ class RunRecord:
     spec: dict[str, Any]
     status: Status
     error: str | None = None
-    metrics: dict[str, float | None] = field(default_factory=dict)  # keyed "test/top1", "val/loss"
-    selection: str = "last"  # which epoch is reported
+    # keyed "test/top1", "val/loss"; "last_epoch/top1" where another epoch is reported
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    selection: str = "last"  # which epoch is reported; "best_on_test" flatters
+    selected_epoch: int | None = None  # None: the last
     parameters: Parameters | None = None
     cost: Cost | None = None
     merge: dict[str, float] | None = None  # max_logit_difference and top1_difference by merging

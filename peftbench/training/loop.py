@@ -15,8 +15,10 @@ from peftbench.data import TrainSplit
 from peftbench.errors import Diverged, SplitRoleError
 from peftbench.results.record import EpochRow
 from peftbench.spec import Preprocessing, Recipe
+from peftbench.training.augment import Augmentation
+from peftbench.training.average import WeightAverage
 from peftbench.training.device import Pixels, autocast, synchronise
-from peftbench.training.optim import make_optimizer, make_schedule
+from peftbench.training.optim import Schedule, make_optimizer
 
 WARMUP_STEPS = 3  # not timed: allocator, kernels and caches settle
 
@@ -41,14 +43,16 @@ def fit(
     device: torch.device,
     dtype: torch.dtype,
     set_mode: Callable[[], None],
+    num_classes: int | None = None,
     regulariser: Callable[[], Tensor] | None = None,
     on_epoch: Callable[[EpochRow], None] = lambda row: None,
 ) -> Fit:
     """Train `trainable` on the train split, for all epochs of the recipe.
 
-    Images are drawn without replacement in an order that depends on `seed` only. The last batch
-    of an epoch may be smaller; one image alone joins the batch before it, since batch
-    normalisation is undefined on it.
+    Images are drawn without replacement in an order that depends on `seed` only; see
+    `batch_bounds` for the last of an epoch. With a moving average, the model has the averages when
+    `on_epoch` is called and when training is over. `num_classes` is read where images are mixed,
+    and is what the labels show unless given.
 
     Raises:
         Diverged: the loss of an epoch is not finite.
@@ -60,36 +64,38 @@ def fit(
     labels = torch.tensor(train.labels, device=device)
     order = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout and drop-path draw from the global generator
-    bounds = batch_bounds(len(pixels), recipe.batch_size)
+    augment = Augmentation(recipe, num_classes or int(labels.max()) + 1, seed)
+    bounds = batch_bounds(len(pixels), recipe.batch_size, recipe.drop_last)
+    used = bounds[-1][1]  # images of an epoch
     optimizer = make_optimizer(recipe, trainable)
-    schedule = make_schedule(recipe, optimizer, len(bounds))
+    schedule = Schedule(recipe, optimizer, len(bounds))
+    average = WeightAverage(trainable, recipe.ema_decay)
     history: list[EpochRow] = []
     step_seconds: list[float] = []
     timed_images, step = 0, 0
-    for epoch in range(recipe.epochs):
+    for epoch in range(recipe.total_epochs):
         began = time.perf_counter()
         set_mode()
         shuffled = torch.randperm(len(pixels), generator=order).to(device)
-        flips = torch.rand(len(pixels), generator=order).to(device) < 0.5
+        coins = torch.rand(len(pixels), generator=order).to(device)
         total_loss = torch.zeros((), device=device)
         correct = torch.zeros((), device=device, dtype=torch.long)
         for start, stop in bounds:
             tick = time.perf_counter()
-            if schedule is not None:
-                schedule.step_update(step)
+            schedule.begin_step(epoch, step)
             index = shuffled[start:stop]
-            x, y = pixels.batch(index), labels[index]
-            if recipe.flip:
-                x = torch.where(flips[start:stop].view(-1, 1, 1, 1), x.flip(-1), x)
+            y = labels[index]
+            x, target = augment(pixels.batch(index), y, coins[start:stop])
             with autocast(device, dtype):
                 logits = model(x).float()
-                loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+                loss = F.cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
                 objective = loss if regulariser is None else loss + regulariser()
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
             if recipe.clip_grad is not None:
                 nn.utils.clip_grad_norm_(trainable, recipe.clip_grad)
             optimizer.step()
+            average.update()
             with torch.no_grad():
                 total_loss += loss * (stop - start)
                 correct += (logits.argmax(1) == y).sum()
@@ -101,30 +107,41 @@ def fit(
         seconds = time.perf_counter() - began
         if device.type == "cuda" and epoch > 0:
             step_seconds.append(seconds / len(bounds))
-            timed_images += len(pixels)
-        mean_loss = float(total_loss) / len(pixels)
+            timed_images += used
+        mean_loss = float(total_loss) / used
         if not math.isfinite(mean_loss):
             raise Diverged(
-                f"the loss of epoch {epoch + 1} of {recipe.epochs} is {mean_loss}. Lower recipe.lr "
-                f"(now {recipe.lr:g}) or set recipe.clip_grad."
+                f"the loss of epoch {epoch + 1} of {recipe.total_epochs} is {mean_loss}. Lower "
+                f"recipe.lr (now {recipe.lr:g}) or set recipe.clip_grad."
             )
         row = EpochRow(
             epoch=epoch + 1,
             loss=mean_loss,
-            accuracy=int(correct) / len(pixels),
+            accuracy=int(correct) / used,
             lr=optimizer.param_groups[0]["lr"],
             seconds=seconds,
         )
         history.append(row)
-        on_epoch(row)
+        with average.in_place():
+            on_epoch(row)
+    average.keep()
     timed_seconds = sum(step_seconds) * (len(bounds) if device.type == "cuda" else 1)
     rate = timed_images / timed_seconds if timed_seconds > 0 else None
     return Fit(history, step_seconds, rate)
 
 
-def batch_bounds(num_images: int, batch_size: int) -> list[tuple[int, int]]:
-    """(start, stop) of each batch of an epoch; a last batch of one image joins the one before."""
+def batch_bounds(
+    num_images: int, batch_size: int, drop_last: bool = False
+) -> list[tuple[int, int]]:
+    """(start, stop) of each batch of an epoch; the last one may be smaller, or is left out.
+
+    Batch normalisation is undefined on one image alone, so that it joins the batch before it.
+    Fewer images than a batch are one batch in any case.
+    """
     starts = list(range(0, num_images, batch_size))
-    if len(starts) > 1 and num_images - starts[-1] == 1:
+    last = num_images - starts[-1]
+    if len(starts) > 1 and drop_last and last < batch_size:
+        num_images = starts.pop()
+    elif len(starts) > 1 and last == 1:
         starts.pop()
     return list(zip(starts, [*starts[1:], num_images], strict=True))

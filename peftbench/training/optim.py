@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler
@@ -13,59 +14,113 @@ from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 from peftbench.spec import Recipe
 
+CHOICES = {
+    "schedule": ("cosine", "constant"),
+    "schedule_unit": ("step", "epoch"),
+    "decay": ("matrices", "all"),
+    "augmentation": ("none", "flip", "crop_flip"),
+    "frozen_mode": ("method", "train"),
+}
+AT_LEAST_ONE = ("epochs", "batch_size", "lr_reference_batch")
+NOT_NEGATIVE = (
+    "lr",
+    "weight_decay",
+    "warmup_epochs",
+    "warmup_lr",
+    "min_lr",
+    "schedule_delay",
+    "cooldown_epochs",
+    "mixup",
+    "cutmix",
+)
+POSITIVE = ("clip_grad", "eps")
+FRACTIONS = ("label_smoothing", "ema_decay")  # 1 itself would learn nothing
+
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise `ConfigError` for a recipe that cannot be followed."""
     known = [str(name) for name in list_optimizers()]
     if recipe.optimizer.lower() not in known:
         raise unknown_name("recipe.optimizer", recipe.optimizer, known)
-    if recipe.schedule not in ("cosine", "constant"):
-        raise unknown_name("recipe.schedule", recipe.schedule, ("cosine", "constant"))
-    for key in ("epochs", "batch_size"):
-        if getattr(recipe, key) < 1:
-            raise ConfigError(f"recipe.{key}={getattr(recipe, key)}; use 1 or more.")
-    for key in ("lr", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):
-        if getattr(recipe, key) < 0:
-            raise ConfigError(f"recipe.{key}={getattr(recipe, key)} is negative; use 0 or more.")
-    if recipe.clip_grad is not None and recipe.clip_grad <= 0:
-        raise ConfigError(f"recipe.clip_grad={recipe.clip_grad}; use a positive norm, or null.")
-    if not 0 <= recipe.label_smoothing < 1:
-        raise ConfigError(f"recipe.label_smoothing={recipe.label_smoothing} is not in [0, 1).")
+    for key, choices in CHOICES.items():
+        if getattr(recipe, key) not in choices:
+            raise unknown_name(f"recipe.{key}", getattr(recipe, key), choices)
+    for keys, refused, advice in (
+        (AT_LEAST_ONE, lambda value: value < 1, "; use 1 or more."),
+        (NOT_NEGATIVE, lambda value: value < 0, " is negative; use 0 or more."),
+        (POSITIVE, lambda value: value <= 0, "; use a positive value, or null."),
+        (FRACTIONS, lambda value: not 0 <= value < 1, " is not in [0, 1)."),
+        (("random_erasing",), lambda value: not 0 <= value <= 1, " is not in [0, 1]."),
+    ):
+        for key in keys:
+            value = getattr(recipe, key)
+            if value is not None and refused(value):
+                raise ConfigError(f"recipe.{key}={value}{advice}")
+    if recipe.schedule == "constant":
+        for key in ("schedule_delay", "cooldown_epochs"):
+            if getattr(recipe, key):
+                raise ConfigError(
+                    f"recipe.{key}={getattr(recipe, key)} means nothing to a constant rate. "
+                    "Use recipe.schedule=cosine, or 0."
+                )
+    if recipe.schedule_delay and recipe.schedule_unit != "epoch":
+        raise ConfigError(
+            f"recipe.schedule_delay={recipe.schedule_delay} counts epochs. "
+            "Use recipe.schedule_unit=epoch, or 0."
+        )
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The recipe's optimiser; weight decay applies to matrices and not to biases and scales."""
+    """The recipe's optimiser; weight decay spares biases and scales unless `decay` is "all"."""
     chosen = list(parameters)
+    decayed = [p for p in chosen if p.ndim > 1 or recipe.decay == "all"]
+    spared = [p for p in chosen if p.ndim <= 1 and recipe.decay != "all"]
     groups = [
-        {"params": [p for p in chosen if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
     ]
     name = recipe.optimizer.lower()
     if name == "sgd" and recipe.momentum == 0:
         name = "momentum"  # timm's "sgd" is Nesterov's, which needs a momentum
+    options: dict[str, Any] = {} if recipe.eps is None else {"eps": recipe.eps}
     return create_optimizer_v2(
         [g for g in groups if g["params"]],
         opt=name,
-        lr=recipe.lr,
+        lr=recipe.peak_lr,
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,
+        **options,
     )
 
 
-def make_schedule(
-    recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int
-) -> CosineLRScheduler | None:
-    """Linear warm-up, then half a cosine down to `min_lr`, counted in steps; None if constant."""
-    if recipe.schedule == "constant":
-        return None
-    total = recipe.epochs * steps_per_epoch
-    warmup = min(recipe.warmup_epochs * steps_per_epoch, total - 1)
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=max(2, total - warmup),  # timm remarks on a cosine of one step
-        lr_min=min(recipe.min_lr, recipe.lr),
-        warmup_t=warmup,
-        warmup_lr_init=min(recipe.warmup_lr, recipe.lr),
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+class Schedule:
+    """Sets the rate of each step: linear warm-up, half a cosine down to `min_lr`, cool-down.
+
+    A constant rate has neither. The cosine begins behind the warm-up, or, without
+    `warmup_prefix`, with the training, so that the warm-up hides its first part.
+    """
+
+    def __init__(self, recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> None:
+        self.recipe = recipe
+        self.cosine: CosineLRScheduler | None = None
+        if recipe.schedule == "constant":
+            return
+        unit = steps_per_epoch if recipe.schedule_unit == "step" else 1
+        total = recipe.epochs * unit
+        warmup = min(recipe.warmup_epochs * unit, total - 1)
+        decay = total - warmup if recipe.warmup_prefix else total
+        self.cosine = CosineLRScheduler(
+            optimizer,
+            t_initial=max(2, decay),  # timm remarks on a cosine of one step
+            lr_min=min(recipe.min_lr, recipe.peak_lr),
+            warmup_t=warmup,
+            warmup_lr_init=min(recipe.warmup_lr, recipe.peak_lr),
+            warmup_prefix=recipe.warmup_prefix,
+            t_in_epochs=recipe.schedule_unit == "epoch",
+        )
+
+    def begin_step(self, epoch: int, step: int) -> None:
+        """Set the rate of a `step`, counted over all epochs, in `epoch`; both count from 0."""
+        if self.cosine is not None:  # of the two calls, the one in the other unit does nothing
+            self.cosine.step(max(0, epoch - self.recipe.schedule_delay))
+            self.cosine.step_update(step)

@@ -35,13 +35,16 @@ REFUSED = {
         ["-m", "experiments=demoo"],
         "peftbench: Unknown experiments 'demoo'. Did you mean: demo? Known: ",
     ),
-    "key": (["sede=1"], "peftbench: Unknown key 'sede'. Did you mean: seed? Known: backbone, "),
+    "key": (["sede=1"], "peftbench: Unknown key 'sede'. Did you mean: seed, seeds? Known: "),
     "key of a method": (
         ["method=lora", "method.rnk=4"],
         "peftbench: Unknown key in method: 'rnk'. Did you mean: rank? "
         "Known: alpha, dropout, rank, targets.",
     ),
-    "added key": (["+sede=1", *QUICK], "peftbench: Unknown key 'sede'. Did you mean: seed? "),
+    "added key": (
+        ["+sede=1", *QUICK],
+        "peftbench: Unknown key 'sede'. Did you mean: seed, seeds? ",
+    ),
     "added key of a method": (["method=lora", "+method.rnk=4"], "peftbench: "),
     "type": (
         ["seed=one"],

@@ -138,6 +138,33 @@ def test_cfg_job_prints_the_composed_configuration_and_runs_nothing(cli, work: P
     assert list(work.iterdir()) == []
 
 
+def test_cfg_job_prints_the_values_in_force(cli, work: Path) -> None:
+    folder = work / "conf" / "dataset" / "vtab"
+    folder.mkdir(parents=True)
+    (folder / "dtd.yaml").write_text("{name: vtab/dtd, reader: folder, root: nowhere}\n")
+    chosen = ["protocol=ssf", "method=ssf", "dataset=vtab/dtd"]
+    for options in (["--cfg", "job", "-p", "recipe"], ["-c", "job", "-p", "recipe"]):
+        done = cli("run", *options, *chosen)
+        assert (done.status, done.err) == (0, "")
+        assert "\nlr: 0.005\nweight_decay: 5.0e-05\n" in done.out
+
+
+def test_a_table_without_a_row_is_one_line(cli, work: Path) -> None:
+    folder = work / "conf" / "dataset" / "vtab"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text("{name: vtab/own, reader: folder, root: nowhere}\n")
+    done = cli("run", "protocol=fact", "method=fact_tk", "dataset=vtab/own")
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("peftbench: recipe=fact has no value for dataset=vtab/own in its ")
+    assert done.err.count("\n") == 1
+
+
+def test_an_unknown_protocol_comes_with_suggestions(cli) -> None:
+    done = cli("run", "protocol=vtp")
+    assert done.status == 2
+    assert done.err.startswith("peftbench: Unknown protocol 'vtp'. Did you mean: vpt")
+
+
 def test_options_may_stand_before_or_after_the_overrides(cli, work: Path) -> None:
     before = cli("run", "--cfg", "job", "method=lora", "seed=3")
     after = cli("run", "method=lora", "seed=3", "--cfg", "job")

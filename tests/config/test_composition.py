@@ -87,7 +87,7 @@ def test_a_built_run_holds_no_configuration_object() -> None:
     [
         ("seed=one", ValidationError),
         ("method.rank=zero", ValidationError),
-        ("recipe.flip=perhaps", ValidationError),
+        ("recipe.drop_last=perhaps", ValidationError),
         ("recipe.epochs=null", ValidationError),
         ("sede=1", (ConfigKeyError, ConfigAttributeError)),
         ("method.rnk=1", (ConfigKeyError, ConfigAttributeError)),

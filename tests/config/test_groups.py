@@ -24,7 +24,7 @@ from peftbench.training.optim import check_recipe
 CONF = config_dir()
 GROUPS = ("backbone", "dataset", "method", "recipe")
 FILES = [path for group in GROUPS for path in sorted((CONF / group).rglob("*.yaml"))]
-TUNED = sorted((CONF / "tuned").rglob("*.yaml"))
+TUNED = sorted((CONF / "tuned").glob("*/*.yaml"))  # those of a suite: test_protocols.py
 EXPERIMENTS = [path for folder in group_dirs("experiments") for path in sorted(folder.glob("*"))]
 
 

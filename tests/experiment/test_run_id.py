@@ -181,6 +181,31 @@ def test_every_field_of_the_recipe_is_part_of_the_identity(field: str) -> None:
     assert changed.run_id != LITERAL.run_id
 
 
+LATER = [f for f in dataclasses.fields(Recipe) if f.metadata.get("later")]
+
+
+def test_a_field_that_came_later_is_left_out_where_it_has_its_default() -> None:
+    """The rule by which recorded runs keep their ids: see `peftbench.spec.later`."""
+    first = set(json.loads(IDENTITY)["recipe"]) | {"name"}
+    assert {f.name for f in dataclasses.fields(Recipe)} - {f.name for f in LATER} == first - {
+        "flip"  # taken in by `augmentation`
+    }
+    for field in LATER:
+        written = dataclasses.replace(LITERAL, recipe=with_field(LITERAL.recipe, field.name))
+        assert LITERAL.identity()["recipe"].keys() == first - {"name"}
+        assert field.name in written.identity()["recipe"]
+        # records leave it out as well, so that old and new ones are one row of a table
+        assert field.name not in LITERAL.describe()["recipe"]
+        assert field.name in written.describe()["recipe"]
+
+
+def test_a_mirrored_run_has_the_id_from_when_that_was_a_switch() -> None:
+    identity = json.loads(IDENTITY)
+    identity["recipe"]["flip"] = True
+    recipe = dataclasses.replace(LITERAL.recipe, augmentation="flip")
+    assert dataclasses.replace(LITERAL, recipe=recipe).identity() == identity
+
+
 @pytest.mark.parametrize(
     "change",
     [{"seed": 2}, {"phase": Phase.TUNE}, {"precision": Precision.FLOAT32}],
@@ -228,7 +253,17 @@ def test_a_moved_image_folder_keeps_its_runs_and_a_changed_image_does_not(tmp_pa
 
 @pytest.mark.parametrize(
     "override",
-    ["results_dir=elsewhere", "device=cpu", "threads=1", "force=true", "recipe=default"],
+    [
+        "results_dir=elsewhere",
+        "device=cpu",
+        "threads=1",
+        "force=true",
+        "recipe=default",
+        "protocol=peftbench",
+        "seeds=[5]",
+        "average=mean_groups",
+        "parameters=with_head",
+    ],
 )
 def test_where_and_how_a_run_is_executed_is_no_part_of_its_identity(override: str) -> None:
     assert build(compose(override)).run_id == build(compose()).run_id

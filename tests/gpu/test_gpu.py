@@ -13,6 +13,7 @@ from peftbench.methods import METHODS, discover
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BackboneSpec, DatasetSpec, Precision, Recipe, RunSpec
+from peftbench.training.augment import Augmentation
 
 pytestmark = pytest.mark.gpu
 discover()
@@ -58,3 +59,15 @@ def test_trainable_weights_stay_float32_under_autocast(tmp_path: Path) -> None:
     tensors = load_file(store.artefacts(record) / "tuned.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert dataclasses.asdict(record)["merge"]["max_logit_difference"] < 0.25  # bfloat16 rounding
+
+
+def test_augmentation_is_the_same_on_the_gpu_as_on_the_cpu() -> None:
+    recipe = Recipe(augmentation="crop_flip", mixup=0.8, cutmix=1.0, random_erasing=0.5)
+    x = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    y, coins = torch.arange(6) % 3, torch.linspace(0, 0.9, 6)
+    here, there = Augmentation(recipe, 3, seed=0), Augmentation(recipe, 3, seed=0)
+    for _ in range(4):
+        images, targets = here(x, y, coins)
+        on_gpu, shares = there(x.cuda(), y.cuda(), coins.cuda())
+        torch.testing.assert_close(on_gpu.cpu(), images, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(shares.cpu(), targets)

@@ -338,7 +338,7 @@ def test_tuning_limited_and_test_selected_runs_stay_out_and_are_counted(records,
         make_record("lora", "birds", 7, 0.9, phase="tune"),
         make_record("lora", "birds", 8, 0.9, limit=20),
         make_record("lora", "birds", 9, 0.9, limit=20),
-        make_record("lora", "birds", 10, 0.9, selection="best on test"),
+        make_record("lora", "birds", 10, 0.9, selection="best_on_test"),
         make_record("lora", "birds", 11, None),
     ]
     cells = summary(frame([*records, *extra]))
@@ -356,6 +356,19 @@ def test_limited_runs_are_rows_of_their_own_when_asked_for(make_record):
     records = [make_record(), make_record(limit=20, top1=0.1)]
     cells = summary(frame(records), limited=True)
     assert set(cells["label"]) == {"lora limit=null", "lora limit=20"}
+
+
+def test_runs_selected_on_test_are_rows_of_their_own_when_asked_for(make_record):
+    records = [
+        make_record(top1=0.5),
+        make_record(top1=0.9, seed=1, selection="best_on_test"),
+    ]
+    cells = summary(frame(records), best_on_test=True)
+    assert dict(zip(cells["label"], cells["mean"], strict=True)) == {
+        "lora selection=best_on_test": 0.9,
+        "lora selection=last": 0.5,
+    }
+    assert list(cells["n"]) == [1, 1]  # never averaged
 
 
 def test_backbones_and_suites_have_tables_of_their_own(make_record):

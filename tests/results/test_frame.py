@@ -43,6 +43,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "group": "natural",
         "seed": 1,
         "phase": "final",
+        "protocol": "peftbench",  # of records without one
         "recipe": "default",
         "recipe_settings": "lr=0.001,epochs=10,flip=false",
         "epochs": 10,
@@ -54,6 +55,8 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "drop_path": 0.1,
         "precision": "auto",
         "selection": "last",
+        "selected_epoch": NA,
+        "top1_last": NA,
         "split": "test",
         "top1": 0.30000000000000004,
         "mean_per_class": 1 / 3,

@@ -104,6 +104,42 @@ def test_batches_cover_all_images_and_none_is_left_alone(
     assert batch_bounds(images, batch) == expected
 
 
+@pytest.mark.parametrize(
+    ("images", "batch", "expected"),
+    [
+        (10, 4, [(0, 4), (4, 8)]),
+        (8, 4, [(0, 4), (4, 8)]),
+        (9, 4, [(0, 4), (4, 8)]),
+        (1000, 64, [(start, start + 64) for start in range(0, 960, 64)]),  # as FacT: 960 of 1,000
+        (3, 4, [(0, 3)]),  # without it there would be no step
+    ],
+)
+def test_the_last_batch_can_be_left_out(
+    images: int, batch: int, expected: list[tuple[int, int]]
+) -> None:
+    assert batch_bounds(images, batch, drop_last=True) == expected
+
+
+def test_images_that_are_left_out_differ_from_epoch_to_epoch() -> None:
+    model = Watcher()
+    result = run(model, dataclasses.replace(PLAIN, epochs=4, lr=0.0, drop_last=True))
+    batches = model.numbers()
+    assert [len(batch) for batch in batches] == [4, 4] * 4
+    epochs = [{i for batch in batches[2 * e : 2 * e + 2] for i in batch} for e in range(4)]
+    assert all(len(shown) == 8 for shown in epochs)
+    assert len({frozenset(shown) for shown in epochs}) > 1
+    # loss and accuracy are those of the images that were shown
+    data = split()
+    with torch.no_grad():
+        logits = model.linear(torch.from_numpy(data.images[:, 0, 0].copy()).float() / 255)
+    shown = sorted(epochs[0])
+    labels = torch.from_numpy(data.labels[shown].copy())
+    expected = F.cross_entropy(logits[shown], labels).item()
+    assert result.history[0].loss == pytest.approx(expected, rel=1e-5)
+    hits = (logits[shown].argmax(1) == labels).float().mean().item()
+    assert result.history[0].accuracy == pytest.approx(hits)
+
+
 def test_each_epoch_shows_every_image_once_in_a_new_order() -> None:
     model = Watcher()
     run(model, dataclasses.replace(PLAIN, epochs=2))
@@ -124,7 +160,9 @@ def test_the_order_of_images_depends_on_the_seed_only() -> None:
         return model.numbers()
 
     assert order(0) == order(0, draws=7)
-    assert order(0) == order(0, dataclasses.replace(PLAIN, flip=True, lr=0.5, optimizer="adamw"))
+    assert order(0) == order(
+        0, dataclasses.replace(PLAIN, augmentation="flip", lr=0.5, optimizer="adamw")
+    )
     assert order(0) != order(1)
 
 
@@ -201,7 +239,7 @@ def test_flipping_mirrors_about_half_of_the_images_and_nothing_else() -> None:
     images[:, :, 0] = 255  # the left column is white
     train = TrainSplit(images, np.zeros(count, dtype=np.int64), tuple(map(str, range(count))))
     model = Watcher()
-    run(model, dataclasses.replace(PLAIN, epochs=2, batch_size=50, flip=True), train)
+    run(model, dataclasses.replace(PLAIN, epochs=2, batch_size=50, augmentation="flip"), train)
     shown = torch.cat(model.seen)
     mirrored = shown[:, 0, 0, 1] == 1
     assert (shown[mirrored][:, :, :, 1] == 1).all() and (shown[mirrored][:, :, :, 0] == 0).all()
@@ -287,3 +325,67 @@ def test_dropout_repeats_with_the_seed_whatever_was_drawn_before() -> None:
     second = trained(0, lambda: torch.rand(100))
     assert torch.equal(first, second)
     assert not torch.equal(first, trained(1, lambda: None))
+
+
+def test_a_cool_down_adds_epochs_at_the_lowest_rate() -> None:
+    recipe = Recipe(epochs=3, warmup_epochs=1, cooldown_epochs=2, min_lr=1e-4, batch_size=4)
+    result = run(Watcher(), dataclasses.replace(recipe, schedule_unit="epoch"))
+    assert [row.epoch for row in result.history] == [1, 2, 3, 4, 5]
+    assert [row.lr for row in result.history[3:]] == pytest.approx([1e-4, 1e-4])
+
+
+def test_a_moving_average_is_what_is_seen_after_an_epoch_and_what_remains() -> None:
+    recipe = dataclasses.replace(PLAIN, epochs=3, batch_size=10, ema_decay=0.75)
+    plain, averaged = Watcher(), Watcher()
+    start = plain.linear.bias.detach().clone()
+    weights: list[Tensor] = []
+    run(
+        plain,
+        dataclasses.replace(recipe, ema_decay=None),
+        on_epoch=lambda row: weights.append(plain.linear.bias.detach().clone()),
+    )
+    seen: list[Tensor] = []
+    run(
+        averaged,
+        recipe,
+        on_epoch=lambda row: seen.append(averaged.linear.bias.detach().clone()),
+    )
+    expected = start
+    for weight, average in zip(weights, seen, strict=True):  # one step an epoch
+        expected = 0.75 * expected + 0.25 * weight  # the weights themselves train as without it
+        torch.testing.assert_close(average, expected)
+    assert torch.equal(averaged.linear.bias.detach(), seen[-1])
+    assert not torch.allclose(seen[-1], weights[-1])
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 1.0}, {"cutmix": 1.0}], ids=str)
+def test_mixed_images_train_with_label_smoothing_and_more_classes_than_labels(
+    mixing: dict[str, float],
+) -> None:
+    train = split()
+    labels = np.zeros_like(train.labels)  # one of the three classes of the model
+    train = TrainSplit(train.images.copy(), labels, train.names)
+    recipe = dataclasses.replace(PLAIN, epochs=1, lr=0.0, label_smoothing=0.1, **mixing)
+    model = Watcher()
+    result = run(model, recipe, train, num_classes=3)
+    # all targets are class 0, mixed or not, so that only images differ
+    shown = torch.cat([x[:, :, 0, 0] for x in model.seen])
+    with torch.no_grad():
+        loss = F.cross_entropy(
+            model.linear(shown), torch.zeros(10, dtype=torch.long), label_smoothing=0.1
+        )
+    assert result.history[0].loss == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_augmentation_is_the_same_for_every_model_and_rate() -> None:
+    class Dropping(Watcher):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(super().forward(x), 0.5, self.training)
+
+    recipe = dataclasses.replace(
+        PLAIN, epochs=2, augmentation="crop_flip", mixup=0.8, cutmix=1.0, random_erasing=0.5
+    )
+    one, other = Watcher(), Dropping()
+    run(one, recipe, num_classes=3)
+    run(other, dataclasses.replace(recipe, lr=0.5), num_classes=3)
+    assert all(torch.equal(a, b) for a, b in zip(one.seen, other.seen, strict=True))

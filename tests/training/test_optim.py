@@ -12,17 +12,16 @@ from torch import nn
 
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.spec import Recipe
-from peftbench.training.optim import check_recipe, make_optimizer, make_schedule
+from peftbench.training.optim import Schedule, check_recipe, make_optimizer
 
 
 def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
     """The rate of every step."""
     optimizer = make_optimizer(recipe, [nn.Parameter(torch.zeros(2, 2))])
-    schedule = make_schedule(recipe, optimizer, steps_per_epoch)
+    schedule = Schedule(recipe, optimizer, steps_per_epoch)
     found = []
-    for step in range(recipe.epochs * steps_per_epoch):
-        if schedule is not None:
-            schedule.step_update(step)
+    for step in range(recipe.total_epochs * steps_per_epoch):
+        schedule.begin_step(step // steps_per_epoch, step)
         found.append(optimizer.param_groups[0]["lr"])
     return found
 
@@ -76,6 +75,92 @@ def test_a_short_training_is_not_commented_on(
     assert caplog.messages == []
 
 
+def test_the_schedule_of_vpt_by_its_multipliers() -> None:
+    # e / W during warm-up, then (1 + cos(pi (e - W) / (T - W))) / 2, one rate an epoch
+    recipe = Recipe(
+        lr=2.0, lr_reference_batch=256, batch_size=128, epochs=100, warmup_epochs=10,
+        warmup_lr=0.0, min_lr=0.0, schedule_unit="epoch",
+    )  # fmt: skip
+    found = rates(recipe, 3)
+    assert recipe.peak_lr == 1.0  # 2 x 128 / 256
+    assert found[0:3] == [0.0] * 3  # epoch 1
+    assert found[3:6] == pytest.approx([0.1] * 3)  # epoch 2
+    assert found[30] == pytest.approx(1.0)  # epoch 11
+    assert found[3 * 55] == pytest.approx(0.5)  # epoch 56: 45 of 90 epochs behind the warm-up
+    assert found[-1] == pytest.approx((1 + math.cos(math.pi * 89 / 90)) / 2)
+
+
+def test_the_schedule_of_fact_begins_with_two_epochs_at_its_lowest_rate() -> None:
+    # timm without warmup_prefix, stepped with the epoch that just ended
+    recipe = Recipe(
+        lr=1e-3, epochs=100, warmup_epochs=10, warmup_lr=1e-6, min_lr=1e-5,
+        schedule_unit="epoch", schedule_delay=1, warmup_prefix=False,
+    )  # fmt: skip
+    found = rates(recipe, 1)
+    assert found[:2] == pytest.approx([1e-6, 1e-6])
+    assert found[2] == pytest.approx(1e-6 + (1e-3 - 1e-6) / 10)
+    # epoch 12 has index 10 of the schedule: no longer warm-up, and a tenth of the cosine is over
+    assert found[11] == pytest.approx(1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + math.cos(math.pi / 10)))
+    assert max(found) < 1e-3
+    assert found[51] == pytest.approx((1e-3 + 1e-5) / 2)  # index 50: half of the way
+
+
+def test_the_schedule_of_ssf_cools_down_for_ten_epochs() -> None:
+    recipe = Recipe(
+        lr=1e-2, epochs=100, warmup_epochs=10, warmup_lr=1e-7, min_lr=1e-8, cooldown_epochs=10,
+        schedule_unit="epoch", warmup_prefix=False,
+    )  # fmt: skip
+    found = rates(recipe, 1)
+    assert len(found) == recipe.total_epochs == 110
+    assert found[0] == pytest.approx(1e-7)
+    assert found[50] == pytest.approx((1e-2 + 1e-8) / 2)
+    assert found[100:] == pytest.approx([1e-8] * 10)
+    assert found[99] > 1e-8
+
+
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_cool_down_keeps_the_lowest_rate(unit: str, prefix: bool) -> None:
+    recipe = Recipe(
+        lr=1.0, epochs=4, warmup_epochs=1, warmup_lr=0.0, min_lr=0.25, cooldown_epochs=2,
+        schedule_unit=unit, warmup_prefix=prefix,
+    )  # fmt: skip
+    found = rates(recipe, 5)
+    assert len(found) == 30
+    assert found[20:] == pytest.approx([0.25] * 10)
+    assert found[19] > 0.25
+
+
+def test_an_epoch_has_one_rate_where_the_schedule_counts_epochs() -> None:
+    recipe = Recipe(lr=1.0, epochs=4, warmup_epochs=2, schedule_unit="epoch")
+    found = rates(recipe, 3)
+    assert all(len(set(found[3 * e : 3 * e + 3])) == 1 for e in range(4))
+    assert len(set(found)) == 4
+
+
+def test_a_rate_for_a_reference_batch_is_scaled_to_the_batch() -> None:
+    recipe = Recipe(lr=0.5, lr_reference_batch=256, batch_size=64, schedule="constant", epochs=1)
+    assert rates(recipe, 1) == [0.125]
+    assert Recipe(lr=0.5).peak_lr == 0.5
+
+
+def test_decay_can_apply_to_everything() -> None:
+    tensors = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))]
+    optimizer = make_optimizer(Recipe(weight_decay=0.1, decay="all"), tensors)
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.1
+    assert len(group["params"]) == 2
+
+
+def test_epsilon_is_that_of_the_optimiser_unless_it_is_given() -> None:
+    def eps(recipe: Recipe) -> float:
+        optimizer = make_optimizer(recipe, [nn.Parameter(torch.zeros(2, 2))])
+        return float(optimizer.param_groups[0]["eps"])
+
+    assert eps(Recipe()) == 1e-8
+    assert eps(Recipe(eps=1e-6)) == 1e-6
+
+
 def test_decay_applies_to_matrices_and_not_to_biases_and_scales() -> None:
     tensors = {
         "matrix": nn.Parameter(torch.ones(2, 3)),
@@ -116,6 +201,30 @@ def test_an_optimiser_is_the_one_named(name: str, kind: type) -> None:
         ({"warmup_epochs": -1}, "recipe.warmup_epochs=-1 is negative; use 0 or more."),
         ({"min_lr": -1.0}, "recipe.min_lr=-1.0 is negative; use 0 or more."),
         ({"label_smoothing": 1.0}, "recipe.label_smoothing=1.0 is not in [0, 1)."),
+        ({"ema_decay": 1.0}, "recipe.ema_decay=1.0 is not in [0, 1)."),
+        ({"random_erasing": 1.5}, "recipe.random_erasing=1.5 is not in [0, 1]."),
+        ({"mixup": -0.1}, "recipe.mixup=-0.1 is negative; use 0 or more."),
+        ({"cooldown_epochs": -1}, "recipe.cooldown_epochs=-1 is negative; use 0 or more."),
+        ({"lr_reference_batch": 0}, "recipe.lr_reference_batch=0; use 1 or more."),
+        ({"eps": 0.0}, "recipe.eps=0.0; use a positive value, or null."),
+        (
+            {"schedule": "constant", "cooldown_epochs": 3},
+            "recipe.cooldown_epochs=3 means nothing to a constant rate. "
+            "Use recipe.schedule=cosine, or 0.",
+        ),
+        (
+            {"schedule_delay": 1},
+            "recipe.schedule_delay=1 counts epochs. Use recipe.schedule_unit=epoch, or 0.",
+        ),
+        (
+            {"augmentation": "crop"},
+            "Unknown recipe.augmentation 'crop'. Did you mean: crop_flip? "
+            "Known: crop_flip, flip, none.",
+        ),
+        (
+            {"frozen_mode": "eval"},
+            "Unknown recipe.frozen_mode 'eval'. Known: method, train.",
+        ),
         (
             {"schedule": "cosin"},
             "Unknown recipe.schedule 'cosin'. Did you mean: cosine? Known: constant, cosine.",

@@ -1,0 +1,76 @@
+"""What a recipe does to images on the device, from randomness of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from peftbench.spec import Recipe
+
+CROP_SCALE = (0.08, 1.0)  # share of the image's area
+CROP_RATIO = (3 / 4, 4 / 3)  # width by height
+ERASED_SCALE = (0.02, 1 / 3)  # as timm erases, with noise in each pixel
+ERASED_RATIO = (0.3, 1 / 0.3)
+
+
+class Augmentation:
+    """Crops, mirrors, mixes and erases batches, each step only where the recipe asks for it.
+
+    All methods see the same images under one seed: nothing is drawn from the generator that
+    dropout draws from. Crops are cut from the resized square that the data set holds.
+    """
+
+    def __init__(self, recipe: Recipe, num_classes: int, seed: int) -> None:
+        self.recipe = recipe
+        self.num_classes = num_classes
+        self.generator = torch.Generator().manual_seed(_other_seed(seed))
+        self.erase = v2.RandomErasing(
+            recipe.random_erasing, ERASED_SCALE, ERASED_RATIO, value="random"
+        )
+        mixers = {v2.MixUp: recipe.mixup, v2.CutMix: recipe.cutmix}
+        chosen = [
+            mixer(alpha=alpha, num_classes=num_classes) for mixer, alpha in mixers.items() if alpha
+        ]
+        self.mix = v2.RandomChoice(chosen) if chosen else None
+
+    def __call__(self, x: Tensor, y: Tensor, coins: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and what the loss compares with: y, or shares of the classes if images mix.
+
+        Args:
+            x: (B, 3, S, S) normalised images.
+            y: (B,) classes; the targets of mixed images are (B, C) and sum to one.
+            coins: (B,) uniform in [0, 1); an image is mirrored where its coin is below 1/2.
+        """
+        with _drawing_from(self.generator):
+            if self.recipe.augmentation == "crop_flip":
+                crop = v2.RandomResizedCrop(list(x.shape[-2:]), CROP_SCALE, CROP_RATIO)
+                x = torch.stack([crop(image) for image in x])
+            if self.recipe.augmentation in ("flip", "crop_flip"):
+                x = torch.where(coins.view(-1, 1, 1, 1) < 0.5, x.flip(-1), x)
+            if self.mix is not None:
+                x, y = self.mix(x, y)
+            if self.recipe.random_erasing:
+                x = torch.stack([self.erase(image) for image in x])
+        return x, y
+
+
+def _other_seed(seed: int) -> int:
+    """A seed for another stream than the order of the images, which has `seed` itself."""
+    return int.from_bytes(hashlib.sha256(f"augmentation {seed}".encode()).digest()[:7])
+
+
+@contextlib.contextmanager
+def _drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Inside, what draws from the CPU's global generator, as torchvision does, uses this one."""
+    outside = torch.get_rng_state()
+    torch.set_rng_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(torch.get_rng_state())
+        torch.set_rng_state(outside)
