@@ -17,9 +17,10 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from peftbench import data, methods
+from peftbench import data, loggers, methods
 from peftbench.backbones.load import hash_checkpoint
 from peftbench.errors import ConfigError
+from peftbench.loggers import LoggerSettings
 from peftbench.registry import unknown_name
 from peftbench.spec import (
     BackboneSpec,
@@ -43,6 +44,7 @@ class RunConfig:
     dataset: DatasetSpec = field(default_factory=lambda: DatasetSpec(name=MISSING, reader=MISSING))
     preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
     recipe: Recipe = field(default_factory=Recipe)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
     experiments: Any = None
     seed: int = 0
     phase: str = "final"
@@ -165,13 +167,24 @@ def build(cfg: DictConfig) -> RunSpec:
     )
 
 
+def logger_settings(cfg: DictConfig) -> LoggerSettings:
+    """The logger that a composed configuration declares, which is no part of its run.
+
+    Raises:
+        ConfigError: no such logger, a value that it does not take, or a package that is missing.
+    """
+    settings: LoggerSettings = OmegaConf.to_object(cfg.logger)  # type: ignore[assignment]
+    loggers.check(settings)
+    return settings
+
+
 def _check_keys(cfg: DictConfig) -> None:
     """Refuse keys that `+key=value` added beyond the fields of a schema."""
     top = [f.name for f in dataclasses.fields(RunConfig)]
     for key in cfg:
         if key not in top and key not in ("hydra", "tuned"):
             raise unknown_name("key", str(key), top)
-    for group in ("method", "backbone", "dataset", "preprocessing", "recipe"):
+    for group in ("method", "backbone", "dataset", "preprocessing", "recipe", "logger"):
         node = cfg[group]
         kind = OmegaConf.get_type(node)
         if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(kind):

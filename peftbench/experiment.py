@@ -32,6 +32,7 @@ from peftbench.errors import (
     Unsupported,
     WeightsError,
 )
+from peftbench.loggers.guard import Guard
 from peftbench.methods.base import Tuned, apply
 from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
@@ -74,11 +75,14 @@ def run(
     threads: int | None = None,
     force: bool = False,
     progress: bool = False,
+    logger: Guard | None = None,
 ) -> RunRecord:
     """The record of `spec`: the stored one if it is settled, else that of a new run.
 
-    An exception inside the run becomes the status of the record, never a gap in the table.
+    An exception inside the run becomes the status of the record, never a gap in the table. What
+    `logger` does changes neither; it hears of new runs only.
     """
+    logger = Guard(None) if logger is None else logger
     stored = settled(spec, store)
     if stored is not None and not force:
         return stored
@@ -87,23 +91,26 @@ def run(
     if threads is not None:
         torch.set_num_threads(threads)
     key = (spec.method.name, spec.run_id)
-    with store.claim(spec.run_id, spec.method.name):
-        stored = settled(spec, store)  # another process may have finished it meanwhile
-        if stored is not None and not force:
-            return stored
-        draft = Draft(spec, started=_now())
-        # a rerun that fails must not leave its files beside the record of an earlier success
-        scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
-        try:
-            with recording(draft, store):
-                _measure(draft, scratch, where, progress)
-                _move(scratch.artefacts(key), store.artefacts(key))
-            record = draft.record()
-            store.add(record)
-        finally:
-            shutil.rmtree(scratch.root, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                scratch.root.parent.rmdir()  # unless another run is using it
+    with contextlib.closing(logger):
+        with store.claim(spec.run_id, spec.method.name):
+            stored = settled(spec, store)  # another process may have finished it meanwhile
+            if stored is not None and not force:
+                return stored
+            draft = Draft(spec, started=_now())
+            logger.start(spec.run_id, spec.describe())
+            # a rerun that fails must not leave its files beside the record of an earlier success
+            scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
+            try:
+                with recording(draft, store):
+                    _measure(draft, scratch, where, progress, logger.epoch)
+                    _move(scratch.artefacts(key), store.artefacts(key))
+                record = draft.record()
+                store.add(record)
+            finally:
+                shutil.rmtree(scratch.root, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    scratch.root.parent.rmdir()  # unless another run is using it
+        logger.finish(record)  # may wait, but nobody has to wait for the run any more
     return record
 
 
@@ -163,7 +170,13 @@ def recording(draft: Draft, store: ResultsStore) -> Iterator[None]:
         log.write_text(traceback.format_exc(), encoding="utf-8")
 
 
-def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: bool) -> None:
+def _measure(
+    draft: Draft,
+    store: ResultsStore,
+    device: torch.device,
+    progress: bool,
+    log: Callable[[EpochRow], None],
+) -> None:
     spec = draft.spec
     clock = time.perf_counter()
     dtype = choose_dtype(spec.precision, device)
@@ -180,7 +193,7 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
     clock_train = time.perf_counter()
     history: list[EpochRow] = []
     draft.fields["history"] = history
-    with _progress_bar(spec, history, progress) as on_epoch:
+    with _following(spec, history, progress, log) as on_epoch:
         fitted = fit(
             tuned_model.model,
             list(tuned_model.trainable.values()),
@@ -395,16 +408,17 @@ def _card(draft: Draft, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _progress_bar(
-    spec: RunSpec, history: list[EpochRow], show: bool
+def _following(
+    spec: RunSpec, history: list[EpochRow], show: bool, log: Callable[[EpochRow], None]
 ) -> Iterator[Callable[[EpochRow], None]]:
-    """What is told of each epoch: the record keeps it, and a terminal shows it."""
+    """What is told of each epoch: the record and the logger keep it, and a terminal shows it."""
     from tqdm import tqdm
 
     with tqdm(total=spec.recipe.epochs, desc=str(spec), unit="epoch", disable=not show) as bar:
 
         def on_epoch(row: EpochRow) -> None:
             history.append(row)
+            log(row)
             bar.set_postfix(loss=f"{row.loss:.3f}", train=f"{100 * row.accuracy:.1f}")
             bar.update()
 
