@@ -120,7 +120,7 @@ def workspace(settings: LoggerSettings, name: str, entity: str) -> Any:
             if isinstance(panel, Bars):
                 return wr.BarPlot(
                     title=panel.title,
-                    metrics=[wr.SummaryMetric(panel.value)],
+                    metrics=[wr.Metric(panel.value)],  # bars show the last value by themselves
                     groupby=wr.Config(METHOD),
                     groupby_aggfunc="mean",
                     groupby_rangefunc="stddev",

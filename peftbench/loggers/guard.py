@@ -89,6 +89,6 @@ class Guard:
 
     def _release(self) -> None:
         # the one warning has been given, or the run has ended for a reason of its own
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, SystemExit):
             if self._logger is not None:
                 self._logger.close()

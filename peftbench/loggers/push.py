@@ -68,7 +68,7 @@ def push(
     for error in scan.broken:
         say(f"Unreadable: {error}")
     records = _chosen(scan.records, where)
-    todo = [record for record in records if force or not _arrived(root, record, settings)]
+    todo = [record for record in records if force or not arrived(root, record, settings)]
     done = Pushed(skipped=len(records) - len(todo), broken=scan.broken)
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
@@ -124,7 +124,8 @@ def _group(root: Path, record: RunRecord, settings: LoggerSettings) -> str:
     return settings.group or logged or root.resolve().name
 
 
-def _arrived(root: Path, record: RunRecord, settings: LoggerSettings) -> bool:
+def arrived(root: Path, record: RunRecord, settings: LoggerSettings) -> bool:
+    """Whether this very record was sent to where `settings` say."""
     entry = ledger.read(root, record.run_id)
     if entry is None or settings.group not in (None, entry.group):
         return False

@@ -25,6 +25,7 @@ from peftbench.loggers import ledger
 from peftbench.loggers.base import LOGGERS, Logger, LoggerError, LoggerSettings, flat, history_row
 from peftbench.results.record import EpochRow, Parameters, RunRecord
 
+CHILD = "peftbench.loggers.wandb_child"
 DEFAULT_URL = "https://api.wandb.ai"
 MAX_TAG, MAX_NAME = 64, 128  # letters; W&B refuses longer ones
 LATER = "`peftbench push` uploads it later."
@@ -56,7 +57,10 @@ class WandbLogger(Logger):
     def finish(self, record: RunRecord) -> None:
         if self._child is None:
             return
-        answer = self._child.ask("finish", **finish_message(record, self.settings))
+        try:
+            answer = self._child.ask("finish", **finish_message(record, self.settings))
+        except LoggerError as e:
+            raise LoggerError(f"{e} {LATER}") from e
         self._child.end()
         note = answer.get("note")
         if note:
@@ -178,7 +182,7 @@ class Child:
         source = str(Path(peftbench.__file__).parents[1])
         search = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "peftbench.loggers.wandb_child", str(root)],
+            [sys.executable, "-m", CHILD, str(root)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

@@ -66,9 +66,15 @@ class Session:
         artifact = wandb.Artifact(name, type="report")
         for inside, path in files.items():
             artifact.add_file(path, name=inside)
-        self.run.log_artifact(artifact)
         run, self.run = self.run, None
-        run.finish(exit_code=0)
+        exit_code = 1
+        try:
+            logged = run.log_artifact(artifact)
+            if start["mode"] == "online":
+                logged.wait(timeout=int(start["timeout"]))  # raises what the upload ran into
+            exit_code = 0
+        finally:
+            run.finish(exit_code=exit_code)
         return {"note": self.note}
 
     def abandon(self) -> None:
@@ -82,6 +88,7 @@ class Session:
 
         quiet = wandb.Settings(
             silent=True,
+            reinit="finish_previous",
             console="off",
             # of this process and not of the one that trains, whose record holds all of it
             x_disable_stats=True,
