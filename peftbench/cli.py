@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 0, 1, 2, 3, 130
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
 VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
-GROUPS = ("method", "backbone", "dataset", "recipe", "protocol", "experiments")
+GROUPS = ("method", "backbone", "dataset", "recipe", "protocol", "logger", "experiments")
 
 RUN_HELP = """\
 usage: peftbench run [-m] [OVERRIDES...]
@@ -35,10 +35,12 @@ Run one method on one backbone and data set; with -m the product of all comma li
 choices:
   method=NAME backbone=NAME dataset=NAME recipe=NAME protocol=NAME experiments=NAME
                       `peftbench list methods|backbones|datasets|experiments`
+  logger=none|wandb|tensorboard|csv
+                      a mirror of the run; whatever happens to it, the record stays the same
 keys:
   seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
   results_dir=PATH force=true threads=N
-  method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY
+  method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
   --cfg job           print the composed configuration and stop; with -p recipe, only that part
@@ -140,7 +142,33 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", metavar="DIR", help="a new folder; exports/METHOD-RUN_ID if left")
     export.add_argument("--results-dir", default="results")
     export.set_defaults(command=_export)
+    push = commands.add_parser("push", help="upload finished runs and their report to W&B")
+    push.add_argument("--results-dir", default="results")
+    push.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE[,VALUE]",
+        help="rows with these values only; may be given several times",
+    )
+    _add_destination(push)
+    push.add_argument("--group", help="sweep of these runs; else the one that logged them")
+    push.add_argument("--mode", choices=("online", "offline"), default="online")
+    push.add_argument("--timeout", type=float, default=60.0, help="seconds for each run")
+    push.add_argument("--force", action="store_true", help="send again what has arrived")
+    push.set_defaults(command=_push)
+
+    dashboard = commands.add_parser("dashboard", help="a W&B workspace that compares methods")
+    _add_destination(dashboard)
+    dashboard.add_argument("--name", default="peftbench")
+    dashboard.add_argument("--dry-run", action="store_true", help="print what would be made")
+    dashboard.set_defaults(command=_dashboard)
     return parser
+
+
+def _add_destination(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--project", default="peftbench")
+    parser.add_argument("--entity", help="user or team; else the default of the account")
 
 
 def run(arguments: list[str]) -> int:
@@ -177,13 +205,14 @@ class Task:
         self.status = OK
 
     def __call__(self, cfg: DictConfig) -> None:
-        from peftbench import experiment
-        from peftbench.config import build
+        from peftbench import experiment, loggers
+        from peftbench.config import build, logger_settings
         from peftbench.launcher import outcome
         from peftbench.results.record import Status
         from peftbench.results.store import ResultsStore
 
         spec = build(cfg)
+        logger = loggers.make(logger_settings(cfg), cfg.results_dir)
         store = ResultsStore(cfg.results_dir)
         if not cfg.force and experiment.settled(spec, store) is not None:
             print(f"{spec}: already done (force=true runs it again)", flush=True)
@@ -194,6 +223,7 @@ class Task:
             threads=cfg.threads,
             force=cfg.force,
             progress=sys.stderr.isatty(),
+            logger=logger,
         )
         good = record.status is Status.OK
         print(
@@ -425,4 +455,47 @@ def _export(options: argparse.Namespace) -> int:
 
     folder = export(options.run_id, options.results_dir, options.out, merged=options.merged)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", flush=True)
+    return OK
+
+
+def _push(options: argparse.Namespace) -> int:
+    from peftbench.loggers import LoggerSettings
+    from peftbench.loggers.push import push
+
+    settings = LoggerSettings(
+        name="wandb",
+        project=options.project,
+        entity=options.entity,
+        group=options.group,
+        mode=options.mode,
+        timeout=options.timeout,
+    )
+    done = push(
+        options.results_dir, options.where, settings=settings, force=options.force, say=_say
+    )
+    total = done.sent + done.skipped + done.failed + done.left
+    if not total and not done.broken:
+        print(f"No such runs in {options.results_dir}. Run: peftbench run method=linear")
+        return OK
+    parts = [f"{done.sent} pushed", f"{done.skipped} already there"]
+    parts += [f"{done.failed} failed"] if done.failed else []
+    parts += [f"{done.left} not tried"] if done.left else []
+    print(f"{', '.join(parts)}; {done.reports} reports pushed")
+    if options.mode == "offline" and done.sent + done.reports:
+        print(f"kept in {options.results_dir}/wandb; `wandb sync` uploads them")
+    return OK if done.complete else FAILED
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from peftbench.loggers import LoggerSettings, dashboard
+
+    settings = LoggerSettings(name="wandb", project=options.project, entity=options.entity)
+    if options.dry_run:
+        print(dashboard.describe(settings, options.name), end="")
+    else:
+        print(dashboard.create(settings, options.name))
     return OK

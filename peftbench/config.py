@@ -17,9 +17,10 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from peftbench import data, methods
+from peftbench import data, loggers, methods
 from peftbench.backbones.load import hash_checkpoint
 from peftbench.errors import ConfigError
+from peftbench.loggers import LoggerSettings
 from peftbench.registry import unknown_name
 from peftbench.spec import (
     LAST,
@@ -52,6 +53,7 @@ class RunConfig:
     seeds: tuple[int, ...] = Protocol.seeds
     average: str = Protocol.average
     parameters: str = Protocol.parameters
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
     experiments: Any = None
     seed: int = 0
     phase: str = "final"
@@ -196,6 +198,17 @@ def build(cfg: DictConfig) -> RunSpec:
     )
 
 
+def logger_settings(cfg: DictConfig) -> LoggerSettings:
+    """The logger that a composed configuration declares, which is no part of its run.
+
+    Raises:
+        ConfigError: no such logger, a value that it does not take, or a package that is missing.
+    """
+    settings: LoggerSettings = OmegaConf.to_object(cfg.logger)  # type: ignore[assignment]
+    loggers.check(settings)
+    return settings
+
+
 def _selection(cfg: DictConfig) -> Selection:
     """The rule that chooses the epoch; one that looks at test must be the protocol's own."""
     selection: Selection = OmegaConf.to_object(cfg.selection)  # type: ignore[assignment]
@@ -220,7 +233,15 @@ def _check_keys(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in top and key not in ("hydra", "tuned"):
             raise unknown_name("key", str(key), top)
-    for group in ("method", "backbone", "dataset", "preprocessing", "recipe", "selection"):
+    for group in (
+        "method",
+        "backbone",
+        "dataset",
+        "preprocessing",
+        "recipe",
+        "selection",
+        "logger",
+    ):
         node = cfg[group]
         kind = OmegaConf.get_type(node)
         if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(kind):

@@ -33,6 +33,7 @@ from peftbench.errors import (
     Unsupported,
     WeightsError,
 )
+from peftbench.loggers.guard import Guard
 from peftbench.methods.base import Tuned, apply
 from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
@@ -76,11 +77,14 @@ def run(
     threads: int | None = None,
     force: bool = False,
     progress: bool = False,
+    logger: Guard | None = None,
 ) -> RunRecord:
     """The record of `spec`: the stored one if it is settled, else that of a new run.
 
-    An exception inside the run becomes the status of the record, never a gap in the table.
+    An exception inside the run becomes the status of the record, never a gap in the table. What
+    `logger` does changes neither; it hears of new runs only.
     """
+    logger = Guard(None) if logger is None else logger
     stored = settled(spec, store)
     if stored is not None and not force:
         return stored
@@ -89,23 +93,26 @@ def run(
     if threads is not None:
         torch.set_num_threads(threads)
     key = (spec.method.name, spec.run_id)
-    with store.claim(spec.run_id, spec.method.name):
-        stored = settled(spec, store)  # another process may have finished it meanwhile
-        if stored is not None and not force:
-            return stored
-        draft = Draft(spec, started=_now())
-        # a rerun that fails must not leave its files beside the record of an earlier success
-        scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
-        try:
-            with recording(draft, store):
-                _measure(draft, scratch, where, progress)
-                _move(scratch.artefacts(key), store.artefacts(key))
-            record = draft.record()
-            store.add(record)
-        finally:
-            shutil.rmtree(scratch.root, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                scratch.root.parent.rmdir()  # unless another run is using it
+    with contextlib.closing(logger):
+        with store.claim(spec.run_id, spec.method.name):
+            stored = settled(spec, store)  # another process may have finished it meanwhile
+            if stored is not None and not force:
+                return stored
+            draft = Draft(spec, started=_now())
+            logger.start(spec.run_id, spec.describe())
+            # a rerun that fails must not leave its files beside the record of an earlier success
+            scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
+            try:
+                with recording(draft, store):
+                    _measure(draft, scratch, where, progress, logger.epoch)
+                    _move(scratch.artefacts(key), store.artefacts(key))
+                record = draft.record()
+                store.add(record)
+            finally:
+                shutil.rmtree(scratch.root, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    scratch.root.parent.rmdir()  # unless another run is using it
+        logger.finish(record)  # may wait, but nobody has to wait for the run any more
     return record
 
 
@@ -165,7 +172,13 @@ def recording(draft: Draft, store: ResultsStore) -> Iterator[None]:
         log.write_text(traceback.format_exc(), encoding="utf-8")
 
 
-def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: bool) -> None:
+def _measure(
+    draft: Draft,
+    store: ResultsStore,
+    device: torch.device,
+    progress: bool,
+    log: Callable[[EpochRow], None],
+) -> None:
     spec = draft.spec
     clock = time.perf_counter()
     dtype = choose_dtype(spec.precision, device)
@@ -183,7 +196,7 @@ def _measure(draft: Draft, store: ResultsStore, device: torch.device, progress: 
     history: list[EpochRow] = []
     draft.fields["history"] = history
     look = BestOnTest(spec, tuned_model, backbone, splits, device, dtype)
-    with _progress_bar(spec, history, progress) as show:
+    with _following(spec, history, progress, log) as show:
 
         def on_epoch(row: EpochRow) -> None:
             show(row)
@@ -471,10 +484,10 @@ def _card(draft: Draft, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _progress_bar(
-    spec: RunSpec, history: list[EpochRow], show: bool
+def _following(
+    spec: RunSpec, history: list[EpochRow], show: bool, log: Callable[[EpochRow], None]
 ) -> Iterator[Callable[[EpochRow], None]]:
-    """What is told of each epoch: the record keeps it, and a terminal shows it."""
+    """What is told of each epoch: the record and the logger keep it, and a terminal shows it."""
     from tqdm import tqdm
 
     total = spec.recipe.total_epochs
@@ -482,6 +495,7 @@ def _progress_bar(
 
         def on_epoch(row: EpochRow) -> None:
             history.append(row)
+            log(row)
             bar.set_postfix(loss=f"{row.loss:.3f}", train=f"{100 * row.accuracy:.1f}")
             bar.update()
 

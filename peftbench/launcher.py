@@ -22,9 +22,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from peftbench.errors import ConfigError, StoreError
+from peftbench.loggers.guard import WARNING
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import Phase, RunSpec
+from peftbench.spec import Phase, RunSpec, digest
 
 PLUGINS = "hydra_plugins.peftbench"  # Hydra takes launchers of this top-level package only
 STOP_SECONDS = 30.0  # a stopped job may take this long to write its record
@@ -46,6 +47,7 @@ class Ending:
     job: Job
     record: RunRecord | None  # None where the process ended without writing one
     message: str
+    warnings: tuple[str, ...] = ()  # of its logger
 
     @property
     def failed(self) -> bool:
@@ -94,7 +96,7 @@ class _JobLauncher(Launcher):
         raise NotImplementedError
 
     def _job(self, overrides: tuple[str, ...]) -> Job:
-        from peftbench.config import build
+        from peftbench.config import build, logger_settings
         from peftbench.experiment import check
 
         cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -102,8 +104,11 @@ class _JobLauncher(Launcher):
             del cfg["hydra"]
         spec = build(cfg)
         check(spec, cfg.device, cfg.threads)
-        kept = tuple(o for o in filter_overrides(overrides) if not o.startswith("hydra"))
-        return Job(kept, spec)
+        kept = [o for o in filter_overrides(overrides) if not o.startswith("hydra")]
+        logger = logger_settings(cfg)
+        if logger.name != "none" and logger.group is None:
+            kept.append(f"logger.group={_sweep_name(self.config)}")
+        return Job(tuple(kept), spec)
 
 
 class ProcessLauncher(_JobLauncher):
@@ -128,9 +133,13 @@ class ProcessLauncher(_JobLauncher):
             f"{slots} at a time",
             flush=True,
         )
-        endings = []
+        endings: list[Ending] = []
         with _Bar(len(todo)) as bar:
             for ending in self._endings(todo, store, slots):
+                known = {warning for earlier in endings for warning in earlier.warnings}
+                for warning in dict.fromkeys(ending.warnings):
+                    if warning not in known:  # a server that is away is away for every job
+                        bar.warn(warning)
                 endings.append(ending)
                 bar.say(f"[{len(endings)}/{len(todo)}] {ending.job.spec}: {ending.message}")
         self.task.failures.extend(e for e in endings if e.failed)  # type: ignore[attr-defined]
@@ -202,6 +211,20 @@ def default_jobs() -> int:
     return max(1, min(cores or 1, int(fitting)))
 
 
+def _sweep_name(config: DictConfig) -> str:
+    """Name of a sweep: that of its experiment, else a digest of what its command asks for.
+
+    The same command has the same name when it is typed again; where results go, on which device
+    and how they are logged is not part of it.
+    """
+    experiment = config.hydra.runtime.choices.get("experiments")
+    if experiment and experiment != "null":
+        return str(experiment)
+    aside = ("results_dir=", "device=", "threads=", "force=", "logger", "hydra")
+    asked = [o for o in config.hydra.overrides.task if not o.lstrip("+~").startswith(aside)]
+    return f"sweep-{digest(sorted(asked))[:8]}"
+
+
 def _without_repeats(jobs: list[Job]) -> list[Job]:
     """Jobs of distinct identity: an alias and its backbone in one sweep are one job."""
     return list({job.spec.run_id: job for job in reversed(jobs)}.values())[::-1]
@@ -241,10 +264,12 @@ def _run(
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = lines[-1] if lines else "no output"
         return Ending(job, None, f"ended with status {process.exitcode}: {last} (see {log})")
+    printed = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    warnings = tuple(line for line in printed if line.startswith(WARNING))
     log.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         log.parent.rmdir()  # of a run without artefacts
-    return Ending(job, record, outcome(record))
+    return Ending(job, record, outcome(record), warnings)
 
 
 def _child(arguments: list[str], log: str) -> None:
@@ -328,6 +353,9 @@ class _Bar:
         self.bar.write(line, file=sys.stdout)
         sys.stdout.flush()
         self.bar.update()
+
+    def warn(self, line: str) -> None:
+        self.bar.write(line, file=sys.stderr)
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()

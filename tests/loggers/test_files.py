@@ -1,0 +1,146 @@
+"""`logger=csv` and `logger=tensorboard` write what the record holds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from records import record
+from tiny_runs import QUICK, compose, tiny_spec
+
+from peftbench import experiment, launcher
+from peftbench.config import build
+from peftbench.loggers import WARNING, LoggerSettings, make
+from peftbench.methods.partial import Partial
+from peftbench.results.record import RunRecord, Status
+from peftbench.results.store import ResultsStore
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+DIVERGES = {"lr": 1e30, "optimizer": "sgd", "epochs": 4}
+
+
+def run(store: ResultsStore, logger: str, **changes: object) -> RunRecord:
+    guard = make(LoggerSettings(name=logger), store.root)
+    spec = tiny_spec(**changes)
+    return experiment.run(spec, store, device="cpu", logger=guard, force=True)
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def test_csv_holds_every_digit_of_every_epoch(store: ResultsStore) -> None:
+    record = run(store, "csv")
+    assert len(record.history) == 2
+    path = store.artefacts(record) / "epochs.csv"
+    assert read(path) == [vars(row) for row in record.history]
+    assert not (path.parent / "epochs.partial.csv").exists()
+
+
+def test_csv_of_a_failed_rerun_leaves_the_epochs_of_the_record_that_stays(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = run(store, "csv")
+    path = store.artefacts(record) / "epochs.csv"
+    before = path.read_text()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(experiment, "_predict", fail)
+    assert run(store, "csv").status is Status.ERROR
+    assert store.get(record.run_id) == record
+    assert path.read_text() == before
+    assert not (path.parent / "epochs.partial.csv").exists()
+
+
+def test_csv_of_a_run_that_failed_holds_the_epochs_that_it_had(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(experiment, "_predict", fail)
+    record = run(store, "csv")
+    assert record.status is Status.ERROR
+    assert len(read(store.artefacts(record) / "epochs.csv")) == 2
+
+
+def test_csv_of_a_run_without_epochs_is_no_file(store: ResultsStore) -> None:
+    record = run(store, "csv", method=Partial(num_blocks=7))
+    assert record.status is Status.UNSUPPORTED
+    assert not store.artefacts(record).exists()
+
+
+def test_tensorboard_shows_curves_and_hyper_parameters(store: ResultsStore) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    run(store, "tensorboard")
+    record = run(store, "tensorboard")  # a rerun takes the place of the first try
+    folder = store.root / "tensorboard" / "linear" / record.run_id
+    events = EventAccumulator(str(folder)).Reload()
+
+    def curve(name: str) -> list[tuple[int, float]]:
+        return [(event.step, event.value) for event in events.Scalars(name)]
+
+    for name in ("loss", "accuracy", "lr"):
+        expected = [(row.epoch, pytest.approx(getattr(row, name))) for row in record.history]
+        assert curve(f"train/{name}") == expected
+    assert curve("test/top1") == [(2, pytest.approx(record.metrics["test/top1"]))]
+
+    found = {}
+    for content in events.PluginTagToContent("hparams").values():
+        data = HParamsPluginData.FromString(content)
+        found |= {key: value for key, value in data.session_start_info.hparams.items()}
+    assert found["method/name"].string_value == "linear"
+    assert found["recipe/lr"].number_value == 1e-3
+    assert found["seed"].number_value == 0
+    assert found["status"].string_value == "OK"
+
+
+def test_a_logger_that_cannot_write_says_so_once(cli, work: Path) -> None:
+    blocked = work / "results" / "runs" / "linear" / tiny_run_id() / "epochs.partial.csv"
+    blocked.mkdir(parents=True)
+    done = cli("run", *QUICK, "logger=csv")
+    assert done.status == 0
+    (line,) = [line for line in done.err.splitlines() if line.startswith(WARNING)]
+    assert "logger=csv" in line and "epochs.partial.csv" in line
+
+
+def tiny_run_id() -> str:
+    return build(compose(*QUICK)).run_id
+
+
+def test_a_sweep_says_a_warning_of_many_jobs_once(
+    cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = f"{WARNING}logger=wandb: the server is away. The record is complete without it."
+
+    class Process:
+        """Stands for a job's process, which leaves a record and a line in its log."""
+
+        pid = exitcode = 0
+
+        def __init__(self, target: object, args: tuple[list[str], str]) -> None:
+            self.log = Path(args[1])
+
+        def start(self) -> None:
+            self.log.write_text(f"something else\n{away}\n")
+            done = dataclasses.replace(record(), run_id=self.log.parent.name)
+            ResultsStore(work / "results").add(done)
+
+        def is_alive(self) -> bool:
+            return False
+
+    monkeypatch.setattr(launcher, "_context", lambda: SimpleNamespace(Process=Process))
+    done = cli("run", "-m", *QUICK, "seed=0,1,2", "logger=csv")
+    assert done.status == 0
+    assert "3 of 3 jobs ended: 3 OK" in done.out
+    assert done.err == f"{away}\n"
