@@ -53,6 +53,9 @@ _TRANSFORMER = {
     Role.MLP_IN: 2,
     Role.MLP_OUT: 2,
     Role.AFTER: 1,
+    # the norms in front of the two branches
+    Role.ATTN_ENTRY: 2,
+    Role.MLP_ENTRY: 2,
 }
 _SWIN = {
     Role.EMBED: 1,
@@ -63,7 +66,10 @@ _SWIN = {
     Role.MLP_IN: 3,
     Role.MLP_OUT: 3,
     Role.TRANSITION: 1,
+    Role.TRANSITION_NORM: 1,
     Role.AFTER: 1,
+    Role.ATTN_ENTRY: 3,
+    Role.MLP_ENTRY: 3,
 }
 _CONVNEXT = {
     Role.EMBED: 1,
@@ -73,7 +79,10 @@ _CONVNEXT = {
     Role.MLP_IN: 5,
     Role.MLP_OUT: 5,
     Role.TRANSITION: 3,
+    Role.TRANSITION_NORM: 3,
+    Role.TRANSITION_CONV: 3,
     Role.AFTER: 1,
+    Role.MLP_ENTRY: 5,  # the depthwise convolution: a block is one branch
 }
 ROLES: Mapping[str, Mapping[Role, int]] = {
     "vit": _TRANSFORMER,
@@ -81,7 +90,8 @@ ROLES: Mapping[str, Mapping[Role, int]] = {
     "vit_average": _TRANSFORMER,  # the norm stands behind the pooling
     "vit_map": _TRANSFORMER | {Role.AFTER: 2},  # norm and attention pooling
     "swin": _SWIN,
-    "swin_v2": _SWIN,
+    # its norms stand behind the branches: the MLP reads the stream, attention none that is a module
+    "swin_v2": {role: n for role, n in _SWIN.items() if role is not Role.ATTN_ENTRY},
     "beit": _TRANSFORMER,
     "eva_fused": _TRANSFORMER,
     # q, k and v apart; two gates in front of each MLP and a norm inside it
@@ -123,6 +133,7 @@ ROLES: Mapping[str, Mapping[Role, int]] = {
         Role.MLP_IN: 2,
         Role.MLP_OUT: 2,
         Role.AFTER: 1,
+        Role.MLP_ENTRY: 2,
     },
     "regnet": {},
 }

@@ -16,11 +16,11 @@ LEGACY = (
 REFUSED = {
     "method": (
         ["method=loar"],
-        "peftbench: Unknown method 'loar'. Did you mean: lora, linear? Known: bias, full, linear, ",
+        "peftbench: Unknown method 'loar'. Did you mean: lora, linear, norm? Known: adapter, ",
     ),
     "method in a list": (
         ["-m", "method=linear,loar"],
-        "peftbench: Unknown method 'loar'. Did you mean: lora, linear? Known: ",
+        "peftbench: Unknown method 'loar'. Did you mean: lora, linear, norm? Known: ",
     ),
     "backbone": (
         ["backbone=vit_b17"],
