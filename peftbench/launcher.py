@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -22,13 +20,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from peftbench.errors import ConfigError, StoreError
+from peftbench.plan import entries, show
+from peftbench.registry import unknown_name
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import Phase, RunSpec
+from peftbench.sweep.pool import Command, Finished, Pool
+from peftbench.sweep.slots import Slot, make_slots, visible_gpus
+from peftbench.sweep.status import StatusView
 
 PLUGINS = "hydra_plugins.peftbench"  # Hydra takes launchers of this top-level package only
-STOP_SECONDS = 30.0  # a stopped job may take this long to write its record
-MEMORY_PER_JOB = 2 * 2**30  # bytes: torch, timm and a small backbone
 
 
 @dataclass(frozen=True)
@@ -40,34 +41,63 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """A job on its way, and what was recorded of it before."""
+
+    job: Job
+    before: RunRecord | None
+    retries: int = 0
+
+    @property
+    def micro_batch(self) -> int:
+        """Images in memory at a time."""
+        return max(1, self.job.spec.recipe.batch_size >> self.retries)
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Overrides beyond those of the job; none of them is part of a run's identity."""
+        return (f"micro_batch={self.micro_batch}",) if self.retries else ()
+
+    def with_half_the_batch(self) -> Attempt:
+        return replace(self, retries=self.retries + 1)
+
+
+@dataclass(frozen=True)
 class Ending:
     """How a job of a sweep ended."""
 
     job: Job
-    record: RunRecord | None  # None where the process ended without writing one
+    record: RunRecord | None  # None where another launch holds the run
     message: str
+    held: bool = False
 
     @property
     def failed(self) -> bool:
-        return self.record is None or not self.record.status.settled
+        return not self.held and (self.record is None or not self.record.status.settled)
 
 
 @dataclass
-class ProcessConfig:
-    """Schema of `hydra/launcher=process`."""
+class PoolConfig:
+    """Schema of `hydra/launcher=pool`."""
 
-    _target_: str = f"{PLUGINS}.ProcessLauncher"
-    jobs: int | None = None  # at a time; None: one for each core, as memory allows; one with a GPU
+    _target_: str = f"{PLUGINS}.PoolLauncher"
+    gpus: str = "auto"  # "auto", a count, or identifiers such as "0,2"; "0" for the CPU
+    gpus_per_job: int = 1
+    jobs_per_gpu: int = 1
+    jobs: int | None = None  # at most so many at a time; on a CPU one for each core by default
+    jobs_per_process: int = 1  # more save the start of a process and the loading of its backbone
+    timeout: float | None = None  # seconds of one job
+    stagger: float = 0.0  # seconds between the starts of two slots
+    retry_out_of_memory: int = 0  # times, each with half the images in memory at a time
     on_failure: str = "continue"  # or "stop": start no further job after a failure
+    stop_after: int | None = None  # or after so many
 
 
 @dataclass
-class PlanConfig:
-    """Schema of `hydra/launcher=plan`."""
+class PlanConfig(PoolConfig):
+    """Schema of `hydra/launcher=plan`; takes what a sweep takes, so that its overrides plan it."""
 
     _target_: str = f"{PLUGINS}.PlanLauncher"
-    jobs: int | None = None  # taken and not needed, so that a sweep's overrides plan it
-    on_failure: str = "continue"
 
 
 class _JobLauncher(Launcher):
@@ -106,100 +136,111 @@ class _JobLauncher(Launcher):
         return Job(kept, spec)
 
 
-class ProcessLauncher(_JobLauncher):
-    """Runs each job in a fresh process, several at a time; finished ones are not started.
+class PoolLauncher(_JobLauncher):
+    """A queue over this machine's GPUs, or its cores; finished jobs are not started.
 
-    A crash of one job, even of its interpreter, leaves the others alone. Ctrl-C and SIGTERM stop
-    the running jobs, which record that they were interrupted.
+    Each job is a process of its own with its devices and threads set before torch is imported. A
+    crash of one, even of its interpreter, leaves the others alone and becomes a row of the table.
+    Ctrl-C and SIGTERM stop the running jobs, which record that they were interrupted.
     """
 
-    def __init__(self, jobs: int | None = None, on_failure: str = "continue") -> None:
-        self.jobs = jobs
-        self.on_failure = on_failure
+    def __init__(self, **options: Any) -> None:
+        self.options = PoolConfig(**options)
 
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
+        options = self.options
+        limit = _failures_allowed(options)
+        slots = make_slots(
+            visible_gpus(options.gpus),
+            gpus_per_job=options.gpus_per_job,
+            jobs_per_gpu=options.jobs_per_gpu,
+            jobs=options.jobs,
+        )
         store.check_writable()
-        force = bool(self.config.force)
-        done = frozenset() if force else store.done()
+        done = frozenset() if self.config.force else store.done()
         todo = [job for job in jobs if job.spec.run_id not in done]
-        slots = min(len(todo), self.jobs or default_jobs()) or 1
+        slots = slots[: len(todo)] or slots[:1]
         print(
             f"{len(jobs)} jobs: {len(jobs) - len(todo)} already done, {len(todo)} to run, "
-            f"{slots} at a time",
+            f"{len(slots)} at a time",
             flush=True,
         )
-        endings = []
-        with _Bar(len(todo)) as bar:
-            for ending in self._endings(todo, store, slots):
-                endings.append(ending)
-                bar.say(f"[{len(endings)}/{len(todo)}] {ending.job.spec}: {ending.message}")
+        endings = self._run(todo, slots, store, limit) if todo else []
         self.task.failures.extend(e for e in endings if e.failed)  # type: ignore[attr-defined]
         _summarise(endings, len(todo))
 
-    def _endings(self, todo: list[Job], store: ResultsStore, slots: int) -> Iterator[Ending]:
-        """Endings in the order in which jobs end."""
-        stop = threading.Event()
-        running: set[Future[Ending]] = set()
-        queue = iter(todo)
-        flags = list(self.task.flags)  # type: ignore[attr-defined]
-        context = _context()
-        with _shared_cores(slots), ThreadPoolExecutor(slots) as pool:
+    def _run(
+        self, todo: list[Job], slots: list[Slot], store: ResultsStore, limit: int | None
+    ) -> list[Ending]:
+        """Endings of all jobs that were started."""
+        expected = {e.spec.run_id: e.seconds for e in entries(todo, store)}
+        endings: list[Ending] = []
+        with StatusView(len(todo), [slot.name for slot in slots]) as view:
+
+            def begin(attempt: Attempt, slot: str) -> None:
+                view.begin(str(attempt.job.spec), slot, expected.get(attempt.job.spec.run_id))
+
+            pool: Pool[Attempt] = Pool(
+                slots,
+                timeout=self.options.timeout,
+                stagger=self.options.stagger,
+                on_begin=begin,
+            )
+            for batch in batches(todo, self.options.jobs_per_process):
+                pool.add([self._command(Attempt(job, _record(job, store)), store) for job in batch])
             try:
-                while True:
-                    while len(running) < slots and not stop.is_set():
-                        job = next(queue, None)
-                        if job is None:
-                            break
-                        running.add(pool.submit(_run, job, store, flags, context, stop))
-                    if not running:
-                        return
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        ending = future.result()
-                        yield ending
-                        if ending.failed and self.on_failure == "stop":
-                            stop.set()
+                for finished in pool.run():
+                    again = self._retry(finished, store)
+                    if again is not None:
+                        view.say(f"{again.job.spec}: out of memory; again with {again.extra[0]}")
+                        pool.add([self._command(again, store)], first=True)
+                        continue
+                    ending = ending_of(finished, store)
+                    endings.append(ending)
+                    line = f"{ending.job.spec}: {ending.message}"
+                    view.end(line, finished.slot, finished.seconds, ending.failed)
+                    if limit is not None and sum(e.failed for e in endings) >= limit:
+                        pool.stopping = True
             except KeyboardInterrupt:
-                stop.set()
                 print("stopping the running jobs; a rerun continues", file=sys.stderr, flush=True)
-                for future in running:
-                    future.result()
                 raise
+        return endings
+
+    def _command(self, attempt: Attempt, store: ResultsStore) -> Command[Attempt]:
+        flags = self.task.flags  # type: ignore[attr-defined]
+        arguments = ("run", *flags, *attempt.job.overrides, *attempt.extra)
+        return Command(attempt, arguments, output_of(attempt.job, store))
+
+    def _retry(self, finished: Finished[Attempt], store: ResultsStore) -> Attempt | None:
+        """The same job with half the images in memory, where it ran out of it and may try again."""
+        attempt = finished.job
+        record = _record(attempt.job, store)
+        if record is None or record.status is not Status.OUT_OF_MEMORY:
+            return None
+        if attempt.retries >= self.options.retry_out_of_memory or attempt.micro_batch < 2:
+            return None
+        return attempt.with_half_the_batch()
 
 
 class PlanLauncher(_JobLauncher):
     """Prints what a sweep would do and runs nothing."""
 
-    def __init__(self, jobs: int | None = None, on_failure: str = "continue") -> None:
-        pass
+    def __init__(self, **options: Any) -> None:
+        self.options = PlanConfig(**options)
 
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
-        from peftbench.plan import show
-
         show(jobs, store)
 
 
 def register_launcher() -> None:
-    """Make `hydra/launcher=process` and `hydra/launcher=plan` known to Hydra."""
+    """Make `hydra/launcher=pool` and `hydra/launcher=plan` known to Hydra."""
     store = ConfigStore.instance()
-    store.store(group="hydra/launcher", name="process", node=ProcessConfig)
+    store.store(group="hydra/launcher", name="pool", node=PoolConfig)
     store.store(group="hydra/launcher", name="plan", node=PlanConfig)
     plugins = Plugins.instance()
-    for launcher in (ProcessLauncher, PlanLauncher):
+    for launcher in (PoolLauncher, PlanLauncher):
         plugins.register(launcher)
         plugins.class_name_to_class[f"{PLUGINS}.{launcher.__name__}"] = launcher
-
-
-def default_jobs() -> int:
-    """One job on a machine with a GPU; else one for each core this process may use."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fitting = psutil.virtual_memory().available // MEMORY_PER_JOB
-    return max(1, min(cores or 1, int(fitting)))
 
 
 def _without_repeats(jobs: list[Job]) -> list[Job]:
@@ -207,79 +248,87 @@ def _without_repeats(jobs: list[Job]) -> list[Job]:
     return list({job.spec.run_id: job for job in reversed(jobs)}.values())[::-1]
 
 
-@contextlib.contextmanager
-def _shared_cores(slots: int) -> Iterator[None]:
-    """Variables that give each job an equal share of the cores; read when a process starts."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = str(max(1, (cores or 1) // slots))
-    new = [name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ]
-    os.environ.update({name: threads for name in new})
-    try:
-        yield
-    finally:
-        for name in new:
-            del os.environ[name]
+def batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Jobs that share a process: at most `size`, of one backbone and data set."""
+    if size < 1:
+        raise ConfigError(f"hydra.launcher.jobs_per_process={size}; use 1 or more.")
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.spec.backbone.name, job.spec.dataset.name), []).append(job)
+    if size == 1:
+        return [[job] for job in jobs]
+    return [
+        group[start : start + size]
+        for group in groups.values()
+        for start in range(0, len(group), size)
+    ]
 
 
-def _run(
-    job: Job, store: ResultsStore, flags: list[str], context: Any, stop: threading.Event
-) -> Ending:
-    """Start the job's process and wait for its end, or stop it when asked to."""
-    before = _record(job, store)
-    log = store.artefacts((job.spec.method.name, job.spec.run_id)) / "output.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = ["run", *flags, *job.overrides]
-    process = context.Process(target=_child, args=(arguments, str(log)))
-    process.start()
-    try:
-        while process.is_alive() and not stop.is_set():
-            process.join(0.05)
-    finally:
-        _stop(process)
+def output_of(job: Job, store: ResultsStore) -> Path:
+    """Where a job's process writes what it prints; removed when it ends well."""
+    return store.artefacts((job.spec.method.name, job.spec.run_id)) / "output.txt"
+
+
+def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
+    """How a job ended, from its record; a process that died without one gets one here."""
+    job = finished.job.job
     record = _record(job, store)
-    if record is None or (record == before and not record.status.settled):
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "no output"
-        return Ending(job, None, f"ended with status {process.exitcode}: {last} (see {log})")
-    log.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        log.parent.rmdir()  # of a run without artefacts
+    written = record is not None and (record != finished.job.before or record.status.settled)
+    if finished.timed_out and not (record is not None and record.status.settled):
+        record = _dead(job, Status.TIMEOUT, f"took longer than {finished.seconds:.0f} s", store)
+    elif not written:
+        holder = store.holder(job.spec.run_id, job.spec.method.name)
+        if holder is not None:
+            return Ending(job, None, f"held by {holder}", held=True)
+        cause = _cause(finished.status, output_of(job, store))
+        record = _dead(job, Status.ERROR, cause, store)
+    assert record is not None
+    if record.status.settled:
+        output = output_of(job, store)
+        output.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            output.parent.rmdir()  # of a run without artefacts
     return Ending(job, record, outcome(record))
 
 
-def _child(arguments: list[str], log: str) -> None:
-    """A job's process: a group of its own, so that Ctrl-C reaches it once, through the launcher."""
-    os.setsid()
-    with open(log, "wb") as output:
-        os.dup2(output.fileno(), sys.stdout.fileno())
-        os.dup2(output.fileno(), sys.stderr.fileno())
-    from peftbench.cli import main
-
-    main(arguments)
-
-
-def _context() -> Any:
-    """Fresh processes that start in milliseconds.
-
-    A server process imports torch and timm once (6 s of one core) and forks each job from that
-    clean state; nothing of one job reaches the next.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["peftbench.experiment", "peftbench.config"])
-    return context
+def _cause(status: int, output: Path) -> str:
+    """Why a process ended without a record, and where its output is."""
+    try:
+        lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    last = lines[-1] if lines else "no output"
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}: {last} (see {output})"
+    return f"its process ended with status {status}: {last} (see {output})"
 
 
-def _stop(process: Any) -> None:
-    """End a process group: ask, wait, then insist. Does nothing to one that has ended."""
-    # SIGTERM, which the job treats like Ctrl-C: SIGINT may be ignored, as under nohup
-    for signum, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
-        if not process.is_alive():
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
-        process.join(patience)
+def _dead(job: Job, status: Status, error: str, store: ResultsStore) -> RunRecord:
+    """A record in the name of a process that could not write one; an `OK` one stays."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = RunRecord(
+        run_id=job.spec.run_id,
+        spec=job.spec.describe(),
+        status=status,
+        error=error,
+        started=now,
+        finished=now,
+    )
+    store.add(record)
+    return record
+
+
+def _failures_allowed(options: PoolConfig) -> int | None:
+    """After how many failures no further job starts; `None` for never."""
+    if options.stop_after is not None:
+        if options.stop_after < 1:
+            raise ConfigError(f"hydra.launcher.stop_after={options.stop_after}; use 1 or more.")
+        return options.stop_after
+    if options.on_failure not in ("continue", "stop"):
+        raise unknown_name("hydra.launcher.on_failure", options.on_failure, ("continue", "stop"))
+    return 1 if options.on_failure == "stop" else None
 
 
 def _record(job: Job, store: ResultsStore) -> RunRecord | None:
@@ -301,32 +350,10 @@ def outcome(record: RunRecord) -> str:
 
 
 def _summarise(endings: list[Ending], wanted: int) -> None:
-    counts = Counter(e.record.status if e.record else Status.ERROR for e in endings)
+    counts = Counter("held elsewhere" if e.record is None else e.record.status for e in endings)
     text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     if wanted:
         print(f"{len(endings)} of {wanted} jobs ended: {text}", flush=True)
     reasons = Counter(e.message for e in endings if e.failed)
     for reason, count in reasons.most_common():
         print(f"  failed {count} x: {reason}", file=sys.stderr, flush=True)
-
-
-class _Bar:
-    """Lines about jobs above a progress bar; only the lines where nobody watches a terminal."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-
-    def __enter__(self) -> _Bar:
-        from tqdm import tqdm
-
-        hidden = not sys.stderr.isatty() or not self.total
-        self.bar: Any = tqdm(total=self.total, unit="job", disable=hidden)
-        return self
-
-    def say(self, line: str) -> None:
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
-        self.bar.update()
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()

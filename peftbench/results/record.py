@@ -22,6 +22,7 @@ class Status(StrEnum):
     NO_EFFECT = "NO_EFFECT"  # the method touched nothing
     DIVERGED = "DIVERGED"  # a loss was not finite
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    TIMEOUT = "TIMEOUT"  # took longer than its launcher allows
     INTERRUPTED = "INTERRUPTED"  # Ctrl-C or SIGTERM; a rerun starts it again
     ERROR = "ERROR"
 
