@@ -265,7 +265,7 @@ def batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
 
 
 def output_of(job: Job, store: ResultsStore) -> Path:
-    """Where a job's process writes what it prints; removed when it ends well."""
+    """Where a job's process writes what it prints; kept where it wrote no record."""
     return store.artefacts((job.spec.method.name, job.spec.run_id)) / "output.txt"
 
 
@@ -274,21 +274,25 @@ def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
     job = finished.job.job
     record = _record(job, store)
     written = record is not None and (record != finished.job.before or record.status.settled)
+    holder = None if written else store.holder(job.spec.run_id, job.spec.method.name)
     if finished.timed_out and not (record is not None and record.status.settled):
         record = _dead(job, Status.TIMEOUT, f"took longer than {finished.seconds:.0f} s", store)
-    elif not written:
-        holder = store.holder(job.spec.run_id, job.spec.method.name)
-        if holder is not None:
-            return Ending(job, None, f"held by {holder}", held=True)
+    elif not written and holder is None:
         cause = _cause(finished.status, output_of(job, store))
         record = _dead(job, Status.ERROR, cause, store)
+    else:
+        _forget(output_of(job, store))
+    if holder is not None:
+        return Ending(job, None, f"held by {holder}", held=True)
     assert record is not None
-    if record.status.settled:
-        output = output_of(job, store)
-        output.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            output.parent.rmdir()  # of a run without artefacts
     return Ending(job, record, outcome(record))
+
+
+def _forget(output: Path) -> None:
+    """Remove what a process printed: its record says all of it."""
+    output.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        output.parent.rmdir()  # of a run without artefacts
 
 
 def _cause(status: int, output: Path) -> str:

@@ -242,7 +242,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a run was started")
 
     monkeypatch.setattr(experiment, "run", refuse)
-    monkeypatch.setattr("peftbench.launcher._run", refuse)
+    monkeypatch.setattr("peftbench.launcher.Pool", refuse)
 
 
 def test_plan_counts_what_is_unsupported_and_to_run(cli, work: Path, nothing_runs) -> None:
