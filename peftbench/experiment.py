@@ -75,6 +75,7 @@ def run(
     threads: int | None = None,
     force: bool = False,
     progress: bool = False,
+    tuning: dict[str, Any] | None = None,
 ) -> RunRecord:
     """The record of `spec`: the stored one if it is settled, else that of a new run.
 
@@ -92,7 +93,7 @@ def run(
         stored = settled(spec, store)  # another process may have finished it meanwhile
         if stored is not None and not force:
             return stored
-        draft = Draft(spec, started=_now())
+        draft = Draft(spec, started=_now(), fields={"tuning": tuning})
         # a rerun that fails must not leave its files beside the record of an earlier success
         scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,10 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from peftbench.errors import ConfigError, StoreError
-from peftbench.plan import entries, show
+from peftbench.plan import Estimates, show
 from peftbench.registry import unknown_name
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
@@ -28,6 +29,7 @@ from peftbench.spec import Phase, RunSpec
 from peftbench.sweep.pool import Command, Finished, Pool
 from peftbench.sweep.slots import Slot, make_slots, visible_gpus
 from peftbench.sweep.status import StatusView
+from peftbench.sweep.tuning import Cell, TunerConfig, advance, make_cells, score_of
 
 PLUGINS = "hydra_plugins.peftbench"  # Hydra takes launchers of this top-level package only
 
@@ -157,28 +159,37 @@ class PoolLauncher(_JobLauncher):
             jobs=options.jobs,
         )
         store.check_writable()
-        done = frozenset() if self.config.force else store.done()
-        todo = [job for job in jobs if job.spec.run_id not in done]
-        slots = slots[: len(todo)] or slots[:1]
-        print(
-            f"{len(jobs)} jobs: {len(jobs) - len(todo)} already done, {len(todo)} to run, "
-            f"{len(slots)} at a time",
-            flush=True,
-        )
-        endings = self._run(todo, slots, store, limit) if todo else []
+        work = self._work(jobs, store)
+        todo = work.begin()
+        slots = slots[: work.at_most] or slots[:1]
+        print(f"{work.title()}, {len(slots)} at a time", flush=True)
+        endings = self._run(work, todo, slots, store, limit) if todo else []
         self.task.failures.extend(e for e in endings if e.failed)  # type: ignore[attr-defined]
-        _summarise(endings, len(todo))
+        _summarise(endings, work.to_run)
+
+    def _work(self, jobs: list[Job], store: ResultsStore) -> Work:
+        tuner = OmegaConf.to_object(self.config.tuner)
+        assert isinstance(tuner, TunerConfig)
+        done = frozenset() if self.config.force else store.done()
+        if tuner.name == "none":
+            return Plain(jobs, done)
+        return TunedWork(jobs, store, done, tuner, self._job)
 
     def _run(
-        self, todo: list[Job], slots: list[Slot], store: ResultsStore, limit: int | None
+        self,
+        work: Work,
+        todo: list[Job],
+        slots: list[Slot],
+        store: ResultsStore,
+        limit: int | None,
     ) -> list[Ending]:
         """Endings of all jobs that were started."""
-        expected = {e.spec.run_id: e.seconds for e in entries(todo, store)}
+        estimate = Estimates(store)
         endings: list[Ending] = []
-        with StatusView(len(todo), [slot.name for slot in slots]) as view:
+        with StatusView(work.to_run, [slot.name for slot in slots]) as view:
 
             def begin(attempt: Attempt, slot: str) -> None:
-                view.begin(str(attempt.job.spec), slot, expected.get(attempt.job.spec.run_id))
+                view.begin(str(attempt.job.spec), slot, estimate(attempt.job.spec))
 
             pool: Pool[Attempt] = Pool(
                 slots,
@@ -201,6 +212,9 @@ class PoolLauncher(_JobLauncher):
                     view.end(line, finished.slot, finished.seconds, ending.failed)
                     if limit is not None and sum(e.failed for e in endings) >= limit:
                         pool.stopping = True
+                    for job in work.after(ending):
+                        pool.add([self._command(Attempt(job, _record(job, store)), store)])
+                    view.total = work.to_run
             except KeyboardInterrupt:
                 print("stopping the running jobs; a rerun continues", file=sys.stderr, flush=True)
                 raise
@@ -220,6 +234,125 @@ class PoolLauncher(_JobLauncher):
         if attempt.retries >= self.options.retry_out_of_memory or attempt.micro_batch < 2:
             return None
         return attempt.with_half_the_batch()
+
+
+class Work(ABC):
+    """Which jobs a sweep starts, and which follow when one has ended."""
+
+    to_run: int = 0  # jobs that are not done yet, as far as is known
+    at_most: int = 0  # jobs that could run at a time
+
+    @abstractmethod
+    def begin(self) -> list[Job]:
+        """Jobs that can start at once."""
+
+    @abstractmethod
+    def title(self) -> str:
+        """What there is to do, in one line."""
+
+    def after(self, ending: Ending) -> list[Job]:
+        """Jobs that may start now that one has ended."""
+        return []
+
+
+class Plain(Work):
+    """Jobs that do not depend on one another."""
+
+    def __init__(self, jobs: list[Job], done: frozenset[str]) -> None:
+        self.jobs = jobs
+        self.todo = [job for job in jobs if job.spec.run_id not in done]
+        self.to_run = self.at_most = len(self.todo)
+
+    def begin(self) -> list[Job]:
+        return self.todo
+
+    def title(self) -> str:
+        already = len(self.jobs) - len(self.todo)
+        return f"{len(self.jobs)} jobs: {already} already done, {len(self.todo)} to run"
+
+
+class TunedWork(Work):
+    """Cells that are tuned on val first; their final jobs run with what won."""
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        store: ResultsStore,
+        done: frozenset[str],
+        tuner: TunerConfig,
+        compose: Callable[[tuple[str, ...]], Job],
+    ) -> None:
+        from peftbench.plan import refusal
+
+        self.store = store
+        self.done = done
+        self.compose = compose
+        self.refused = [job for job in jobs if refusal(job.spec)]
+        tuned = [(job.overrides, job.spec) for job in jobs if not refusal(job.spec)]
+        journals = store.root / "tuning"
+        journals.mkdir(parents=True, exist_ok=True)
+        self.cells = make_cells(tuned, tuner, str(journals))
+        self.at_a_time = 1 if tuner.name == "optuna" else None
+        self.budget = self.cells[0].search.trials if self.cells else 0
+        self.finals = len(tuned)
+        self.found = 0  # of trials and final runs that are recorded
+        self.unfinished: list[str] = []  # cells in which no trial ended well
+
+    def begin(self) -> list[Job]:
+        ready = [job for job in self.refused if job.spec.run_id not in self.done]
+        for cell in self.cells:
+            ready += self._go_on(cell)
+        total = len(self.refused) + self.finals + self.budget * len(self.cells)
+        already = len(self.refused) - sum(j in self.refused for j in ready)
+        self.to_run = total - self.found - already
+        self.at_most = max(len(ready), len(self.cells))
+        return ready
+
+    def title(self) -> str:
+        epochs = {cell.epochs for cell in self.cells}
+        return (
+            f"{len(self.cells)} cells of {self.budget} trials x {'/'.join(map(str, epochs))} "
+            f"epochs, {self.finals} final runs: {self.found} already done, {self.to_run} to run"
+        )
+
+    def after(self, ending: Ending) -> list[Job]:
+        run_id = ending.job.spec.run_id
+        ready: list[Job] = []
+        for cell in self.cells:
+            trial = cell.waiting.pop(run_id, None)
+            if trial is not None:
+                cell.search.tell(trial, score_of(ending.record))
+                ready += self._go_on(cell)
+        return ready
+
+    def _go_on(self, cell: Cell) -> list[Job]:
+        """Trials that can start, or the final jobs of a search that is over."""
+        ready: list[Job] = []
+
+        def start(overrides: tuple[str, ...]) -> tuple[str, RunRecord | None]:
+            job = self.compose(overrides)
+            record = _record(job, self.store) if job.spec.run_id in self.done else None
+            if record is None:
+                ready.append(job)
+            else:
+                self.found += 1
+            return job.spec.run_id, record
+
+        advance(cell, start, self.at_a_time)
+        if cell.search.over:
+            ready += self._finals(cell)
+        return ready
+
+    def _finals(self, cell: Cell) -> list[Job]:
+        try:
+            jobs = [self.compose(overrides) for overrides in cell.final_overrides()]
+        except ConfigError as e:
+            self.to_run -= len(cell.finals)
+            print(f"  {' '.join(cell.overrides)}: {e}", file=sys.stderr, flush=True)
+            return []
+        todo = [job for job in jobs if job.spec.run_id not in self.done]
+        self.found += len(jobs) - len(todo)
+        return todo
 
 
 class PlanLauncher(_JobLauncher):

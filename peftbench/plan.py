@@ -39,7 +39,7 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
         if record is not None and record.status is Status.OK:
             planned.append(Entry(spec, "done", "", 0.0))
             continue
-        reason = _refusal(spec)
+        reason = refusal(spec)
         if reason:
             planned.append(Entry(spec, "unsupported", reason, 0.0))
             continue
@@ -75,6 +75,16 @@ def show(jobs: Sequence[Job], store: ResultsStore) -> None:
         print("no estimate: none of these kinds of jobs has run here before")
 
 
+class Estimates:
+    """Seconds that a run may take, from what is recorded now."""
+
+    def __init__(self, store: ResultsStore) -> None:
+        self.records = store.scan().records
+
+    def __call__(self, spec: RunSpec) -> float | None:
+        return _estimate(spec, self.records)
+
+
 def _estimate(spec: RunSpec, records: Sequence[RunRecord]) -> float | None:
     """Median seconds of earlier runs of this method and backbone, scaled to epochs and images."""
     rates = []
@@ -92,7 +102,7 @@ def _estimate(spec: RunSpec, records: Sequence[RunRecord]) -> float | None:
     return statistics.median(rates) * spec.recipe.epochs if rates else None
 
 
-def _refusal(spec: RunSpec) -> str:
+def refusal(spec: RunSpec) -> str:
     """Why the method is not defined on the backbone, or an empty text."""
     try:
         spec.method.check(_anatomy(spec.backbone))

@@ -111,6 +111,7 @@ class RunRecord:
     history: list[EpochRow] = field(default_factory=list)
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
+    tuning: dict[str, Any] | None = None  # tuner, trials, epochs of each, val_top1 of the winner
     started: str = ""  # ISO 8601, UTC
     finished: str = ""
     schema: int = SCHEMA

@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,13 +184,13 @@ def check_budgets(searches: Mapping[str, Search]) -> None:
 
 
 def space_of(declared: Mapping[str, Any]) -> Space:
-    """A space from configuration: a list of values, or low, high, log and integer.
+    """A space from nested configuration, whose leaves are lists, or low, high, log and integer.
 
     Raises:
         ConfigError: an entry is neither.
     """
     space: dict[str, tuple[Any, ...] | Range] = {}
-    for key, entry in declared.items():
+    for key, entry in _leaves(declared, ""):
         if isinstance(entry, Mapping):
             unknown = set(entry) - {"low", "high", "log", "integer"}
             if unknown or not {"low", "high"} <= set(entry) or entry["low"] >= entry["high"]:
@@ -209,6 +209,19 @@ def space_of(declared: Mapping[str, Any]) -> Space:
     if not space:
         raise ConfigError("tuner.space is empty. Name at least one key, such as recipe.lr.")
     return space
+
+
+def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, entry) of everything that is no group of keys."""
+    for name, entry in node.items():
+        key = f"{prefix}.{name}" if prefix else str(name)
+        group = isinstance(entry, Mapping) and all(
+            isinstance(value, Mapping | list | tuple) for value in entry.values()
+        )
+        if group and entry:
+            yield from _leaves(entry, key)
+        else:
+            yield key, entry
 
 
 def written(value: Any) -> str:

@@ -126,7 +126,8 @@ def test_optuna_stays_inside_the_space(tmp_path: Path) -> None:
 
 
 def test_a_space_is_lists_and_ranges() -> None:
-    space = space_of({"recipe.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "method.rank": [4, 8]})
+    rate = {"low": 1e-4, "high": 1e-1, "log": True}
+    space = space_of({"recipe": {"lr": rate}, "method": {"rank": [4, 8]}})
     assert space == {"recipe.lr": Range(1e-4, 1e-1, log=True), "method.rank": (4, 8)}
 
 
@@ -134,6 +135,7 @@ def test_a_space_is_lists_and_ranges() -> None:
     ("declared", "message"),
     [
         ({}, "tuner.space is empty"),
+        ({"recipe": {"lr": 0.1}}, "is no range"),
         ({"recipe.lr": 0.1}, "neither a list of values nor a range"),
         ({"recipe.lr": "0.1"}, "neither a list of values nor a range"),
         ({"recipe.lr": {"low": 1.0, "high": 0.1}}, "low and a larger high"),
