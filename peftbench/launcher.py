@@ -152,12 +152,7 @@ class PoolLauncher(_JobLauncher):
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
         options = self.options
         limit = _failures_allowed(options)
-        slots = make_slots(
-            visible_gpus(options.gpus),
-            gpus_per_job=options.gpus_per_job,
-            jobs_per_gpu=options.jobs_per_gpu,
-            jobs=options.jobs,
-        )
+        slots = slots_of(options)
         store.check_writable()
         work = self._work(jobs, store)
         todo = work.begin()
@@ -287,7 +282,12 @@ class TunedWork(Work):
         self.store = store
         self.done = done
         self.compose = compose
-        self.refused = [job for job in jobs if refusal(job.spec)]
+        # they need no tuning to become rows with their reason
+        self.refused = [
+            replace(job, overrides=(*job.overrides, "tuner.name=none"))
+            for job in jobs
+            if refusal(job.spec)
+        ]
         tuned = [(job.overrides, job.spec) for job in jobs if not refusal(job.spec)]
         journals = store.root / "tuning"
         journals.mkdir(parents=True, exist_ok=True)
@@ -362,7 +362,7 @@ class PlanLauncher(_JobLauncher):
         self.options = PlanConfig(**options)
 
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
-        show(jobs, store)
+        show(jobs, store, slots_of(self.options))
 
 
 def register_launcher() -> None:
@@ -379,6 +379,16 @@ def register_launcher() -> None:
 def _without_repeats(jobs: list[Job]) -> list[Job]:
     """Jobs of distinct identity: an alias and its backbone in one sweep are one job."""
     return list({job.spec.run_id: job for job in reversed(jobs)}.values())[::-1]
+
+
+def slots_of(options: PoolConfig) -> list[Slot]:
+    """The slots that the options of a launcher ask for."""
+    return make_slots(
+        visible_gpus(options.gpus),
+        gpus_per_job=options.gpus_per_job,
+        jobs_per_gpu=options.jobs_per_gpu,
+        jobs=options.jobs,
+    )
 
 
 def batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:

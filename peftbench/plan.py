@@ -13,9 +13,12 @@ from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BackboneSpec, RunSpec
 
+RECORD_BYTES = 40_000  # record, card, predictions and head of a small run
+
 if TYPE_CHECKING:
     from peftbench.backbones.anatomy import Anatomy
     from peftbench.launcher import Job
+    from peftbench.sweep.slots import Slot
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
     return planned
 
 
-def show(jobs: Sequence[Job], store: ResultsStore) -> None:
-    """Print the plan and its totals."""
+def show(jobs: Sequence[Job], store: ResultsStore, slots: Sequence[Slot] = ()) -> None:
+    """Print the plan and its totals, and what they mean for each of `slots`."""
     plan = entries(jobs, store)
     for entry in plan:
         seconds = f", about {entry.seconds:.0f} s" if entry.seconds else ""
@@ -59,20 +62,42 @@ def show(jobs: Sequence[Job], store: ResultsStore) -> None:
         print(f"{entry.spec.run_id}  {entry.state:<11}  {entry.spec}{seconds}{note}")
     counts = {s: sum(e.state == s for e in plan) for s in ("done", "unsupported")}
     left = [e for e in plan if e.state not in counts]
+    failed = sum(e.state.startswith("again") for e in left)
     known = [e.seconds for e in left if e.seconds is not None]
     print(
         f"{len(plan)} jobs: {counts['done']} done, {counts['unsupported']} unsupported, "
-        f"{len(left)} to run"
+        f"{len(left)} to run{f' ({failed} failed before)' if failed else ''}"
     )
-    if left and known:
+    if not left:
+        return
+    print(f"about {_size(sum(disk_bytes(e.spec) for e in left))} on disk")
+    if known:
         mean = statistics.fmean(known)
         hours = (sum(known) + mean * (len(left) - len(known))) / 3600
+        each = f"{hours / len(slots):.2f} on each of {len(slots)} slots, " if len(slots) > 1 else ""
         print(
-            f"estimated {hours:.2f} hours of one slot, from earlier runs of {len(known)} of these "
-            "jobs' kinds"
+            f"estimated {hours:.2f} hours of one slot, {each}from earlier runs of {len(known)} of "
+            "these jobs' kinds"
         )
-    elif left:
+    else:
         print("no estimate: none of these kinds of jobs has run here before")
+
+
+def disk_bytes(spec: RunSpec) -> int:
+    """About what a run leaves on disk: its tuned tensors in float32, and its record."""
+    try:
+        parameters = spec.method.expected_params(_anatomy(spec.backbone))
+    except PeftbenchError:
+        parameters = 0
+    return 4 * parameters + RECORD_BYTES
+
+
+def _size(count: float) -> str:
+    for unit in ("kB", "MB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} GB"
 
 
 class Estimates:
