@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 0, 1, 2, 3, 130
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
 VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
-GROUPS = ("method", "backbone", "dataset", "recipe", "protocol", "logger", "experiments")
+GROUPS = (
+    "method",
+    "backbone",
+    "dataset",
+    "recipe",
+    "protocol",
+    "tuner",
+    "logger",
+    "experiments",
+)
 
 RUN_HELP = """\
 usage: peftbench run [-m] [OVERRIDES...]
@@ -43,9 +53,11 @@ keys:
   method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
+  tuner=grid|optuna   with -m: choose hyper-parameters on val first, same budget for every method
   --cfg job           print the composed configuration and stop; with -p recipe, only that part
   --config-dir PATH   one more folder with method/, backbone/, dataset/ configurations
-  hydra.launcher.jobs=N   jobs at a time; hydra.launcher.on_failure=continue|stop
+  hydra.launcher.KEY=VALUE   gpus gpus_per_job jobs_per_gpu jobs jobs_per_process timeout stagger
+                      retry_out_of_memory on_failure=continue|stop stop_after
 
 exit status: 0 done, 1 a run failed, 2 bad command line, 3 the pair makes no sense, 130 interrupted
 """
@@ -211,6 +223,11 @@ class Task:
         from peftbench.results.record import Status
         from peftbench.results.store import ResultsStore
 
+        if cfg.tuner.name != "none":
+            raise ConfigError(
+                f"tuner={cfg.tuner.name} is for sweeps, which train many times. Use `peftbench run "
+                "-m`, or tuner=none for this one run."
+            )
         spec = build(cfg)
         logger = loggers.make(logger_settings(cfg), cfg.results_dir)
         store = ResultsStore(cfg.results_dir)
@@ -224,6 +241,7 @@ class Task:
             force=cfg.force,
             progress=sys.stderr.isatty(),
             logger=logger,
+            tuning=json.loads(cfg.tuning) if cfg.tuning else None,
         )
         good = record.status is Status.OK
         print(

@@ -34,6 +34,7 @@ from peftbench.spec import (
     RunSpec,
     Selection,
 )
+from peftbench.sweep.tuning import TunerConfig
 
 PACKAGE = Path(__file__).parent
 
@@ -55,6 +56,9 @@ class RunConfig:
     parameters: str = Protocol.parameters
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     experiments: Any = None
+    tuner: TunerConfig = field(default_factory=TunerConfig)
+    tuning: str = ""  # JSON: how the hyper-parameters of a final run were chosen, for its record
+    micro_batch: int | None = None  # images in memory at a time, where a batch does not fit
     seed: int = 0
     phase: str = "final"
     precision: str = "auto"
@@ -114,6 +118,7 @@ def register() -> None:
     methods.discover()
     store = ConfigStore.instance()
     store.store(name="schema", node=_writable(RunConfig))
+    store.store(group="schema", name="tuner", node=TunerConfig)
     for name in methods.METHODS:
         store.store(group="schema/method", name=name, node=_writable(methods.METHODS[name]))
         # a method without a YAML of its own is chosen by name all the same

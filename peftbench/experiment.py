@@ -78,6 +78,7 @@ def run(
     force: bool = False,
     progress: bool = False,
     logger: Guard | None = None,
+    tuning: dict[str, Any] | None = None,
 ) -> RunRecord:
     """The record of `spec`: the stored one if it is settled, else that of a new run.
 
@@ -98,7 +99,7 @@ def run(
             stored = settled(spec, store)  # another process may have finished it meanwhile
             if stored is not None and not force:
                 return stored
-            draft = Draft(spec, started=_now())
+            draft = Draft(spec, started=_now(), fields={"tuning": tuning})
             logger.start(spec.run_id, spec.describe())
             # a rerun that fails must not leave its files beside the record of an earlier success
             scratch = ResultsStore(store.root / ".scratch" / spec.run_id)

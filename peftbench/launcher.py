@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import signal
 import sys
-import threading
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -19,17 +18,21 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from peftbench.errors import ConfigError, StoreError
 from peftbench.loggers.guard import WARNING
+from peftbench.plan import Estimates, show
+from peftbench.registry import unknown_name
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import Phase, RunSpec, digest
+from peftbench.sweep.pool import Command, Finished, Pool
+from peftbench.sweep.slots import Slot, make_slots, visible_gpus
+from peftbench.sweep.status import StatusView
+from peftbench.sweep.tuning import Cell, TunerConfig, advance, make_cells, score_of
 
 PLUGINS = "hydra_plugins.peftbench"  # Hydra takes launchers of this top-level package only
-STOP_SECONDS = 30.0  # a stopped job may take this long to write its record
-MEMORY_PER_JOB = 2 * 2**30  # bytes: torch, timm and a small backbone
 
 
 @dataclass(frozen=True)
@@ -41,35 +44,64 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """A job on its way, and what was recorded of it before."""
+
+    job: Job
+    before: RunRecord | None
+    retries: int = 0
+
+    @property
+    def micro_batch(self) -> int:
+        """Images in memory at a time."""
+        return max(1, self.job.spec.recipe.batch_size >> self.retries)
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Overrides beyond those of the job; none of them is part of a run's identity."""
+        return (f"micro_batch={self.micro_batch}",) if self.retries else ()
+
+    def with_half_the_batch(self) -> Attempt:
+        return replace(self, retries=self.retries + 1)
+
+
+@dataclass(frozen=True)
 class Ending:
     """How a job of a sweep ended."""
 
     job: Job
-    record: RunRecord | None  # None where the process ended without writing one
+    record: RunRecord | None  # None where another launch holds the run
     message: str
+    held: bool = False
     warnings: tuple[str, ...] = ()  # of its logger
 
     @property
     def failed(self) -> bool:
-        return self.record is None or not self.record.status.settled
+        return not self.held and (self.record is None or not self.record.status.settled)
 
 
 @dataclass
-class ProcessConfig:
-    """Schema of `hydra/launcher=process`."""
+class PoolConfig:
+    """Schema of `hydra/launcher=pool`."""
 
-    _target_: str = f"{PLUGINS}.ProcessLauncher"
-    jobs: int | None = None  # at a time; None: one for each core, as memory allows; one with a GPU
+    _target_: str = f"{PLUGINS}.PoolLauncher"
+    gpus: str = "auto"  # "auto", a count, or identifiers such as "0,2"; "0" for the CPU
+    gpus_per_job: int = 1
+    jobs_per_gpu: int = 1
+    jobs: int | None = None  # at most so many at a time; on a CPU one for each core by default
+    jobs_per_process: int = 1  # more save the start of a process and the loading of its backbone
+    timeout: float | None = None  # seconds of one job
+    stagger: float = 0.0  # seconds between the starts of two slots
+    retry_out_of_memory: int = 0  # times, each with half the images in memory at a time
     on_failure: str = "continue"  # or "stop": start no further job after a failure
+    stop_after: int | None = None  # or after so many
 
 
 @dataclass
-class PlanConfig:
-    """Schema of `hydra/launcher=plan`."""
+class PlanConfig(PoolConfig):
+    """Schema of `hydra/launcher=plan`; takes what a sweep takes, so that its overrides plan it."""
 
     _target_: str = f"{PLUGINS}.PlanLauncher"
-    jobs: int | None = None  # taken and not needed, so that a sweep's overrides plan it
-    on_failure: str = "continue"
 
 
 class _JobLauncher(Launcher):
@@ -111,104 +143,246 @@ class _JobLauncher(Launcher):
         return Job(tuple(kept), spec)
 
 
-class ProcessLauncher(_JobLauncher):
-    """Runs each job in a fresh process, several at a time; finished ones are not started.
+class PoolLauncher(_JobLauncher):
+    """A queue over this machine's GPUs, or its cores; finished jobs are not started.
 
-    A crash of one job, even of its interpreter, leaves the others alone. Ctrl-C and SIGTERM stop
-    the running jobs, which record that they were interrupted.
+    Each job is a process of its own with its devices and threads set before torch is imported. A
+    crash of one, even of its interpreter, leaves the others alone and becomes a row of the table.
+    Ctrl-C and SIGTERM stop the running jobs, which record that they were interrupted.
     """
 
-    def __init__(self, jobs: int | None = None, on_failure: str = "continue") -> None:
-        self.jobs = jobs
-        self.on_failure = on_failure
+    def __init__(self, **options: Any) -> None:
+        self.options = PoolConfig(**options)
 
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
+        options = self.options
+        limit = _failures_allowed(options)
+        slots = slots_of(options)
         store.check_writable()
-        force = bool(self.config.force)
-        done = frozenset() if force else store.done()
-        todo = [job for job in jobs if job.spec.run_id not in done]
-        slots = min(len(todo), self.jobs or default_jobs()) or 1
-        print(
-            f"{len(jobs)} jobs: {len(jobs) - len(todo)} already done, {len(todo)} to run, "
-            f"{slots} at a time",
-            flush=True,
-        )
-        endings: list[Ending] = []
-        with _Bar(len(todo)) as bar:
-            for ending in self._endings(todo, store, slots):
-                known = {warning for earlier in endings for warning in earlier.warnings}
-                for warning in dict.fromkeys(ending.warnings):
-                    if warning not in known:  # a server that is away is away for every job
-                        bar.warn(warning)
-                endings.append(ending)
-                bar.say(f"[{len(endings)}/{len(todo)}] {ending.job.spec}: {ending.message}")
+        work = self._work(jobs, store)
+        todo = work.begin()
+        slots = slots[: work.at_most] or slots[:1]
+        print(f"{work.title()}, {len(slots)} at a time", flush=True)
+        endings = self._run(work, todo, slots, store, limit) if todo else []
         self.task.failures.extend(e for e in endings if e.failed)  # type: ignore[attr-defined]
-        _summarise(endings, len(todo))
+        _summarise(endings, work.to_run)
 
-    def _endings(self, todo: list[Job], store: ResultsStore, slots: int) -> Iterator[Ending]:
-        """Endings in the order in which jobs end."""
-        stop = threading.Event()
-        running: set[Future[Ending]] = set()
-        queue = iter(todo)
-        flags = list(self.task.flags)  # type: ignore[attr-defined]
-        context = _context()
-        with _shared_cores(slots), ThreadPoolExecutor(slots) as pool:
+    def _work(self, jobs: list[Job], store: ResultsStore) -> Work:
+        tuner = OmegaConf.to_object(self.config.tuner)
+        assert isinstance(tuner, TunerConfig)
+        done = frozenset() if self.config.force else store.done()
+        if tuner.name == "none":
+            return Plain(jobs, done)
+        return TunedWork(jobs, store, done, tuner, self._job)
+
+    def _run(
+        self,
+        work: Work,
+        todo: list[Job],
+        slots: list[Slot],
+        store: ResultsStore,
+        limit: int | None,
+    ) -> list[Ending]:
+        """Endings of all jobs that were started."""
+        estimate = Estimates(store)
+        endings: list[Ending] = []
+        with StatusView(work.to_run, [slot.name for slot in slots]) as view:
+
+            def begin(attempt: Attempt, slot: str) -> None:
+                view.begin(str(attempt.job.spec), slot, estimate(attempt.job.spec))
+
+            pool: Pool[Attempt] = Pool(
+                slots,
+                timeout=self.options.timeout,
+                stagger=self.options.stagger,
+                on_begin=begin,
+            )
+            for batch in batches(todo, self.options.jobs_per_process):
+                pool.add([self._command(Attempt(job, _record(job, store)), store) for job in batch])
             try:
-                while True:
-                    while len(running) < slots and not stop.is_set():
-                        job = next(queue, None)
-                        if job is None:
-                            break
-                        running.add(pool.submit(_run, job, store, flags, context, stop))
-                    if not running:
-                        return
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        ending = future.result()
-                        yield ending
-                        if ending.failed and self.on_failure == "stop":
-                            stop.set()
+                for finished in pool.run():
+                    again = self._retry(finished, store)
+                    if again is not None:
+                        view.say(f"{again.job.spec}: out of memory; again with {again.extra[0]}")
+                        pool.add([self._command(again, store)], first=True)
+                        continue
+                    ending = ending_of(finished, store)
+                    known = {warning for earlier in endings for warning in earlier.warnings}
+                    for warning in dict.fromkeys(ending.warnings):
+                        if warning not in known:  # a server that is away is away for every job
+                            view.warn(warning)
+                    endings.append(ending)
+                    line = f"{ending.job.spec}: {ending.message}"
+                    view.end(line, finished.slot, finished.seconds, ending.failed)
+                    if limit is not None and sum(e.failed for e in endings) >= limit:
+                        pool.stopping = True
+                    for job in work.after(ending):
+                        pool.add([self._command(Attempt(job, _record(job, store)), store)])
+                    view.total = work.to_run
             except KeyboardInterrupt:
-                stop.set()
                 print("stopping the running jobs; a rerun continues", file=sys.stderr, flush=True)
-                for future in running:
-                    future.result()
                 raise
+        return endings
+
+    def _command(self, attempt: Attempt, store: ResultsStore) -> Command[Attempt]:
+        flags = self.task.flags  # type: ignore[attr-defined]
+        arguments = ("run", *flags, *attempt.job.overrides, *attempt.extra)
+        return Command(attempt, arguments, output_of(attempt.job, store))
+
+    def _retry(self, finished: Finished[Attempt], store: ResultsStore) -> Attempt | None:
+        """The same job with half the images in memory, where it ran out of it and may try again."""
+        attempt = finished.job
+        record = _record(attempt.job, store)
+        if record is None or record.status is not Status.OUT_OF_MEMORY:
+            return None
+        if attempt.retries >= self.options.retry_out_of_memory or attempt.micro_batch < 2:
+            return None
+        return attempt.with_half_the_batch()
+
+
+class Work(ABC):
+    """Which jobs a sweep starts, and which follow when one has ended."""
+
+    to_run: int = 0  # jobs that are not done yet, as far as is known
+    at_most: int = 0  # jobs that could run at a time
+
+    @abstractmethod
+    def begin(self) -> list[Job]:
+        """Jobs that can start at once."""
+
+    @abstractmethod
+    def title(self) -> str:
+        """What there is to do, in one line."""
+
+    def after(self, ending: Ending) -> list[Job]:
+        """Jobs that may start now that one has ended."""
+        return []
+
+
+class Plain(Work):
+    """Jobs that do not depend on one another."""
+
+    def __init__(self, jobs: list[Job], done: frozenset[str]) -> None:
+        self.jobs = jobs
+        self.todo = [job for job in jobs if job.spec.run_id not in done]
+        self.to_run = self.at_most = len(self.todo)
+
+    def begin(self) -> list[Job]:
+        return self.todo
+
+    def title(self) -> str:
+        already = len(self.jobs) - len(self.todo)
+        return f"{len(self.jobs)} jobs: {already} already done, {len(self.todo)} to run"
+
+
+class TunedWork(Work):
+    """Cells that are tuned on val first; their final jobs run with what won."""
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        store: ResultsStore,
+        done: frozenset[str],
+        tuner: TunerConfig,
+        compose: Callable[[tuple[str, ...]], Job],
+    ) -> None:
+        from peftbench.plan import refusal
+
+        self.store = store
+        self.done = done
+        self.compose = compose
+        # they need no tuning to become rows with their reason
+        self.refused = [
+            replace(job, overrides=(*job.overrides, "tuner.name=none"))
+            for job in jobs
+            if refusal(job.spec)
+        ]
+        tuned = [(job.overrides, job.spec) for job in jobs if not refusal(job.spec)]
+        journals = store.root / "tuning"
+        journals.mkdir(parents=True, exist_ok=True)
+        self.cells = make_cells(tuned, tuner, str(journals))
+        self.at_a_time = 1 if tuner.name == "optuna" else None
+        self.budget = self.cells[0].search.trials if self.cells else 0
+        self.finals = len(tuned)
+        self.found = 0  # of trials and final runs that are recorded
+        self.unfinished: list[str] = []  # cells in which no trial ended well
+
+    def begin(self) -> list[Job]:
+        ready = [job for job in self.refused if job.spec.run_id not in self.done]
+        for cell in self.cells:
+            ready += self._go_on(cell)
+        total = len(self.refused) + self.finals + self.budget * len(self.cells)
+        already = len(self.refused) - sum(j in self.refused for j in ready)
+        self.to_run = total - self.found - already
+        self.at_most = max(len(ready), len(self.cells))
+        return ready
+
+    def title(self) -> str:
+        epochs = {cell.epochs for cell in self.cells}
+        return (
+            f"{len(self.cells)} cells of {self.budget} trials x {'/'.join(map(str, epochs))} "
+            f"epochs, {self.finals} final runs: {self.found} already done, {self.to_run} to run"
+        )
+
+    def after(self, ending: Ending) -> list[Job]:
+        run_id = ending.job.spec.run_id
+        ready: list[Job] = []
+        for cell in self.cells:
+            trial = cell.waiting.pop(run_id, None)
+            if trial is not None:
+                cell.search.tell(trial, score_of(ending.record))
+                ready += self._go_on(cell)
+        return ready
+
+    def _go_on(self, cell: Cell) -> list[Job]:
+        """Trials that can start, or the final jobs of a search that is over."""
+        ready: list[Job] = []
+
+        def start(overrides: tuple[str, ...]) -> tuple[str, RunRecord | None]:
+            job = self.compose(overrides)
+            record = _record(job, self.store) if job.spec.run_id in self.done else None
+            if record is None:
+                ready.append(job)
+            else:
+                self.found += 1
+            return job.spec.run_id, record
+
+        advance(cell, start, self.at_a_time)
+        if cell.search.over:
+            ready += self._finals(cell)
+        return ready
+
+    def _finals(self, cell: Cell) -> list[Job]:
+        try:
+            jobs = [self.compose(overrides) for overrides in cell.final_overrides()]
+        except ConfigError as e:
+            self.to_run -= len(cell.finals)
+            print(f"  {' '.join(cell.overrides)}: {e}", file=sys.stderr, flush=True)
+            return []
+        todo = [job for job in jobs if job.spec.run_id not in self.done]
+        self.found += len(jobs) - len(todo)
+        return todo
 
 
 class PlanLauncher(_JobLauncher):
     """Prints what a sweep would do and runs nothing."""
 
-    def __init__(self, jobs: int | None = None, on_failure: str = "continue") -> None:
-        pass
+    def __init__(self, **options: Any) -> None:
+        self.options = PlanConfig(**options)
 
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
-        from peftbench.plan import show
-
-        show(jobs, store)
+        show(jobs, store, slots_of(self.options))
 
 
 def register_launcher() -> None:
-    """Make `hydra/launcher=process` and `hydra/launcher=plan` known to Hydra."""
+    """Make `hydra/launcher=pool` and `hydra/launcher=plan` known to Hydra."""
     store = ConfigStore.instance()
-    store.store(group="hydra/launcher", name="process", node=ProcessConfig)
+    store.store(group="hydra/launcher", name="pool", node=PoolConfig)
     store.store(group="hydra/launcher", name="plan", node=PlanConfig)
     plugins = Plugins.instance()
-    for launcher in (ProcessLauncher, PlanLauncher):
+    for launcher in (PoolLauncher, PlanLauncher):
         plugins.register(launcher)
         plugins.class_name_to_class[f"{PLUGINS}.{launcher.__name__}"] = launcher
-
-
-def default_jobs() -> int:
-    """One job on a machine with a GPU; else one for each core this process may use."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fitting = psutil.virtual_memory().available // MEMORY_PER_JOB
-    return max(1, min(cores or 1, int(fitting)))
 
 
 def _sweep_name(config: DictConfig) -> str:
@@ -230,81 +404,111 @@ def _without_repeats(jobs: list[Job]) -> list[Job]:
     return list({job.spec.run_id: job for job in reversed(jobs)}.values())[::-1]
 
 
-@contextlib.contextmanager
-def _shared_cores(slots: int) -> Iterator[None]:
-    """Variables that give each job an equal share of the cores; read when a process starts."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = str(max(1, (cores or 1) // slots))
-    new = [name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ]
-    os.environ.update({name: threads for name in new})
-    try:
-        yield
-    finally:
-        for name in new:
-            del os.environ[name]
+def slots_of(options: PoolConfig) -> list[Slot]:
+    """The slots that the options of a launcher ask for."""
+    return make_slots(
+        visible_gpus(options.gpus),
+        gpus_per_job=options.gpus_per_job,
+        jobs_per_gpu=options.jobs_per_gpu,
+        jobs=options.jobs,
+    )
 
 
-def _run(
-    job: Job, store: ResultsStore, flags: list[str], context: Any, stop: threading.Event
-) -> Ending:
-    """Start the job's process and wait for its end, or stop it when asked to."""
-    before = _record(job, store)
-    log = store.artefacts((job.spec.method.name, job.spec.run_id)) / "output.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = ["run", *flags, *job.overrides]
-    process = context.Process(target=_child, args=(arguments, str(log)))
-    process.start()
-    try:
-        while process.is_alive() and not stop.is_set():
-            process.join(0.05)
-    finally:
-        _stop(process)
+def batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Jobs that share a process: at most `size`, of one backbone and data set."""
+    if size < 1:
+        raise ConfigError(f"hydra.launcher.jobs_per_process={size}; use 1 or more.")
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.spec.backbone.name, job.spec.dataset.name), []).append(job)
+    if size == 1:
+        return [[job] for job in jobs]
+    return [
+        group[start : start + size]
+        for group in groups.values()
+        for start in range(0, len(group), size)
+    ]
+
+
+def output_of(job: Job, store: ResultsStore) -> Path:
+    """Where a job's process writes what it prints; kept where it wrote no record."""
+    return store.artefacts((job.spec.method.name, job.spec.run_id)) / "output.txt"
+
+
+def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
+    """How a job ended, from its record; a process that died without one gets one here."""
+    job = finished.job.job
     record = _record(job, store)
-    if record is None or (record == before and not record.status.settled):
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "no output"
-        return Ending(job, None, f"ended with status {process.exitcode}: {last} (see {log})")
-    printed = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    warnings = tuple(line for line in printed if line.startswith(WARNING))
-    log.unlink(missing_ok=True)
+    written = record is not None and (record != finished.job.before or record.status.settled)
+    holder = None if written else store.holder(job.spec.run_id, job.spec.method.name)
+    if finished.timed_out and not (record is not None and record.status.settled):
+        record = _dead(job, Status.TIMEOUT, f"took longer than {finished.seconds:.0f} s", store)
+    elif not written and holder is None:
+        cause = _cause(finished.status, output_of(job, store))
+        record = _dead(job, Status.ERROR, cause, store)
+    warnings = _warnings(output_of(job, store))
+    if written:
+        _forget(output_of(job, store))
+    if holder is not None:
+        return Ending(job, None, f"held by {holder}", held=True)
+    assert record is not None
+    return Ending(job, record, outcome(record), warnings=warnings)
+
+
+def _warnings(output: Path) -> tuple[str, ...]:
+    """What the logger of a job had to say."""
+    try:
+        printed = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    return tuple(line for line in printed if line.startswith(WARNING))
+
+
+def _forget(output: Path) -> None:
+    """Remove what a process printed: its record says all of it."""
+    output.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        log.parent.rmdir()  # of a run without artefacts
-    return Ending(job, record, outcome(record), warnings)
+        output.parent.rmdir()  # of a run without artefacts
 
 
-def _child(arguments: list[str], log: str) -> None:
-    """A job's process: a group of its own, so that Ctrl-C reaches it once, through the launcher."""
-    os.setsid()
-    with open(log, "wb") as output:
-        os.dup2(output.fileno(), sys.stdout.fileno())
-        os.dup2(output.fileno(), sys.stderr.fileno())
-    from peftbench.cli import main
-
-    main(arguments)
-
-
-def _context() -> Any:
-    """Fresh processes that start in milliseconds.
-
-    A server process imports torch and timm once (6 s of one core) and forks each job from that
-    clean state; nothing of one job reaches the next.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["peftbench.experiment", "peftbench.config"])
-    return context
+def _cause(status: int, output: Path) -> str:
+    """Why a process ended without a record, and where its output is."""
+    try:
+        lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    last = lines[-1] if lines else "no output"
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}: {last} (see {output})"
+    return f"its process ended with status {status}: {last} (see {output})"
 
 
-def _stop(process: Any) -> None:
-    """End a process group: ask, wait, then insist. Does nothing to one that has ended."""
-    # SIGTERM, which the job treats like Ctrl-C: SIGINT may be ignored, as under nohup
-    for signum, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
-        if not process.is_alive():
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
-        process.join(patience)
+def _dead(job: Job, status: Status, error: str, store: ResultsStore) -> RunRecord:
+    """A record in the name of a process that could not write one; an `OK` one stays."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = RunRecord(
+        run_id=job.spec.run_id,
+        spec=job.spec.describe(),
+        status=status,
+        error=error,
+        started=now,
+        finished=now,
+    )
+    store.add(record)
+    return record
+
+
+def _failures_allowed(options: PoolConfig) -> int | None:
+    """After how many failures no further job starts; `None` for never."""
+    if options.stop_after is not None:
+        if options.stop_after < 1:
+            raise ConfigError(f"hydra.launcher.stop_after={options.stop_after}; use 1 or more.")
+        return options.stop_after
+    if options.on_failure not in ("continue", "stop"):
+        raise unknown_name("hydra.launcher.on_failure", options.on_failure, ("continue", "stop"))
+    return 1 if options.on_failure == "stop" else None
 
 
 def _record(job: Job, store: ResultsStore) -> RunRecord | None:
@@ -322,40 +526,14 @@ def outcome(record: RunRecord) -> str:
     top1 = 100 * (record.metrics[f"{split}/top1"] or 0.0)
     images = int(record.metrics[f"{split}/num_images"] or 0)
     seconds = record.cost.seconds_total if record.cost and record.cost.seconds_total else 0.0
-    flattered = f" (best on test: epoch {record.selected_epoch})" if record.selected_epoch else ""
-    return f"{top1:.1f} % of {images} {split} images{flattered}, {seconds:.0f} s"
+    return f"{top1:.1f} % of {images} {split} images, {seconds:.0f} s"
 
 
 def _summarise(endings: list[Ending], wanted: int) -> None:
-    counts = Counter(e.record.status if e.record else Status.ERROR for e in endings)
+    counts = Counter("held elsewhere" if e.record is None else e.record.status for e in endings)
     text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     if wanted:
         print(f"{len(endings)} of {wanted} jobs ended: {text}", flush=True)
     reasons = Counter(e.message for e in endings if e.failed)
     for reason, count in reasons.most_common():
         print(f"  failed {count} x: {reason}", file=sys.stderr, flush=True)
-
-
-class _Bar:
-    """Lines about jobs above a progress bar; only the lines where nobody watches a terminal."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-
-    def __enter__(self) -> _Bar:
-        from tqdm import tqdm
-
-        hidden = not sys.stderr.isatty() or not self.total
-        self.bar: Any = tqdm(total=self.total, unit="job", disable=hidden)
-        return self
-
-    def say(self, line: str) -> None:
-        self.bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
-        self.bar.update()
-
-    def warn(self, line: str) -> None:
-        self.bar.write(line, file=sys.stderr)
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()

@@ -13,9 +13,12 @@ from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BackboneSpec, RunSpec
 
+RECORD_BYTES = 40_000  # record, card, predictions and head of a small run
+
 if TYPE_CHECKING:
     from peftbench.backbones.anatomy import Anatomy
     from peftbench.launcher import Job
+    from peftbench.sweep.slots import Slot
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
         if record is not None and record.status is Status.OK:
             planned.append(Entry(spec, "done", "", 0.0))
             continue
-        reason = _refusal(spec)
+        reason = refusal(spec)
         if reason:
             planned.append(Entry(spec, "unsupported", reason, 0.0))
             continue
@@ -50,8 +53,8 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
     return planned
 
 
-def show(jobs: Sequence[Job], store: ResultsStore) -> None:
-    """Print the plan and its totals."""
+def show(jobs: Sequence[Job], store: ResultsStore, slots: Sequence[Slot] = ()) -> None:
+    """Print the plan and its totals, and what they mean for each of `slots`."""
     plan = entries(jobs, store)
     for entry in plan:
         seconds = f", about {entry.seconds:.0f} s" if entry.seconds else ""
@@ -59,20 +62,52 @@ def show(jobs: Sequence[Job], store: ResultsStore) -> None:
         print(f"{entry.spec.run_id}  {entry.state:<11}  {entry.spec}{seconds}{note}")
     counts = {s: sum(e.state == s for e in plan) for s in ("done", "unsupported")}
     left = [e for e in plan if e.state not in counts]
+    failed = sum(e.state.startswith("again") for e in left)
     known = [e.seconds for e in left if e.seconds is not None]
     print(
         f"{len(plan)} jobs: {counts['done']} done, {counts['unsupported']} unsupported, "
-        f"{len(left)} to run"
+        f"{len(left)} to run{f' ({failed} failed before)' if failed else ''}"
     )
-    if left and known:
+    if not left:
+        return
+    print(f"about {_size(sum(disk_bytes(e.spec) for e in left))} on disk")
+    if known:
         mean = statistics.fmean(known)
         hours = (sum(known) + mean * (len(left) - len(known))) / 3600
+        each = f"{hours / len(slots):.2f} on each of {len(slots)} slots, " if len(slots) > 1 else ""
         print(
-            f"estimated {hours:.2f} hours of one slot, from earlier runs of {len(known)} of these "
-            "jobs' kinds"
+            f"estimated {hours:.2f} hours of one slot, {each}from earlier runs of {len(known)} of "
+            "these jobs' kinds"
         )
-    elif left:
+    else:
         print("no estimate: none of these kinds of jobs has run here before")
+
+
+def disk_bytes(spec: RunSpec) -> int:
+    """About what a run leaves on disk: its tuned tensors in float32, and its record."""
+    try:
+        parameters = spec.method.expected_params(_anatomy(spec.backbone))
+    except PeftbenchError:
+        parameters = 0
+    return 4 * parameters + RECORD_BYTES
+
+
+def _size(count: float) -> str:
+    for unit in ("kB", "MB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} GB"
+
+
+class Estimates:
+    """Seconds that a run may take, from what is recorded now."""
+
+    def __init__(self, store: ResultsStore) -> None:
+        self.records = store.scan().records
+
+    def __call__(self, spec: RunSpec) -> float | None:
+        return _estimate(spec, self.records)
 
 
 def _estimate(spec: RunSpec, records: Sequence[RunRecord]) -> float | None:
@@ -92,7 +127,7 @@ def _estimate(spec: RunSpec, records: Sequence[RunRecord]) -> float | None:
     return statistics.median(rates) * spec.recipe.epochs if rates else None
 
 
-def _refusal(spec: RunSpec) -> str:
+def refusal(spec: RunSpec) -> str:
     """Why the method is not defined on the backbone, or an empty text."""
     try:
         spec.method.check(_anatomy(spec.backbone))

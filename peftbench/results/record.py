@@ -22,6 +22,7 @@ class Status(StrEnum):
     NO_EFFECT = "NO_EFFECT"  # the method touched nothing
     DIVERGED = "DIVERGED"  # a loss was not finite
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    TIMEOUT = "TIMEOUT"  # took longer than its launcher allows
     INTERRUPTED = "INTERRUPTED"  # Ctrl-C or SIGTERM; a rerun starts it again
     ERROR = "ERROR"
 
@@ -112,6 +113,7 @@ class RunRecord:
     history: list[EpochRow] = field(default_factory=list)
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
+    tuning: dict[str, Any] | None = None  # tuner, trials, epochs of each, val_top1 of the winner
     started: str = ""  # ISO 8601, UTC
     finished: str = ""
     schema: int = SCHEMA

@@ -176,6 +176,15 @@ class ResultsStore:
             if os.getpid() == owner.pid and _Owner.read(lock) == owner:
                 lock.unlink(missing_ok=True)
 
+    def holder(self, run_id: str, method: str) -> str | None:
+        """Who holds a run now, as text; `None` where nobody does or its process is gone."""
+        lock = self.path(method, run_id).with_suffix(".lock")
+        with self._exclusive() as now:
+            owner = _Owner.read(lock)
+            if not lock.exists() or _abandoned(owner, age=now - _modified(lock, now)):
+                return None
+            return str(owner or "an unknown process")
+
     def save_predictions(
         self,
         method: str,

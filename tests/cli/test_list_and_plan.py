@@ -242,7 +242,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a run was started")
 
     monkeypatch.setattr(experiment, "run", refuse)
-    monkeypatch.setattr("peftbench.launcher._run", refuse)
+    monkeypatch.setattr("peftbench.launcher.Pool", refuse)
 
 
 def test_plan_counts_what_is_unsupported_and_to_run(cli, work: Path, nothing_runs) -> None:
@@ -285,16 +285,19 @@ def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
                 )
             )
     before = files_below(work)
-    done = cli("plan", "seed=0,1,2", *QUICK)
+    done = cli("plan", "seed=0,1,2", *QUICK, "hydra.launcher.jobs=2")
     assert (done.status, done.err) == (0, "")
     title = "linear x vit_mini x mini/digits, seed"
     assert done.out.splitlines() == [
         f"{ids[0]}  done         {title} 0",
         f"{ids[1]}  again (OUT_OF_MEMORY)  {title} 1, about 7 s: no room.",
         f"{ids[2]}  to run       {title} 2, about 7 s",
-        "3 jobs: 1 done, 0 unsupported, 2 to run",
+        "3 jobs: 1 done, 0 unsupported, 2 to run (1 failed before)",
+        # linear probes leave their records and heads
+        "about 80.0 kB on disk",
         # 14 s are 0.004 hours
-        "estimated 0.00 hours of one slot, from earlier runs of 2 of these jobs' kinds",
+        "estimated 0.00 hours of one slot, 0.00 on each of 2 slots, from earlier runs of 2 of "
+        "these jobs' kinds",
     ]
     assert files_below(work) == before
 

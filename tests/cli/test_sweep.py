@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -19,10 +18,8 @@ import psutil
 import pytest
 from tiny_runs import QUICK, compose
 
-from peftbench import launcher
 from peftbench.config import build
-from peftbench.launcher import Ending, Job, ProcessLauncher
-from peftbench.results.record import RunRecord, Status
+from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 
 PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
@@ -134,12 +131,15 @@ def test_a_killed_job_is_a_failure_and_the_others_finish(cli, work: Path) -> Non
         killer.join()
     assert done.status == 1
     log = lock.with_suffix("") / "output.txt"
-    assert (
-        "linear x vit_mini x mini/digits, seed 0: ended with status -9: no output "
+    cause = (
+        "its process was ended by SIGKILL, as the system does when memory runs out: no output "
         f"(see {log.relative_to(work)})"
-    ) in done.out
+    )
+    assert f"linear x vit_mini x mini/digits, seed 0: ERROR: {cause}" in done.out
     assert done.out.splitlines()[-1] == "3 of 3 jobs ended: 1 ERROR, 2 OK"
-    assert statuses(work / "results") == {"OK": 2}
+    assert statuses(work / "results") == {"OK": 2, "ERROR": 1}
+    record = ResultsStore(work / "results").get(endless, "linear")
+    assert record is not None and record.error == cause
     # the lock of a dead process holds nobody up
     with ResultsStore(work / "results").claim(endless, "linear"):
         pass
@@ -181,103 +181,61 @@ def test_ctrl_c_is_recorded_leaves_nothing_running_and_a_rerun_finishes(cli, wor
     assert statuses(work / "results") == {"OK": 2}
 
 
-class Started:
-    """A bare process with the face that `launcher._stop` knows."""
-
-    def __init__(self, code: str) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-ISc", code], stdout=subprocess.PIPE, start_new_session=True
-        )
-        self.pid = self.popen.pid
-        assert self.popen.stdout is not None and self.popen.stdout.readline() == b"ready\n"
-
-    def is_alive(self) -> bool:
-        return self.popen.poll() is None
-
-    def join(self, timeout: float) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.popen.wait(timeout)
-
-
-@pytest.mark.parametrize("inherited", ["SIG_DFL", "SIG_IGN"])
-def test_a_job_is_stopped_gently_even_where_ctrl_c_is_ignored(
-    monkeypatch: pytest.MonkeyPatch, inherited: str
+@pytest.mark.parametrize(
+    ("options", "started"), [((), 3), (("on_failure=stop",), 1), (("stop_after=2",), 2)]
+)
+def test_failures_stop_a_sweep_only_when_asked_to(
+    cli, work: Path, ragged: None, options: tuple[str, ...], started: int
 ) -> None:
-    """`nohup peftbench ... &` and schedulers start processes that ignore SIGINT."""
-    monkeypatch.setattr(launcher, "STOP_SECONDS", 5.0)
-    job = Started(
-        # what `main` does to SIGTERM, in a process that inherited its SIGINT
-        "import signal, sys, time\n"
-        f"signal.signal(signal.SIGINT, signal.{inherited})\n"
-        "signal.signal(signal.SIGTERM, lambda *a: sys.exit(130))\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(60)\n"
+    extra = [f"hydra.launcher.{option}" for option in options]
+    done = cli(
+        "run", "-m", *QUICK, "method=bias_hot", "seed=0,1,2", "hydra.launcher.jobs=1", *extra
     )
-    try:
-        launcher._stop(job)
-        assert job.popen.returncode in (130, -signal.SIGINT)
-    finally:
-        job.popen.kill()
-        job.popen.communicate()
+    assert done.status == 1
+    assert done.out.splitlines()[-1] == f"{started} of 3 jobs ended: {started} DIVERGED"
+    assert statuses(work / "results") == {"DIVERGED": started}
 
 
-def test_a_job_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "STOP_SECONDS", 0.1)
-    job = Started(
-        "import signal, time\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(60)\n"
+def test_a_job_that_takes_too_long_is_a_row_and_the_others_finish(cli, work: Path) -> None:
+    sweep = [a for a in QUICK if not a.startswith("recipe.epochs")]
+    done = cli(
+        *("run", "-m", *sweep, "recipe.epochs=100000,1", "hydra.launcher.jobs=2"),
+        "hydra.launcher.timeout=20",
     )
-    launcher._stop(job)
-    assert job.popen.returncode == -signal.SIGKILL
-    job.popen.communicate()
+    assert done.status == 1
+    assert statuses(work / "results") == {"TIMEOUT": 1, "OK": 1}
+    (late,) = (r for r in ResultsStore(work / "results").records() if r.status is Status.TIMEOUT)
+    assert late.error is not None and late.error.startswith("took longer than 2")
+    assert locks(work / "results") == []
 
 
-class FakeTask:
-    """What a launcher reads and fills."""
-
-    def __init__(self) -> None:
-        self.failures: list[Ending] = []
-        self.flags: list[str] = []
-
-
-def endings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_failure: str) -> list[str]:
-    """Overrides of the jobs that a launcher with one slot would start; the second one fails."""
-    started = []
-
-    def run(job: Job, store: ResultsStore, *rest: object) -> Ending:
-        started.append(job.overrides[0])
-        status = Status.ERROR if job.overrides[0] == "b" else Status.OK
-        return Ending(job, RunRecord(job.overrides[0], {}, status), "")
-
-    monkeypatch.setattr(launcher, "_run", run)
-    process = ProcessLauncher(jobs=1, on_failure=on_failure)
-    process.task = FakeTask()  # type: ignore[assignment]
-    jobs = [Job((name,), None) for name in "abc"]  # type: ignore[arg-type]
-    endings = list(process._endings(jobs, ResultsStore(tmp_path), slots=1))
-    assert [ending.failed for ending in endings] == [name == "b" for name in started]
-    return started
+def test_a_run_that_another_launch_holds_is_left_to_it(cli, work: Path) -> None:
+    spec = build(compose(*QUICK))
+    store = ResultsStore(work / "results")
+    with store.claim(spec.run_id, "linear"):
+        done = cli("run", "-m", *QUICK, "hydra.launcher.jobs=1")
+    assert done.status == 0
+    assert f"held by process {os.getpid()}" in done.out
+    assert done.out.splitlines()[-1] == "1 of 1 jobs ended: 1 held elsewhere"
+    assert statuses(store.root) == {}
 
 
 @pytest.mark.parametrize(
-    ("on_failure", "expected"), [("continue", ["a", "b", "c"]), ("stop", ["a", "b"])]
+    ("options", "message"),
+    [
+        (
+            ("on_failure=panic",),
+            "Unknown hydra.launcher.on_failure 'panic'. Known: continue, stop.",
+        ),
+        (("stop_after=0",), "hydra.launcher.stop_after=0; use 1 or more."),
+        (("jobs_per_process=0",), "hydra.launcher.jobs_per_process=0; use 1 or more."),
+        (("gpus=2", "gpus_per_job=3"), "hydra.launcher.gpus_per_job=3, but 2 GPUs can be used."),
+    ],
 )
-def test_a_failure_stops_a_sweep_only_when_asked_to(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_failure: str, expected: list[str]
+def test_options_that_make_no_sense_are_refused_before_anything_starts(
+    cli, work: Path, options: tuple[str, ...], message: str
 ) -> None:
-    assert endings_of(monkeypatch, tmp_path, on_failure) == expected
-
-
-def test_cores_are_shared_among_jobs_unless_the_user_said_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("MKL_NUM_THREADS", "5")
-    with launcher._shared_cores(3):
-        assert os.environ["OMP_NUM_THREADS"] == "2"
-        assert os.environ["MKL_NUM_THREADS"] == "5"
-    assert "OMP_NUM_THREADS" not in os.environ
-    assert os.environ["MKL_NUM_THREADS"] == "5"
+    done = cli("run", "-m", *QUICK, *(f"hydra.launcher.{option}" for option in options))
+    assert done.status == 2
+    assert done.err.startswith(f"peftbench: {message}")
+    assert statuses(work / "results") == {}

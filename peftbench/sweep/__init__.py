@@ -1,0 +1,1 @@
+"""Sweeps: slots and their devices, the processes that run jobs, the pool that feeds them."""

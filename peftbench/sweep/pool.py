@@ -1,0 +1,273 @@
+"""A queue of jobs over the slots of one machine; knows processes and nothing of experiments."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from peftbench.sweep.server import STOP_SECONDS
+from peftbench.sweep.slots import Slot
+
+START_ATTEMPTS = 3  # of a server that dies before it is ready
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """One job: the arguments of a command line, where its output goes, whose it is."""
+
+    job: T
+    arguments: tuple[str, ...]
+    output: Path
+
+
+@dataclass(frozen=True)
+class Finished(Generic[T]):
+    """How the process of one job ended."""
+
+    job: T
+    slot: str
+    seconds: float
+    status: int  # exit status, negative for a signal
+    timed_out: bool = False
+
+
+@dataclass
+class _Server(Generic[T]):
+    """A slot's process and what it is doing."""
+
+    slot: Slot
+    process: subprocess.Popen[bytes]
+    unread: bytes = b""
+    ready: bool = False
+    commands: list[Command[T]] = field(default_factory=list)  # of the request under way
+    pid: int | None = None  # of the process that runs them
+    index: int | None = None  # of the job under way
+    began: float = 0.0
+    deadline: float | None = None
+    timed_out: bool = False
+    last_signal: float | None = None  # when the job was asked to stop
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.commands)
+
+
+class Pool(Generic[T]):
+    """Runs commands on slots, each in a process of its own unless told to share.
+
+    Slots start one after another, `stagger` seconds apart, so that hundreds of gigabytes of
+    weights are not read at the same moment.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        *,
+        timeout: float | None = None,
+        stagger: float = 0.0,
+        on_begin: Callable[[T, str], None] = lambda job, slot: None,
+    ) -> None:
+        self.slots = list(slots)
+        self.timeout = timeout
+        self.stagger = stagger
+        self.on_begin = on_begin
+        self.stopping = False  # start nothing more
+        self._queue: deque[list[Command[T]]] = deque()
+        self._servers: list[_Server[T]] = []
+        self._failed_starts = 0
+
+    def add(self, batch: Sequence[Command[T]], *, first: bool = False) -> None:
+        """Queue jobs that share a process; `first` puts them in front."""
+        if first:
+            self._queue.appendleft(list(batch))
+        else:
+            self._queue.append(list(batch))
+
+    def run(self) -> Iterator[Finished[T]]:
+        """Endings in the order in which jobs end, until the queue is empty.
+
+        Jobs may be added while it runs. On an exception in the consumer, or Ctrl-C, the jobs under
+        way are asked to stop, and killed if they take longer than `STOP_SECONDS`.
+        """
+        selector = selectors.DefaultSelector()
+        try:
+            yield from self._serve(selector)
+        finally:
+            self.stopping = True
+            self._close(selector)
+
+    def _serve(self, selector: selectors.BaseSelector) -> Iterator[Finished[T]]:
+        free = deque(self.slots)
+        next_start = 0.0
+        while True:
+            wanted = bool(self._queue) and not self.stopping
+            idle = any(s.ready and not s.busy for s in self._servers)
+            starting = sum(not s.ready for s in self._servers)
+            due = free and time.monotonic() >= next_start
+            if wanted and due and not idle and starting < len(self._queue):
+                server = self._start(free.popleft())
+                selector.register(server.process.stdout or -1, selectors.EVENT_READ, server)
+                next_start = time.monotonic() + self.stagger
+                continue
+            for server in self._servers:
+                if server.ready and not server.busy and self._queue and not self.stopping:
+                    self._send(server, self._queue.popleft())
+            if not any(s.busy for s in self._servers) and (self.stopping or not self._queue):
+                return
+            for key, _ in selector.select(timeout=0.1):
+                gone: _Server[T] = key.data
+                chunk = os.read(key.fd, 65536)
+                if chunk:
+                    yield from self._read(gone, chunk)
+                    continue
+                selector.unregister(key.fileobj)
+                self._servers.remove(gone)
+                free.append(gone.slot)
+                yield from self._lost(gone)
+            self._check_deadlines()
+
+    def _start(self, slot: Slot) -> _Server[T]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "peftbench.sweep.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=slot.environment(os.environ),
+            start_new_session=True,  # Ctrl-C goes to the launcher alone
+        )
+        server: _Server[T] = _Server(slot, process)
+        self._servers.append(server)
+        return server
+
+    def _send(self, server: _Server[T], batch: list[Command[T]]) -> None:
+        server.commands, server.index, server.pid = batch, None, None
+        server.timed_out, server.last_signal = False, None
+        jobs = [{"arguments": list(c.arguments), "output": str(c.output)} for c in batch]
+        for command in batch:
+            command.output.parent.mkdir(parents=True, exist_ok=True)
+        assert server.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died; its output ends too
+            server.process.stdin.write(json.dumps({"jobs": jobs}).encode() + b"\n")
+            server.process.stdin.flush()
+
+    def _read(self, server: _Server[T], chunk: bytes) -> Iterator[Finished[T]]:
+        server.unread += chunk
+        while b"\n" in server.unread:
+            line, _, server.unread = server.unread.partition(b"\n")
+            reply = json.loads(line)
+            if "ready" in reply:
+                server.ready = True
+                self._failed_starts = 0
+            elif "started" in reply:
+                server.pid = reply["started"]
+            elif "begun" in reply:
+                server.index, server.began = reply["begun"], time.monotonic()
+                server.deadline = None if self.timeout is None else server.began + self.timeout
+                self.on_begin(server.commands[reply["begun"]].job, server.slot.name)
+            elif "ended" in reply:
+                yield self._finished(server, reply["ended"], reply["status"])
+                server.index = server.deadline = None
+            elif "exited" in reply:
+                yield from self._exited(server, reply["exited"])
+
+    def _exited(self, server: _Server[T], status: int) -> Iterator[Finished[T]]:
+        """The process of a request is gone: the job that it died in, and those it left."""
+        commands, server.commands = server.commands, []
+        if server.index is not None:
+            yield self._finished(server, server.index, status, commands)
+            self._requeue(commands[server.index + 1 :])
+        server.index = server.deadline = server.pid = None
+
+    def _lost(self, server: _Server[T]) -> Iterator[Finished[T]]:
+        """A server died, and its job with it."""
+        status = server.process.wait()
+        if not server.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= START_ATTEMPTS:
+                raise RuntimeError(
+                    f"the process of slot {server.slot.name!r} ended with status {status} before "
+                    f"it could run a job, {START_ATTEMPTS} times in a row"
+                )
+            return
+        commands = server.commands
+        if server.index is not None:
+            yield self._finished(server, server.index, status)
+            commands = commands[server.index + 1 :]
+        self._requeue(commands)
+
+    def _requeue(self, commands: list[Command[T]]) -> None:
+        if commands:
+            self.add(commands, first=True)
+
+    def _finished(
+        self,
+        server: _Server[T],
+        index: int,
+        status: int,
+        commands: list[Command[T]] | None = None,
+    ) -> Finished[T]:
+        command = (commands or server.commands)[index]
+        seconds = time.monotonic() - server.began
+        return Finished(command.job, server.slot.name, seconds, status, server.timed_out)
+
+    def _check_deadlines(self) -> None:
+        now = time.monotonic()
+        for server in self._servers:
+            if server.deadline is None or server.pid is None or now < server.deadline:
+                continue
+            if server.last_signal is None:
+                server.timed_out, server.last_signal = True, now
+                _signal(server.pid, signal.SIGTERM)
+            elif now - server.last_signal > STOP_SECONDS:
+                server.last_signal = now
+                _signal(server.pid, signal.SIGKILL)
+
+    def _close(self, selector: selectors.BaseSelector) -> None:
+        """End every process: jobs first, so that they can write their records."""
+        running = [s for s in self._servers if s.pid is not None]
+        for server in running:
+            _signal(server.pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            while any(_alive(s.pid) for s in running) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        finally:  # a second Ctrl-C insists
+            for server in running:
+                _signal(server.pid, signal.SIGKILL)
+            for server in self._servers:
+                for pipe in (server.process.stdin, server.process.stdout):
+                    if pipe is not None:
+                        with contextlib.suppress(OSError):
+                            pipe.close()
+                server.process.kill()
+                server.process.wait()
+            self._servers.clear()
+            selector.close()
+
+
+def _signal(pid: int | None, signum: int) -> None:
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signum)
+
+
+def _alive(pid: int | None) -> bool:
+    """Whether a process that is not our child still runs; its server reaps it."""
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,113 @@
+"""Slots of a machine: which devices and how many threads each job at a time gets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from peftbench.errors import ConfigError
+
+MEMORY_PER_JOB = 2 * 2**30  # bytes of main memory: torch, timm and a small backbone
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one job at a time."""
+
+    name: str  # "gpu 0", "gpu 0+1 b", "cpu 1"
+    devices: tuple[str, ...]  # what CUDA_VISIBLE_DEVICES holds; empty for a CPU slot
+    threads: int
+
+    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """Variables of the processes of this slot; threads that the user set stay."""
+        variables = dict(inherited)
+        for name in THREAD_VARIABLES:
+            variables.setdefault(name, str(self.threads))
+        if self.devices:
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
+        variables["PEFTBENCH_SLOT"] = self.name
+        return variables
+
+
+def make_slots(
+    gpus: Sequence[str],
+    *,
+    gpus_per_job: int = 1,
+    jobs_per_gpu: int = 1,
+    jobs: int | None = None,
+    cores: int | None = None,
+) -> list[Slot]:
+    """Slots over `gpus`, or over the cores where there are none.
+
+    Args:
+        gpus: identifiers as CUDA_VISIBLE_DEVICES takes them.
+        gpus_per_job: each slot holds so many.
+        jobs_per_gpu: so many slots share one group of GPUs.
+        jobs: at most so many slots; on a CPU the number of slots.
+        cores: shared out evenly; those of this process unless given.
+
+    Raises:
+        ConfigError: a number below 1, or more GPUs per job than there are.
+    """
+    for key, value in (("gpus_per_job", gpus_per_job), ("jobs_per_gpu", jobs_per_gpu)):
+        if value < 1:
+            raise ConfigError(f"hydra.launcher.{key}={value}; use 1 or more.")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"hydra.launcher.jobs={jobs}; use 1 or more, or null.")
+    cores = usable_cores() if cores is None else cores
+    if not gpus:
+        count = jobs or _fitting(cores)
+        threads = max(1, cores // count)
+        return [Slot(f"cpu {i}", (), threads) for i in range(count)]
+    if gpus_per_job > len(gpus):
+        raise ConfigError(
+            f"hydra.launcher.gpus_per_job={gpus_per_job}, but {len(gpus)} GPUs can be used. "
+            "Ask for fewer."
+        )
+    groups = [
+        tuple(gpus[start : start + gpus_per_job])
+        for start in range(0, len(gpus) - gpus_per_job + 1, gpus_per_job)
+    ]
+    # a second job of one GPU starts after every GPU has one
+    places = [(group, turn) for turn in range(jobs_per_gpu) for group in groups][:jobs]
+    threads = max(1, cores // len(places))
+    return [
+        Slot(
+            f"gpu {'+'.join(group)}{'' if jobs_per_gpu == 1 else ' ' + 'abcdefgh'[turn % 8]}",
+            group,
+            threads,
+        )
+        for group, turn in places
+    ]
+
+
+def visible_gpus(asked: str) -> list[str]:
+    """GPUs to use: `auto` for all that this process sees, a count, or identifiers with commas.
+
+    A count or identifiers are taken as they are, so a slot can be tried out without the device.
+    """
+    listed = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
+    if asked != "auto":
+        if "," not in asked and asked.isdigit():
+            return (listed or [str(i) for i in range(int(asked))])[: int(asked)]
+        return [g.strip() for g in asked.split(",") if g.strip()]
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return listed[:count] if listed else [str(i) for i in range(count)]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _fitting(cores: int) -> int:
+    """One job for each core, as far as main memory goes."""
+    import psutil
+
+    return max(1, min(cores, int(psutil.virtual_memory().available // MEMORY_PER_JOB)))

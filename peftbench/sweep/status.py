@@ -1,0 +1,116 @@
+"""What a sweep shows while it runs: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
+
+
+@dataclass
+class _Running:
+    title: str
+    began: float
+    expected: float | None  # seconds, from earlier runs of its kind
+
+
+class StatusView:
+    """Counts, time left and what each slot does; finished jobs scroll by above it."""
+
+    def __init__(self, total: int, slots: list[str]) -> None:
+        self.total = total
+        self.running: dict[str, _Running | None] = dict.fromkeys(slots)
+        self.done = self.failed = 0
+        self.began = time.monotonic()
+        self.seconds: list[float] = []  # that finished jobs took
+        self._live: Live | None = None
+
+    def __enter__(self) -> StatusView:
+        if sys.stderr.isatty() and self.total:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(
+                console=Console(stderr=True),
+                get_renderable=self._render,
+                refresh_per_second=2,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def begin(self, title: str, slot: str, expected: float | None) -> None:
+        """A job has started on a slot."""
+        self.running[slot] = _Running(title, time.monotonic(), expected)
+
+    def end(self, line: str, slot: str, seconds: float, failed: bool) -> None:
+        """A job has ended; `line` says how."""
+        self.running[slot] = None
+        self.done += 1
+        self.failed += failed
+        self.seconds.append(seconds)
+        self.say(f"[{self.done}/{self.total}] {line}")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, flush=True)
+
+    def warn(self, line: str) -> None:
+        """A line that stays, about something that went wrong beside the jobs."""
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def eta(self) -> float | None:
+        """Seconds until the sweep is done, from the mean of what has ended; `None` before that."""
+        if not self.seconds or not self.running:
+            return None
+        queued = self.total - self.done - sum(r is not None for r in self.running.values())
+        mean = sum(self.seconds) / len(self.seconds)
+        now = time.monotonic()
+        rest = [
+            max(0.0, (r.expected or mean) - (now - r.began)) for r in self.running.values() if r
+        ]
+        return (queued * mean + sum(rest)) / len(self.running)
+
+    def _render(self) -> Group:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        eta = self.eta()
+        left = "" if eta is None else f", about {duration(eta)} left"
+        head = Text(
+            f"{self.done} of {self.total} done, {self.failed} failed, "
+            f"{duration(time.monotonic() - self.began)} so far{left}"
+        )
+        table = Table.grid(padding=(0, 2))
+        now = time.monotonic()
+        for slot, job in self.running.items():
+            took = "" if job is None else duration(now - job.began)
+            of = "" if job is None or not job.expected else f"of {duration(job.expected)}"
+            table.add_row(Text(slot), Text("" if job is None else job.title), took, of)
+        return Group(head, ProgressBar(total=self.total, completed=self.done), table)
+
+
+def duration(seconds: float) -> str:
+    """Like `45 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,246 @@
+"""The queue over slots in real processes; jobs are small command lines of peftbench."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from peftbench.sweep import pool as module
+from peftbench.sweep.pool import Command, Finished, Pool
+from peftbench.sweep.slots import Slot, make_slots
+
+PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
+
+# a stand-in for the package, so that a server starts at once and jobs do what a test says
+FAKE_CLI = """
+import json, os, sys, time
+
+def main(arguments):
+    verb, *rest = arguments
+    folder = os.environ["POOL_TEST"]
+    note = dict(argv=arguments, pid=os.getpid(), began=time.monotonic(),
+                gpu=os.environ.get("CUDA_VISIBLE_DEVICES"), slot=os.environ["PEFTBENCH_SLOT"],
+                threads=os.environ["OMP_NUM_THREADS"], torch="torch" in sys.modules)
+    if verb == "sleep":
+        time.sleep(float(rest[1]))
+    if verb == "die":
+        os.kill(os.getpid(), 9)
+    note["ended"] = time.monotonic()
+    with open(os.path.join(folder, rest[0] + ".json"), "w") as file:
+        json.dump(note, file)
+    print("said", rest[0])
+    sys.exit(3 if verb == "fail" else 0)
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Servers that run `FAKE_CLI`; the folder where each job leaves a note."""
+    package = tmp_path / "fake" / "peftbench"
+    (package / "sweep").mkdir(parents=True)
+    for name in ("__init__", "config", "experiment", "sweep/__init__"):
+        (package / f"{name}.py").write_text("")
+    (package / "cli.py").write_text(FAKE_CLI)
+    source = Path(module.__file__).with_name("server.py").read_text()
+    (package / "sweep" / "server.py").write_text(source)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.setenv("POOL_TEST", str(notes))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.chdir(tmp_path / "fake")  # `python -m` looks here first
+    yield notes
+
+
+def command(name: str, *arguments: str, folder: Path) -> Command[str]:
+    verb, *rest = arguments or ("do",)
+    return Command(name, (verb, name, *rest), folder / f"{name}.txt")
+
+
+def ran(pool: Pool[str]) -> dict[str, Finished[str]]:
+    return {finished.job: finished for finished in pool.run()}
+
+
+def notes(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def cpu(count: int) -> list[Slot]:
+    return make_slots([], jobs=count, cores=count)
+
+
+def test_every_job_runs_once_in_a_process_of_its_own(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(2))
+    names = [f"job{i}" for i in range(6)]
+    for name in names:
+        pool.add([command(name, folder=jobs)])
+    finished = ran(pool)
+    assert sorted(finished) == names
+    assert {f.status for f in finished.values()} == {0}
+    assert len({note["pid"] for note in notes(jobs).values()}) == 6
+    assert [(jobs / f"{name}.txt").read_text() for name in names] == [f"said {n}\n" for n in names]
+
+
+def test_no_device_runs_two_jobs_at_once_and_a_slow_one_holds_nobody_back(jobs: Path) -> None:
+    pool: Pool[str] = Pool(make_slots(["0", "1", "2", "3"], cores=8))
+    pool.add([command("slow", "sleep", "1.5", folder=jobs)])
+    for i in range(11):
+        pool.add([command(f"job{i}", "sleep", "0.05", folder=jobs)])
+    finished = ran(pool)
+    assert len(finished) == 12
+    found = notes(jobs)
+    for gpu in "0123":
+        spans = sorted((n["began"], n["ended"]) for n in found.values() if n["gpu"] == gpu)
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    slow = found.pop("slow")
+    assert max(note["ended"] for note in found.values()) < slow["ended"]
+    assert slow["gpu"] not in {n["gpu"] for n in found.values() if n["began"] < slow["ended"]}
+    for note in [*found.values(), slow]:
+        assert note["slot"] == f"gpu {note['gpu']}"
+        assert note["threads"] == "2"
+
+
+def test_two_jobs_of_one_gpu_overlap_where_they_may(jobs: Path) -> None:
+    pool: Pool[str] = Pool(make_slots(["0"], jobs_per_gpu=2, cores=4))
+    for name in ("a", "b"):
+        pool.add([command(name, "sleep", "1.0", folder=jobs)])
+    ran(pool)
+    a, b = (notes(jobs)[name] for name in ("a", "b"))
+    assert a["gpu"] == b["gpu"] == "0"
+    assert max(a["began"], b["began"]) < min(a["ended"], b["ended"])
+
+
+def test_a_crash_is_a_negative_status_and_the_slot_goes_on(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(1))
+    pool.add([command("dead", "die", folder=jobs)])
+    pool.add([command("failed", "fail", folder=jobs)])
+    pool.add([command("good", folder=jobs)])
+    finished = ran(pool)
+    assert {n: f.status for n, f in finished.items()} == {
+        "dead": -signal.SIGKILL,
+        "failed": 3,
+        "good": 0,
+    }
+
+
+def test_jobs_may_share_a_process_and_a_crash_costs_only_one(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(1))
+    batch = [command(name, folder=jobs) for name in "ab"]
+    pool.add([*batch, command("dead", "die", folder=jobs), command("c", folder=jobs)])
+    finished = ran(pool)
+    assert {n: f.status for n, f in finished.items()} == {
+        "a": 0,
+        "b": 0,
+        "dead": -signal.SIGKILL,
+        "c": 0,
+    }
+    found = notes(jobs)
+    assert found["a"]["pid"] == found["b"]["pid"] != found["c"]["pid"]
+
+
+def test_a_job_that_takes_too_long_is_stopped(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(1), timeout=0.5)
+    pool.add([command("endless", "sleep", "600", folder=jobs)])
+    pool.add([command("good", folder=jobs)])
+    finished = ran(pool)
+    assert finished["endless"].timed_out
+    assert finished["endless"].status == -signal.SIGTERM
+    assert 0.5 <= finished["endless"].seconds < PATIENCE
+    assert (finished["good"].status, finished["good"].timed_out) == (0, False)
+
+
+def test_nothing_more_starts_once_a_pool_is_stopping(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(1))
+    for name in "abc":
+        pool.add([command(name, folder=jobs)])
+    seen = []
+    for finished in pool.run():
+        seen.append(finished.job)
+        pool.stopping = True
+    assert seen == ["a"]
+    assert sorted(notes(jobs)) == ["a"]
+
+
+def test_a_job_may_be_added_while_the_pool_runs(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(1))
+    pool.add([command("a", folder=jobs)])
+    seen = []
+    for finished in pool.run():
+        seen.append(finished.job)
+        if finished.job == "a":
+            pool.add([command("b", folder=jobs)], first=True)
+    assert seen == ["a", "b"]
+
+
+def family() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def test_an_interrupt_stops_every_process(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(2))
+    for name in "abc":
+        pool.add([command(name, "sleep", "600", folder=jobs)])
+    begun: list[str] = []
+    pool.on_begin = lambda job, slot: begun.append(job)
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + PATIENCE
+        while len(begun) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = set(family())
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        ran(pool)
+    assert begun == ["a", "b"]
+    assert set(family()) <= before
+
+
+def wait_for(condition: Callable[[], object]) -> object:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends orphans")
+@pytest.mark.parametrize("victim", ["launcher", "server"])
+def test_nothing_outlives_a_killed_launcher_or_server(jobs: Path, victim: str) -> None:
+    pool: Pool[str] = Pool(cpu(1))
+    pool.add([command("long", "sleep", "600", folder=jobs)])
+    launcher = os.fork()
+    if launcher == 0:
+        try:
+            ran(pool)
+        finally:
+            os._exit(0)
+    process = psutil.Process(launcher)
+    # the server, and the job that it forked
+    wait_for(lambda: len(process.children(recursive=True)) == 2)
+    below = process.children(recursive=True)
+    assert len(below) == 2
+    wait_for((jobs / "long.txt").exists)
+    if victim == "launcher":
+        process.kill()
+        os.waitpid(launcher, 0)
+    else:
+        (server,) = process.children()
+        server.kill()
+        # its job ended with it: the launcher records that and is done
+        assert wait_for(lambda: os.waitpid(launcher, os.WNOHANG)[0])
+    _, alive = psutil.wait_procs(below, timeout=PATIENCE)
+    assert alive == []
