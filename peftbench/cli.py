@@ -242,6 +242,7 @@ class Task:
             progress=sys.stderr.isatty(),
             logger=logger,
             tuning=json.loads(cfg.tuning) if cfg.tuning else None,
+            micro_batch=cfg.micro_batch,
         )
         good = record.status is Status.OK
         print(

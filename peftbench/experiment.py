@@ -79,6 +79,7 @@ def run(
     progress: bool = False,
     logger: Guard | None = None,
     tuning: dict[str, Any] | None = None,
+    micro_batch: int | None = None,
 ) -> RunRecord:
     """The record of `spec`: the stored one if it is settled, else that of a new run.
 
@@ -105,7 +106,7 @@ def run(
             scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
             try:
                 with recording(draft, store):
-                    _measure(draft, scratch, where, progress, logger.epoch)
+                    _measure(draft, scratch, where, progress, logger.epoch, micro_batch)
                     _move(scratch.artefacts(key), store.artefacts(key))
                 record = draft.record()
                 store.add(record)
@@ -179,6 +180,7 @@ def _measure(
     device: torch.device,
     progress: bool,
     log: Callable[[EpochRow], None],
+    micro_batch: int | None,
 ) -> None:
     spec = draft.spec
     clock = time.perf_counter()
@@ -190,6 +192,8 @@ def _measure(
     draft.fields["provenance"] = _provenance(backbone, splits)
     tuned_model = _attach(spec, backbone, anatomy, num_classes)
     draft.fields["notes"] = list(tuned_model.notes)
+    if micro_batch is not None and micro_batch < spec.recipe.batch_size:
+        draft.fields["notes"].append(f"trained with {micro_batch} images in memory at a time")
     draft.fields["parameters"] = _count(tuned_model, anatomy)
     seconds_load = time.perf_counter() - clock
 
@@ -214,6 +218,7 @@ def _measure(
             dtype=dtype,
             set_mode=lambda: tuned_model.train(spec.recipe.frozen_mode),
             num_classes=num_classes,
+            micro_batch=micro_batch,
             regulariser=tuned_model.regulariser,
             on_epoch=on_epoch,
         )

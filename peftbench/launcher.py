@@ -526,7 +526,8 @@ def outcome(record: RunRecord) -> str:
     top1 = 100 * (record.metrics[f"{split}/top1"] or 0.0)
     images = int(record.metrics[f"{split}/num_images"] or 0)
     seconds = record.cost.seconds_total if record.cost and record.cost.seconds_total else 0.0
-    return f"{top1:.1f} % of {images} {split} images, {seconds:.0f} s"
+    flattered = f" (best on test: epoch {record.selected_epoch})" if record.selected_epoch else ""
+    return f"{top1:.1f} % of {images} {split} images{flattered}, {seconds:.0f} s"
 
 
 def _summarise(endings: list[Ending], wanted: int) -> None:

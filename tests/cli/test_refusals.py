@@ -227,7 +227,7 @@ def test_a_status_that_does_not_exist_is_refused(cli) -> None:
     assert done.status == 2
     assert done.err == (
         "peftbench: Unknown status 'fine'. Use one of: failed, OK, UNSUPPORTED, NO_EFFECT, "
-        "DIVERGED, OUT_OF_MEMORY, INTERRUPTED, ERROR.\n"
+        "DIVERGED, OUT_OF_MEMORY, TIMEOUT, INTERRUPTED, ERROR.\n"
     )
     done = cli("list", "methods", "--status", "OK")
     assert done.status == 2

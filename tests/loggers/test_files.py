@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from records import record
@@ -17,6 +17,7 @@ from peftbench.loggers import WARNING, LoggerSettings, make
 from peftbench.methods.partial import Partial
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.sweep.pool import Finished, Pool
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -123,24 +124,19 @@ def test_a_sweep_says_a_warning_of_many_jobs_once(
 ) -> None:
     away = f"{WARNING}logger=wandb: the server is away. The record is complete without it."
 
-    class Process:
-        """Stands for a job's process, which leaves a record and a line in its log."""
+    class Done(Pool):
+        """Stands for the processes of jobs, which leave a record and a line in their output."""
 
-        pid = exitcode = 0
+        def run(self) -> Iterator[Finished]:
+            for (command,) in self._queue:
+                command.output.parent.mkdir(parents=True)
+                command.output.write_text(f"something else\n{away}\n")
+                done = dataclasses.replace(record(), run_id=command.output.parent.name)
+                ResultsStore(work / "results").add(done)
+                yield Finished(command.job, "cpu 0", 1.0, 0)
 
-        def __init__(self, target: object, args: tuple[list[str], str]) -> None:
-            self.log = Path(args[1])
-
-        def start(self) -> None:
-            self.log.write_text(f"something else\n{away}\n")
-            done = dataclasses.replace(record(), run_id=self.log.parent.name)
-            ResultsStore(work / "results").add(done)
-
-        def is_alive(self) -> bool:
-            return False
-
-    monkeypatch.setattr(launcher, "_context", lambda: SimpleNamespace(Process=Process))
-    done = cli("run", "-m", *QUICK, "seed=0,1,2", "logger=csv")
+    monkeypatch.setattr(launcher, "Pool", Done)
+    done = cli("run", "-m", *QUICK, "seed=0,1,2", "logger=csv", "hydra.launcher.jobs=1")
     assert done.status == 0
     assert "3 of 3 jobs ended: 3 OK" in done.out
     assert done.err == f"{away}\n"

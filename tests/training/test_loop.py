@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from peftbench.data import TestSplit, TrainSplit, ValSplit
 from peftbench.errors import Diverged, SplitRoleError
 from peftbench.spec import Preprocessing, Recipe
-from peftbench.training.loop import Fit, batch_bounds, fit
+from peftbench.training.loop import Fit, batch_bounds, fit, pieces
 
 SIZE = 2
 RAW = Preprocessing(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -389,3 +390,36 @@ def test_augmentation_is_the_same_for_every_model_and_rate() -> None:
     run(one, recipe, num_classes=3)
     run(other, dataclasses.replace(recipe, lr=0.5), num_classes=3)
     assert all(torch.equal(a, b) for a, b in zip(one.seen, other.seen, strict=True))
+
+
+def test_fewer_images_in_memory_at_a_time_give_the_same_training() -> None:
+    recipe = dataclasses.replace(PLAIN, epochs=3)
+    whole, parts = Watcher(), Watcher()
+    expected, found = run(whole, recipe), run(parts, recipe, micro_batch=3)
+    # 4, 4 and 2 images an epoch
+    assert [len(batch) for batch in parts.numbers()] == [2, 2, 2, 2, 2] * 3
+    assert list(chain(*parts.numbers())) == list(chain(*whole.numbers()))
+    torch.testing.assert_close(parts.linear.weight, whole.linear.weight, rtol=0, atol=1e-6)
+    assert [row.accuracy for row in found.history] == [row.accuracy for row in expected.history]
+    assert [row.loss for row in found.history] == pytest.approx(
+        [row.loss for row in expected.history], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "micro_batch", "sizes"),
+    [
+        (8, None, [8]),
+        (8, 8, [8]),
+        (8, 3, [3, 2, 3]),
+        (9, 4, [3, 3, 3]),
+        (5, 4, [2, 3]),
+        (1, 4, [1]),
+    ],
+)
+def test_pieces_of_a_batch_are_of_nearly_equal_size(
+    length: int, micro_batch: int | None, sizes: list[int]
+) -> None:
+    cut = pieces(length, micro_batch)
+    assert [piece.stop - piece.start for piece in cut] == sizes
+    assert (cut[0].start, cut[-1].stop) == (0, length)
