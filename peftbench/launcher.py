@@ -85,7 +85,7 @@ class PoolConfig:
     """Schema of `hydra/launcher=pool`."""
 
     _target_: str = f"{PLUGINS}.PoolLauncher"
-    gpus: str = "auto"  # "auto", a count, or identifiers such as "0,2"; "0" for the CPU
+    gpus: str = "auto"  # "auto", a count, or identifiers such as "0+2"; "0" for the CPU
     gpus_per_job: int = 1
     jobs_per_gpu: int = 1
     jobs: int | None = None  # at most so many at a time; on a CPU one for each core by default

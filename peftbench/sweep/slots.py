@@ -84,13 +84,16 @@ def make_slots(
 
 
 def visible_gpus(asked: str) -> list[str]:
-    """GPUs to use: `auto` for all that this process sees, a count, or identifiers with commas.
+    """GPUs to use: `auto` for all that this process sees, a count, or identifiers.
+
+    Identifiers are joined by + or, quoted, by commas, which a multirun would read as a sweep.
 
     A count or identifiers are taken as they are, so a slot can be tried out without the device.
     """
     listed = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
     if asked != "auto":
-        if "," not in asked and asked.isdigit():
+        asked = asked.replace("+", ",")
+        if asked.isdigit():
             return (listed or [str(i) for i in range(int(asked))])[: int(asked)]
         return [g.strip() for g in asked.split(",") if g.strip()]
     import torch

@@ -58,6 +58,7 @@ def test_the_environment_of_a_slot_keeps_threads_that_the_user_set() -> None:
         (None, "3", ["0", "1", "2"]),
         (None, "0", []),
         (None, "1,3", ["1", "3"]),
+        (None, "1+3", ["1", "3"]),
         ("4,5,6", "2", ["4", "5"]),  # within what a scheduler gave to this process
         (None, "GPU-5d9f,GPU-7ac1", ["GPU-5d9f", "GPU-7ac1"]),
     ],
