@@ -298,7 +298,7 @@ class TunedWork(Work):
             if refusal(job.spec)
         ]
         tuned = [(job.overrides, job.spec) for job in jobs if not refusal(job.spec)]
-        journals = store.root / "tuning"
+        journals = (store.root / "tuning").resolve()
         journals.mkdir(parents=True, exist_ok=True)
         self.cells = make_cells(tuned, tuner, str(journals))
         self.at_a_time = 1 if tuner.name == "optuna" else None

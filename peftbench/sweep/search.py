@@ -17,6 +17,8 @@ from typing import Any
 
 from peftbench.errors import ConfigError
 
+STALE_SECONDS = 5  # a journal is locked for milliseconds at a time
+
 Point = tuple[tuple[str, Any], ...]  # (key, value) of each hyper-parameter, in the space's order
 
 
@@ -119,14 +121,19 @@ class OptunaSearch(Search):
     def __init__(self, space: Space, trials: int, journal: str, name: str, seed: int = 0) -> None:
         import optuna
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         super().__init__(trials)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = space
         self.seed = seed
         self.study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(journal)),
+            # a process that was killed while it wrote leaves its lock behind
+            storage=JournalStorage(
+                JournalFileBackend(
+                    journal, JournalFileOpenLock(journal, grace_period=STALE_SECONDS)
+                )
+            ),
             study_name=name,
             direction="maximize",
             load_if_exists=True,

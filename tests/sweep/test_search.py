@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftbench.errors import ConfigError
+from peftbench.sweep import search
 from peftbench.sweep.search import (
     GridSearch,
     OptunaSearch,
@@ -115,6 +116,15 @@ def test_an_interrupted_optuna_search_goes_on_and_finds_the_same_winner(tmp_path
     assert found[3] == lost
     assert [t.point for t in found] == [t.point for t in expected]
     assert again.winner() == whole.winner()
+
+
+def test_a_lock_that_a_killed_process_left_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "STALE_SECONDS", 3)
+    journal = tmp_path / "journal.log"
+    (tmp_path / "journal.log.lock").touch()
+    assert len(finish(optuna_search(journal, trials=1))) == 1
 
 
 def test_optuna_stays_inside_the_space(tmp_path: Path) -> None:
