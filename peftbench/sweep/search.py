@@ -114,8 +114,8 @@ class GridSearch(Search):
 class OptunaSearch(Search):
     """Points that Optuna's sampler draws from what it was told so far.
 
-    The study lies in a journal file; a search that goes on asks for the recorded points first, in
-    their order, so that their records are found and not run again.
+    The study lies in a journal file, which holds trials that have ended; a search that goes on asks
+    for their points first, in their order, so that their records are found and not run again.
     """
 
     def __init__(self, space: Space, trials: int, journal: str, name: str, seed: int = 0) -> None:
@@ -138,29 +138,42 @@ class OptunaSearch(Search):
             direction="maximize",
             load_if_exists=True,
         )
-        self._known = [t.number for t in self.study.trials]
+        self._distributions: dict[int, dict[str, Any]] = {}  # of the trials that are under way
 
     def propose(self) -> Trial:
         import optuna
 
         number = len(self.asked)
-        if number < len(self._known):
-            params = self.study.trials[number].params
-            return Trial(number, tuple((key, params[key]) for key in self.space))
+        known = self.study.get_trials(deepcopy=False)
+        if number < len(known):
+            return Trial(number, tuple((key, known[number].params[key]) for key in self.space))
         # a sampler of its own for each trial: what it draws depends on seed, number and the
         # trials told, and not on what this process drew before
-        self.study.sampler = optuna.samplers.TPESampler(seed=self.seed * 100_003 + number)
-        drawn = self.study.ask()
-        return Trial(number, tuple((key, _suggest(drawn, key, v)) for key, v in self.space.items()))
+        sampler = optuna.samplers.TPESampler(seed=self.seed * 100_003 + number)
+        # drawn in memory: a search that is killed here leaves no half-drawn trial in the journal
+        draft = optuna.create_study(direction="maximize", sampler=sampler)
+        draft.add_trials(known)
+        drawn = draft.ask()
+        point = tuple((key, _suggest(drawn, key, v)) for key, v in self.space.items())
+        self._distributions[number] = drawn.distributions
+        return Trial(number, point)
 
     def tell(self, trial: Trial, score: float | None) -> None:
         import optuna
 
         super().tell(trial, score)
-        if self.study.trials[trial.number].state.is_finished():
+        distributions = self._distributions.pop(trial.number, None)
+        if distributions is None:  # the journal has it
             return
-        state = optuna.trial.TrialState.FAIL if score is None else None
-        self.study.tell(trial.number, score, state=state)
+        states = optuna.trial.TrialState
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=states.FAIL if score is None else states.COMPLETE,
+                value=score,
+                params=dict(trial.point),
+                distributions=distributions,
+            )
+        )
 
 
 def grid_points(space: Space) -> list[Point]:

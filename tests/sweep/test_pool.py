@@ -203,7 +203,7 @@ def test_an_interrupt_stops_every_process(jobs: Path) -> None:
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         ran(pool)
-    assert begun == ["a", "b"]
+    assert sorted(begun) == ["a", "b"]  # two slots start them at the same moment
     assert set(family()) <= before
 
 
