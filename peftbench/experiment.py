@@ -248,6 +248,21 @@ def _measure(
         margin=predictions.margin.astype(np.float32),
         labels=labels,
     )
+    measured_cost = Cost(
+        device=cost.device_name(device),
+        dtype=str(dtype).removeprefix("torch."),
+        train_images_per_second=fitted.images_per_second,
+        step_ms=1e3 * statistics.median(fitted.step_seconds) if fitted.step_seconds else None,
+        peak_bytes=peak,
+        seconds_load=seconds_load,
+        seconds_train=seconds_train,
+        seconds_evaluate=seconds_evaluate,
+    )
+    if spec.phase is Phase.TUNE:  # a trial: of hundreds, all but one are never looked at again
+        draft.fields["cost"] = dataclasses.replace(
+            measured_cost, seconds_total=time.perf_counter() - clock
+        )
+        return
 
     stride = max(1, len(splits.train) // CHECK_IMAGES)  # classes follow one another in the split
     sample = splits.train.images[::stride], splits.train.labels[::stride]
@@ -261,21 +276,14 @@ def _measure(
         spec, store, backbone, num_classes, sample, reference, device, dtype
     )
     size = backbone.image_size
-    draft.fields["cost"] = measured_cost = Cost(
-        device=cost.device_name(device),
-        dtype=str(dtype).removeprefix("torch."),
-        train_images_per_second=fitted.images_per_second,
-        step_ms=1e3 * statistics.median(fitted.step_seconds) if fitted.step_seconds else None,
+    draft.fields["cost"] = measured_cost = dataclasses.replace(
+        measured_cost,
         latency_ms_batch1=cost.latency_ms(tuned_model.model, 1, size, device, dtype),
         latency_ms_batch=cost.latency_ms(
             tuned_model.model, cost.LATENCY_BATCH, size, device, dtype
         ),
         latency_batch_size=cost.LATENCY_BATCH,
         forward_gmacs=cost.forward_gmacs(tuned_model.model, size, weightless_copy),
-        peak_bytes=peak,
-        seconds_load=seconds_load,
-        seconds_train=seconds_train,
-        seconds_evaluate=seconds_evaluate,
     )
     merged = _merged(tuned_model, draft.fields["notes"])
     if merged is not None:

@@ -20,7 +20,7 @@ from peftbench.errors import ConfigError, WeightsError
 from peftbench.registry import unknown_name
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore, current
-from peftbench.spec import BackboneSpec
+from peftbench.spec import BackboneSpec, Phase
 
 LISTED_CLASSES = 20  # names in the README of a folder; its card holds all
 
@@ -79,6 +79,11 @@ def find(store: ResultsStore, run_id: str) -> RunRecord:
         raise ConfigError(
             f"run {record.run_id} ended as {record.status} ({record.error}), so there is nothing "
             "to export. Run it again."
+        )
+    if record.spec["phase"] == Phase.TUNE:
+        raise ConfigError(
+            f"run {record.run_id} is a trial of a search, which keeps no weights. Export a run of "
+            "phase=final."
         )
     return record
 

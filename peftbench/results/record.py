@@ -40,7 +40,7 @@ class Parameters:
     head: int  # the classifier, always trained
     unfrozen: int  # backbone parameters that the method trains (bias, partial, full)
     backbone: int  # the whole backbone without any classifier
-    stored_bytes: int  # size of the file that holds one tuned task
+    stored_bytes: int  # size of the file that holds one tuned task; 0 of a trial, which has none
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from peftbench import experiment
 from peftbench import export as exporting
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.spec import Phase
 
 if TYPE_CHECKING:
     from conftest import Cli
@@ -45,7 +46,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         spec = tiny_spec("full")
         failed = RunRecord(spec.run_id, spec.describe(), Status.DIVERGED, error="it blew up.")
         store.add(failed)
-        yield Runs(store.root, ids | {"failed": failed.run_id})
+        trial = experiment.run(tiny_spec(phase=Phase.TUNE), store)
+        yield Runs(store.root, ids | {"failed": failed.run_id, "trial": trial.run_id})
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -117,6 +119,7 @@ def test_the_readme_says_what_the_task_is(cli: Cli, runs: Runs, work: Path) -> N
             ["{failed}"],
             "peftbench: run {failed} ended as DIVERGED (it blew up.), so there is nothing ",
         ),
+        (["{trial}"], "peftbench: run {trial} is a trial of a search, which keeps no weights."),
         (["{mlp}", "--merged"], "peftbench: MLP head (mlp) cannot be folded into the weights.\n"),
         (["{lora}", "--out", "taken"], "peftbench: taken exists already. Remove it or choose "),
         (["{lora}", "--out", "file/below"], "peftbench: file/below cannot be written: "),

@@ -268,6 +268,11 @@ def test_the_tune_phase_reports_val_and_never_touches_test(
     assert record.metrics["val/num_images"] == 4
     assert record.provenance is not None and record.provenance.data["train_images"] == 4
     assert decoded == ["train", "val"]
+    # of hundreds of trials none is deployed: no weights, no latencies
+    assert list(store.root.rglob("*.safetensors")) == []
+    assert record.parameters is not None and record.parameters.stored_bytes == 0
+    assert record.cost is not None and record.cost.latency_ms_batch1 is None
+    assert record.cost.seconds_total is not None and record.cost.step_ms is not None
 
 
 @pytest.fixture
