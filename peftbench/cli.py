@@ -407,9 +407,7 @@ def _text(element: Any) -> str:
     if element is None:
         return ""
     inner = getattr(element, "text", element)
-    if isinstance(inner, str):
-        return inner
-    return ""
+    return str(inner) if isinstance(inner, str | int | float) else ""  # method=1 is no name either
 
 
 def _one_line(error: BaseException) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import peftbench
+from peftbench.errors import ConfigError
+from peftbench.methods import discover
 from peftbench.results.store import ResultsStore
 
 ROOT = Path(__file__).parents[1]
@@ -239,3 +241,20 @@ def test_a_method_of_ones_own_runs_beside_a_wheel_unpacked_far_from_the_clone(
         passed = [line for line in lines if re.match(rf"PASSED .*\[{name}-{backbone}\]", line)]
         assert len(passed) >= 8, done.stdout
     assert not [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
+
+
+def test_a_package_of_methods_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_methods.py").write_text("import a_module_that_is_not_there")
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[peftbench.methods]\nx = broken_methods\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        ConfigError,
+        match="installed package 'broken' offers methods in 'broken_methods', which cannot be "
+        "imported: ModuleNotFoundError: No module named 'a_module_that_is_not_there'",
+    ):
+        discover.__wrapped__()

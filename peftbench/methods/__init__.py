@@ -12,7 +12,17 @@ import pkgutil
 from functools import cache
 from pathlib import Path
 
-from peftbench.methods.base import METHODS, Attachment, Method, MethodCard, Tuned, apply
+from peftbench.errors import ConfigError
+from peftbench.methods.base import (
+    METHODS,
+    Attachment,
+    Method,
+    MethodCard,
+    Tuned,
+    apply,
+    parameters_of,
+    register_method,
+)
 
 ENTRY_POINTS = "peftbench.methods"
 
@@ -24,6 +34,8 @@ __all__ = [
     "Tuned",
     "apply",
     "discover",
+    "parameters_of",
+    "register_method",
 ]
 
 
@@ -31,14 +43,22 @@ __all__ = [
 def discover() -> tuple[Path, ...]:
     """Import every method, built in or installed; returns folders that hold their configurations.
 
-    A module that fails to import raises: a method that silently vanished from a sweep would be a
-    gap in a table that nobody sees.
+    Raises:
+        ConfigError: an installed module cannot be imported. A method that silently vanished from a
+            sweep would be a gap in a table that nobody sees.
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     folders = []
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        loaded = importlib.import_module(entry.module)
+        try:
+            loaded = importlib.import_module(entry.module)
+        except Exception as e:
+            package = entry.dist.name if entry.dist else entry.module
+            raise ConfigError(
+                f"the installed package {package!r} offers methods in {entry.module!r}, which "
+                f"cannot be imported: {type(e).__name__}: {e}. Repair or uninstall it."
+            ) from e
         folder = Path(loaded.__file__ or "").parent / "conf"
         if folder.is_dir():
             folders.append(folder)

@@ -22,6 +22,7 @@ REFUSED = {
         ["-m", "method=linear,loar"],
         "peftbench: Unknown method 'loar'. Did you mean: lora, linear, norm? Known: ",
     ),
+    "method by number": (["method=1"], "peftbench: Unknown method '1'. Known: adapter, "),
     "backbone": (
         ["backbone=vit_b17"],
         "peftbench: Unknown backbone 'vit_b17'. Did you mean: vit_b16, ",
