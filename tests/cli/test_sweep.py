@@ -19,7 +19,6 @@ import pytest
 from tiny_runs import QUICK, compose
 
 from peftbench.config import build
-from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 
 PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
@@ -147,7 +146,7 @@ def test_a_killed_job_is_a_failure_and_the_others_finish(cli, work: Path) -> Non
 
 
 def test_ctrl_c_is_recorded_leaves_nothing_running_and_a_rerun_finishes(cli, work: Path) -> None:
-    sweep = (*QUICK, "recipe.epochs=150", "seed=0,1", "hydra.launcher.jobs=1")
+    sweep = (*QUICK, "recipe.epochs=20", "seed=0,1", "hydra.launcher.jobs=1")
     with subprocess.Popen(
         [sys.executable, "-m", "peftbench", "run", "-m", *sweep],
         cwd=work,
@@ -194,19 +193,6 @@ def test_failures_stop_a_sweep_only_when_asked_to(
     assert done.status == 1
     assert done.out.splitlines()[-1] == f"{started} of 3 jobs ended: {started} DIVERGED"
     assert statuses(work / "results") == {"DIVERGED": started}
-
-
-def test_a_job_that_takes_too_long_is_a_row_and_the_others_finish(cli, work: Path) -> None:
-    sweep = [a for a in QUICK if not a.startswith("recipe.epochs")]
-    done = cli(
-        *("run", "-m", *sweep, "recipe.epochs=100000,1", "hydra.launcher.jobs=2"),
-        "hydra.launcher.timeout=20",
-    )
-    assert done.status == 1
-    assert statuses(work / "results") == {"TIMEOUT": 1, "OK": 1}
-    (late,) = (r for r in ResultsStore(work / "results").records() if r.status is Status.TIMEOUT)
-    assert late.error is not None and late.error.startswith("took longer than 2")
-    assert locks(work / "results") == []
 
 
 def test_a_run_that_another_launch_holds_is_left_to_it(cli, work: Path) -> None:

@@ -1,0 +1,125 @@
+"""A sweep that is killed at random moments and started again, against one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tiny_runs import QUICK, repeatable
+
+from peftbench.results.record import RunRecord, Status
+from peftbench.results.store import ResultsStore
+
+PATIENCE = 300.0
+KILLS = 20
+SEEDS = 6  # times four methods
+SWEEP = ("run", "-m", *QUICK, "method=linear,bias,lora,partial", "hydra.launcher.jobs=2")
+
+
+def start(work: Path, sweep: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "peftbench", *sweep],
+        cwd=work,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [
+        p for p in processes if p.is_running() and p.status() not in (psutil.STATUS_ZOMBIE, "dead")
+    ]
+
+
+def kill(launcher: subprocess.Popen[bytes], victim: str, rng: random.Random) -> bool:
+    """Whether there was anything to kill; nothing is left of a sweep whose launcher is dead."""
+    try:
+        below = psutil.Process(launcher.pid).children(recursive=True)
+        servers = psutil.Process(launcher.pid).children()
+        jobs = [p for server in servers for p in server.children()]
+    except psutil.NoSuchProcess:
+        return False
+    if victim == "job":
+        if not jobs:
+            return False
+        os.kill(rng.choice(jobs).pid, signal.SIGKILL)
+        return True
+    if launcher.poll() is not None:
+        return False
+    for process in [psutil.Process(launcher.pid), *(below if victim == "all" else [])]:
+        process.kill()
+    launcher.wait(PATIENCE)
+    assert psutil.wait_procs(below, timeout=PATIENCE)[1] == []  # no orphan
+    return True
+
+
+def finished(root: Path) -> dict[str, bytes]:
+    """Every record that needs no rerun, as it lies on disk; all of them can be read."""
+    store = ResultsStore(root)
+    whole: dict[str, RunRecord] = {record.run_id: record for record in store.records()}
+    for path in store.runs.rglob("*.json"):
+        json.loads(path.read_text())
+    return {
+        run_id: store.path(str(record.spec["method"]["name"]), run_id).read_bytes()
+        for run_id, record in whole.items()
+        if record.status is Status.OK
+    }
+
+
+def table(root: Path) -> dict[str, dict[str, Any]]:
+    """Records without what time decides."""
+    return {
+        record.run_id: {k: v for k, v in repeatable(record).items() if k != "provenance"}
+        for record in ResultsStore(root).records()
+    }
+
+
+@pytest.mark.slow  # 5 minutes; single kills are tested beside the sweeps
+def test_a_sweep_that_is_killed_at_random_ends_with_the_table_of_one_that_is_not(
+    work: Path,
+) -> None:
+    rng = random.Random(20)
+    sweep = (*SWEEP, f"seed={','.join(map(str, range(SEEDS)))}")
+    with start(work, (*sweep, "results_dir=whole")) as process:
+        assert process.wait(PATIENCE * 4) == 0
+    expected = table(work / "whole")
+    assert len(expected) == 4 * SEEDS
+
+    root = work / "results"
+    settled: dict[str, bytes] = {}
+    launcher = start(work, sweep)
+    struck = 0
+    try:
+        while struck < KILLS:
+            time.sleep(rng.uniform(0.0, 15.0))  # a launch is at work after about 10 s
+            kind = ("launcher", "job", "all")[struck % 3]
+            struck += kill(launcher, kind, rng)
+            if launcher.poll() is not None:
+                after = finished(root)
+                # what was done was not done again
+                assert {i: after[i] for i in settled} == settled
+                settled = after
+                launcher = start(work, sweep)
+        print(f"{len(settled)} of {len(expected)} were done at the last kill")
+    finally:
+        below = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.kill()
+        launcher.wait()
+        psutil.wait_procs(below, timeout=PATIENCE)
+    with start(work, sweep) as process:
+        assert process.wait(PATIENCE * 4) == 0
+    after = finished(root)
+    assert {i: after[i] for i in settled} == settled
+    assert table(root) == expected
+    strangers = [p for p in root.rglob("*") if p.suffix in (".tmp", ".lock") or "scratch" in p.name]
+    assert [p for p in strangers if p.name != ".store.lock"] == []
