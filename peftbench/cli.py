@@ -219,9 +219,9 @@ class Task:
     def __call__(self, cfg: DictConfig) -> None:
         from peftbench import experiment, loggers
         from peftbench.config import build, logger_settings
-        from peftbench.launcher import outcome
         from peftbench.results.record import Status
         from peftbench.results.store import ResultsStore
+        from peftbench.sweep.jobs import outcome
 
         if cfg.tuner.name != "none":
             raise ConfigError(
