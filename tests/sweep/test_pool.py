@@ -148,6 +148,16 @@ def test_jobs_may_share_a_process_and_a_crash_costs_only_one(jobs: Path) -> None
     assert found["a"]["pid"] == found["b"]["pid"] != found["c"]["pid"]
 
 
+def test_a_process_that_dies_before_its_job_begins_is_the_end_of_that_job_alone(
+    jobs: Path,
+) -> None:
+    pool: Pool[str] = Pool(cpu(1))
+    (jobs / "blocked.txt").mkdir()  # where the process is to write what the job prints
+    pool.add([command("a", folder=jobs), command("blocked", folder=jobs)])
+    pool.add([command("b", folder=jobs)])
+    assert {n: f.status for n, f in ran(pool).items()} == {"a": 0, "blocked": 1, "b": 0}
+
+
 def test_a_job_that_takes_too_long_is_stopped(jobs: Path) -> None:
     pool: Pool[str] = Pool(cpu(1), timeout=0.5)
     pool.add([command("endless", "sleep", "600", folder=jobs)])
