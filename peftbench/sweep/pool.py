@@ -148,7 +148,6 @@ class Pool(Generic[T]):
 
     def _send(self, server: _Server[T], batch: list[Command[T]]) -> None:
         server.busy, server.commands, server.began = True, deque(batch), time.monotonic()
-        server.timed_out, server.last_signal = False, None
         jobs = [{"arguments": list(c.arguments), "output": str(c.output)} for c in batch]
         for command in batch:
             command.output.parent.mkdir(parents=True, exist_ok=True)
@@ -180,8 +179,9 @@ class Pool(Generic[T]):
         """The first job that a server has left is over."""
         job = server.commands.popleft().job
         seconds = time.monotonic() - server.began
-        server.deadline = None
-        return Finished(job, server.slot.name, seconds, status, server.timed_out)
+        finished = Finished(job, server.slot.name, seconds, status, server.timed_out)
+        server.deadline, server.timed_out, server.last_signal = None, False, None
+        return finished
 
     def _exited(self, server: _Server[T], status: int) -> Iterator[Finished[T]]:
         """The process of a request is gone: the job that it died in or could not begin, if any.
