@@ -123,20 +123,14 @@ def _parser() -> argparse.ArgumentParser:
         "what", choices=("methods", "backbones", "datasets", "experiments", "runs")
     )
     listing.add_argument("--status", help="runs of this status only; 'failed' for all failures")
-    listing.add_argument("--results-dir", default="results")
+    _add_results(listing)
     listing.add_argument("--long", action="store_true", help="methods: formula, cost and source")
     listing.add_argument("--format", choices=("text", "markdown"), help="of --long")
     listing.set_defaults(command=_list)
 
     report = commands.add_parser("report", help="table and figures from the recorded runs")
-    report.add_argument("--results-dir", default="results")
-    report.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="COLUMN=VALUE[,VALUE]",
-        help="rows with these values only; may be given several times",
-    )
+    _add_results(report)
+    _add_rows(report)
     report.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     report.add_argument(
         "--best-on-test",
@@ -152,17 +146,12 @@ def _parser() -> argparse.ArgumentParser:
         "--merged", action="store_true", help="the whole model, as timm builds it, in one file"
     )
     export.add_argument("--out", metavar="DIR", help="a new folder; exports/METHOD-RUN_ID if left")
-    export.add_argument("--results-dir", default="results")
+    _add_results(export)
     export.set_defaults(command=_export)
+
     push = commands.add_parser("push", help="upload finished runs and their report to W&B")
-    push.add_argument("--results-dir", default="results")
-    push.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="COLUMN=VALUE[,VALUE]",
-        help="rows with these values only; may be given several times",
-    )
+    _add_results(push)
+    _add_rows(push)
     _add_destination(push)
     push.add_argument("--group", help="sweep of these runs; else the one that logged them")
     push.add_argument("--mode", choices=("online", "offline"), default="online")
@@ -176,6 +165,20 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--dry-run", action="store_true", help="print what would be made")
     dashboard.set_defaults(command=_dashboard)
     return parser
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results-dir", default="results")
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE[,VALUE]",
+        help="rows with these values only; may be given several times",
+    )
 
 
 def _add_destination(parser: argparse.ArgumentParser) -> None:
@@ -219,9 +222,9 @@ class Task:
     def __call__(self, cfg: DictConfig) -> None:
         from peftbench import experiment, loggers
         from peftbench.config import build, logger_settings
-        from peftbench.launcher import outcome
         from peftbench.results.record import Status
         from peftbench.results.store import ResultsStore
+        from peftbench.sweep.jobs import outcome
 
         if cfg.tuner.name != "none":
             raise ConfigError(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -20,64 +16,29 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from peftbench.errors import ConfigError, StoreError
-from peftbench.loggers.guard import WARNING
+from peftbench.errors import ConfigError
 from peftbench.plan import Estimates, show
 from peftbench.registry import unknown_name
-from peftbench.results.record import RunRecord, Status
+from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import Phase, RunSpec, digest
+from peftbench.spec import digest
+from peftbench.sweep.jobs import (
+    Attempt,
+    Ending,
+    Job,
+    batches,
+    ending_of,
+    output_of,
+    record_of,
+    without_repeats,
+)
 from peftbench.sweep.pool import Command, Finished, Pool
 from peftbench.sweep.slots import Slot, make_slots, visible_gpus
 from peftbench.sweep.status import StatusView
-from peftbench.sweep.tuning import Cell, TunerConfig, advance, make_cells, score_of
+from peftbench.sweep.tuning import TunerConfig
+from peftbench.sweep.work import Plain, TunedWork, Work
 
 PLUGINS = "hydra_plugins.peftbench"  # Hydra takes launchers of this top-level package only
-
-
-@dataclass(frozen=True)
-class Job:
-    """One cell of a sweep."""
-
-    overrides: tuple[str, ...]
-    spec: RunSpec
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A job on its way, and what was recorded of it before."""
-
-    job: Job
-    before: RunRecord | None
-    retries: int = 0
-
-    @property
-    def micro_batch(self) -> int:
-        """Images in memory at a time."""
-        return max(1, self.job.spec.recipe.batch_size >> self.retries)
-
-    @property
-    def extra(self) -> tuple[str, ...]:
-        """Overrides beyond those of the job; none of them is part of a run's identity."""
-        return (f"micro_batch={self.micro_batch}",) if self.retries else ()
-
-    def with_half_the_batch(self) -> Attempt:
-        return replace(self, retries=self.retries + 1)
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a job of a sweep ended."""
-
-    job: Job
-    record: RunRecord | None  # None where another launch holds the run
-    message: str
-    held: bool = False
-    warnings: tuple[str, ...] = ()  # of its logger
-
-    @property
-    def failed(self) -> bool:
-        return not self.held and (self.record is None or not self.record.status.settled)
 
 
 @dataclass
@@ -121,11 +82,12 @@ class _JobLauncher(Launcher):
             raise ConfigError("the sweep has no job: a list or glob in it is empty.")
         store = ResultsStore(self.config.results_dir)
         jobs = [self._job(tuple(overrides)) for overrides in job_overrides]
-        self.work(_without_repeats(jobs), store)
+        self.work(without_repeats(jobs), store)
         return [JobReturn(_return_value=0, status=JobStatus.COMPLETED) for _ in jobs]
 
+    @abstractmethod
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
-        raise NotImplementedError
+        """Do what the launcher is for with jobs of distinct identity."""
 
     def _job(self, overrides: tuple[str, ...]) -> Job:
         from peftbench.config import build, logger_settings
@@ -198,7 +160,9 @@ class PoolLauncher(_JobLauncher):
                 on_begin=begin,
             )
             for batch in batches(todo, self.options.jobs_per_process):
-                pool.add([self._command(Attempt(job, _record(job, store)), store) for job in batch])
+                pool.add(
+                    [self._command(Attempt(job, record_of(job, store)), store) for job in batch]
+                )
             try:
                 for finished in pool.run():
                     again = self._retry(finished, store)
@@ -217,7 +181,7 @@ class PoolLauncher(_JobLauncher):
                     if limit is not None and sum(e.failed for e in endings) >= limit:
                         pool.stopping = True
                     for job in work.after(ending):
-                        pool.add([self._command(Attempt(job, _record(job, store)), store)])
+                        pool.add([self._command(Attempt(job, record_of(job, store)), store)])
                     view.total = work.to_run
             except KeyboardInterrupt:
                 print("stopping the running jobs; a rerun continues", file=sys.stderr, flush=True)
@@ -232,136 +196,12 @@ class PoolLauncher(_JobLauncher):
     def _retry(self, finished: Finished[Attempt], store: ResultsStore) -> Attempt | None:
         """The same job with half the images in memory, where it ran out of it and may try again."""
         attempt = finished.job
-        record = _record(attempt.job, store)
+        record = record_of(attempt.job, store)
         if record is None or record.status is not Status.OUT_OF_MEMORY:
             return None
         if attempt.retries >= self.options.retry_out_of_memory or attempt.micro_batch < 2:
             return None
         return attempt.with_half_the_batch()
-
-
-class Work(ABC):
-    """Which jobs a sweep starts, and which follow when one has ended."""
-
-    to_run: int = 0  # jobs that are not done yet, as far as is known
-    at_most: int = 0  # jobs that could run at a time
-
-    @abstractmethod
-    def begin(self) -> list[Job]:
-        """Jobs that can start at once."""
-
-    @abstractmethod
-    def title(self) -> str:
-        """What there is to do, in one line."""
-
-    def after(self, ending: Ending) -> list[Job]:
-        """Jobs that may start now that one has ended."""
-        return []
-
-
-class Plain(Work):
-    """Jobs that do not depend on one another."""
-
-    def __init__(self, jobs: list[Job], done: frozenset[str]) -> None:
-        self.jobs = jobs
-        self.todo = [job for job in jobs if job.spec.run_id not in done]
-        self.to_run = self.at_most = len(self.todo)
-
-    def begin(self) -> list[Job]:
-        return self.todo
-
-    def title(self) -> str:
-        already = len(self.jobs) - len(self.todo)
-        return f"{len(self.jobs)} jobs: {already} already done, {len(self.todo)} to run"
-
-
-class TunedWork(Work):
-    """Cells that are tuned on val first; their final jobs run with what won."""
-
-    def __init__(
-        self,
-        jobs: list[Job],
-        store: ResultsStore,
-        done: frozenset[str],
-        tuner: TunerConfig,
-        compose: Callable[[tuple[str, ...]], Job],
-    ) -> None:
-        from peftbench.plan import refusal
-
-        self.store = store
-        self.done = done
-        self.compose = compose
-        # they need no tuning to become rows with their reason
-        self.refused = [
-            replace(job, overrides=(*job.overrides, "tuner.name=none"))
-            for job in jobs
-            if refusal(job.spec)
-        ]
-        tuned = [(job.overrides, job.spec) for job in jobs if not refusal(job.spec)]
-        journals = (store.root / "tuning").resolve()
-        journals.mkdir(parents=True, exist_ok=True)
-        self.cells = make_cells(tuned, tuner, str(journals))
-        self.at_a_time = 1 if tuner.name == "optuna" else None
-        self.budget = self.cells[0].search.trials if self.cells else 0
-        self.finals = len(tuned)
-        self.found = 0  # of trials and final runs that are recorded
-        self.unfinished: list[str] = []  # cells in which no trial ended well
-
-    def begin(self) -> list[Job]:
-        ready = [job for job in self.refused if job.spec.run_id not in self.done]
-        for cell in self.cells:
-            ready += self._go_on(cell)
-        total = len(self.refused) + self.finals + self.budget * len(self.cells)
-        already = len(self.refused) - sum(j in self.refused for j in ready)
-        self.to_run = total - self.found - already
-        self.at_most = max(len(ready), len(self.cells))
-        return ready
-
-    def title(self) -> str:
-        epochs = {cell.epochs for cell in self.cells}
-        return (
-            f"{len(self.cells)} cells of {self.budget} trials x {'/'.join(map(str, epochs))} "
-            f"epochs, {self.finals} final runs: {self.found} already done, {self.to_run} to run"
-        )
-
-    def after(self, ending: Ending) -> list[Job]:
-        run_id = ending.job.spec.run_id
-        ready: list[Job] = []
-        for cell in self.cells:
-            trial = cell.waiting.pop(run_id, None)
-            if trial is not None:
-                cell.search.tell(trial, score_of(ending.record))
-                ready += self._go_on(cell)
-        return ready
-
-    def _go_on(self, cell: Cell) -> list[Job]:
-        """Trials that can start, or the final jobs of a search that is over."""
-        ready: list[Job] = []
-
-        def start(overrides: tuple[str, ...]) -> tuple[str, RunRecord | None]:
-            job = self.compose(overrides)
-            record = _record(job, self.store) if job.spec.run_id in self.done else None
-            if record is None:
-                ready.append(job)
-            else:
-                self.found += 1
-            return job.spec.run_id, record
-
-        advance(cell, start, self.at_a_time)
-        if cell.search.over:
-            ready += self._finals(cell)
-        return ready
-
-    def _finals(self, cell: Cell) -> list[Job]:
-        try:
-            jobs = [self.compose(overrides) for overrides in cell.final_overrides()]
-        except ConfigError as e:
-            self.to_run -= len(cell.finals)
-            print(f"  {' '.join(cell.overrides)}: {e}", file=sys.stderr, flush=True)
-            return []
-        todo = [job for job in jobs if job.spec.run_id not in self.done]
-        self.found += len(jobs) - len(todo)
-        return todo
 
 
 class PlanLauncher(_JobLauncher):
@@ -399,11 +239,6 @@ def _sweep_name(config: DictConfig) -> str:
     return f"sweep-{digest(sorted(asked))[:8]}"
 
 
-def _without_repeats(jobs: list[Job]) -> list[Job]:
-    """Jobs of distinct identity: an alias and its backbone in one sweep are one job."""
-    return list({job.spec.run_id: job for job in reversed(jobs)}.values())[::-1]
-
-
 def slots_of(options: PoolConfig) -> list[Slot]:
     """The slots that the options of a launcher ask for."""
     return make_slots(
@@ -412,92 +247,6 @@ def slots_of(options: PoolConfig) -> list[Slot]:
         jobs_per_gpu=options.jobs_per_gpu,
         jobs=options.jobs,
     )
-
-
-def batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Jobs that share a process: at most `size`, of one backbone and data set."""
-    if size < 1:
-        raise ConfigError(f"hydra.launcher.jobs_per_process={size}; use 1 or more.")
-    groups: dict[tuple[str, str], list[Job]] = {}
-    for job in jobs:
-        groups.setdefault((job.spec.backbone.name, job.spec.dataset.name), []).append(job)
-    if size == 1:
-        return [[job] for job in jobs]
-    return [
-        group[start : start + size]
-        for group in groups.values()
-        for start in range(0, len(group), size)
-    ]
-
-
-def output_of(job: Job, store: ResultsStore) -> Path:
-    """Where a job's process writes what it prints; kept where it wrote no record."""
-    return store.artefacts((job.spec.method.name, job.spec.run_id)) / "output.txt"
-
-
-def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
-    """How a job ended, from its record; a process that died without one gets one here."""
-    job = finished.job.job
-    record = _record(job, store)
-    written = record is not None and (record != finished.job.before or record.status.settled)
-    holder = None if written else store.holder(job.spec.run_id, job.spec.method.name)
-    if finished.timed_out and not (record is not None and record.status.settled):
-        record = _dead(job, Status.TIMEOUT, f"took longer than {finished.seconds:.0f} s", store)
-    elif not written and holder is None:
-        cause = _cause(finished.status, output_of(job, store))
-        record = _dead(job, Status.ERROR, cause, store)
-    warnings = _warnings(output_of(job, store))
-    if written:
-        _forget(output_of(job, store))
-    if holder is not None:
-        return Ending(job, None, f"held by {holder}", held=True)
-    assert record is not None
-    return Ending(job, record, outcome(record), warnings=warnings)
-
-
-def _warnings(output: Path) -> tuple[str, ...]:
-    """What the logger of a job had to say."""
-    try:
-        printed = output.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
-    return tuple(line for line in printed if line.startswith(WARNING))
-
-
-def _forget(output: Path) -> None:
-    """Remove what a process printed: its record says all of it."""
-    output.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        output.parent.rmdir()  # of a run without artefacts
-
-
-def _cause(status: int, output: Path) -> str:
-    """Why a process ended without a record, and where its output is."""
-    try:
-        lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    last = lines[-1] if lines else "no output"
-    if status < 0:
-        name = signal.Signals(-status).name
-        hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}: {last} (see {output})"
-    return f"its process ended with status {status}: {last} (see {output})"
-
-
-def _dead(job: Job, status: Status, error: str, store: ResultsStore) -> RunRecord:
-    """A record in the name of a process that could not write one; an `OK` one stays."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    record = RunRecord(
-        run_id=job.spec.run_id,
-        spec=job.spec.describe(),
-        status=status,
-        error=error,
-        started=now,
-        finished=now,
-    )
-    store.add(record)
-    return record
 
 
 def _failures_allowed(options: PoolConfig) -> int | None:
@@ -509,25 +258,6 @@ def _failures_allowed(options: PoolConfig) -> int | None:
     if options.on_failure not in ("continue", "stop"):
         raise unknown_name("hydra.launcher.on_failure", options.on_failure, ("continue", "stop"))
     return 1 if options.on_failure == "stop" else None
-
-
-def _record(job: Job, store: ResultsStore) -> RunRecord | None:
-    try:
-        return store.get(job.spec.run_id, job.spec.method.name)
-    except StoreError:
-        return None
-
-
-def outcome(record: RunRecord) -> str:
-    """One line that says how a run ended."""
-    if record.status is not Status.OK:
-        return f"{record.status}: {record.error}"
-    split = "test" if record.spec["phase"] == Phase.FINAL else "val"
-    top1 = 100 * (record.metrics[f"{split}/top1"] or 0.0)
-    images = int(record.metrics[f"{split}/num_images"] or 0)
-    seconds = record.cost.seconds_total if record.cost and record.cost.seconds_total else 0.0
-    flattered = f" (best on test: epoch {record.selected_epoch})" if record.selected_epoch else ""
-    return f"{top1:.1f} % of {images} {split} images{flattered}, {seconds:.0f} s"
 
 
 def _summarise(endings: list[Ending], wanted: int) -> None:

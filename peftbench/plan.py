@@ -17,7 +17,7 @@ RECORD_BYTES = 40_000  # record, card, predictions and head of a small run
 
 if TYPE_CHECKING:
     from peftbench.backbones.anatomy import Anatomy
-    from peftbench.launcher import Job
+    from peftbench.sweep.jobs import Job
     from peftbench.sweep.slots import Slot
 
 

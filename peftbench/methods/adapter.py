@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -152,9 +153,9 @@ class Bottleneck(nn.Module):
 class BottleneckAdapter(Method):
     """What the presets share; each one has its own hyper-parameters and gives a `Design`."""
 
+    @abstractmethod
     def design(self, width: int) -> Design:
         """The adapter for `width` channels."""
-        raise NotImplementedError
 
     def validate(self) -> None:
         design = self.design(1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -71,9 +72,9 @@ class FactorisedDelta(surgery.Delta):
         self.scale = scale
         self.dropout = nn.Dropout(dropout)
 
+    @abstractmethod
     def cores(self) -> Tensor:
         """S (slices, r, r)."""
-        raise NotImplementedError
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         u, v = self.factors.u, self.factors.v
@@ -226,11 +227,11 @@ class FactorTuning(Method):
             notes=notes,
         )
 
+    @abstractmethod
     def deltas(
         self, factors: dict[int, Factors], anatomy: Anatomy, generator: torch.Generator
     ) -> Callable[[Site, int, Layout], surgery.Delta]:
         """How to make the delta of a site of one width."""
-        raise NotImplementedError
 
     def merge(self, model: nn.Module) -> nn.Module:
         surgery.bake_deltas(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -143,9 +144,9 @@ class VisualPrompts(Method):
                 "backbones no order distinguishes prompts. Set method.location=prepend."
             )
 
+    @abstractmethod
     def depths(self, anatomy: Anatomy) -> range:
         """Blocks in front of which new prompts enter."""
-        raise NotImplementedError
 
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -51,17 +51,13 @@ class _Server(Generic[T]):
     process: subprocess.Popen[bytes]
     unread: bytes = b""
     ready: bool = False
-    commands: list[Command[T]] = field(default_factory=list)  # of the request under way
+    busy: bool = False  # with a request, until the process that runs it is gone
+    commands: deque[Command[T]] = field(default_factory=deque)  # of the request, not ended yet
     pid: int | None = None  # of the process that runs them
-    index: int | None = None  # of the job under way
-    began: float = 0.0
+    began: float = 0.0  # the first of them
     deadline: float | None = None
     timed_out: bool = False
     last_signal: float | None = None  # when the job was asked to stop
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.commands)
 
 
 class Pool(Generic[T]):
@@ -88,7 +84,7 @@ class Pool(Generic[T]):
         self._servers: list[_Server[T]] = []
         self._failed_starts = 0
 
-    def add(self, batch: Sequence[Command[T]], *, first: bool = False) -> None:
+    def add(self, batch: Iterable[Command[T]], *, first: bool = False) -> None:
         """Queue jobs that share a process; `first` puts them in front."""
         if first:
             self._queue.appendleft(list(batch))
@@ -151,8 +147,7 @@ class Pool(Generic[T]):
         return server
 
     def _send(self, server: _Server[T], batch: list[Command[T]]) -> None:
-        server.commands, server.index, server.pid = batch, None, None
-        server.timed_out, server.last_signal = False, None
+        server.busy, server.commands, server.began = True, deque(batch), time.monotonic()
         jobs = [{"arguments": list(c.arguments), "output": str(c.output)} for c in batch]
         for command in batch:
             command.output.parent.mkdir(parents=True, exist_ok=True)
@@ -172,25 +167,37 @@ class Pool(Generic[T]):
             elif "started" in reply:
                 server.pid = reply["started"]
             elif "begun" in reply:
-                server.index, server.began = reply["begun"], time.monotonic()
+                server.began = time.monotonic()
                 server.deadline = None if self.timeout is None else server.began + self.timeout
-                self.on_begin(server.commands[reply["begun"]].job, server.slot.name)
+                self.on_begin(server.commands[0].job, server.slot.name)
             elif "ended" in reply:
-                yield self._finished(server, reply["ended"], reply["status"])
-                server.index = server.deadline = None
+                yield self._ended(server, reply["status"])
             elif "exited" in reply:
                 yield from self._exited(server, reply["exited"])
 
+    def _ended(self, server: _Server[T], status: int) -> Finished[T]:
+        """The first job that a server has left is over."""
+        job = server.commands.popleft().job
+        seconds = time.monotonic() - server.began
+        finished = Finished(job, server.slot.name, seconds, status, server.timed_out)
+        server.deadline, server.timed_out, server.last_signal = None, False, None
+        return finished
+
     def _exited(self, server: _Server[T], status: int) -> Iterator[Finished[T]]:
-        """The process of a request is gone: the job that it died in, and those it left."""
-        commands, server.commands = server.commands, []
-        if server.index is not None:
-            yield self._finished(server, server.index, status, commands)
-            self._requeue(commands[server.index + 1 :])
-        server.index = server.deadline = server.pid = None
+        """The process of a request is gone: the job that it died in or could not begin, if any.
+
+        The jobs behind that one run in another process.
+        """
+        server.busy, server.pid = False, None
+        if server.commands:
+            ended = self._ended(server, status)
+            if server.commands:
+                self.add(server.commands, first=True)
+                server.commands = deque()
+            yield ended
 
     def _lost(self, server: _Server[T]) -> Iterator[Finished[T]]:
-        """A server died, and its job with it."""
+        """A server died, and the process of its request with it."""
         status = server.process.wait()
         if not server.ready:
             self._failed_starts += 1
@@ -200,26 +207,7 @@ class Pool(Generic[T]):
                     f"it could run a job, {START_ATTEMPTS} times in a row"
                 )
             return
-        commands = server.commands
-        if server.index is not None:
-            yield self._finished(server, server.index, status)
-            commands = commands[server.index + 1 :]
-        self._requeue(commands)
-
-    def _requeue(self, commands: list[Command[T]]) -> None:
-        if commands:
-            self.add(commands, first=True)
-
-    def _finished(
-        self,
-        server: _Server[T],
-        index: int,
-        status: int,
-        commands: list[Command[T]] | None = None,
-    ) -> Finished[T]:
-        command = (commands or server.commands)[index]
-        seconds = time.monotonic() - server.began
-        return Finished(command.job, server.slot.name, seconds, status, server.timed_out)
+        yield from self._exited(server, status)
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()

@@ -15,11 +15,11 @@ from peftbench.backbones.load import load
 from peftbench.config import build
 from peftbench.data import TestSplit
 from peftbench.errors import ConfigError, UnknownName
-from peftbench.launcher import outcome
 from peftbench.results.frame import frame
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import Phase, Protocol, RunSpec, Selection
+from peftbench.sweep.jobs import outcome
 from peftbench.training.evaluate import metrics, predict
 
 EPOCHS = 5

@@ -23,7 +23,7 @@ PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
 
 # a stand-in for the package, so that a server starts at once and jobs do what a test says
 FAKE_CLI = """
-import json, os, sys, time
+import json, os, signal, sys, time
 
 def main(arguments):
     verb, *rest = arguments
@@ -31,7 +31,9 @@ def main(arguments):
     note = dict(argv=arguments, pid=os.getpid(), began=time.monotonic(),
                 gpu=os.environ.get("CUDA_VISIBLE_DEVICES"), slot=os.environ["PEFTBENCH_SLOT"],
                 threads=os.environ["OMP_NUM_THREADS"], torch="torch" in sys.modules)
-    if verb == "sleep":
+    if verb == "stop":
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(130))
+    if verb in ("sleep", "stop"):
         time.sleep(float(rest[1]))
     if verb == "die":
         os.kill(os.getpid(), 9)
@@ -148,6 +150,16 @@ def test_jobs_may_share_a_process_and_a_crash_costs_only_one(jobs: Path) -> None
     assert found["a"]["pid"] == found["b"]["pid"] != found["c"]["pid"]
 
 
+def test_a_process_that_dies_before_its_job_begins_is_the_end_of_that_job_alone(
+    jobs: Path,
+) -> None:
+    pool: Pool[str] = Pool(cpu(1))
+    (jobs / "blocked.txt").mkdir()  # where the process is to write what the job prints
+    pool.add([command("a", folder=jobs), command("blocked", folder=jobs)])
+    pool.add([command("b", folder=jobs)])
+    assert {n: f.status for n, f in ran(pool).items()} == {"a": 0, "blocked": 1, "b": 0}
+
+
 def test_a_job_that_takes_too_long_is_stopped(jobs: Path) -> None:
     pool: Pool[str] = Pool(cpu(1), timeout=0.5)
     pool.add([command("endless", "sleep", "600", folder=jobs)])
@@ -156,6 +168,15 @@ def test_a_job_that_takes_too_long_is_stopped(jobs: Path) -> None:
     assert finished["endless"].timed_out
     assert finished["endless"].status == -signal.SIGTERM
     assert 0.5 <= finished["endless"].seconds < PATIENCE
+    assert (finished["good"].status, finished["good"].timed_out) == (0, False)
+
+
+def test_a_job_that_was_stopped_leaves_the_next_one_of_its_process_all_its_time(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(1), timeout=0.5)
+    late, good = command("late", "stop", "600", folder=jobs), command("good", folder=jobs)
+    pool.add([late, good])
+    finished = ran(pool)
+    assert (finished["late"].status, finished["late"].timed_out) == (130, True)
     assert (finished["good"].status, finished["good"].timed_out) == (0, False)
 
 

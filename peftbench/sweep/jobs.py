@@ -1,0 +1,173 @@
+"""Jobs of a sweep: what they are, and how each has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from peftbench.errors import ConfigError, StoreError
+from peftbench.loggers.guard import WARNING
+from peftbench.results.record import RunRecord, Status
+from peftbench.results.store import ResultsStore
+from peftbench.spec import Phase, RunSpec
+from peftbench.sweep.pool import Finished
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell of a sweep."""
+
+    overrides: tuple[str, ...]
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A job on its way, and what was recorded of it before."""
+
+    job: Job
+    before: RunRecord | None
+    retries: int = 0
+
+    @property
+    def micro_batch(self) -> int:
+        """Images in memory at a time."""
+        return max(1, self.job.spec.recipe.batch_size >> self.retries)
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Overrides beyond those of the job; none of them is part of a run's identity."""
+        return (f"micro_batch={self.micro_batch}",) if self.retries else ()
+
+    def with_half_the_batch(self) -> Attempt:
+        return replace(self, retries=self.retries + 1)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job of a sweep ended."""
+
+    job: Job
+    record: RunRecord | None  # None where another launch holds the run
+    message: str
+    held: bool = False
+    warnings: tuple[str, ...] = ()  # of its logger
+
+    @property
+    def failed(self) -> bool:
+        return not self.held and (self.record is None or not self.record.status.settled)
+
+
+def without_repeats(jobs: list[Job]) -> list[Job]:
+    """Jobs of distinct identity: an alias and its backbone in one sweep are one job."""
+    return list({job.spec.run_id: job for job in reversed(jobs)}.values())[::-1]
+
+
+def batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Jobs that share a process: at most `size`, of one backbone and data set."""
+    if size < 1:
+        raise ConfigError(f"hydra.launcher.jobs_per_process={size}; use 1 or more.")
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.spec.backbone.name, job.spec.dataset.name), []).append(job)
+    if size == 1:
+        return [[job] for job in jobs]
+    return [
+        group[start : start + size]
+        for group in groups.values()
+        for start in range(0, len(group), size)
+    ]
+
+
+def output_of(job: Job, store: ResultsStore) -> Path:
+    """Where a job's process writes what it prints; kept where it wrote no record."""
+    return store.artefacts((job.spec.method.name, job.spec.run_id)) / "output.txt"
+
+
+def record_of(job: Job, store: ResultsStore) -> RunRecord | None:
+    """What is recorded of a job; `None` where nothing is, or nothing that can be read."""
+    try:
+        return store.get(job.spec.run_id, job.spec.method.name)
+    except StoreError:
+        return None
+
+
+def outcome(record: RunRecord) -> str:
+    """One line that says how a run ended."""
+    if record.status is not Status.OK:
+        return f"{record.status}: {record.error}"
+    split = "test" if record.spec["phase"] == Phase.FINAL else "val"
+    top1 = 100 * (record.metrics[f"{split}/top1"] or 0.0)
+    images = int(record.metrics[f"{split}/num_images"] or 0)
+    seconds = record.cost.seconds_total if record.cost and record.cost.seconds_total else 0.0
+    flattered = f" (best on test: epoch {record.selected_epoch})" if record.selected_epoch else ""
+    return f"{top1:.1f} % of {images} {split} images{flattered}, {seconds:.0f} s"
+
+
+def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
+    """How a job ended, from its record; a process that died without one gets one here."""
+    job = finished.job.job
+    record = record_of(job, store)
+    written = record is not None and (record != finished.job.before or record.status.settled)
+    holder = None if written else store.holder(job.spec.run_id, job.spec.method.name)
+    if finished.timed_out and not (record is not None and record.status.settled):
+        record = _dead(job, Status.TIMEOUT, f"took longer than {finished.seconds:.0f} s", store)
+    elif not written and holder is None:
+        cause = _cause(finished.status, output_of(job, store))
+        record = _dead(job, Status.ERROR, cause, store)
+    warnings = _warnings(output_of(job, store))
+    if written:
+        _forget(output_of(job, store))
+    if holder is not None:
+        return Ending(job, None, f"held by {holder}", held=True)
+    assert record is not None
+    return Ending(job, record, outcome(record), warnings=warnings)
+
+
+def _warnings(output: Path) -> tuple[str, ...]:
+    """What the logger of a job had to say."""
+    try:
+        printed = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    return tuple(line for line in printed if line.startswith(WARNING))
+
+
+def _forget(output: Path) -> None:
+    """Remove what a process printed: its record says all of it."""
+    output.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        output.parent.rmdir()  # of a run without artefacts
+
+
+def _cause(status: int, output: Path) -> str:
+    """Why a process ended without a record, and where its output is."""
+    try:
+        lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    last = lines[-1] if lines else "no output"
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}: {last} (see {output})"
+    return f"its process ended with status {status}: {last} (see {output})"
+
+
+def _dead(job: Job, status: Status, error: str, store: ResultsStore) -> RunRecord:
+    """A record in the name of a process that could not write one; an `OK` one stays."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = RunRecord(
+        run_id=job.spec.run_id,
+        spec=job.spec.describe(),
+        status=status,
+        error=error,
+        started=now,
+        finished=now,
+    )
+    store.add(record)
+    return record

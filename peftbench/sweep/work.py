@@ -1,0 +1,137 @@
+"""What a sweep has to do: independent jobs, or searches and the final jobs that wait for them."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+
+from peftbench.errors import ConfigError
+from peftbench.plan import refusal
+from peftbench.results.record import RunRecord
+from peftbench.results.store import ResultsStore
+from peftbench.sweep.jobs import Ending, Job, record_of
+from peftbench.sweep.tuning import Cell, TunerConfig, advance, make_cells, score_of
+
+
+class Work(ABC):
+    """Which jobs a sweep starts, and which follow when one has ended."""
+
+    to_run: int = 0  # jobs that are not done yet, as far as is known
+    at_most: int = 0  # jobs that could run at a time
+
+    @abstractmethod
+    def begin(self) -> list[Job]:
+        """Jobs that can start at once."""
+
+    @abstractmethod
+    def title(self) -> str:
+        """What there is to do, in one line."""
+
+    def after(self, ending: Ending) -> list[Job]:
+        """Jobs that may start now that one has ended."""
+        return []
+
+
+class Plain(Work):
+    """Jobs that do not depend on one another."""
+
+    def __init__(self, jobs: list[Job], done: frozenset[str]) -> None:
+        self.jobs = jobs
+        self.todo = [job for job in jobs if job.spec.run_id not in done]
+        self.to_run = self.at_most = len(self.todo)
+
+    def begin(self) -> list[Job]:
+        return self.todo
+
+    def title(self) -> str:
+        already = len(self.jobs) - len(self.todo)
+        return f"{len(self.jobs)} jobs: {already} already done, {len(self.todo)} to run"
+
+
+class TunedWork(Work):
+    """Cells that are tuned on val first; their final jobs run with what won."""
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        store: ResultsStore,
+        done: frozenset[str],
+        tuner: TunerConfig,
+        compose: Callable[[tuple[str, ...]], Job],
+    ) -> None:
+        self.store = store
+        self.done = done
+        self.compose = compose
+        # they need no tuning to become rows with their reason
+        self.refused = [
+            replace(job, overrides=(*job.overrides, "tuner.name=none"))
+            for job in jobs
+            if refusal(job.spec)
+        ]
+        tuned = [(job.overrides, job.spec) for job in jobs if not refusal(job.spec)]
+        journals = (store.root / "tuning").resolve()
+        journals.mkdir(parents=True, exist_ok=True)
+        self.cells = make_cells(tuned, tuner, str(journals))
+        self.at_a_time = 1 if tuner.name == "optuna" else None
+        self.budget = self.cells[0].search.trials if self.cells else 0
+        self.finals = len(tuned)
+        self.found = 0  # of trials and final runs that are recorded
+        self.unfinished: list[str] = []  # cells in which no trial ended well
+
+    def begin(self) -> list[Job]:
+        ready = [job for job in self.refused if job.spec.run_id not in self.done]
+        for cell in self.cells:
+            ready += self._go_on(cell)
+        total = len(self.refused) + self.finals + self.budget * len(self.cells)
+        already = len(self.refused) - sum(j in self.refused for j in ready)
+        self.to_run = total - self.found - already
+        self.at_most = max(len(ready), len(self.cells))
+        return ready
+
+    def title(self) -> str:
+        epochs = {cell.epochs for cell in self.cells}
+        return (
+            f"{len(self.cells)} cells of {self.budget} trials x {'/'.join(map(str, epochs))} "
+            f"epochs, {self.finals} final runs: {self.found} already done, {self.to_run} to run"
+        )
+
+    def after(self, ending: Ending) -> list[Job]:
+        run_id = ending.job.spec.run_id
+        ready: list[Job] = []
+        for cell in self.cells:
+            trial = cell.waiting.pop(run_id, None)
+            if trial is not None:
+                cell.search.tell(trial, score_of(ending.record))
+                ready += self._go_on(cell)
+        return ready
+
+    def _go_on(self, cell: Cell) -> list[Job]:
+        """Trials that can start, or the final jobs of a search that is over."""
+        ready: list[Job] = []
+
+        def start(overrides: tuple[str, ...]) -> tuple[str, RunRecord | None]:
+            job = self.compose(overrides)
+            record = record_of(job, self.store) if job.spec.run_id in self.done else None
+            if record is None:
+                ready.append(job)
+            else:
+                self.found += 1
+            return job.spec.run_id, record
+
+        advance(cell, start, self.at_a_time)
+        if cell.search.over:
+            ready += self._finals(cell)
+        return ready
+
+    def _finals(self, cell: Cell) -> list[Job]:
+        try:
+            jobs = [self.compose(overrides) for overrides in cell.final_overrides()]
+        except ConfigError as e:
+            self.to_run -= len(cell.finals)
+            print(f"  {' '.join(cell.overrides)}: {e}", file=sys.stderr, flush=True)
+            return []
+        todo = [job for job in jobs if job.spec.run_id not in self.done]
+        self.found += len(jobs) - len(todo)
+        return todo
