@@ -58,6 +58,7 @@ class RunConfig:
     experiments: Any = None
     tuner: TunerConfig = field(default_factory=TunerConfig)
     tuning: str = ""  # JSON: how the hyper-parameters of a final run were chosen, for its record
+    looks: dict[int, float | None] = field(default_factory=dict)  # of a trial that may be stopped
     micro_batch: int | None = None  # images in memory at a time, where a batch does not fit
     seed: int = 0
     phase: str = "final"
@@ -200,6 +201,7 @@ def build(cfg: DictConfig) -> RunSpec:
         precision=_member(Precision, "precision", cfg.precision),
         selection=_selection(cfg),
         protocol=Protocol(cfg.protocol, tuple(cfg.seeds), cfg.average, cfg.parameters),
+        looks=tuple(sorted(cfg.looks.items())),
     )
 
 

@@ -201,11 +201,13 @@ def _measure(
     history: list[EpochRow] = []
     draft.fields["history"] = history
     look = BestOnTest(spec, tuned_model, backbone, splits, device, dtype)
+    stops = LooksOnVal(spec, tuned_model, backbone, splits, device, dtype)
     with _following(spec, history, progress, log) as show:
 
-        def on_epoch(row: EpochRow) -> None:
+        def on_epoch(row: EpochRow) -> bool:
             show(row)
             look(row.epoch)
+            return stops(row.epoch)
 
         fitted = fit(
             tuned_model.model,
@@ -258,6 +260,8 @@ def _measure(
         seconds_train=seconds_train,
         seconds_evaluate=seconds_evaluate,
     )
+    draft.fields["looks"] = {str(epoch): top1 for epoch, top1 in stops.values.items()}
+    draft.fields["stopped_epoch"] = stops.stopped_epoch
     if spec.phase is Phase.TUNE:  # a trial: of hundreds, all but one are never looked at again
         draft.fields["cost"] = dataclasses.replace(
             measured_cost, seconds_total=time.perf_counter() - clock
@@ -347,6 +351,39 @@ class BestOnTest:
         if self.best is None or self.last["top1"] > _top1(self.best.predictions, self.labels):
             state = {name: tensor.clone() for name, tensor in self.tuned.state().items()}
             self.best = _Best(epoch, predictions, state)
+
+
+class LooksOnVal:
+    """Evaluates val after the epochs that a trial declares, and says whether it is hopeless."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        tuned_model: Tuned,
+        backbone: Backbone,
+        splits: data.Splits,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.bounds = dict(spec.looks)
+        self.values: dict[int, float] = {}  # epoch -> val accuracy
+        self.stopped_epoch: int | None = None
+        if self.bounds:
+            images, labels = _report_split(splits)
+            self.top1 = lambda: _top1(
+                _predict(tuned_model, images, backbone, device, dtype), labels
+            )
+
+    def __call__(self, epoch: int) -> bool:
+        """Whether the best value so far is below what a trial must have reached by `epoch`."""
+        if epoch not in self.bounds:
+            return False
+        self.values[epoch] = self.top1()
+        bound = self.bounds[epoch]
+        if bound is None or max(self.values.values()) >= bound:
+            return False
+        self.stopped_epoch = epoch
+        return True
 
 
 def _report_split(splits: data.Splits) -> tuple[np.ndarray, np.ndarray]:

@@ -264,8 +264,14 @@ class RunSpec:
     precision: Precision = Precision.AUTO
     selection: Selection = field(default_factory=Selection)
     protocol: Protocol = field(default_factory=Protocol)
+    # of a trial: (epoch after which val is looked at, accuracy without which it stops there)
+    looks: tuple[tuple[int, float | None], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.looks and self.phase is not Phase.TUNE:
+            raise ConfigError(f"looks={dict(self.looks)} is for trials, which see val: phase=tune.")
+        if any(epoch < 1 for epoch, _ in self.looks):
+            raise ConfigError(f"looks={dict(self.looks)}: epochs count from 1.")
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed} is negative. Use 0 or a positive integer.")
         if self.seed >= 2**63:
@@ -287,7 +293,11 @@ class RunSpec:
             del backbone["seed"]
         recipe = self.recipe.canonical()
         del recipe["name"]
-        chosen = {"selection": dataclasses.asdict(self.selection)} if self.selects_on_test else {}
+        chosen: dict[str, Any] = {}
+        if self.selects_on_test:
+            chosen["selection"] = dataclasses.asdict(self.selection)
+        if self.looks:
+            chosen["looks"] = self.looks
         return _plain_dict(
             {
                 "identity_version": IDENTITY_VERSION,
@@ -322,6 +332,7 @@ class RunSpec:
                 "precision": self.precision,
                 "selection": dataclasses.asdict(self.selection),
                 "protocol": dataclasses.asdict(self.protocol),
+                **({"looks": self.looks} if self.looks else {}),
             }
         )
 

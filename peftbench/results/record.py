@@ -113,6 +113,8 @@ class RunRecord:
     history: list[EpochRow] = field(default_factory=list)
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
+    looks: dict[str, float] = field(default_factory=dict)  # of a trial: epoch -> val accuracy
+    stopped_epoch: int | None = None  # a trial that its search gave up after this epoch
     tuning: dict[str, Any] | None = None  # tuner, trials, epochs of each, val_top1 of the winner
     started: str = ""  # ISO 8601, UTC
     finished: str = ""

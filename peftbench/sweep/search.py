@@ -69,8 +69,17 @@ class Search(ABC):
         self.asked[trial.number] = trial
         return trial
 
-    def tell(self, trial: Trial, score: float | None) -> None:
-        """Val accuracy of a trial; `None` where it failed or diverged."""
+    def tell(
+        self,
+        trial: Trial,
+        score: float | None,
+        looks: Mapping[int, float] | None = None,
+        stopped: bool = False,
+    ) -> None:
+        """Val accuracy of a trial; `None` where it failed, diverged or was stopped.
+
+        `looks` are its val accuracies on the way, by epoch.
+        """
         self.told.add(trial.number)
         if score is not None and math.isfinite(score):
             self.scores[trial.number] = score
@@ -158,7 +167,13 @@ class OptunaSearch(Search):
         self._distributions[number] = drawn.distributions
         return Trial(number, point)
 
-    def tell(self, trial: Trial, score: float | None) -> None:
+    def tell(
+        self,
+        trial: Trial,
+        score: float | None,
+        looks: Mapping[int, float] | None = None,
+        stopped: bool = False,
+    ) -> None:
         import optuna
 
         super().tell(trial, score)
@@ -166,10 +181,12 @@ class OptunaSearch(Search):
         if distributions is None:  # the journal has it
             return
         states = optuna.trial.TrialState
+        state = states.FAIL if score is None else states.COMPLETE
         self.study.add_trial(
             optuna.trial.create_trial(
-                state=states.FAIL if score is None else states.COMPLETE,
+                state=states.PRUNED if stopped else state,
                 value=score,
+                intermediate_values=dict(looks or {}),
                 params=dict(trial.point),
                 distributions=distributions,
             )

@@ -15,6 +15,7 @@ from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 from peftbench.results.record import RunRecord, Status
 from peftbench.spec import RunSpec, digest
+from peftbench.sweep.pruning import Curve, Pruner
 from peftbench.sweep.search import (
     GridSearch,
     OptunaSearch,
@@ -22,6 +23,7 @@ from peftbench.sweep.search import (
     Trial,
     check_budgets,
     space_of,
+    written,
 )
 
 TUNERS = ("none", "grid", "optuna")
@@ -34,6 +36,10 @@ class TunerConfig:
     name: str = "none"  # or "grid", "optuna"
     space: dict[str, Any] = field(default_factory=dict)  # key -> values, or low, high, log, integer
     trials: int | None = None  # of each cell; needed by optuna, all points of a grid by default
+    pruner: str = "none"  # or "median", "halving": what stops hopeless trials of optuna
+    look_at: list[float] = field(default_factory=lambda: [0.25, 0.5])  # shares of their epochs
+    startup: int = 4  # trials before median stops any
+    reduction: int = 3  # of so many trials, halving lets one go on
     seed: int = 0  # of the trials' runs and of what is drawn
 
 
@@ -46,17 +52,34 @@ class Cell:
     search: Search
     tuner: TunerConfig
     epochs: int  # of one trial
+    pruner: Pruner = field(default_factory=Pruner)
     waiting: dict[str, Trial] = field(default_factory=dict)  # run id -> trial under way
+    curves: list[Curve] = field(default_factory=list)  # of the trials that have ended
+    epochs_spent: int = 0
 
     def trial_overrides(self, trial: Trial) -> tuple[str, ...]:
         """The run that judges a trial: trained on train, reported on val."""
+        looks = self.pruner.looks(self.curves, self.epochs)
+        stops = ",".join(f"{epoch}:{written(bound)}" for epoch, bound in looks)
         return (
             *self.overrides,
             *trial.overrides,
             f"seed={self.tuner.seed}",
             "phase=tune",
             "tuner.name=none",
+            *([f"+looks={{{stops}}}"] if looks else []),
         )
+
+    def tell(self, trial: Trial, record: RunRecord | None) -> None:
+        """A trial has ended. One that was stopped counts in the budget and cannot win."""
+        values: dict[int, float] = {}
+        stopped = False
+        if record is not None and record.status is Status.OK:
+            values = {int(epoch): top1 for epoch, top1 in record.looks.items()}
+            stopped = record.stopped_epoch is not None
+            self.curves.append(Curve(values, whole=not stopped))
+        self.epochs_spent += 0 if record is None else len(record.history)
+        self.search.tell(trial, score_of(record), values, stopped)
 
     def final_overrides(self) -> list[tuple[str, ...]]:
         """The final jobs with what won; raises `ConfigError` where nothing did."""
@@ -67,6 +90,9 @@ class Cell:
             "epochs": self.epochs,
             "val_top1": self.search.scores[winner.number],
         }
+        if self.pruner.rule != "none":
+            stopped = sum(not curve.whole for curve in self.curves)
+            told |= {"stopped": stopped, "epochs_spent": self.epochs_spent}
         note = f"tuning='{json.dumps(told)}'"
         return [(*final, *winner.overrides, "tuner.name=none", note) for final in self.finals]
 
@@ -82,10 +108,16 @@ def make_cells(
         journals: folder for the journals of Optuna.
 
     Raises:
-        ConfigError: an unknown tuner, a space that makes no sense, budgets that differ.
+        ConfigError: an unknown tuner or pruner, a space that makes no sense, budgets that differ.
     """
     if tuner.name not in TUNERS:
         raise unknown_name("tuner", tuner.name, TUNERS)
+    pruner = Pruner(tuner.pruner, tuple(tuner.look_at), tuner.startup, tuner.reduction)
+    if pruner.rule != "none" and tuner.name != "optuna":
+        raise ConfigError(
+            f"tuner.pruner={pruner.rule} compares a trial with those before it, and the trials of "
+            f"tuner={tuner.name} run side by side. Use tuner=optuna."
+        )
     groups: dict[str, list[tuple[tuple[str, ...], RunSpec]]] = {}
     for overrides, spec in jobs:
         groups.setdefault(_without_seed(spec), []).append((overrides, spec))
@@ -95,14 +127,14 @@ def make_cells(
         shared = tuple(o for o in overrides if not o.startswith("seed="))
         search = _search(tuner, journals, key)
         finals = [final for final, _ in members]
-        cells.append(Cell(shared, finals, search, tuner, spec.recipe.epochs))
+        cells.append(Cell(shared, finals, search, tuner, spec.recipe.total_epochs, pruner))
     check_budgets({f"{c.overrides}": c.search for c in cells})
     return cells
 
 
 def score_of(record: RunRecord | None) -> float | None:
-    """Val accuracy of a trial's record, `None` where it has none."""
-    if record is None or record.status is not Status.OK:
+    """Val accuracy of a trial's record, `None` where it has none or was stopped before its end."""
+    if record is None or record.status is not Status.OK or record.stopped_epoch is not None:
         return None
     return record.metrics.get("val/top1")
 
@@ -123,7 +155,7 @@ def advance(
             return
         run_id, record = start(cell.trial_overrides(trial))
         if record is not None and record.status.settled:
-            cell.search.tell(trial, score_of(record))
+            cell.tell(trial, record)
         else:
             cell.waiting[run_id] = trial
 
@@ -134,7 +166,10 @@ def _search(tuner: TunerConfig, journals: str, key: str) -> Search:
         return GridSearch(space, tuner.trials, tuner.seed)
     if tuner.trials is None or tuner.trials < 1:
         raise ConfigError("tuner=optuna needs a budget: tuner.trials=N, at least 1.")
-    name = digest({"cell": key, "space": {k: str(v) for k, v in space.items()}, "seed": tuner.seed})
+    asked = {"cell": key, "space": {k: str(v) for k, v in space.items()}, "seed": tuner.seed}
+    if tuner.pruner != "none":  # other trials are stopped, so others are drawn
+        asked["pruner"] = f"{tuner.pruner} {tuner.look_at} {tuner.startup} {tuner.reduction}"
+    name = digest(asked)
     return OptunaSearch(space, tuner.trials, f"{journals}/{name}.log", name, tuner.seed)
 
 

@@ -12,7 +12,7 @@ from peftbench.plan import refusal
 from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Ending, Job, record_of
-from peftbench.sweep.tuning import Cell, TunerConfig, advance, make_cells, score_of
+from peftbench.sweep.tuning import Cell, TunerConfig, advance, make_cells
 
 
 class Work(ABC):
@@ -92,9 +92,12 @@ class TunedWork(Work):
 
     def title(self) -> str:
         epochs = {cell.epochs for cell in self.cells}
+        rules = {cell.pruner.rule for cell in self.cells} - {"none"}
+        pruned = "".join(f" (pruner {rule})" for rule in rules)
         return (
             f"{len(self.cells)} cells of {self.budget} trials x {'/'.join(map(str, epochs))} "
-            f"epochs, {self.finals} final runs: {self.found} already done, {self.to_run} to run"
+            f"epochs{pruned}, {self.finals} final runs: {self.found} already done, "
+            f"{self.to_run} to run"
         )
 
     def after(self, ending: Ending) -> list[Job]:
@@ -103,7 +106,7 @@ class TunedWork(Work):
         for cell in self.cells:
             trial = cell.waiting.pop(run_id, None)
             if trial is not None:
-                cell.search.tell(trial, score_of(ending.record))
+                cell.tell(trial, ending.record)
                 ready += self._go_on(cell)
         return ready
 

@@ -47,13 +47,14 @@ def fit(
     num_classes: int | None = None,
     micro_batch: int | None = None,
     regulariser: Callable[[], Tensor] | None = None,
-    on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    on_epoch: Callable[[EpochRow], bool | None] = lambda row: None,
 ) -> Fit:
     """Train `trainable` on the train split, for all epochs of the recipe.
 
     Images are drawn without replacement in an order that depends on `seed` only; see
     `batch_bounds` for the last of an epoch. With a moving average, the model has the averages when
-    `on_epoch` is called and when training is over. `num_classes` is read where images are mixed,
+    `on_epoch` is called and when training is over; it ends where `on_epoch` gives true.
+    `num_classes` is read where images are mixed,
     and is what the labels show unless given. With `micro_batch`, so many images go through the
     model at a time and their gradients add up to that of the batch; batch normalisation in train
     mode then sees the smaller number.
@@ -130,7 +131,9 @@ def fit(
         )
         history.append(row)
         with average.in_place():
-            on_epoch(row)
+            stop_early = on_epoch(row)
+        if stop_early:
+            break
     average.keep()
     timed_seconds = sum(step_seconds) * (len(bounds) if device.type == "cuda" else 1)
     rate = timed_images / timed_seconds if timed_seconds > 0 else None

@@ -252,3 +252,8 @@ def test_an_unknown_key_of_a_local_file_is_refused(elsewhere: Path) -> None:
     )
     with pytest.raises(Exception, match="rnk"):
         compose("method=typo")
+
+
+def test_the_looks_of_a_trial_are_read_as_a_search_writes_them() -> None:
+    spec = build(compose("phase=tune", "+looks={2:null,1:0.4375}"))
+    assert spec.looks == ((1, 0.4375), (2, None))

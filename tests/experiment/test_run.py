@@ -275,6 +275,30 @@ def test_the_tune_phase_reports_val_and_never_touches_test(
     assert record.cost.seconds_total is not None and record.cost.step_ms is not None
 
 
+def test_a_hopeless_trial_stops_and_looking_changes_nothing_else(store: ResultsStore) -> None:
+    def trial(*looks: tuple[int, float | None]) -> RunRecord:
+        spec = tiny_spec(
+            "vpt_deep", phase=Phase.TUNE, looks=looks, recipe={"epochs": 4}, dataset=digits(12)
+        )
+        return experiment.run(spec, store)
+
+    plain, looked = trial(), trial((1, None), (3, 0.0))
+    assert looked.status is Status.OK
+    assert looked.stopped_epoch is None
+    assert looked.metrics == plain.metrics
+    assert looked.looks.keys() == {"1", "3"}
+    losses = [row.loss for row in plain.history]
+    assert [row.loss for row in looked.history] == losses
+
+    stopped = trial((1, None), (2, 1.1), (3, None))  # no accuracy is 1.1
+    assert stopped.status is Status.OK
+    assert stopped.stopped_epoch == 2
+    assert [row.loss for row in stopped.history] == losses[:2]
+    assert stopped.looks.keys() == {"1", "2"}
+    assert stopped.looks["1"] == looked.looks["1"]
+    assert stopped.metrics["val/top1"] == stopped.looks["2"]
+
+
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each training that was really started."""
