@@ -152,8 +152,9 @@ class PoolLauncher(JobLauncher):
         limit: int | None,
     ) -> list[Ending]:
         """Endings of all jobs that were started."""
-        estimate = Estimates(store)
+        estimate = Estimates(store.scan().records)
         endings: list[Ending] = []
+        warned: set[str] = set()
         with StatusView(work.to_run, [slot.name for slot in slots]) as view:
 
             def begin(attempt: Attempt, slot: str) -> None:
@@ -177,10 +178,10 @@ class PoolLauncher(JobLauncher):
                         pool.add([self._command(again, store)], first=True)
                         continue
                     ending = ending_of(finished, store)
-                    known = {warning for earlier in endings for warning in earlier.warnings}
-                    for warning in dict.fromkeys(ending.warnings):
-                        if warning not in known:  # a server that is away is away for every job
+                    for warning in ending.warnings:
+                        if warning not in warned:  # a server that is away is away for every job
                             view.warn(warning)
+                            warned.add(warning)
                     endings.append(ending)
                     line = f"{ending.job.spec}: {ending.message}"
                     view.end(line, finished.slot, finished.seconds, ending.failed)
