@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -164,8 +164,15 @@ def _unlock(node: DictConfig) -> None:
             _unlock(child)
 
 
-def build(cfg: DictConfig) -> RunSpec:
+def build(
+    cfg: DictConfig,
+    identify: Callable[[DatasetSpec], DatasetSpec] = data.identify,
+    hash_file: Callable[[Path], str] = hash_checkpoint,
+) -> RunSpec:
     """The run that a composed configuration declares, with the hashes that are its identity.
+
+    `identify` and `hash_file` read the files of the data set and of a local checkpoint; runs that
+    are built one after another may share what they found.
 
     Raises:
         ConfigError: a value that no field accepts.
@@ -186,14 +193,14 @@ def build(cfg: DictConfig) -> RunSpec:
         )
     backbone: BackboneSpec = OmegaConf.to_object(cfg.backbone)  # type: ignore[assignment]
     if backbone.checkpoint is not None:
-        sha256 = hash_checkpoint(Path(backbone.checkpoint))
+        sha256 = hash_file(Path(backbone.checkpoint))
         backbone = dataclasses.replace(backbone, checkpoint_sha256=sha256)
     backbone = dataclasses.replace(backbone, title=_title(backbone))
     dataset: DatasetSpec = OmegaConf.to_object(cfg.dataset)  # type: ignore[assignment]
     return RunSpec(
         method=method,
         backbone=backbone,
-        dataset=data.identify(dataset),
+        dataset=identify(dataset),
         preprocessing=OmegaConf.to_object(cfg.preprocessing),  # type: ignore[arg-type]
         recipe=OmegaConf.to_object(cfg.recipe),  # type: ignore[arg-type]
         seed=cfg.seed,

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,14 +15,18 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
+from peftbench import data
+from peftbench.backbones.load import hash_checkpoint
 from peftbench.errors import ConfigError
 from peftbench.plan import Estimates, show
 from peftbench.registry import unknown_name
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import digest
+from peftbench.sweep.compose import Composer
 from peftbench.sweep.jobs import (
     Attempt,
     Ending,
@@ -65,13 +70,15 @@ class PlanConfig(PoolConfig):
     _target_: str = f"{PLUGINS}.PlanLauncher"
 
 
-class _JobLauncher(Launcher):
+class JobLauncher(Launcher):
     """Turns the overrides of a sweep into jobs; what happens to them is the subclass's."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self.context = hydra_context
+        self.compose = Composer(hydra_context.config_loader, config)
+        self.identify = cache(data.identify)  # hashes every file of a folder
+        self.hash_file = cache(hash_checkpoint)
         self.task = task_function
         self.config = config
 
@@ -81,7 +88,8 @@ class _JobLauncher(Launcher):
         if not job_overrides:
             raise ConfigError("the sweep has no job: a list or glob in it is empty.")
         store = ResultsStore(self.config.results_dir)
-        jobs = [self._job(tuple(overrides)) for overrides in job_overrides]
+        waiting = tqdm(job_overrides, "composing", unit=" jobs", leave=False, delay=2, disable=None)
+        jobs = [self._job(tuple(overrides)) for overrides in waiting]
         self.work(without_repeats(jobs), store)
         return [JobReturn(_return_value=0, status=JobStatus.COMPLETED) for _ in jobs]
 
@@ -93,10 +101,8 @@ class _JobLauncher(Launcher):
         from peftbench.config import build, logger_settings
         from peftbench.experiment import check
 
-        cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(cfg):
-            del cfg["hydra"]
-        spec = build(cfg)
+        cfg = self.compose(overrides)
+        spec = build(cfg, self.identify, self.hash_file)
         check(spec, cfg.device, cfg.threads)
         kept = [o for o in filter_overrides(overrides) if not o.startswith("hydra")]
         logger = logger_settings(cfg)
@@ -105,7 +111,7 @@ class _JobLauncher(Launcher):
         return Job(tuple(kept), spec)
 
 
-class PoolLauncher(_JobLauncher):
+class PoolLauncher(JobLauncher):
     """A queue over this machine's GPUs, or its cores; finished jobs are not started.
 
     Each job is a process of its own with its devices and threads set before torch is imported. A
@@ -146,8 +152,9 @@ class PoolLauncher(_JobLauncher):
         limit: int | None,
     ) -> list[Ending]:
         """Endings of all jobs that were started."""
-        estimate = Estimates(store)
+        estimate = Estimates(store.scan().records)
         endings: list[Ending] = []
+        warned: set[str] = set()
         with StatusView(work.to_run, [slot.name for slot in slots]) as view:
 
             def begin(attempt: Attempt, slot: str) -> None:
@@ -171,10 +178,10 @@ class PoolLauncher(_JobLauncher):
                         pool.add([self._command(again, store)], first=True)
                         continue
                     ending = ending_of(finished, store)
-                    known = {warning for earlier in endings for warning in earlier.warnings}
-                    for warning in dict.fromkeys(ending.warnings):
-                        if warning not in known:  # a server that is away is away for every job
+                    for warning in ending.warnings:
+                        if warning not in warned:  # a server that is away is away for every job
                             view.warn(warning)
+                            warned.add(warning)
                     endings.append(ending)
                     line = f"{ending.job.spec}: {ending.message}"
                     view.end(line, finished.slot, finished.seconds, ending.failed)
@@ -204,7 +211,7 @@ class PoolLauncher(_JobLauncher):
         return attempt.with_half_the_batch()
 
 
-class PlanLauncher(_JobLauncher):
+class PlanLauncher(JobLauncher):
     """Prints what a sweep would do and runs nothing."""
 
     def __init__(self, **options: Any) -> None:
@@ -215,14 +222,17 @@ class PlanLauncher(_JobLauncher):
 
 
 def register_launcher() -> None:
-    """Make `hydra/launcher=pool` and `hydra/launcher=plan` known to Hydra."""
+    """Make `hydra/launcher=pool`, `hydra/launcher=plan` and `hydra/sweeper=product` known."""
+    plugins = Plugins.instance()
+    from peftbench.sweep.product import ProductConfig, ProductSweeper  # not before the plugins
+
     store = ConfigStore.instance()
     store.store(group="hydra/launcher", name="pool", node=PoolConfig)
     store.store(group="hydra/launcher", name="plan", node=PlanConfig)
-    plugins = Plugins.instance()
-    for launcher in (PoolLauncher, PlanLauncher):
-        plugins.register(launcher)
-        plugins.class_name_to_class[f"{PLUGINS}.{launcher.__name__}"] = launcher
+    store.store(group="hydra/sweeper", name="product", node=ProductConfig)
+    for plugin in (PoolLauncher, PlanLauncher, ProductSweeper):
+        plugins.register(plugin)
+        plugins.class_name_to_class[f"{PLUGINS}.{plugin.__name__}"] = plugin
 
 
 def _sweep_name(config: DictConfig) -> str:

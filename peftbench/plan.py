@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftbench.errors import PeftbenchError, Unsupported
 from peftbench.results.record import RunRecord, Status
@@ -35,6 +35,7 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
     """The plan, in the order of the jobs. Runs nothing and loads no weights."""
     scan = store.scan()
     records = {record.run_id: record for record in scan.records}
+    estimate = Estimates(scan.records)
     planned = []
     for job in jobs:
         spec = job.spec
@@ -49,7 +50,7 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
         again = record is not None and not record.status.settled
         state = f"again ({record.status})" if record is not None and again else "to run"
         note = (record.error or "") if record is not None and again else ""
-        planned.append(Entry(spec, state, note, _estimate(spec, scan.records)))
+        planned.append(Entry(spec, state, note, estimate(spec)))
     return planned
 
 
@@ -101,30 +102,35 @@ def _size(count: float) -> str:
 
 
 class Estimates:
-    """Seconds that a run may take, from what is recorded now."""
+    """Seconds that a run may take, from earlier runs of its kind.
 
-    def __init__(self, store: ResultsStore) -> None:
-        self.records = store.scan().records
+    Kinds are methods on backbones, image sizes and data sets. The seconds are the median of the
+    earlier runs, scaled to the epochs.
+    """
+
+    def __init__(self, records: Iterable[RunRecord]) -> None:
+        rates: dict[tuple[Any, ...], list[float]] = {}
+        for record in records:
+            if record.status is not Status.OK or record.cost is None or record.provenance is None:
+                continue
+            if record.cost.seconds_total is not None:
+                spec = record.spec
+                kind = (
+                    spec["method"]["name"],
+                    spec["backbone"]["name"],
+                    spec["backbone"]["image_size"],
+                    spec["dataset"]["name"],
+                )
+                rate = record.cost.seconds_total / spec["recipe"]["epochs"]
+                rates.setdefault(kind, []).append(rate)
+        self._rates = {kind: statistics.median(values) for kind, values in rates.items()}
 
     def __call__(self, spec: RunSpec) -> float | None:
-        return _estimate(spec, self.records)
-
-
-def _estimate(spec: RunSpec, records: Sequence[RunRecord]) -> float | None:
-    """Median seconds of earlier runs of this method and backbone, scaled to epochs and images."""
-    rates = []
-    for record in records:
-        if record.status is not Status.OK or record.cost is None or record.provenance is None:
-            continue
-        same = (
-            record.spec["method"]["name"] == spec.method.name
-            and record.spec["backbone"]["name"] == spec.backbone.name
-            and record.spec["backbone"]["image_size"] == spec.backbone.image_size
-            and record.spec["dataset"]["name"] == spec.dataset.name
-        )
-        if same and record.cost.seconds_total is not None:
-            rates.append(record.cost.seconds_total / record.spec["recipe"]["epochs"])
-    return statistics.median(rates) * spec.recipe.epochs if rates else None
+        """Seconds of one run; `None` where none of its kind has run."""
+        backbone = spec.backbone
+        kind = (spec.method.name, backbone.name, backbone.image_size, spec.dataset.name)
+        rate = self._rates.get(kind)
+        return None if rate is None else rate * spec.recipe.epochs
 
 
 def refusal(spec: RunSpec) -> str:

@@ -6,13 +6,15 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny_runs import QUICK, compose, files_below
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from tiny_runs import QUICK, compose, files_below, write_images
 
-from peftbench import data, experiment, method_pages
+from peftbench import data, experiment, launcher, method_pages
 from peftbench.backbones.anatomy import GENERIC
 from peftbench.backbones.families import FAMILIES
 from peftbench.config import build, config_dir
@@ -312,6 +314,33 @@ def test_plan_of_an_experiment_lists_every_job(cli, work: Path, nothing_runs) ->
     assert done.status == 0
     assert done.out.splitlines()[-3] == "4 jobs: 0 done, 0 unsupported, 4 to run"
     assert files_below(work) == ["experiments", "experiments/mine.yaml"]
+
+
+def test_jobs_share_what_is_composed_and_read_for_them(
+    cli, work: Path, nothing_runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: Counter[str] = Counter()
+
+    def count(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*args: object, **options: object) -> object:
+            counts[name] += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(ConfigLoaderImpl, "load_sweep_config")
+    count(data, "identify")
+    count(launcher, "hash_checkpoint")
+    write_images(work / "pets")
+    (work / "weights.pth").write_bytes(b"never opened by a plan, but part of the identity")
+    files = ("dataset=folder", "dataset.root=pets", "backbone.checkpoint=weights.pth")
+    done = cli("plan", *files, "method=linear,lora", "seed=0,1,2", "recipe.lr=1e-2,1e-3")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines()[12] == "12 jobs: 0 done, 0 unsupported, 12 to run"
+    # a configuration of each method, whatever is set in it
+    assert counts == {"load_sweep_config": 2, "identify": 1, "hash_checkpoint": 1}
 
 
 def test_one_run_under_two_names_is_one_job(cli, nothing_runs) -> None:
