@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import QUICK, compose
+from tiny_runs import QUICK, compose, repeatable
 
 from peftbench.config import build
 from peftbench.results.store import ResultsStore
@@ -95,6 +96,34 @@ def test_a_sweep_runs_every_job_in_a_process_and_a_rerun_what_is_left(
     assert again.out.splitlines()[-1] == "2 of 2 jobs ended: 2 DIVERGED"
     after = {record.run_id: record for record in store.records()}
     assert {i for i in after if after[i] == before[i]} >= store.done()
+
+    # jobs that share a process record what jobs in fresh ones do, a failure between them included
+    shared = ("hydra.launcher.jobs=1", "hydra.launcher.jobs_per_process=8", "results_dir=shared")
+    assert cli(*sweep, *shared).status == 1
+    own = {record.run_id: record for record in ResultsStore(work / "shared").records()}
+    assert {i: repeatable(r) for i, r in own.items()} == {
+        i: repeatable(r) for i, r in before.items()
+    }
+
+
+def test_each_pretended_gpu_gets_jobs_of_its_own(
+    cli, work: Path, jobs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    seeds = ",".join(map(str, range(12)))
+    where = f"results_dir={work / 'results'}"
+    done = cli("run", "-m", *QUICK, where, f"seed={seeds}", "hydra.launcher.gpus=4")
+    assert done.out.splitlines()[0] == "12 jobs: 0 already done, 12 to run, 4 at a time"
+    found = [json.loads(path.read_text()) for path in jobs.glob("*.json")]
+    assert {note["argv"][-1] for note in found} == {f"seed={seed}" for seed in range(12)}
+    assert {note["gpu"] for note in found} == set("0123")
+    assert all(note["slot"] == f"gpu {note['gpu']}" for note in found)
+    for gpu in "0123":
+        spans = sorted((n["began"], n["ended"]) for n in found if n["gpu"] == gpu)
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    # a process that ends well and leaves no record is a failure all the same
+    assert done.status == 1
+    assert statuses(work / "results") == {"ERROR": 12}
 
 
 def test_plan_takes_the_overrides_of_the_sweep_that_it_is_about(cli) -> None:

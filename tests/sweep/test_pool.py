@@ -9,59 +9,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from peftbench.sweep import pool as module
 from peftbench.sweep.pool import Command, Finished, Pool
 from peftbench.sweep.slots import Slot, make_slots
 
 PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
-
-# a stand-in for the package, so that a server starts at once and jobs do what a test says
-FAKE_CLI = """
-import json, os, signal, sys, time
-
-def main(arguments):
-    verb, *rest = arguments
-    folder = os.environ["POOL_TEST"]
-    note = dict(argv=arguments, pid=os.getpid(), began=time.monotonic(),
-                gpu=os.environ.get("CUDA_VISIBLE_DEVICES"), slot=os.environ["PEFTBENCH_SLOT"],
-                threads=os.environ["OMP_NUM_THREADS"], torch="torch" in sys.modules)
-    if verb == "stop":
-        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(130))
-    if verb in ("sleep", "stop"):
-        time.sleep(float(rest[1]))
-    if verb == "die":
-        os.kill(os.getpid(), 9)
-    note["ended"] = time.monotonic()
-    with open(os.path.join(folder, rest[0] + ".json"), "w") as file:
-        json.dump(note, file)
-    print("said", rest[0])
-    sys.exit(3 if verb == "fail" else 0)
-"""
-
-
-@pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Servers that run `FAKE_CLI`; the folder where each job leaves a note."""
-    package = tmp_path / "fake" / "peftbench"
-    (package / "sweep").mkdir(parents=True)
-    for name in ("__init__", "config", "experiment", "sweep/__init__"):
-        (package / f"{name}.py").write_text("")
-    (package / "cli.py").write_text(FAKE_CLI)
-    source = Path(module.__file__).with_name("server.py").read_text()
-    (package / "sweep" / "server.py").write_text(source)
-    notes = tmp_path / "notes"
-    notes.mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-    monkeypatch.setenv("POOL_TEST", str(notes))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.chdir(tmp_path / "fake")  # `python -m` looks here first
-    yield notes
 
 
 def command(name: str, *arguments: str, folder: Path) -> Command[str]:

@@ -1,0 +1,55 @@
+"""Processes of a pool that run a stand-in for the package: they start at once and leave notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from peftbench.sweep import pool as module
+
+# a stand-in for the package, so that a server starts at once and jobs do what a test says
+FAKE_CLI = """
+import json, os, signal, sys, time
+
+def main(arguments):
+    verb, *rest = arguments
+    name = rest[-1] if verb == "run" else rest[0]
+    folder = os.environ["POOL_TEST"]
+    note = dict(argv=arguments, pid=os.getpid(), began=time.monotonic(),
+                gpu=os.environ.get("CUDA_VISIBLE_DEVICES"), slot=os.environ["PEFTBENCH_SLOT"],
+                threads=os.environ["OMP_NUM_THREADS"], torch="torch" in sys.modules)
+    if verb == "stop":
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(130))
+    if verb == "run":
+        time.sleep(0.2)
+    if verb in ("sleep", "stop"):
+        time.sleep(float(rest[1]))
+    if verb == "die":
+        os.kill(os.getpid(), 9)
+    note["ended"] = time.monotonic()
+    with open(os.path.join(folder, name + ".json"), "w") as file:
+        json.dump(note, file)
+    print("said", name)
+    sys.exit(3 if verb == "fail" else 0)
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Servers that run `FAKE_CLI`; the folder where each job leaves a note."""
+    package = tmp_path / "fake" / "peftbench"
+    (package / "sweep").mkdir(parents=True)
+    for name in ("__init__", "config", "experiment", "sweep/__init__"):
+        (package / f"{name}.py").write_text("")
+    (package / "cli.py").write_text(FAKE_CLI)
+    source = Path(module.__file__).with_name("server.py").read_text()
+    (package / "sweep" / "server.py").write_text(source)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.setenv("POOL_TEST", str(notes))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.chdir(tmp_path / "fake")  # `python -m` looks here first
+    yield notes
