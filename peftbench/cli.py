@@ -49,7 +49,7 @@ choices:
                       a mirror of the run; whatever happens to it, the record stays the same
 keys:
   seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
-  results_dir=PATH force=true threads=N
+  results_dir=PATH force=true threads=N processes=N checkpoint.minutes=N
   method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
@@ -220,11 +220,16 @@ class Task:
         self.status = OK
 
     def __call__(self, cfg: DictConfig) -> None:
+        from omegaconf import OmegaConf
+
         from peftbench import experiment, loggers
         from peftbench.config import build, logger_settings
+        from peftbench.processes import check_count, run_together
         from peftbench.results.record import Status
         from peftbench.results.store import ResultsStore
         from peftbench.sweep.jobs import outcome
+        from peftbench.training.checkpoint import Saving
+        from peftbench.training.world import from_environment
 
         if cfg.tuner.name != "none":
             raise ConfigError(
@@ -232,6 +237,24 @@ class Task:
                 "-m`, or tuner=none for this one run."
             )
         spec = build(cfg)
+        world = from_environment()
+        saving = OmegaConf.to_object(cfg.checkpoint)
+        assert isinstance(saving, Saving)
+        if world.alone and cfg.processes != 1:
+            experiment.check(spec, cfg.device, cfg.threads)
+            check_count(cfg.processes, cfg.device)
+            self.status = run_together(sys.argv[1:], cfg.processes)
+            return
+        if not world.leads:
+            experiment.assist(
+                spec,
+                ResultsStore(cfg.results_dir),
+                device=cfg.device,
+                threads=cfg.threads,
+                micro_batch=cfg.micro_batch,
+                saving=saving,
+            )
+            return
         logger = loggers.make(logger_settings(cfg), cfg.results_dir)
         store = ResultsStore(cfg.results_dir)
         if not cfg.force and experiment.settled(spec, store) is not None:
@@ -246,6 +269,7 @@ class Task:
             logger=logger,
             tuning=json.loads(cfg.tuning) if cfg.tuning else None,
             micro_batch=cfg.micro_batch,
+            saving=saving,
         )
         good = record.status is Status.OK
         print(

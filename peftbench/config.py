@@ -35,6 +35,7 @@ from peftbench.spec import (
     Selection,
 )
 from peftbench.sweep.tuning import TunerConfig
+from peftbench.training.checkpoint import Saving
 
 PACKAGE = Path(__file__).parent
 
@@ -59,6 +60,8 @@ class RunConfig:
     tuner: TunerConfig = field(default_factory=TunerConfig)
     tuning: str = ""  # JSON: how the hyper-parameters of a final run were chosen, for its record
     looks: dict[int, float | None] = field(default_factory=dict)  # of a trial that may be stopped
+    processes: int = 1  # of one run, on as many GPUs
+    checkpoint: Saving = field(default_factory=lambda: Saving(minutes=30.0))
     micro_batch: int | None = None  # images in memory at a time, where a batch does not fit
     seed: int = 0
     phase: str = "final"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import json
 import platform
 import shutil
 import statistics
@@ -38,11 +39,20 @@ from peftbench.methods.base import Tuned, apply
 from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BEST_ON_TEST, LAST, Phase, RunSpec, plain
+from peftbench.training.checkpoint import NO_SAVING, Checkpoints, Saving
 from peftbench.training.device import choose_device, choose_dtype
 from peftbench.training.evaluate import Predictions, metrics, predict
 from peftbench.training.loop import fit
 from peftbench.training.optim import check_recipe
+from peftbench.training.world import ALONE, World, from_environment, join, leave
 
+ENDINGS: dict[type[PeftbenchError], Status] = {  # the last one is the base of the others
+    Unsupported: Status.UNSUPPORTED,
+    NoEffect: Status.NO_EFFECT,
+    Diverged: Status.DIVERGED,
+    PeftbenchError: Status.ERROR,
+}
+TAKEN_UP = (Status.INTERRUPTED, Status.ERROR, Status.OUT_OF_MEMORY)  # where the state was left
 CHECK_IMAGES = 256  # about as many of the train split, for the reload and merge checks
 
 
@@ -80,42 +90,134 @@ def run(
     logger: Guard | None = None,
     tuning: dict[str, Any] | None = None,
     micro_batch: int | None = None,
+    saving: Saving = NO_SAVING,
 ) -> RunRecord:
     """The record of `spec`: the stored one if it is settled, else that of a new run.
 
     An exception inside the run becomes the status of the record, never a gap in the table. What
-    `logger` does changes neither; it hears of new runs only.
+    `logger` does changes neither; it hears of new runs only. Where the environment names several
+    processes, this is the one that leads; the others call `assist`.
     """
     logger = Guard(None) if logger is None else logger
     stored = settled(spec, store)
-    if stored is not None and not force:
+    world = from_environment()
+    if stored is not None and not force and world.alone:
         return stored
     where = check(spec, device, threads)
     store.check_writable()
     if threads is not None:
         torch.set_num_threads(threads)
     key = (spec.method.name, spec.run_id)
-    with contextlib.closing(logger):
+    where = join(world, where)
+    state = store.root / "checkpoints" / f"{spec.run_id}.safetensors"
+    with contextlib.closing(logger), leading(world) as begin:
+        if stored is not None and not force:
+            return stored
         with store.claim(spec.run_id, spec.method.name):
             stored = settled(spec, store)  # another process may have finished it meanwhile
             if stored is not None and not force:
                 return stored
+            if force:
+                state.unlink(missing_ok=True)
             draft = Draft(spec, started=_now(), fields={"tuning": tuning})
             logger.start(spec.run_id, spec.describe())
             # a rerun that fails must not leave its files beside the record of an earlier success
             scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
             try:
+                begin()
                 with recording(draft, store):
-                    _measure(draft, scratch, where, progress, logger.epoch, micro_batch)
+                    keeper = saving.to(state, world)
+                    _measure(
+                        draft, scratch, where, world, keeper, progress, logger.epoch, micro_batch
+                    )
                     _move(scratch.artefacts(key), store.artefacts(key))
+                if draft.status in (Status.ERROR, Status.INTERRUPTED):
+                    for rank, (status, error) in causes(scratch.root, world).items():
+                        draft.status = status  # a broken connection is not the cause
+                        draft.error = f"in process {rank} of {world.size}: {error}"
                 record = draft.record()
                 store.add(record)
+                if draft.status not in TAKEN_UP:
+                    state.unlink(missing_ok=True)
             finally:
                 shutil.rmtree(scratch.root, ignore_errors=True)
                 with contextlib.suppress(OSError):
                     scratch.root.parent.rmdir()  # unless another run is using it
         logger.finish(record)  # may wait, but nobody has to wait for the run any more
     return record
+
+
+def assist(
+    spec: RunSpec,
+    store: ResultsStore,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    micro_batch: int | None = None,
+    saving: Saving = NO_SAVING,
+) -> None:
+    """Take part in a run that another process leads, and records.
+
+    What goes wrong here is left for that process, and raised.
+    """
+    world = from_environment()
+    where = join(world, check(spec, device, threads))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        if not world.told():  # there is nothing to run
+            return
+        scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
+        keeper = saving.to(store.root / "checkpoints" / f"{spec.run_id}.safetensors", world)
+        with reporting(scratch.root, world, spec):
+            draft = Draft(spec, started=_now())
+            _measure(draft, scratch, where, world, keeper, False, lambda row: None, micro_batch)
+    finally:
+        leave(world)
+
+
+@contextlib.contextmanager
+def leading(world: World) -> Iterator[Callable[[], None]]:
+    """Gives what tells the other processes to begin; where it was not called, they go home."""
+    begun = False
+
+    def begin() -> None:
+        nonlocal begun
+        begun = True
+        world.told(True)
+
+    try:
+        yield begin
+    finally:
+        if not begun:
+            world.told(False)
+        leave(world)
+
+
+@contextlib.contextmanager
+def reporting(folder: Path, world: World, spec: RunSpec) -> Iterator[None]:
+    """What ends a process that does not lead is left in `folder` for the one that does."""
+    try:
+        yield
+    except BaseException as e:
+        status, error = ending(e, spec)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"status": status, "error": error})
+        (folder / f"process{world.rank}.json").write_text(text, encoding="utf-8")
+        raise
+
+
+def causes(folder: Path, world: World, patience: float = 3.0) -> dict[int, tuple[Status, str]]:
+    """The first report of another process, by its rank; a broken connection is seen before it."""
+    deadline = time.monotonic() + patience
+    while not world.alone and time.monotonic() < deadline:
+        for path in sorted(folder.glob("process*.json")):
+            with contextlib.suppress(ValueError):  # it is being written
+                report = json.loads(path.read_text(encoding="utf-8"))
+                rank = int(path.stem.removeprefix("process"))
+                return {rank: (Status(report["status"]), report["error"])}
+        time.sleep(0.05)
+    return {}
 
 
 def check(spec: RunSpec, device: str, threads: int | None) -> torch.device:
@@ -150,34 +252,37 @@ def recording(draft: Draft, store: ResultsStore) -> Iterator[None]:
     log = store.artefacts((draft.spec.method.name, draft.spec.run_id)) / "log.txt"
     try:
         yield
-    except Unsupported as e:
-        draft.status, draft.error = Status.UNSUPPORTED, str(e)
-    except NoEffect as e:
-        draft.status, draft.error = Status.NO_EFFECT, str(e)
-    except Diverged as e:
-        draft.status, draft.error = Status.DIVERGED, str(e)
-    except PeftbenchError as e:
-        draft.status, draft.error = Status.ERROR, str(e)
-    except KeyboardInterrupt:
-        draft.status, draft.error = Status.INTERRUPTED, "stopped before its end; run it again"
+    except (PeftbenchError, KeyboardInterrupt) as e:
+        draft.status, draft.error = ending(e, draft.spec)
     except Exception as e:
-        if _out_of_memory(e):
-            draft.status = Status.OUT_OF_MEMORY
-            draft.error = (
-                f"{_first_line(e)} Lower recipe.batch_size (now {draft.spec.recipe.batch_size}) "
-                "or backbone.image_size."
-            )
-        else:
-            draft.status = Status.ERROR
-            draft.error = f"{type(e).__name__}: {_first_line(e)} (trace in {log})"
+        draft.status, draft.error = ending(e, draft.spec)
+        if draft.status is Status.ERROR:
+            draft.error += f" (trace in {log})"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(traceback.format_exc(), encoding="utf-8")
+
+
+def ending(error: BaseException, spec: RunSpec) -> tuple[Status, str]:
+    """The status of a run that an exception ended, and what its record says of it."""
+    for kind, status in ENDINGS.items():
+        if isinstance(error, kind):
+            return status, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return Status.INTERRUPTED, "stopped before its end; run it again"
+    if _out_of_memory(error):
+        return Status.OUT_OF_MEMORY, (
+            f"{_first_line(error)} Lower recipe.batch_size (now {spec.recipe.batch_size}) "
+            "or backbone.image_size."
+        )
+    return Status.ERROR, f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _measure(
     draft: Draft,
     store: ResultsStore,
     device: torch.device,
+    world: World,
+    checkpoints: Checkpoints | None,
     progress: bool,
     log: Callable[[EpochRow], None],
     micro_batch: int | None,
@@ -200,9 +305,21 @@ def _measure(
     clock_train = time.perf_counter()
     history: list[EpochRow] = []
     draft.fields["history"] = history
-    look = BestOnTest(spec, tuned_model, backbone, splits, device, dtype)
-    stops = LooksOnVal(spec, tuned_model, backbone, splits, device, dtype)
-    with _following(spec, history, progress, log) as show:
+
+    def predicted(images: np.ndarray) -> Predictions:
+        return _predict(tuned_model, images, backbone, device, dtype, world)
+
+    look = BestOnTest(spec, tuned_model, splits, predicted)
+    stops = LooksOnVal(spec, splits, predicted)
+    if checkpoints is not None:
+        checkpoints.belongs_to(
+            run_id=spec.run_id,
+            backbone=backbone.sha256,
+            data=splits.manifest,
+            peftbench=peftbench.__version__,
+            torch=torch.__version__,
+        )
+    with _following(spec, progress, log) as show:
 
         def on_epoch(row: EpochRow) -> bool:
             show(row)
@@ -223,9 +340,16 @@ def _measure(
             micro_batch=micro_batch,
             regulariser=tuned_model.regulariser,
             on_epoch=on_epoch,
+            world=world,
+            checkpoints=checkpoints,
+            observers={"best": look, "looks": stops},
+            history=history,
         )
-    _check_executed(tuned_model)
-    seconds_train = time.perf_counter() - clock_train
+    if fitted.steps:  # none is left where a run was killed after its last one
+        _check_executed(tuned_model)
+    seconds_train = time.perf_counter() - clock_train + fitted.seconds_before
+    if checkpoints is not None and checkpoints.note is not None:
+        draft.fields["notes"].append(checkpoints.note)
     peak = cost.peak_bytes(device)
 
     clock_report = time.perf_counter()
@@ -236,8 +360,10 @@ def _measure(
         draft.fields["metrics"] = {f"last_epoch/{k}": v for k, v in look.last.items()}
     else:
         images, labels = _report_split(splits)
-        predictions = _predict(tuned_model, images, backbone, device, dtype)
+        predictions = predicted(images)
         draft.fields["metrics"] = {}
+    if not world.leads:  # what is left is done once
+        return
     name = "test" if spec.phase is Phase.FINAL else "val"
     measured = metrics(predictions, labels, num_classes)
     draft.fields["metrics"] |= {f"{name}/{key}": value for key, value in measured.items()}
@@ -259,6 +385,8 @@ def _measure(
         seconds_load=seconds_load,
         seconds_train=seconds_train,
         seconds_evaluate=seconds_evaluate,
+        processes=world.size,
+        resumed=0 if checkpoints is None else checkpoints.resumed,
     )
     draft.fields["looks"] = {str(epoch): top1 for epoch, top1 in stops.values.items()}
     draft.fields["stopped_epoch"] = stops.stopped_epoch
@@ -327,10 +455,8 @@ class BestOnTest:
         self,
         spec: RunSpec,
         tuned_model: Tuned,
-        backbone: Backbone,
         splits: data.Splits,
-        device: torch.device,
-        dtype: torch.dtype,
+        predicted: Callable[[np.ndarray], Predictions],
     ) -> None:
         self.best: _Best | None = None
         self.last: dict[str, float] = {}  # metrics of the latest evaluation
@@ -340,17 +466,32 @@ class BestOnTest:
             self.epochs = spec.selection.epochs(spec.recipe.total_epochs)
             self.images, self.labels = _report_split(splits)
         self.tuned = tuned_model
-        self.predict = lambda: _predict(tuned_model, self.images, backbone, device, dtype)
+        self.predicted = predicted
 
     def __call__(self, epoch: int) -> None:
         """Look at test after `epoch`; of equally good epochs the first is kept."""
         if epoch not in self.epochs:
             return
-        predictions = self.predict()
+        predictions = self.predicted(self.images)
         self.last = metrics(predictions, self.labels, self.num_classes)
         if self.best is None or self.last["top1"] > _top1(self.best.predictions, self.labels):
             state = {name: tensor.clone() for name, tensor in self.tuned.state().items()}
             self.best = _Best(epoch, predictions, state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best epoch so far, for a checkpoint."""
+        best = self.best and {
+            "epoch": self.best.epoch,
+            "logits": self.best.predictions.logits,
+            "state": self.best.state,
+        }
+        return {"best": best, "last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        best = state["best"]
+        self.best = best and _Best(best["epoch"], Predictions(best["logits"]), best["state"])
+        self.last = state["last"]
 
 
 class LooksOnVal:
@@ -359,20 +500,15 @@ class LooksOnVal:
     def __init__(
         self,
         spec: RunSpec,
-        tuned_model: Tuned,
-        backbone: Backbone,
         splits: data.Splits,
-        device: torch.device,
-        dtype: torch.dtype,
+        predicted: Callable[[np.ndarray], Predictions],
     ) -> None:
         self.bounds = dict(spec.looks)
         self.values: dict[int, float] = {}  # epoch -> val accuracy
         self.stopped_epoch: int | None = None
         if self.bounds:
             images, labels = _report_split(splits)
-            self.top1 = lambda: _top1(
-                _predict(tuned_model, images, backbone, device, dtype), labels
-            )
+            self.top1 = lambda: _top1(predicted(images), labels)
 
     def __call__(self, epoch: int) -> bool:
         """Whether the best value so far is below what a trial must have reached by `epoch`."""
@@ -384,6 +520,14 @@ class LooksOnVal:
             return False
         self.stopped_epoch = epoch
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The looks so far, for a checkpoint."""
+        return {"values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.values = state["values"]
 
 
 def _report_split(splits: data.Splits) -> tuple[np.ndarray, np.ndarray]:
@@ -436,9 +580,10 @@ def _predict(
     backbone: Backbone,
     device: torch.device,
     dtype: torch.dtype,
+    world: World = ALONE,
 ) -> Predictions:
     predictions = predict(
-        tuned_model.model, images, backbone.preprocessing, device=device, dtype=dtype
+        tuned_model.model, images, backbone.preprocessing, device=device, dtype=dtype, world=world
     )
     if not np.isfinite(predictions.logits).all():
         raise Diverged("the trained model predicts values that are not finite. Lower recipe.lr.")
@@ -536,24 +681,23 @@ def _card(draft: Draft, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _following(
-    spec: RunSpec, history: list[EpochRow], show: bool, log: Callable[[EpochRow], None]
+    spec: RunSpec, show: bool, log: Callable[[EpochRow], None]
 ) -> Iterator[Callable[[EpochRow], None]]:
-    """What is told of each epoch: the record and the logger keep it, and a terminal shows it."""
+    """What is told of each epoch: the logger keeps it, and a terminal shows it."""
     from tqdm import tqdm
 
     total = spec.recipe.total_epochs
     with tqdm(total=total, desc=str(spec), unit="epoch", disable=not show) as bar:
 
         def on_epoch(row: EpochRow) -> None:
-            history.append(row)
             log(row)
             bar.set_postfix(loss=f"{row.loss:.3f}", train=f"{100 * row.accuracy:.1f}")
-            bar.update()
+            bar.update(row.epoch - bar.n)  # more than one after a run was taken up again
 
         yield on_epoch
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()

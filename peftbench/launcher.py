@@ -197,8 +197,15 @@ class PoolLauncher(JobLauncher):
 
     def _command(self, attempt: Attempt, store: ResultsStore) -> Command[Attempt]:
         flags = self.task.flags  # type: ignore[attr-defined]
-        arguments = ("run", *flags, *attempt.job.overrides, *attempt.extra)
+        arguments = ("run", *flags, *attempt.job.overrides, *attempt.extra, *self._processes())
         return Command(attempt, arguments, output_of(attempt.job, store))
+
+    def _processes(self) -> tuple[str, ...]:
+        """One process on each GPU of a job, unless the command says how many."""
+        count = self.options.gpus_per_job
+        if count == 1 or self.config.processes != 1 or not visible_gpus(self.options.gpus):
+            return ()
+        return (f"processes={count}",)
 
     def _retry(self, finished: Finished[Attempt], store: ResultsStore) -> Attempt | None:
         """The same job with half the images in memory, where it ran out of it and may try again."""

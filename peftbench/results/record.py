@@ -62,6 +62,8 @@ class Cost:
     seconds_train: float | None = None
     seconds_evaluate: float | None = None
     seconds_total: float | None = None
+    processes: int = 1  # that trained together
+    resumed: int = 0  # times that the training was taken up from a checkpoint
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,20 @@ class Augmentation:
             mixer(alpha=alpha, num_classes=num_classes) for mixer, alpha in mixers.items() if alpha
         ]
         self.mix = v2.RandomChoice(chosen) if chosen else None
+
+    @property
+    def draws(self) -> bool:
+        """Whether a batch needs random numbers besides its coins."""
+        cropped = self.recipe.augmentation == "crop_flip"
+        return cropped or self.mix is not None or self.recipe.random_erasing > 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of its randomness."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Draw on from there."""
+        self.generator.set_state(state["generator"])
 
     def __call__(self, x: Tensor, y: Tensor, coins: Tensor) -> tuple[Tensor, Tensor]:
         """Images and what the loss compares with: y, or shares of the classes if images mix.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,15 @@ class WeightAverage:
             yield
         finally:
             torch._foreach_copy_(self.parameters, own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages, if any are kept."""
+        return {"averages": self.averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take averages up again."""
+        if self.averages is not None:
+            torch._foreach_copy_(self.averages, list(state["averages"]))
 
     def keep(self) -> None:
         """Give the model the averages for good."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from peftbench.spec import Preprocessing
 from peftbench.training.device import Pixels, autocast
+from peftbench.training.world import ALONE, World
 
 ECE_BINS = 15  # equal-width confidence bins (Guo et al., 2017, §2)
 
@@ -54,16 +55,22 @@ def predict(
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int = 128,
+    world: World = ALONE,
 ) -> Predictions:
-    """Logits of uint8 `images` (N, S, S, 3) with the whole model in eval mode."""
+    """Logits of uint8 `images` (N, S, S, 3) with the whole model in eval mode.
+
+    Several processes take a share each, without padding, and all return all predictions.
+    """
     model.eval()
     logits = []
-    for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size]
+    share = world.share(len(images))
+    for start in range(share.start, share.stop, batch_size):
+        chunk = images[start : min(start + batch_size, share.stop)]
         pixels = Pixels(chunk, preprocessing.mean, preprocessing.std, device)
         with autocast(device, dtype):
             logits.append(model(pixels.batch(slice(None))).float().cpu())
-    return Predictions(torch.cat(logits).numpy())
+    own = torch.cat(logits).numpy() if logits else None
+    return Predictions(np.concatenate([part for part in world.collect(own) if part is not None]))
 
 
 def metrics(predictions: Predictions, labels: np.ndarray, num_classes: int) -> dict[str, float]:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftbench.data import TrainSplit
-from peftbench.errors import Diverged, SplitRoleError
+from peftbench.errors import ConfigError, Diverged, SplitRoleError
 from peftbench.results.record import EpochRow
 from peftbench.spec import Preprocessing, Recipe
 from peftbench.training.augment import Augmentation
 from peftbench.training.average import WeightAverage
+from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.device import Pixels, autocast, synchronise
 from peftbench.training.optim import Schedule, make_optimizer
+from peftbench.training.world import ALONE, World
 
 WARMUP_STEPS = 3  # not timed: allocator, kernels and caches settle
 
@@ -31,6 +35,86 @@ class Fit:
     history: list[EpochRow]
     step_seconds: list[float]  # of each step after the warm-up
     images_per_second: float | None  # over the same steps
+    seconds_before: float = 0.0  # in earlier processes, where the run was taken up again
+    steps: int = 0  # in this process
+
+
+@dataclass
+class Progress:
+    """How far training has come: whole epochs, and what is gathered of the one under way."""
+
+    order: torch.Generator  # of the images
+    total_loss: Tensor
+    correct: Tensor
+    epoch: int = 0
+    position: int = 0  # batches of the epoch that are done
+    step: int = 0
+    epoch_seconds: float = 0.0
+    history: list[EpochRow] = field(default_factory=list)
+    epoch_order: Tensor | None = None  # of the generator, where the epoch began
+    began: float = field(default_factory=time.perf_counter)
+    seconds_before: float = 0.0
+
+    def end_epoch(self, row: EpochRow) -> None:
+        """Keep the epoch's row and begin the next one."""
+        self.history.append(row)
+        self.epoch += 1
+        self.position = 0
+        self.epoch_seconds = 0.0
+        self.total_loss.zero_()
+        self.correct.zero_()
+
+    def sum_to_leader(self, world: World) -> None:
+        """Sums of all processes' shares, in the process that leads."""
+        world.add_up(self.total_loss)
+        world.add_up(self.correct)
+        self.keep_if_leading(world)
+
+    def keep_if_leading(self, world: World) -> None:
+        """Sums that every process has are counted once."""
+        if not world.leads:
+            self.total_loss.zero_()
+            self.correct.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, and the clock."""
+        return {
+            "order": self.epoch_order,
+            "total_loss": self.total_loss,
+            "correct": self.correct,
+            "epoch": self.epoch,
+            "position": self.position,
+            "step": self.step,
+            "epoch_seconds": self.epoch_seconds,
+            "seconds": self.seconds_before + time.perf_counter() - self.began,
+            "history": [dataclasses.asdict(row) for row in self.history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; the images of the epoch are drawn again."""
+        self.order.set_state(state["order"])
+        self.total_loss.copy_(state["total_loss"])
+        self.correct.copy_(state["correct"])
+        self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
+        self.epoch_seconds = state["epoch_seconds"]
+        self.seconds_before = state["seconds"]
+        self.history[:] = [EpochRow(**row) for row in state["history"]]
+
+
+class Weights:
+    """The tensors that training changes: parameters, and the statistics of norms."""
+
+    def __init__(self, model: nn.Module, trainable: Sequence[nn.Parameter]) -> None:
+        self.tensors = [p.detach() for p in trainable] + list(model.buffers())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tensors by their place."""
+        return {str(i): tensor for i, tensor in enumerate(self.tensors)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy them into the model."""
+        for i, tensor in enumerate(self.tensors):
+            tensor.copy_(state[str(i)])
 
 
 def fit(
@@ -48,18 +132,27 @@ def fit(
     micro_batch: int | None = None,
     regulariser: Callable[[], Tensor] | None = None,
     on_epoch: Callable[[EpochRow], bool | None] = lambda row: None,
+    world: World = ALONE,
+    checkpoints: Checkpoints | None = None,
+    observers: Mapping[str, Stateful] | None = None,
+    history: list[EpochRow] | None = None,
 ) -> Fit:
     """Train `trainable` on the train split, for all epochs of the recipe.
 
     Images are drawn without replacement in an order that depends on `seed` only; see
     `batch_bounds` for the last of an epoch. With a moving average, the model has the averages when
     `on_epoch` is called and when training is over; it ends where `on_epoch` gives true.
-    `num_classes` is read where images are mixed,
-    and is what the labels show unless given. With `micro_batch`, so many images go through the
-    model at a time and their gradients add up to that of the batch; batch normalisation in train
-    mode then sees the smaller number.
+    `num_classes` is read where images are mixed, and is what the labels show unless given. With
+    `micro_batch`, so many images go through the model at a time and their gradients add up to that
+    of the batch; batch normalisation in train mode then sees the smaller number.
+
+    Several processes share each batch of `recipe.batch_size` images and make the same step as one
+    would, up to rounding and the random numbers of dropout. With `checkpoints`, training goes on
+    from the state on disk, bit for bit as if it had not been interrupted; `observers` are what
+    `on_epoch` keeps, and epochs from before are not told again. `history` gets a row an epoch.
 
     Raises:
+        ConfigError: several processes, and a norm whose batch statistics train.
         Diverged: the loss of an epoch is not finite.
         SplitRoleError: anything but a train split was handed over.
     """
@@ -67,69 +160,91 @@ def fit(
         raise SplitRoleError(f"fit takes a TrainSplit, not a {type(train).__name__}.")
     pixels = Pixels(train.images, preprocessing.mean, preprocessing.std, device)
     labels = torch.tensor(train.labels, device=device)
-    order = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout and drop-path draw from the global generator
+    torch.manual_seed((seed + (world.rank << 32)) % 2**63)  # dropout and drop-path draw from it
     augment = Augmentation(recipe, num_classes or int(labels.max()) + 1, seed)
     bounds = batch_bounds(len(pixels), recipe.batch_size, recipe.drop_last)
     used = bounds[-1][1]  # images of an epoch
     optimizer = make_optimizer(recipe, trainable)
     schedule = Schedule(recipe, optimizer, len(bounds))
     average = WeightAverage(trainable, recipe.ema_decay)
-    history: list[EpochRow] = []
+    progress = Progress(
+        order=torch.Generator().manual_seed(seed),
+        total_loss=torch.zeros((), device=device),
+        correct=torch.zeros((), device=device, dtype=torch.long),
+        history=[] if history is None else history,
+    )
+    parts: dict[str, Stateful] = {
+        "progress": progress,
+        "weights": Weights(model, trainable),
+        "optimizer": optimizer,
+        "average": average,
+        "augmentation": augment,
+        **(observers or {}),
+    }
     step_seconds: list[float] = []
-    timed_images, step = 0, 0
-    for epoch in range(recipe.total_epochs):
+    timed_images, first_step = 0, 0
+    if checkpoints is not None and checkpoints.restore(parts):
+        first_step = progress.step
+        progress.keep_if_leading(world)
+    while progress.epoch < recipe.total_epochs:
         began = time.perf_counter()
         set_mode()
-        shuffled = torch.randperm(len(pixels), generator=order).to(device)
-        coins = torch.rand(len(pixels), generator=order).to(device)
-        total_loss = torch.zeros((), device=device)
-        correct = torch.zeros((), device=device, dtype=torch.long)
-        for start, stop in bounds:
+        check_statistics(model, world)
+        progress.epoch_order = progress.order.get_state()
+        shuffled = torch.randperm(len(pixels), generator=progress.order).to(device)
+        coins = torch.rand(len(pixels), generator=progress.order).to(device)
+        for start, stop in bounds[progress.position :]:
             tick = time.perf_counter()
-            schedule.begin_step(epoch, step)
+            schedule.begin_step(progress.epoch, progress.step)
+            share = world.share(stop - start)
             index = shuffled[start:stop]
-            y = labels[index]
-            x, target = augment(pixels.batch(index), y, coins[start:stop])
+            x, y, target = _batch(pixels, labels, index, coins[start:stop], augment, share)
             optimizer.zero_grad(set_to_none=True)
-            for piece in pieces(stop - start, micro_batch):
+            for piece in pieces(len(x), micro_batch):
                 with autocast(device, dtype):
                     logits = model(x[piece]).float()
                     loss = F.cross_entropy(
                         logits, target[piece], label_smoothing=recipe.label_smoothing
                     )
                     objective = loss if regulariser is None else loss + regulariser()
-                (objective * (len(logits) / len(x))).backward()
+                (objective * (len(logits) / len(index))).backward()
                 with torch.no_grad():
-                    total_loss += loss * len(logits)
-                    correct += (logits.argmax(1) == y[piece]).sum()
+                    progress.total_loss += loss * len(logits)
+                    progress.correct += (logits.argmax(1) == y[piece]).sum()
+            world.add_up_gradients(trainable)
             if recipe.clip_grad is not None:
                 nn.utils.clip_grad_norm_(trainable, recipe.clip_grad)
             optimizer.step()
             average.update()
-            step += 1
-            if device.type != "cuda" and step > WARMUP_STEPS:
+            progress.step += 1
+            progress.position += 1
+            if device.type != "cuda" and progress.step > first_step + WARMUP_STEPS:
                 step_seconds.append(time.perf_counter() - tick)
                 timed_images += stop - start
+            if checkpoints is not None and checkpoints.due(progress.step):
+                progress.epoch_seconds += time.perf_counter() - began
+                began = time.perf_counter()
+                progress.sum_to_leader(world)
+                checkpoints.save(parts)
         synchronise(device)  # the only wait for the device in an epoch
-        seconds = time.perf_counter() - began
-        if device.type == "cuda" and epoch > 0:
+        seconds = progress.epoch_seconds + time.perf_counter() - began
+        if device.type == "cuda" and progress.step > first_step + len(bounds):
             step_seconds.append(seconds / len(bounds))
             timed_images += used
-        mean_loss = float(total_loss) / used
+        mean_loss = float(world.add_up(progress.total_loss)) / used
         if not math.isfinite(mean_loss):
             raise Diverged(
-                f"the loss of epoch {epoch + 1} of {recipe.total_epochs} is {mean_loss}. Lower "
-                f"recipe.lr (now {recipe.lr:g}) or set recipe.clip_grad."
+                f"the loss of epoch {progress.epoch + 1} of {recipe.total_epochs} is {mean_loss}. "
+                f"Lower recipe.lr (now {recipe.lr:g}) or set recipe.clip_grad."
             )
         row = EpochRow(
-            epoch=epoch + 1,
+            epoch=progress.epoch + 1,
             loss=mean_loss,
-            accuracy=int(correct) / used,
+            accuracy=int(world.add_up(progress.correct)) / used,
             lr=optimizer.param_groups[0]["lr"],
             seconds=seconds,
         )
-        history.append(row)
+        progress.end_epoch(row)
         with average.in_place():
             stop_early = on_epoch(row)
         if stop_early:
@@ -137,7 +252,42 @@ def fit(
     average.keep()
     timed_seconds = sum(step_seconds) * (len(bounds) if device.type == "cuda" else 1)
     rate = timed_images / timed_seconds if timed_seconds > 0 else None
-    return Fit(history, step_seconds, rate)
+    steps = progress.step - first_step
+    return Fit(progress.history, step_seconds, rate, progress.seconds_before, steps)
+
+
+def _batch(
+    pixels: Pixels,
+    labels: Tensor,
+    index: Tensor,
+    coins: Tensor,
+    augment: Augmentation,
+    share: slice,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, classes and targets of one process's share of the batch `index`.
+
+    A recipe that crops, mixes or erases draws for the whole batch in every process, so that each
+    image gets what it would get in one process alone.
+    """
+    y = labels[index]
+    if not augment.draws:
+        index, coins, y = index[share], coins[share], y[share]
+        x, target = augment(pixels.batch(index), y, coins)
+        return x, y, target
+    x, target = augment(pixels.batch(index), y, coins)
+    return x[share], y[share], target[share]
+
+
+def check_statistics(model: nn.Module, world: World) -> None:
+    """Raise `ConfigError` where processes would each normalise by the statistics of their share."""
+    norms = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+    ]
+    if norms and not world.alone:
+        raise ConfigError(
+            f"{len(norms)} batch norms train with the statistics of their batch, and {world.size} "
+            "processes would each see a part of it. Use processes=1."
+        )
 
 
 def pieces(length: int, micro_batch: int | None) -> list[slice]:
@@ -145,6 +295,8 @@ def pieces(length: int, micro_batch: int | None) -> list[slice]:
 
     They are of nearly equal size, so that none is a single image unless all are.
     """
+    if length == 0:  # a process without a share
+        return []
     count = 1 if micro_batch is None else math.ceil(length / micro_batch)
     bounds = [round(length * i / count) for i in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]

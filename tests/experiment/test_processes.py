@@ -1,0 +1,151 @@
+"""One run in two processes, against the same run in one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_runs import QUICK, digits, tiny_spec
+from together import together
+
+from peftbench import experiment
+from peftbench.results.record import RunRecord, Status
+from peftbench.results.store import ResultsStore
+from peftbench.spec import RunSpec
+from peftbench.training.checkpoint import NO_SAVING, Saving
+from peftbench.training.world import World
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks after torch has started")
+
+# 11 images in batches of 4, shared unevenly as 2 + 2, 2 + 2 and 1 + 2; all that draws for images
+RECIPE = {"batch_size": 4, "augmentation": "crop_flip", "mixup": 0.8, "lr": 1e-2}
+
+
+def run_together(
+    spec: RunSpec, store: ResultsStore, size: int = 2, saving: Saving = NO_SAVING
+) -> list[int]:
+    def task(rank: int) -> None:
+        call = experiment.run if rank == 0 else experiment.assist
+        call(spec, store, device="cpu", saving=saving)  # type: ignore[operator]
+
+    return together(size, task)
+
+
+def recorded(spec: RunSpec, store: ResultsStore) -> RunRecord:
+    record = store.get(spec.run_id, spec.method.name)
+    assert record is not None
+    return record
+
+
+def confidence(spec: RunSpec, store: ResultsStore) -> np.ndarray:
+    found = store.load_predictions(spec.method.name, spec.run_id)
+    assert found is not None
+    return np.asarray(found.confidence)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "ssf"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_that_share_the_batches_predict_what_one_does(
+    store: ResultsStore, method: str, size: int
+) -> None:
+    spec = tiny_spec(method, dataset=digits(11), recipe=RECIPE)
+    alone = ResultsStore(store.root.parent / "alone")
+    expected = experiment.run(spec, alone)
+    assert run_together(spec, store, size) == [0] * size
+    record = recorded(spec, store)
+    assert record.status is Status.OK
+    assert record.cost is not None and record.cost.processes == size
+    assert [r.run_id for r in store.records()] == [spec.run_id]
+    # sums are rounded in another order; six steps of Adam at 1e-2 make little of that
+    np.testing.assert_allclose(confidence(spec, store), confidence(spec, alone), atol=2e-4)
+    for row, other in zip(record.history, expected.history, strict=True):
+        assert row.loss == pytest.approx(other.loss, abs=2e-4)
+        assert row.accuracy == other.accuracy
+    assert record.metrics["test/top1"] == expected.metrics["test/top1"]
+
+
+def test_what_is_done_is_not_done_again(store: ResultsStore) -> None:
+    spec = tiny_spec("linear")
+    assert run_together(spec, store) == [0, 0]
+    before = recorded(spec, store)
+    assert run_together(spec, store) == [0, 0]
+    assert recorded(spec, store) == before
+
+
+def test_batch_norms_that_train_are_refused(store: ResultsStore) -> None:
+    spec = tiny_spec("mlp")
+    assert run_together(spec, store)[0] == 0
+    record = recorded(spec, store)
+    assert record.status is Status.ERROR
+    assert record.error is not None and "2 processes would each see a part of it" in record.error
+
+
+def test_a_failure_in_one_process_is_the_record_of_the_run(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = experiment._measure
+
+    def fails(draft, scratch, device, world, *rest):
+        if world.rank == 1:
+            raise MemoryError("out of memory")
+        measure(draft, scratch, device, world, *rest)
+
+    monkeypatch.setattr(experiment, "_measure", fails)
+    spec = tiny_spec("linear", dataset=digits(11), recipe={"epochs": 3})
+    assert run_together(spec, store) == [0, 1]
+    record = recorded(spec, store)
+    assert record.status is Status.OUT_OF_MEMORY
+    assert record.error is not None and record.error.startswith("in process 1 of 2: out of memory")
+    assert not (store.root / ".scratch").exists()
+
+
+def test_a_stopped_run_goes_on_in_as_many_processes_or_others(store: ResultsStore) -> None:
+    spec = tiny_spec("lora", dataset=digits(11), recipe=RECIPE | {"epochs": 3})
+    alone = ResultsStore(store.root.parent / "alone")
+    expected = experiment.run(spec, alone)
+
+    def interrupted(rank: int) -> None:
+        class Stop(experiment.BestOnTest):
+            def __call__(self, epoch: int) -> None:
+                if epoch == 2:
+                    raise KeyboardInterrupt
+
+        experiment.BestOnTest = Stop  # type: ignore[misc]
+        call = experiment.run if rank == 0 else experiment.assist
+        call(spec, store, device="cpu", saving=Saving(steps=2))  # type: ignore[operator]
+
+    together(2, interrupted)
+    assert recorded(spec, store).status is Status.INTERRUPTED
+    assert len(list((store.root / "checkpoints").iterdir())) == 1
+    record = experiment.run(spec, store, device="cpu", saving=Saving(steps=2))
+    assert record.cost is not None and (record.cost.resumed, record.cost.processes) == (1, 1)
+    np.testing.assert_allclose(confidence(spec, store), confidence(spec, alone), atol=2e-4)
+    assert [row.epoch for row in record.history] == [1, 2, 3]
+    for row, other in zip(record.history, expected.history, strict=True):
+        assert row.loss == pytest.approx(other.loss, abs=2e-4)
+
+
+@pytest.mark.parametrize(("length", "size"), [(7, 3), (1, 2), (0, 2), (8, 4)])
+def test_shares_are_all_of_it_in_order(length: int, size: int) -> None:
+    things = list(range(length))
+    parts = [things[World(rank, size).share(length)] for rank in range(size)]
+    assert [thing for part in parts for thing in part] == things
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_command_starts_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from peftbench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(SystemExit) as exit:
+        main(["run", *QUICK, "method=bias", "processes=2", "results_dir=two"])
+    said = capfd.readouterr()
+    assert exit.value.code == 0, said.err
+    assert said.out.startswith("bias x vit_mini x mini/digits, seed 0: ")
+    (record,) = ResultsStore(tmp_path / "two").records()
+    assert record.cost is not None and record.cost.processes == 2
