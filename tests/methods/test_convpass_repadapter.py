@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from functools import partial
 
@@ -67,12 +69,13 @@ def _on_map(n: Tensor, t: dict[str, Tensor]) -> Tensor:
     return SCALE * (_quick_gelu(hidden) @ t["up.weight"].T + t["up.bias"])
 
 
-def _on_tokens(n: Tensor, t: dict[str, Tensor], num_prefix: int) -> Tensor:
+def _on_tokens(
+    n: Tensor, t: dict[str, Tensor], num_prefix: int, grid: tuple[int, int] = (4, 4)
+) -> Tensor:
     """Each prefix token is a map of one; the patches stand row by row."""
     alone = [_on_map(n[:, i, None, None], t)[:, 0] for i in range(num_prefix)]
-    side = math.isqrt(n.shape[1] - num_prefix)
-    patches = _on_map(n[:, num_prefix:].reshape(len(n), side, side, -1), t)
-    return torch.cat((*alone, patches.reshape(len(n), side * side, -1)), dim=1)
+    patches = _on_map(n[:, num_prefix:].reshape(len(n), *grid, -1), t)
+    return torch.cat((*alone, patches.flatten(1, 2)), dim=1)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,35 @@ def test_convpass_convolves_the_grid_of_the_patches_and_each_prefix_token_alone(
             expected += bypass(n, _tensors(tuned, "blocks.1.block.norm2"))
         actual = tuned.model.blocks[1](x)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_convpass_convolves_a_grid_with_more_columns_than_rows() -> None:
+    """Patches of 4 x 2 pixels: 4 rows of 8. A square of as many would have 5.7."""
+    model = VisionTransformer(
+        img_size=16, patch_size=(4, 2), embed_dim=24, depth=2, num_heads=3, num_classes=5
+    )
+    anatomy = describe(randomise(model, seed=0), 16)
+    block, x = copy.deepcopy(model).double().eval().blocks[1], _noise(2, 1 + 32, 24)
+    generator = torch.Generator().manual_seed(0)
+    tuned = apply(METHODS["convpass"](scale=SCALE), model, anatomy, 7, generator)
+    fill(tuned.trainable, seed=2)
+    tuned.model.double().eval()
+    bypass = partial(_on_tokens, num_prefix=1, grid=(4, 8))
+    with torch.no_grad():
+        n = block.norm1(x)
+        y = x + block.attn(n) + bypass(n, _tensors(tuned, "blocks.1.block.norm1"))
+        n = block.norm2(y)
+        expected = y + block.mlp(n) + bypass(n, _tensors(tuned, "blocks.1.block.norm2"))
+        actual = tuned.model.blocks[1](x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_convpass_refuses_tokens_of_unknown_rows() -> None:
+    anatomy = anatomy_of("vit")
+    assert anatomy.tokens is not None and anatomy.tokens.grid == (4, 4)
+    lost = dataclasses.replace(anatomy, tokens=dataclasses.replace(anatomy.tokens, grid=None))
+    with pytest.raises(Unsupported, match=r"rows of patches.* no patch_embed\.grid_size"):
+        METHODS["convpass"]().check(lost)
 
 
 @pytest.mark.parametrize("branches", ["both", "attention"])
