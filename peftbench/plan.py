@@ -17,6 +17,7 @@ RECORD_BYTES = 40_000  # record, card, predictions and head of a small run
 
 if TYPE_CHECKING:
     from peftbench.backbones.anatomy import Anatomy
+    from peftbench.methods.base import Method
     from peftbench.sweep.jobs import Job
     from peftbench.sweep.slots import Slot
 
@@ -86,11 +87,7 @@ def show(jobs: Sequence[Job], store: ResultsStore, slots: Sequence[Slot] = ()) -
 
 def disk_bytes(spec: RunSpec) -> int:
     """About what a run leaves on disk: its tuned tensors in float32, and its record."""
-    try:
-        parameters = spec.method.expected_params(_anatomy(spec.backbone))
-    except PeftbenchError:
-        parameters = 0
-    return 4 * parameters + RECORD_BYTES
+    return 4 * _parameters(spec.method, spec.backbone) + RECORD_BYTES
 
 
 def _size(count: float) -> str:
@@ -135,13 +132,26 @@ class Estimates:
 
 def refusal(spec: RunSpec) -> str:
     """Why the method is not defined on the backbone, or an empty text."""
+    return _refusal(spec.method, spec.backbone)
+
+
+@cache
+def _refusal(method: Method, backbone: BackboneSpec) -> str:
     try:
-        spec.method.check(_anatomy(spec.backbone))
+        method.check(_anatomy(backbone))
     except Unsupported as e:
         return str(e)
     except PeftbenchError:
         return ""  # the run itself will say it better
     return ""
+
+
+@cache
+def _parameters(method: Method, backbone: BackboneSpec) -> int:
+    try:
+        return method.expected_params(_anatomy(backbone))
+    except PeftbenchError:
+        return 0
 
 
 @cache

@@ -92,13 +92,18 @@ _AT_ENTRIES: Mapping[str, stream.Reads] = {
     "pre": stream.Reads.BEFORE,
 }
 
+# what a backbone lacks where there is no place for an adapter
+_NEEDS: Mapping[str, str] = {
+    "houlsby": "attention and an MLP in each block",
+    "post": "to know the blocks",
+    "pfeiffer": "to know the blocks",
+}
+
 
 @dataclass(frozen=True)
 class Design:
-    """One adapter: A(x) = scale · up(activation(down(x)))."""
+    """What adapters of all widths have in common: A(x) = scale · up(activation(down(x)))."""
 
-    position: str
-    bottleneck: int  # h
     activation: str = "gelu"
     init: str = "lora"
     bias: bool = True
@@ -106,24 +111,26 @@ class Design:
     scale: float = 1.0
     learned_scale: str = "none"  # one scale that trains for each "channel", or a "scalar"
     drop_path: float = 0.0  # of the adapter's own branch
-
-    @property
-    def own_norm(self) -> bool:
-        return self.position == "pfeiffer"
+    own_norm: bool = False  # a layer norm in front that trains
 
 
 class Bottleneck(nn.Module):
     """The adapter of a `Design` on the channels of its input, without a residual."""
 
     def __init__(
-        self, design: Design, width: int, channels_last: bool, generator: torch.Generator
+        self,
+        design: Design,
+        width: int,
+        bottleneck: int,
+        channels_last: bool,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if design.own_norm else None
-        self.down = nn.Linear(width, design.bottleneck, bias=design.bias)
+        self.down = nn.Linear(width, bottleneck, bias=design.bias)
         self.activation = ACTIVATIONS[design.activation]()
         self.dropout = nn.Dropout(design.dropout)
-        self.up = nn.Linear(design.bottleneck, width, bias=design.bias)
+        self.up = nn.Linear(bottleneck, width, bias=design.bias)
         self.drop_path = DropPath(design.drop_path)
         self.channels_last = channels_last
         with torch.no_grad():
@@ -153,35 +160,27 @@ class Bottleneck(nn.Module):
 class BottleneckAdapter(Method):
     """What the presets share; each one has its own hyper-parameters and gives a `Design`."""
 
+    @property
     @abstractmethod
-    def design(self, width: int) -> Design:
-        """The adapter for `width` channels."""
+    def position(self) -> str:
+        """Where the adapters stand: a key of `POSITIONS`."""
 
-    def validate(self) -> None:
-        design = self.design(1024)
-        for key, known in (
-            ("position", POSITIONS),
-            ("activation", ACTIVATIONS),
-            ("init", INITS),
-            ("learned_scale", ("none", "scalar", "channel")),
-        ):
-            value = getattr(design, key)
-            if value not in known:
-                raise unknown_name(f"{key} of method={self.name}:", value, known)
-        self.require(design.init != "zero", "init=zero never trains; it is method=adapter_vpt.")
-        self.require(design.bottleneck >= 1, f"bottleneck={design.bottleneck}; use 1 or more.")
-        for key in ("dropout", "drop_path"):
-            value = getattr(design, key)
-            self.require(0 <= value < 1, f"{key}={value} is not in [0, 1).")
+    @property
+    @abstractmethod
+    def design(self) -> Design:
+        """What the adapters have in common."""
+
+    @abstractmethod
+    def bottleneck_for(self, width: int) -> int:
+        """Width of the bottleneck of an adapter on `width` channels."""
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         """One site for each adapter."""
-        return anatomy.where(*_roles(self.design(1024).position))
+        return anatomy.where(*_roles(self.position))
 
     def check(self, anatomy: Anatomy) -> None:
-        position = self.design(1024).position
         found = {site.role for site in self.sites(anatomy) if site.called}
-        if found == set(_roles(position)):
+        if found == set(_roles(self.position)):
             return
         if not anatomy.where(Role.BLOCK):
             advice = (
@@ -189,26 +188,23 @@ class BottleneckAdapter(Method):
             )
         else:
             advice = "Use method=adapter_plus, which needs blocks only, or method=bias."
-        need = {"houlsby": "attention and an MLP in each block"}.get(
-            position, "an MLP in each block"
-        )
-        if position in ("post", "pfeiffer"):
-            need = "to know the blocks"
+        need = _NEEDS.get(self.position, "an MLP in each block")
         raise Unsupported(
-            f"{self.name} (position {position!r}) needs {need}, and family {anatomy.family!r} "
-            f"describes none. {advice}"
+            f"{self.name} (position {self.position!r}) needs {need}, and family "
+            f"{anatomy.family!r} describes none. {advice}"
         )
 
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
         def make(site: Site) -> Bottleneck:
-            return Bottleneck(self.design(site.width), site.width, site.channels_last, generator)
+            width = site.width
+            bottleneck = self.bottleneck_for(width)
+            return Bottleneck(self.design, width, bottleneck, site.channels_last, generator)
 
         adapters: dict[str, nn.Module] = {}
-        position = self.design(1024).position
-        if position in _AT_ENTRIES:
-            reads = _AT_ENTRIES[position]
+        if self.position in _AT_ENTRIES:
+            reads = _AT_ENTRIES[self.position]
             adapters = stream.add_to_stream(backbone, anatomy, (Role.MLP_ENTRY,), reads, make)
         else:
             for site in self.sites(anatomy):
@@ -223,7 +219,36 @@ class BottleneckAdapter(Method):
         )
 
     def expected_params(self, anatomy: Anatomy) -> int:
-        return sum(_count(self.design(site.width), site.width) for site in self.sites(anatomy))
+        widths = [site.width for site in self.sites(anatomy)]
+        return sum(_count(self.design, width, self.bottleneck_for(width)) for width in widths)
+
+
+@dataclass(frozen=True)
+class FixedBottleneck(BottleneckAdapter):
+    """The presets with one width of the bottleneck for all adapters."""
+
+    bottleneck: int = 8  # h
+
+    def validate(self) -> None:
+        if self.position not in POSITIONS:
+            raise unknown_name(f"position of method={self.name}:", self.position, POSITIONS)
+        design = self.design
+        for key, known in (
+            ("activation", ACTIVATIONS),
+            ("init", INITS),
+            ("learned_scale", ("none", "scalar", "channel")),
+        ):
+            value = getattr(design, key)
+            if value not in known:
+                raise unknown_name(f"{key} of method={self.name}:", value, known)
+        self.require(design.init != "zero", "init=zero never trains; it is method=adapter_vpt.")
+        self.require(self.bottleneck >= 1, f"bottleneck={self.bottleneck}; use 1 or more.")
+        for key in ("dropout", "drop_path"):
+            value = getattr(design, key)
+            self.require(0 <= value < 1, f"{key}={value} is not in [0, 1).")
+
+    def bottleneck_for(self, width: int) -> int:
+        return self.bottleneck
 
 
 def _roles(position: str) -> tuple[Role, ...]:
@@ -232,20 +257,19 @@ def _roles(position: str) -> tuple[Role, ...]:
     return (Role.MLP_ENTRY,) if position in _AT_ENTRIES else (Role.BLOCK,)
 
 
-def _count(design: Design, width: int) -> int:
-    matrices = 2 * width * design.bottleneck
-    biases = design.bias * (design.bottleneck + width)
+def _count(design: Design, width: int, bottleneck: int) -> int:
+    matrices = 2 * width * bottleneck
+    biases = design.bias * (bottleneck + width)
     scales = {"none": 0, "scalar": 1, "channel": width}[design.learned_scale]
     return matrices + biases + scales + 2 * width * design.own_norm
 
 
 @register_method("adapter")
 @dataclass(frozen=True)
-class Adapter(BottleneckAdapter):
+class Adapter(FixedBottleneck):
     """A bottleneck at a chosen position; by default behind the MLP, inside its residual branch."""
 
     position: str = "sequential"  # a key of `POSITIONS`
-    bottleneck: int = 8  # h
     activation: str = "gelu"  # gelu, relu, quick_gelu, silu
     init: str = "lora"  # lora, houlsby, noah, bert
     dropout: float = 0.0
@@ -273,15 +297,15 @@ class Adapter(BottleneckAdapter):
         ),
     )
 
-    def design(self, width: int) -> Design:
+    @property
+    def design(self) -> Design:
         return Design(
-            position=self.position,
-            bottleneck=self.bottleneck,
             activation=self.activation,
             init=self.init,
             dropout=self.dropout,
             scale=self.scale,
             learned_scale=self.learned_scale,
+            own_norm=self.position == "pfeiffer",
         )
 
     def attach(
@@ -307,6 +331,9 @@ class AdapterVPT(BottleneckAdapter):
     """The adapter baseline as VPT released it; all its matrices start, and stay, at zero."""
 
     reduction: int = 8  # h = D // reduction; the paper's rows are 8, 64 and 256
+
+    position: ClassVar[str] = "sequential"
+    design: ClassVar[Design] = Design(init="zero")
 
     card: ClassVar[MethodCard] = MethodCard(
         title="Adapter (VPT, as released)",
@@ -339,5 +366,5 @@ class AdapterVPT(BottleneckAdapter):
                 "method.reduction."
             )
 
-    def design(self, width: int) -> Design:
-        return Design("sequential", bottleneck=width // self.reduction, init="zero")
+    def bottleneck_for(self, width: int) -> int:
+        return width // self.reduction

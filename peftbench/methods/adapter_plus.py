@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from peftbench.methods.adapter import BottleneckAdapter, Design
+from peftbench.methods.adapter import Design, FixedBottleneck
 from peftbench.methods.base import MethodCard, register_method
 
 
 @register_method("adapter_plus")
 @dataclass(frozen=True)
-class AdapterPlus(BottleneckAdapter):
+class AdapterPlus(FixedBottleneck):
     """z + s · A(z) behind each block, with one learned scale for each channel."""
 
-    bottleneck: int = 8
     init: str = "houlsby"  # N(0, 0.01^2) cut at two deviations; or lora, noah, bert
     dropout: float = 0.0
     drop_path: float = 0.1  # of the adapter's branch
+
+    position: ClassVar[str] = "post"
 
     card: ClassVar[MethodCard] = MethodCard(
         title="Adapter+",
@@ -34,10 +35,9 @@ class AdapterPlus(BottleneckAdapter):
         ),
     )
 
-    def design(self, width: int) -> Design:
+    @property
+    def design(self) -> Design:
         return Design(
-            position="post",
-            bottleneck=self.bottleneck,
             init=self.init,
             dropout=self.dropout,
             learned_scale="channel",

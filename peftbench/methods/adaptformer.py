@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from peftbench.methods.adapter import BottleneckAdapter, Design
+from peftbench.methods.adapter import Design, FixedBottleneck
 from peftbench.methods.base import MethodCard, register_method
 
 
 @register_method("adaptformer")
 @dataclass(frozen=True)
-class AdaptFormer(BottleneckAdapter):
+class AdaptFormer(FixedBottleneck):
     """z = y + MLP(LN y) + s W_up relu(W_down y)."""
 
     bottleneck: int = 64
@@ -23,6 +23,8 @@ class AdaptFormer(BottleneckAdapter):
     dropout: float = 0.1
     bias: bool = True
     variant: str = "default"  # "released": batch normalisation in front of the classifier
+
+    position: ClassVar[str] = "parallel"
 
     card: ClassVar[MethodCard] = MethodCard(
         title="AdaptFormer",
@@ -42,10 +44,9 @@ class AdaptFormer(BottleneckAdapter):
         ),
     )
 
-    def design(self, width: int) -> Design:
+    @property
+    def design(self) -> Design:
         return Design(
-            position="parallel",
-            bottleneck=self.bottleneck,
             activation="relu",
             dropout=self.dropout,
             scale=self.scale,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import Anatomy, Role, Site
+from peftbench.backbones.anatomy import Anatomy, Role, Site, Tokens
 from peftbench.errors import Unsupported
 from peftbench.methods import stream
 from peftbench.methods.adapter import QuickGELU
@@ -30,7 +29,7 @@ class Bypass(nn.Module):
     """
 
     def __init__(
-        self, width: int, bottleneck: int, scale: float, dropout: float, num_prefix: int | None
+        self, width: int, bottleneck: int, scale: float, dropout: float, tokens: Tokens | None
     ) -> None:
         super().__init__()
         self.down = nn.Linear(width, bottleneck)
@@ -39,17 +38,18 @@ class Bypass(nn.Module):
         self.activation = QuickGELU()
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
-        self.num_prefix = num_prefix  # None: the input is a map (B, H, W, C) already
+        self.tokens = tokens  # None: the input is a map (B, H, W, C) already
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, N, C) or (B, H, W, C); the change has the same shape."""
         hidden = self.activation(self.down(x))
-        if self.num_prefix is None:
+        if self.tokens is None:
             mixed = self._convolve(hidden)
         else:
-            prefix, patches = hidden[:, : self.num_prefix], hidden[:, self.num_prefix :]
-            side = math.isqrt(patches.shape[1])
-            grid = patches.unflatten(1, (side, side))
+            assert self.tokens.grid is not None  # `check` has refused it
+            start = self.tokens.num_prefix
+            prefix, patches = hidden[:, :start], hidden[:, start:]
+            grid = patches.unflatten(1, self.tokens.grid)
             alone = self._convolve(prefix.flatten(0, 1)[:, None, None])
             mixed = torch.cat((alone.reshape(prefix.shape), self._convolve(grid).flatten(1, 2)), 1)
         change: Tensor = self.up(self.dropout(self.activation(mixed))) * self.scale
@@ -105,11 +105,10 @@ class Convpass(Method):
                 "convpass needs blocks that read the stream through a norm in front of attention, "
                 f"and {anatomy.family} backbones have none. Use method=adapter_plus, bias or norm."
             )
-        grid = anatomy.tokens.grid if anatomy.tokens is not None else None
-        if anatomy.tokens is not None and (grid is None or grid[0] != grid[1]):
+        if anatomy.tokens is not None and anatomy.tokens.grid is None:
             raise Unsupported(
-                f"convpass needs a square grid of patches, and this {anatomy.family} backbone has "
-                f"{grid}. Set backbone.image_size, or use method=adapter."
+                f"convpass needs to know the rows of patches, and this {anatomy.family} backbone "
+                "has no patch_embed.grid_size. Use method=adapter."
             )
 
     def roles(self) -> tuple[Role, ...]:
@@ -120,10 +119,8 @@ class Convpass(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
-        num_prefix = None if anatomy.tokens is None else anatomy.tokens.num_prefix
-
         def make(site: Site) -> Bypass:
-            bypass = Bypass(site.width, self.bottleneck, self.scale, self.dropout, num_prefix)
+            bypass = Bypass(site.width, self.bottleneck, self.scale, self.dropout, anatomy.tokens)
             self._initialise(bypass, generator)
             return bypass
 

@@ -6,11 +6,12 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import timm
 import torch
+from command_line import Cli
 from safetensors.torch import load_file
 from tiny_runs import digits, files_below, short_timings, tiny_spec
 
@@ -20,9 +21,6 @@ from peftbench import export as exporting
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import Phase
-
-if TYPE_CHECKING:
-    from conftest import Cli
 
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 

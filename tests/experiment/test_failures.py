@@ -3,83 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
+from odd_methods import AddsUnused, TouchesNothing, TrainsOutside
 from safetensors.torch import save_file
 from tiny_runs import compose, tiny_spec, write_images
 from torch import nn
 
 from peftbench import experiment
 from peftbench.backbones import load as backbones
-from peftbench.backbones.anatomy import Anatomy
 from peftbench.config import build
 from peftbench.errors import NotMergeable
-from peftbench.methods import Attachment, Method, MethodCard, surgery
 from peftbench.methods.lora import LoRA
 from peftbench.methods.partial import Partial
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BackboneSpec
-
-CARD = MethodCard("Test", "none", "none", "none", identity_at_init=True, mergeable=False)
-
-
-@dataclass(frozen=True)
-class TouchesNothing(Method):
-    """Finds none of its sites."""
-
-    name: ClassVar[str] = "touches_nothing"
-    card: ClassVar[MethodCard] = CARD
-
-    def attach(
-        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
-    ) -> Attachment:
-        return Attachment(backbone, trainable=(), touched=())
-
-    def expected_params(self, anatomy: Anatomy) -> int:
-        return 0
-
-
-@dataclass(frozen=True)
-class TrainsOutside(TouchesNothing):
-    """Declares a parameter that is nowhere in the model."""
-
-    name: ClassVar[str] = "trains_outside"
-
-    def attach(
-        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
-    ) -> Attachment:
-        return Attachment(backbone, (nn.Parameter(torch.zeros(3)),), touched=("blocks.0",))
-
-
-class Idle(nn.Module):
-    """A block with a parameter beside it that no computation reads."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-        self.scale = nn.Parameter(torch.ones(3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.block(x)
-
-
-@dataclass(frozen=True)
-class CountedButNotExecuted(TouchesNothing):
-    """Adds a parameter that never takes part in the forward pass."""
-
-    name: ClassVar[str] = "counted_but_not_executed"
-
-    def attach(
-        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
-    ) -> Attachment:
-        block = Idle(backbone.get_submodule("blocks.0"))
-        surgery.replace(backbone, "blocks.0", block)
-        return Attachment(backbone, (block.scale,), touched=("blocks.0",))
 
 
 def failing(error: BaseException) -> Callable[..., None]:
@@ -150,7 +91,7 @@ def test_a_parameter_outside_the_model_has_no_effect(store: ResultsStore) -> Non
 
 
 def test_a_method_that_is_counted_but_not_executed_has_no_effect(store: ResultsStore) -> None:
-    record = experiment.run(tiny_spec(CountedButNotExecuted()), store)
+    record = experiment.run(tiny_spec(AddsUnused()), store)
     assert record.status is Status.NO_EFFECT
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import cli, work  # noqa: F401 - fixtures
 from tiny_runs import short_timings
 
-from peftbench.cli import main
 from peftbench.results.store import ResultsStore
 
 
@@ -39,42 +37,3 @@ def quick() -> Iterator[None]:
     """Runs measure no latency worth the name."""
     with short_timings():
         yield
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended and what it said."""
-
-    status: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes of sweeps
-    return folder
-
-
-@pytest.fixture
-def cli(work: Path, quick: None, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """Calls `main` in the test's process."""
-
-    def call(*arguments: str) -> Done:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            main(arguments)
-        said = capfd.readouterr()
-        assert isinstance(exit.value.code, int)
-        return Done(exit.value.code, said.out, said.err)
-
-    before = signal.getsignal(signal.SIGTERM)
-    yield call
-    signal.signal(signal.SIGTERM, before)

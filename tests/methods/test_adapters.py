@@ -16,31 +16,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_backbones import anatomy_of, fill, fresh, images
+from tiny_tuned import noise, start, tensors_at
 from torch import Tensor, nn
 
 from peftbench.errors import ConfigError, UnknownName, Unsupported
-from peftbench.methods import METHODS, Tuned, apply, discover
-
-discover()
+from peftbench.methods import METHODS, Tuned, apply
 
 Change = Callable[[Tensor], Tensor]
 
 
 def _apply(backbone: str, method: str = "adapter", **options: object) -> Tuned:
     """In float64 and eval mode, all that trains far from zero."""
-    generator = torch.Generator().manual_seed(0)
-    made = METHODS[method](**options)
-    tuned = apply(made, fresh(backbone), anatomy_of(backbone), 7, generator)
+    tuned = start(method, backbone, **options)
     fill(tuned.trainable, seed=2)
     tuned.model.double().eval()
     return tuned
-
-
-def _tensors(tuned: Tuned, place: str) -> dict[str, Tensor]:
-    """The tensors of the adapter at `place`, by the last part of their names."""
-    start = f"{place}.adapter."
-    named = tuned.method_params.items()
-    return {n.removeprefix(start): p.detach() for n, p in named if n.startswith(start)}
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -60,10 +50,6 @@ def _adapter(
 
 def _channels_first(x: Tensor, change: Change) -> Tensor:
     return change(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def _noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -108,8 +94,8 @@ def _by_hand(position: str, block: nn.Module, x: Tensor, adapters: list[Change])
 @pytest.mark.parametrize("position", PLACES)
 def test_each_position_is_its_formula(position: str, backbone: str) -> None:
     tuned = _apply(backbone, position=position, bottleneck=5, scale=0.7)
-    adapters = [partial(_adapter, t=_tensors(tuned, p), scale=0.7) for p in PLACES[position]]
-    block, x = fresh(backbone).double().blocks[1], _noise(2, 9, 24)
+    adapters = [partial(_adapter, t=tensors_at(tuned, p), scale=0.7) for p in PLACES[position]]
+    block, x = fresh(backbone).double().blocks[1], noise(2, 9, 24)
     with torch.no_grad():
         expected = _by_hand(position, block, x, adapters)
     _assert_computes(tuned, "blocks.1", x, expected)
@@ -119,8 +105,8 @@ def test_each_position_is_its_formula(position: str, backbone: str) -> None:
 def test_on_swin_the_adapter_sees_the_map_of_a_shifted_block(position: str) -> None:
     """Swin flattens the map in front of its MLP only."""
     tuned = _apply("swin", position=position)
-    a = partial(_adapter, t=_tensors(tuned, "layers.0.blocks.1.block.norm2"))
-    block, x = fresh("swin").double().layers[0].blocks[1], _noise(2, 8, 8, 12)
+    a = partial(_adapter, t=tensors_at(tuned, "layers.0.blocks.1.block.norm2"))
+    block, x = fresh("swin").double().layers[0].blocks[1], noise(2, 8, 8, 12)
     with torch.no_grad():
         y = x + block._attn(block.norm1(x))
         if position == "pre":
@@ -138,8 +124,8 @@ def test_on_convnext_the_adapter_stands_beside_or_in_front_of_the_whole_block(
     position: str, backbone: str
 ) -> None:
     tuned = _apply(backbone, position=position)
-    t = _tensors(tuned, "stages.2.blocks.1.block.conv_dw")
-    block, x = fresh(backbone).double().stages[2].blocks[1], _noise(2, 16, 4, 4)
+    t = tensors_at(tuned, "stages.2.blocks.1.block.conv_dw")
+    block, x = fresh(backbone).double().stages[2].blocks[1], noise(2, 16, 4, 4)
     with torch.no_grad():
         change = _channels_first(x, partial(_adapter, t=t))
         expected = block(x) + change if position == "parallel" else block(x + change)
@@ -149,13 +135,13 @@ def test_on_convnext_the_adapter_stands_beside_or_in_front_of_the_whole_block(
 @pytest.mark.parametrize(
     ("backbone", "position", "place", "x"),
     [
-        ("convnext", "sequential", "stages.2.blocks.1.mlp.fc2", _noise(2, 4, 4, 64)),  # a linear
-        ("convnext_conv", "sequential", "stages.2.blocks.1.mlp.fc2", _noise(2, 64, 4, 4)),
-        ("convnext", "post", "stages.2.blocks.1", _noise(2, 16, 4, 4)),
-        ("resnet_bottleneck", "pfeiffer", "layer3.0", _noise(2, 24, 4, 4)),
-        ("efficientnet", "post", "blocks.2.1", _noise(2, 16, 4, 4)),
-        ("swin", "post", "layers.1.blocks.0", _noise(2, 4, 4, 24)),
-        ("mixer", "post", "blocks.1", _noise(2, 16, 16)),
+        ("convnext", "sequential", "stages.2.blocks.1.mlp.fc2", noise(2, 4, 4, 64)),  # a linear
+        ("convnext_conv", "sequential", "stages.2.blocks.1.mlp.fc2", noise(2, 64, 4, 4)),
+        ("convnext", "post", "stages.2.blocks.1", noise(2, 16, 4, 4)),
+        ("resnet_bottleneck", "pfeiffer", "layer3.0", noise(2, 24, 4, 4)),
+        ("efficientnet", "post", "blocks.2.1", noise(2, 16, 4, 4)),
+        ("swin", "post", "layers.1.blocks.0", noise(2, 4, 4, 24)),
+        ("mixer", "post", "blocks.1", noise(2, 16, 16)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -163,7 +149,7 @@ def test_an_adapter_acts_on_channels_in_either_layout(
     backbone: str, position: str, place: str, x: Tensor
 ) -> None:
     tuned = _apply(backbone, position=position)
-    change = partial(_adapter, t=_tensors(tuned, place))
+    change = partial(_adapter, t=tensors_at(tuned, place))
     last = backbone in ("swin", "mixer") or (backbone, position) == ("convnext", "sequential")
     with torch.no_grad():
         z = fresh(backbone).double().get_submodule(place)(x)
@@ -182,10 +168,10 @@ def test_an_adapter_acts_on_channels_in_either_layout(
 )
 def test_each_activation_is_its_formula(name: str, activation: Change) -> None:
     tuned = _apply("vit", position="post", activation=name)
-    block, x = fresh("vit").double().blocks[0], _noise(2, 17, 24)
+    block, x = fresh("vit").double().blocks[0], noise(2, 17, 24)
     with torch.no_grad():
         z = block(x)
-        expected = z + _adapter(z, _tensors(tuned, "blocks.0"), activation=activation)
+        expected = z + _adapter(z, tensors_at(tuned, "blocks.0"), activation=activation)
     _assert_computes(tuned, "blocks.0", x, expected)
 
 
@@ -197,17 +183,17 @@ def test_a_learned_scale_multiplies_the_change(learned: str, shape: tuple[int, .
     assert torch.equal(started["blocks.0.adapter.scale"].detach(), torch.full(shape, 0.3))
     tuned = _apply("vit", position="post", learned_scale=learned, scale=0.3)
     assert tuned.method_params["blocks.0.adapter.scale"].shape == shape
-    block, x = fresh("vit").double().blocks[0], _noise(2, 17, 24)
+    block, x = fresh("vit").double().blocks[0], noise(2, 17, 24)
     with torch.no_grad():
         z = block(x)
-        expected = z + _adapter(z, _tensors(tuned, "blocks.0"))
+        expected = z + _adapter(z, tensors_at(tuned, "blocks.0"))
     _assert_computes(tuned, "blocks.0", x, expected)
 
 
 def test_dropout_acts_on_the_bottleneck_and_only_while_training() -> None:
     tuned = _apply("vit", position="post", dropout=0.5)
-    block, x = fresh("vit").double().blocks[1], _noise(2, 17, 24)
-    t = _tensors(tuned, "blocks.1")
+    block, x = fresh("vit").double().blocks[1], noise(2, 17, 24)
+    t = tensors_at(tuned, "blocks.1")
     tuned.train()
     for training in (True, False):
         torch.manual_seed(0)
@@ -236,11 +222,11 @@ def test_adapter_plus_starts_with_a_scale_of_one_for_each_channel() -> None:
 
 def test_the_drop_path_of_adapter_plus_drops_whole_changes_and_only_while_training() -> None:
     tuned = _apply("vit", "adapter_plus", drop_path=0.5)
-    x = _noise(32, 5, 24)
+    x = noise(32, 5, 24)
     block = tuned.model.blocks[1]
     with torch.no_grad():
         z = fresh("vit").double().blocks[1](x)
-        change = _adapter(z, _tensors(tuned, "blocks.1"))
+        change = _adapter(z, tensors_at(tuned, "blocks.1"))
         torch.testing.assert_close(block(x), z + change, rtol=0, atol=1e-12)
         torch.manual_seed(0)
         tuned.train()
@@ -277,7 +263,7 @@ def test_the_released_head_of_adaptformer_normalises_without_an_affine() -> None
     assert weight.std().item() == pytest.approx(0.01, rel=0.01)
     assert weight.mean().abs() < 2e-4
     assert not bias.any()
-    x = 3 * _noise(8, width) + 1
+    x = 3 * noise(8, width) + 1
     fill({"weight": weight, "bias": bias}, seed=1)
     head.double()
     weight, bias = (p.detach() for p in head.parameters())

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 import torch
+from odd_methods import AddsUnused, TouchesNothing, TrainsOutside
 from timm.models.resnet import BasicBlock, ResNet
 from tiny_backbones import NUM_CLASSES, anatomy_of, fresh, images
 from torch import nn
 
-from peftbench.backbones.anatomy import Anatomy, describe
+from peftbench.backbones.anatomy import describe
 from peftbench.errors import NoEffect, NotMergeable, UnknownName, Unsupported
-from peftbench.methods import METHODS, Attachment, Method, MethodCard, apply, discover
+from peftbench.methods import METHODS, Method, apply, discover
 from peftbench.methods.base import register_method
 
 discover()
-
-
-@dataclass(frozen=True)
-class Own(Method):
-    """A method of a test: not registered, adds one tensor to the first block."""
-
-    inside: bool = True
-
-    name: ClassVar[str] = "own"
-    card: ClassVar[MethodCard] = MethodCard(
-        title="Own", paper="-", section="-", reference="-", identity_at_init=True, mergeable=False
-    )
-
-    def attach(
-        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
-    ) -> Attachment:
-        parameter = nn.Parameter(torch.randn(3, generator=generator))
-        if self.inside:
-            backbone.get_submodule("blocks.0").register_parameter("own", parameter)
-        return Attachment(backbone, (parameter,), touched=("blocks.0",))
-
-    def expected_params(self, anatomy: Anatomy) -> int:
-        return 3
-
-
-@dataclass(frozen=True)
-class Nothing(Own):
-    """Finds no site and says so by an empty tuple."""
-
-    name: ClassVar[str] = "nothing"
-
-    def attach(
-        self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
-    ) -> Attachment:
-        return Attachment(backbone, (), touched=())
 
 
 def _apply(method: Method, backbone: nn.Module | None = None) -> object:
@@ -60,19 +23,19 @@ def _apply(method: Method, backbone: nn.Module | None = None) -> object:
 
 
 def test_a_method_that_touches_nothing_is_an_error() -> None:
-    with pytest.raises(NoEffect, match=r"^nothing .*vit"):
-        _apply(Nothing())
+    with pytest.raises(NoEffect, match=r"^touches_nothing .*vit"):
+        _apply(TouchesNothing())
 
 
 def test_a_parameter_outside_the_model_is_an_error() -> None:
-    assert _apply(Own()).method_params.keys() == {"blocks.0.own"}
-    with pytest.raises(NoEffect, match=r"^own declared 1 parameters outside"):
-        _apply(Own(inside=False))
+    assert _apply(AddsUnused()).method_params.keys() == {"blocks.0.own"}
+    with pytest.raises(NoEffect, match=r"^trains_outside declared 1 parameters outside"):
+        _apply(TrainsOutside())
 
 
 def test_merging_is_refused_by_default() -> None:
-    with pytest.raises(NotMergeable, match="own"):
-        Own().merge(fresh("vit"))
+    with pytest.raises(NotMergeable, match="adds_unused"):
+        AddsUnused().merge(fresh("vit"))
 
 
 def test_a_method_without_a_card_is_refused_when_it_is_registered() -> None:
@@ -85,7 +48,7 @@ def test_a_method_without_a_card_is_refused_when_it_is_registered() -> None:
 
 
 def test_a_name_is_taken_once() -> None:
-    class Other(Own):
+    class Other(AddsUnused):
         pass
 
     with pytest.raises(ValueError, match="'lora' is registered twice"):

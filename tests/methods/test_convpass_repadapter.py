@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from functools import partial
 
@@ -10,38 +12,22 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from tiny_backbones import anatomy_of, fill, fresh, randomise
+from tiny_tuned import noise, start, tensors_at
 from torch import Tensor
 
 from peftbench.backbones.anatomy import describe
 from peftbench.errors import ConfigError, NotMergeable, UnknownName, Unsupported
-from peftbench.methods import METHODS, Tuned, apply, discover
+from peftbench.methods import METHODS, Tuned, apply
 
-discover()
 SCALE = 0.7
-
-
-def _start(method: str, backbone: str, **options: object) -> Tuned:
-    generator = torch.Generator().manual_seed(0)
-    return apply(METHODS[method](**options), fresh(backbone), anatomy_of(backbone), 7, generator)
 
 
 def _apply(method: str, backbone: str, **options: object) -> Tuned:
     """In float64 and eval mode, all that trains far from zero."""
-    tuned = _start(method, backbone, scale=SCALE, **options)
+    tuned = start(method, backbone, scale=SCALE, **options)
     fill(tuned.trainable, seed=2)
     tuned.model.double().eval()
     return tuned
-
-
-def _tensors(tuned: Tuned, place: str) -> dict[str, Tensor]:
-    """The tensors of the adapter at `place`, by the last part of their names."""
-    start = f"{place}.adapter."
-    named = tuned.method_params.items()
-    return {n.removeprefix(start): p.detach() for n, p in named if n.startswith(start)}
-
-
-def _noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 # ------------------------------------------------------------------- convpass
@@ -67,12 +53,13 @@ def _on_map(n: Tensor, t: dict[str, Tensor]) -> Tensor:
     return SCALE * (_quick_gelu(hidden) @ t["up.weight"].T + t["up.bias"])
 
 
-def _on_tokens(n: Tensor, t: dict[str, Tensor], num_prefix: int) -> Tensor:
+def _on_tokens(
+    n: Tensor, t: dict[str, Tensor], num_prefix: int, grid: tuple[int, int] = (4, 4)
+) -> Tensor:
     """Each prefix token is a map of one; the patches stand row by row."""
     alone = [_on_map(n[:, i, None, None], t)[:, 0] for i in range(num_prefix)]
-    side = math.isqrt(n.shape[1] - num_prefix)
-    patches = _on_map(n[:, num_prefix:].reshape(len(n), side, side, -1), t)
-    return torch.cat((*alone, patches.reshape(len(n), side * side, -1)), dim=1)
+    patches = _on_map(n[:, num_prefix:].reshape(len(n), *grid, -1), t)
+    return torch.cat((*alone, patches.flatten(1, 2)), dim=1)
 
 
 @pytest.mark.parametrize(
@@ -84,16 +71,45 @@ def test_convpass_convolves_the_grid_of_the_patches_and_each_prefix_token_alone(
 ) -> None:
     tuned = _apply("convpass", backbone, branches=branches)
     bypass = partial(_on_tokens, num_prefix=num_prefix)
-    block, x = fresh(backbone).double().blocks[1], _noise(2, num_prefix + 16, 24)
+    block, x = fresh(backbone).double().blocks[1], noise(2, num_prefix + 16, 24)
     with torch.no_grad():
         n = block.norm1(x)
-        y = x + block.ls1(block.attn(n)) + bypass(n, _tensors(tuned, "blocks.1.block.norm1"))
+        y = x + block.ls1(block.attn(n)) + bypass(n, tensors_at(tuned, "blocks.1.block.norm1"))
         n = block.norm2(y)  # sees what the first bypass changed
         expected = y + block.ls2(block.mlp(n))
         if branches == "both":
-            expected += bypass(n, _tensors(tuned, "blocks.1.block.norm2"))
+            expected += bypass(n, tensors_at(tuned, "blocks.1.block.norm2"))
         actual = tuned.model.blocks[1](x)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_convpass_convolves_a_grid_with_more_columns_than_rows() -> None:
+    """Patches of 4 x 2 pixels: 4 rows of 8. A square of as many would have 5.7."""
+    model = VisionTransformer(
+        img_size=16, patch_size=(4, 2), embed_dim=24, depth=2, num_heads=3, num_classes=5
+    )
+    anatomy = describe(randomise(model, seed=0), 16)
+    block, x = copy.deepcopy(model).double().eval().blocks[1], noise(2, 1 + 32, 24)
+    generator = torch.Generator().manual_seed(0)
+    tuned = apply(METHODS["convpass"](scale=SCALE), model, anatomy, 7, generator)
+    fill(tuned.trainable, seed=2)
+    tuned.model.double().eval()
+    bypass = partial(_on_tokens, num_prefix=1, grid=(4, 8))
+    with torch.no_grad():
+        n = block.norm1(x)
+        y = x + block.attn(n) + bypass(n, tensors_at(tuned, "blocks.1.block.norm1"))
+        n = block.norm2(y)
+        expected = y + block.mlp(n) + bypass(n, tensors_at(tuned, "blocks.1.block.norm2"))
+        actual = tuned.model.blocks[1](x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_convpass_refuses_tokens_of_unknown_rows() -> None:
+    anatomy = anatomy_of("vit")
+    assert anatomy.tokens is not None and anatomy.tokens.grid == (4, 4)
+    lost = dataclasses.replace(anatomy, tokens=dataclasses.replace(anatomy.tokens, grid=None))
+    with pytest.raises(Unsupported, match=r"rows of patches.* no patch_embed\.grid_size"):
+        METHODS["convpass"]().check(lost)
 
 
 @pytest.mark.parametrize("branches", ["both", "attention"])
@@ -102,15 +118,15 @@ def test_convpass_convolves_the_whole_map_of_swin_over_the_borders_of_windows(
 ) -> None:
     tuned = _apply("convpass", "swin", branches=branches)
     place = "layers.0.blocks.1.block"
-    block, x = fresh("swin").double().layers[0].blocks[1], _noise(2, 8, 8, 12)
+    block, x = fresh("swin").double().layers[0].blocks[1], noise(2, 8, 8, 12)
     assert block.window_size == (4, 4)
     with torch.no_grad():
         n = block.norm1(x)
-        y = x + block._attn(n) + _on_map(n, _tensors(tuned, f"{place}.norm1"))
+        y = x + block._attn(n) + _on_map(n, tensors_at(tuned, f"{place}.norm1"))
         n = block.norm2(y)
         expected = y + block.mlp(n)
         if branches == "both":
-            expected += _on_map(n, _tensors(tuned, f"{place}.norm2"))
+            expected += _on_map(n, tensors_at(tuned, f"{place}.norm2"))
         actual = tuned.model.layers[0].blocks[1](x)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
@@ -118,7 +134,7 @@ def test_convpass_convolves_the_whole_map_of_swin_over_the_borders_of_windows(
 @pytest.mark.parametrize("init", ["identity", "xavier"])
 def test_convpass_starts_from_an_identity_kernel_or_a_random_one(init: str) -> None:
     h = 8
-    tuned = _start("convpass", "vit", bottleneck=h, conv_init=init)
+    tuned = start("convpass", "vit", bottleneck=h, conv_init=init)
     identity = torch.zeros(h, h, 3, 3)
     for i in range(h):
         identity[i, i, 1, 1] = 1
@@ -156,10 +172,10 @@ def test_repadapter_changes_the_input_of_attention_and_mlp_group_by_group(
     layer: str, groups: int
 ) -> None:
     tuned = _apply("repadapter", "vit", bottleneck=8, groups=groups)
-    t = _tensors(tuned, f"blocks.1.{layer}")
+    t = tensors_at(tuned, f"blocks.1.{layer}")
     assert t["up.weight"].shape == (24, 8 // groups)
     matrix, constant = _matrices(t, groups)
-    base, n = fresh("vit").double().get_submodule(f"blocks.1.{layer}"), _noise(2, 17, 24)
+    base, n = fresh("vit").double().get_submodule(f"blocks.1.{layer}"), noise(2, 17, 24)
     with torch.no_grad():
         expected = base(n + n @ matrix.T + constant)
         actual = tuned.model.get_submodule(f"blocks.1.{layer}")(n)
@@ -171,7 +187,7 @@ def test_repadapter_folds_into_w_times_one_plus_m_and_b_plus_w_c(backbone: str) 
     tuned = _apply("repadapter", backbone)
     expected = {name: t.clone() for name, t in fresh(backbone).double().state_dict().items()}
     for path in tuned.touched:
-        matrix, constant = _matrices(_tensors(tuned, path), groups=2)
+        matrix, constant = _matrices(tensors_at(tuned, path), groups=2)
         weight, bias = expected[f"{path}.weight"], expected[f"{path}.bias"]
         eye = torch.eye(len(matrix), dtype=torch.float64)
         expected[f"{path}.weight"] = weight @ (eye + matrix)
@@ -185,7 +201,7 @@ def test_repadapter_folds_into_w_times_one_plus_m_and_b_plus_w_c(backbone: str) 
 
 
 def test_repadapter_starts_from_a_xavier_matrix_and_zeros() -> None:
-    tuned = _start("repadapter", "vit", bottleneck=64)
+    tuned = start("repadapter", "vit", bottleneck=64)
     for name, parameter in tuned.method_params.items():
         if not name.endswith("down.weight"):
             assert not parameter.any()
@@ -234,7 +250,7 @@ def test_repadapter_that_cannot_be_merged_is_left_as_it_was() -> None:
 def test_dropout_acts_on_the_bottleneck_and_only_while_training(method: str, place: str) -> None:
     """Of a bottleneck of two, most tokens keep nothing but the last bias."""
     tuned = _apply(method, "vit", dropout=0.75, bottleneck=2)
-    t, n = _tensors(tuned, place), _noise(4, 17, 24)
+    t, n = tensors_at(tuned, place), noise(4, 17, 24)
     adapter = tuned.model.get_submodule(f"{place}.adapter")
     full = adapter(n).detach()
     torch.manual_seed(0)

@@ -8,13 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_backbones import anatomy_of, fill, fresh
+from tiny_backbones import fill, fresh
+from tiny_tuned import start
 from torch import Tensor
 
 from peftbench.errors import ConfigError, UnknownName
-from peftbench.methods import METHODS, Tuned, apply, discover
-
-discover()
+from peftbench.methods import METHODS, Tuned
 
 METHOD = pytest.mark.parametrize("method", ["fact_tt", "fact_tk"])
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -30,14 +29,9 @@ BLOCKS = {
 }
 
 
-def _start(method: str, backbone: str, **options: object) -> Tuned:
-    generator = torch.Generator().manual_seed(0)
-    return apply(METHODS[method](**options), fresh(backbone), anatomy_of(backbone), 7, generator)
-
-
 def _apply(method: str, backbone: str = "vit", **options: object) -> Tuned:
     """In float64 and eval mode, its tensors far from zero."""
-    tuned = _start(method, backbone, rank=RANK, scale=SCALE, **options)
+    tuned = start(method, backbone, rank=RANK, scale=SCALE, **options)
     fill(tuned.method_params, seed=2)
     tuned.model.double().eval()
     return tuned
@@ -127,7 +121,7 @@ def test_the_released_tucker_interleaves_the_slices_of_the_mlp_and_nothing_else(
 @METHOD
 def test_all_blocks_of_a_width_share_the_factors(method: str) -> None:
     for backbone, widths in (("vit", [24]), ("swin", [12, 24])):
-        tuned = _start(method, backbone)
+        tuned = start(method, backbone)
         shared: dict[int, set[int]] = {width: set() for width in widths}
         for block, (width, _) in BLOCKS[backbone].items():
             for layer in LAYERS:
@@ -151,7 +145,7 @@ def _assert_uniform(tensor: Tensor, bound: float) -> None:
 
 @METHOD
 def test_u_is_uniform_and_v_is_zero(method: str) -> None:
-    tuned = _start(method, "vit", rank=16)
+    tuned = start(method, "vit", rank=16)
     factors = tuned.model.get_submodule("blocks.0.attn.qkv.delta.factors")
     _assert_uniform(factors.u, 1 / math.sqrt(24))
     assert not factors.v.any()
@@ -160,7 +154,7 @@ def test_u_is_uniform_and_v_is_zero(method: str) -> None:
 def test_cores_of_the_tensor_train_start_as_linear_layers_from_r() -> None:
     """And that of fc2, which maps 4 r to r, as one from 4 r."""
     r = 16
-    tuned = _start("fact_tt", "vit", rank=r)
+    tuned = start("fact_tt", "vit", rank=r)
     cores = {n: p for n, p in tuned.method_params.items() if ".core." in n}
     shapes = {"q": (r, r), "k": (r, r), "v": (r, r), "proj": (r, r)}
     shapes |= {"fc1": (4 * r, r), "fc2": (r, 4 * r)}
@@ -173,7 +167,7 @@ def test_cores_of_the_tensor_train_start_as_linear_layers_from_r() -> None:
 
 def test_the_core_and_p_of_tucker_start_as_xavier_of_their_shapes() -> None:
     r, blocks = 16, 2
-    tucker = _start("fact_tk", "vit", rank=r).model.get_submodule("blocks.1.mlp.fc2.delta.tucker")
+    tucker = start("fact_tk", "vit", rank=r).model.get_submodule("blocks.1.mlp.fc2.delta.tucker")
     assert tucker.core.shape == (r, r, r) and tucker.p.shape == (r, 12 * blocks)
     _assert_uniform(tucker.core, math.sqrt(3) / r)
     _assert_uniform(tucker.p, math.sqrt(6 / (12 * blocks + r)))

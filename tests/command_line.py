@@ -1,0 +1,57 @@
+"""`peftbench` called inside the test's process, in an empty working directory."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny_runs import short_timings
+
+from peftbench import config
+from peftbench.cli import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory; configurations found in earlier ones are forgotten."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes of sweeps
+    config._entries.cache_clear()
+    yield folder
+    config._entries.cache_clear()
+
+
+@pytest.fixture
+def cli(work: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    """Calls `main`; file descriptors are captured, so libraries that write there are seen too."""
+
+    def call(*arguments: str) -> Done:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        said = capfd.readouterr()
+        assert isinstance(exit.value.code, int)
+        return Done(exit.value.code, said.out, said.err)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with short_timings():
+        yield call
+    signal.signal(signal.SIGTERM, before)
