@@ -61,6 +61,9 @@ COLUMNS = (
     Column("selection", "string", "which epoch is reported: last, or best_on_test, which flatters"),
     Column("selected_epoch", "Int64", "epoch that is reported where it was selected"),
     Column("top1_last", "Float64", "accuracy after the last epoch where another is reported"),
+    Column("tuner", "string", "search that chose hyper-parameters; missing where none did"),
+    Column("trials", "Int64", "trainings of that search for this method and data set"),
+    Column("trial_epochs", "Int64", "epochs of each of them"),
     Column("split", "string", "split that the next five columns are measured on"),
     Column("top1", "Float64", "accuracy as a fraction"),
     Column("mean_per_class", "Float64", "mean of the accuracies of the classes, a fraction"),
@@ -177,14 +180,19 @@ def write_table(table: pd.DataFrame, root: Path | str) -> Written:
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
-    """The frame in a `.csv` or `.parquet` file made by `write_table`, every bit of it."""
+    """The frame in a `.csv` or `.parquet` file made by `write_table`, every bit of it.
+
+    A column that an older table lacks is missing in every row.
+    """
     path = Path(path)
     if path.suffix == ".parquet":
-        return pd.read_parquet(path).astype(DTYPES)
+        stored = pd.read_parquet(path)
+        return stored.reindex(columns=list(DTYPES)).astype(DTYPES)
     raw = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8")
+    blank = [None] * len(raw)
     return pd.DataFrame(
         {
-            name: _array((_parse(value, dtype) for value in raw[name]), dtype)
+            name: _array((_parse(value, dtype) for value in raw.get(name, blank)), dtype)
             for name, dtype in DTYPES.items()
         }
     )
@@ -237,6 +245,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         for name in ("top1", "mean_per_class", "loss", "ece", "num_images")
     }
     versions = origin.versions if origin else {}
+    tuning = _mapping(record.tuning)
     return {
         "schema": record.schema,
         "run_id": record.run_id,
@@ -267,6 +276,9 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "selection": record.selection,
         "selected_epoch": record.selected_epoch,
         "top1_last": record.metrics.get("last_epoch/top1"),
+        "tuner": tuning.get("tuner"),
+        "trials": tuning.get("trials"),
+        "trial_epochs": tuning.get("epochs"),
         "split": split,
         **metrics,
         "params_method": parameters and parameters.method,

@@ -57,6 +57,9 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "selection": "last",
         "selected_epoch": NA,
         "top1_last": NA,
+        "tuner": "grid",
+        "trials": 12,
+        "trial_epochs": 50,
         "split": "test",
         "top1": 0.30000000000000004,
         "mean_per_class": 1 / 3,
@@ -289,3 +292,12 @@ def test_settings_are_spelled_as_on_the_command_line_and_read_back():
     odd = settings_text({"text": 'a,b="c"', "map": {"k": [1, 2]}, "empty": "", "last": 1})
     assert list(settings_of(odd)) == ["text", "map", "empty", "last"]
     assert settings_of(odd)["map"] == "{k:[1,2]}"
+
+
+def test_a_table_from_before_a_column_existed_has_it_missing(tmp_path, make_record):
+    write_table(frame([make_record()]), tmp_path)
+    old = pd.read_csv(tmp_path / "table.csv", dtype=str).drop(columns=["tuner", "trials"])
+    old.to_csv(tmp_path / "old.csv", index=False)
+    found = read_table(tmp_path / "old.csv")
+    assert found.dtypes.to_dict() == frame([make_record()]).dtypes.to_dict()
+    assert found["tuner"].isna().all() and found["trial_epochs"].tolist() == [50]
