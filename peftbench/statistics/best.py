@@ -9,7 +9,9 @@ that differs most of all. So the chance that any two equal methods are told apar
 Two claims, two tests:
 
 - over seeds (on these data sets): the runs of both methods are exchanged inside each data set, a
-  permutation test that is exact for any number of seeds and any distribution.
+  permutation test that is exact for any number of seeds and any distribution. The statistic is the
+  difference of the means divided by its standard error, so that methods which win on different data
+  sets by much are told apart by their means too (Chung & Romano, 2013).
 - over data sets (on new ones of the kind): Wilcoxon's signed-rank test of the means over seeds.
 
 Where even the clearest result could not reach 5 %, nothing can be told, which is not the same as
@@ -31,7 +33,8 @@ from peftbench.statistics.intervals import DATASETS, SEEDS
 from peftbench.statistics.scores import Array
 
 PERMUTATIONS = 20_000
-TIE = 1e-12  # statistics nearer than this are equal
+TIE = 1e-9  # statistics nearer than this, or this share of them, are equal
+NO_SPREAD = 1e-6  # added to standard errors: seeds that all agree would divide by zero
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,10 @@ def exchange_p(
 ) -> Array:
     """Two-sided p-value of each pair, (pairs,): same distribution of scores on every data set.
 
-    The statistic is the difference of the means over data sets; runs are exchanged between the two
-    methods inside each data set. Of `permutations` drawn exchanges b are as extreme, and
-    p = (b + 1) / (permutations + 1), which keeps the level exactly (Phipson & Smyth, 2010).
+    The statistic is the difference of the means over data sets divided by its standard error over
+    seeds, or the difference itself where some method has a single seed. Of `permutations` drawn
+    exchanges b are as extreme, and p = (b + 1) / (permutations + 1), which keeps the level exactly
+    (Phipson & Smyth, 2010).
     """
     datasets = sorted(set(table["dataset"]))
     runs = scores.samples(table, datasets)
@@ -126,34 +130,46 @@ def exchange_p(
     out = np.ones(len(pairs))
     for shape in sorted({(sizes[a], sizes[b]) for a, b in pairs}):
         members = [i for i, (a, b) in enumerate(pairs) if (sizes[a], sizes[b]) == shape]
-        pooled = np.array([_pooled(runs[pairs[i][0]], runs[pairs[i][1]]) for i in members])
-        own, drawn = _signs(*shape, permutations, np.random.default_rng(seed))
-        observed = np.abs(pooled @ own)
-        extreme = np.abs(drawn @ pooled.T) >= observed - TIE
+        generator = np.random.default_rng(seed)
+        drawn = _Sums(permutations, len(members))
+        observed = _Sums(1, len(members))
+        for d, (n, m) in enumerate(zip(*shape, strict=True)):
+            pooled = np.array(
+                [np.concatenate([runs[pairs[i][0]][d], runs[pairs[i][1]][d]]) for i in members]
+            )
+            pooled -= pooled.mean(axis=1, keepdims=True)
+            first = np.zeros((permutations, n + m))
+            order = np.argsort(generator.random(first.shape), axis=-1)
+            np.put_along_axis(first, order[:, :n], 1.0, axis=-1)
+            drawn.add(first, pooled, n, m)
+            observed.add(np.repeat([[1.0, 0.0]], [n, m], axis=1), pooled, n, m)
+        studentised = min(min(counts) for counts in shape) > 1
+        extreme = drawn.statistic(studentised) >= observed.statistic(studentised) * (1 - TIE) - TIE
         out[members] = (extreme.sum(axis=0) + 1) / (permutations + 1)
     return out
 
 
-def _pooled(first: Sequence[Array], second: Sequence[Array]) -> Array:
-    """Runs of both methods, data set after data set, as deviations from their common mean."""
-    parts = [np.concatenate(pair) for pair in zip(first, second, strict=True)]
-    return np.concatenate([part - part.mean() for part in parts])
+class _Sums:
+    """Sums over data sets of differences of means and of their squared standard errors."""
 
+    def __init__(self, exchanges: int, pairs: int) -> None:
+        self.difference = np.zeros((exchanges, pairs))
+        self.squared_error = np.zeros((exchanges, pairs))
 
-def _signs(
-    first: Sequence[int],
-    second: Sequence[int],
-    permutations: int,
-    generator: np.random.Generator,
-) -> tuple[Array, Array]:
-    """Weights of the pooled runs in the difference of means: as run, (runs,), and exchanged."""
-    as_run, exchanged = [], []
-    for n, m in zip(first, second, strict=True):
-        share = np.concatenate([np.full(n, 1 / n), np.full(m, -1 / m)]) / len(first)
-        order = np.argsort(generator.random((permutations, n + m)), axis=-1)
-        as_run.append(share)
-        exchanged.append(share[order])
-    return np.concatenate(as_run), np.concatenate(exchanged, axis=-1)
+    def add(self, first: Array, pooled: Array, n: int, m: int) -> None:
+        """One data set: who belongs to the first method, (exchanges, n + m), and its runs."""
+        total = first @ pooled.T  # the sum of all is zero
+        squares = first @ (pooled**2).T
+        all_squares = (pooled**2).sum(axis=1)
+        self.difference += total / n + total / m
+        if n > 1 and m > 1:
+            self.squared_error += np.maximum(squares - total**2 / n, 0) / (n - 1) / n
+            rest = np.maximum(all_squares - squares - total**2 / m, 0)
+            self.squared_error += rest / (m - 1) / m
+
+    def statistic(self, studentised: bool) -> Array:
+        size = np.abs(self.difference)
+        return size / (np.sqrt(self.squared_error) + NO_SPREAD) if studentised else size
 
 
 def _smallest_exchange_p(table: pd.DataFrame, permutations: int) -> float:

@@ -109,6 +109,13 @@ def test_the_exchange_test_is_exact_in_a_case_that_can_be_counted():
     assert exchange_p(same, [("m0", "m1")])[0] == 1.0
 
 
+def test_methods_that_win_on_different_data_sets_are_told_apart_by_their_means():
+    # means 0.55 and 0.45, with differences of 0.4, -0.2, 0.1, 0.1 that seeds change by 0.01
+    first = np.array([0.9, 0.3, 0.5, 0.5])[:, None] + np.array([-0.01, 0.0, 0.01])
+    second = np.array([0.5, 0.5, 0.4, 0.4])[:, None] + np.array([-0.01, 0.0, 0.01])
+    assert exchange_p(long([first, second]), [("m0", "m1")])[0] < 0.001
+
+
 def test_a_clearly_worse_method_leaves_the_set_and_its_equals_stay():
     generator = np.random.default_rng(0)
     noise = generator.normal(0, 0.01, (4, 4, 3))
