@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.errors import ConfigError
+from peftbench.errors import ConfigError, StoreError
 from peftbench.registry import unknown_name
 from peftbench.results.record import Cost, RunRecord, Status
 from peftbench.results.store import ResultsStore, current, write_atomic
 
 DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
+_AGAIN = "Write it again with `peftbench report`."
 SPLIT_OF_PHASE = {"final": "test", "tune": "val"}
 
 
@@ -128,6 +129,43 @@ def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
         {name: _array((row[name] for row in rows), dtype) for name, dtype in DTYPES.items()}
     )
     return table.sort_values(list(ORDER), kind="stable", ignore_index=True)
+
+
+def load(source: Path | str = "results", *, where: str | Sequence[str] = ()) -> pd.DataFrame:
+    """One row a run, failures kept, from a results folder or from one table that it wrote.
+
+    Args:
+        source: a results folder, or a `.csv` or `.parquet` file made by `peftbench report`.
+        where: conditions that all hold, such as `"method=lora,ssf"`; see `select`.
+
+    Returns:
+        Rows in the order of `ORDER` with the columns and dtypes of `COLUMNS`. The column `schema`
+        is the version of each record.
+
+    Raises:
+        StoreError: there is nothing to read.
+        ConfigError: a condition that no row can meet.
+    """
+    path = Path(source)
+    conditions = [where] if isinstance(where, str) else list(where)
+    if path.suffix in (".csv", ".parquet"):
+        if not path.is_file():
+            raise StoreError(f"There is no table {path}. Run: peftbench report")
+        try:
+            table = read_table(path)
+        except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            raise StoreError(f"{path} is not a table of runs: {reason}. {_AGAIN}") from error
+        if table["run_id"].isna().any():
+            raise StoreError(f"{path} is not a table of runs: rows without run_id. {_AGAIN}")
+    elif (path / "runs").is_dir():
+        table = frame(ResultsStore(path))
+    else:
+        raise StoreError(
+            f"There are no runs in {path / 'runs'}. Give a results folder, or a .csv or .parquet "
+            "file that `peftbench report` wrote."
+        )
+    return select(table, conditions) if conditions else table
 
 
 def select(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
