@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from peftbench.errors import StoreError
 from peftbench.results.store import ResultsStore
@@ -65,13 +67,14 @@ def build(
         chosen, ResultsStore(root), metric=metric, limited=limited, best_on_test=best_on_test
     )
     if found:
-        stem = f"statistics_{_slug('__'.join(where))}" if where else "statistics"
-        for suffix, text in (
-            ("md", statistics.to_markdown(found, metric=tables.SCORES[metric])),
-            ("csv", statistics.to_csv(found)),
-        ):
-            paths.append(folder / f"{stem}.{suffix}")
-            write_atomic(paths[-1], lambda file, text=text: file.write(text.encode()))
+        name = f"statistics_{_slug('__'.join(where))}" if where else "statistics"
+        texts = {
+            "md": statistics.to_markdown(found, metric=tables.SCORES[metric]),
+            "csv": statistics.to_csv(found),
+        }
+        for suffix, text in texts.items():
+            paths.append(folder / f"{name}.{suffix}")
+            write_atomic(paths[-1], partial(_write, text=text))
     place = folder / "figures"
     if where:
         place /= _slug("__".join(where))
@@ -96,6 +99,10 @@ def _text(table: str, paths: Sequence[Path], notes: Sequence[str]) -> str:
     written = "\n".join(["Written:", *(f"  {path}" for path in paths)])
     parts = [table.rstrip("\n"), "\n".join(notes), written]
     return "\n\n".join(part for part in parts if part)
+
+
+def _write(file: IO[bytes], text: str) -> None:
+    file.write(text.encode())
 
 
 def _slug(text: str) -> str:

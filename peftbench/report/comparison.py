@@ -16,7 +16,9 @@ from peftbench.results.record import Status
 from peftbench.results.store import Predictions, ResultsStore
 from peftbench.statistics import best, images, intervals, ranks, scores
 from peftbench.statistics.averages import weightings
+from peftbench.statistics.best import Best
 from peftbench.statistics.intervals import DATASETS, SEEDS, Interval
+from peftbench.statistics.ranks import Friedman
 
 MOST_WITH_IMAGES = (
     12  # methods whose predictions are read: 12 x 24 data sets x 5 seeds take seconds
@@ -47,12 +49,12 @@ class Comparison:
     remarks: tuple[str, ...]
     intervals: tuple[tuple[str, str, Interval], ...]  # label, name of the average, interval
     improvement: tuple[tuple[str, str, Interval], ...]  # of the best over each other method
-    ranks: pd.Series[float]
-    friedman: ranks.Friedman
+    average_ranks: pd.Series[float]
+    friedman: Friedman
     pairs: pd.DataFrame
     bars: tuple[tuple[str, ...], ...]
     win_rates: pd.DataFrame
-    best: tuple[best.Best, ...]  # over seeds, and over data sets
+    best: tuple[Best, ...]  # over seeds, and over data sets
     images: Images | None
 
 
@@ -137,7 +139,7 @@ def compare(
             for other in labels[1:]
             for over in (SEEDS, DATASETS)
         ),
-        ranks=ranks.average_ranks(means),
+        average_ranks=ranks.average_ranks(means),
         friedman=ranks.friedman(means),
         pairs=tests,
         bars=tuple(ranks.groups(means, tests)),
@@ -206,7 +208,7 @@ def _images(
         notes.append("single images are not compared: runs differ in the true classes of images")
         return None
     classes = {x: np.stack([one.classes for one in loaded[x]]) for x in labels}
-    sure = {x: np.stack([one.confidence for one in loaded[x]]) for x in labels}
+    sure = {x: np.stack([one.confidence for one in loaded[x]]).astype(float) for x in labels}
     hits = {x: classes[x] == truth[0] for x in labels}
     rows = [
         {"first": a, "second": b, **vars(images.mcnemar(hits[a], hits[b]))}

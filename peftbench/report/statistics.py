@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from peftbench.report.comparison import Comparison, compare, scored
@@ -88,8 +89,8 @@ def _rows(one: Comparison) -> Iterator[dict[str, Any]]:
     for other, _, interval in one.improvement:
         pair = {"label": one.labels[0], "other": other}
         yield {"statistic": "probability of improvement", **pair, **_interval(interval)}
-    for label, rank in one.ranks.items():
-        yield {"statistic": "average rank", "label": label, "value": rank, **behind}
+    for ranked, rank in one.average_ranks.items():
+        yield {"statistic": "average rank", "label": ranked, "value": rank, **behind}
     test = one.friedman
     yield {"statistic": "friedman", "value": test.statistic, "p": test.p, **behind}
     for row in one.pairs.to_dict("records"):
@@ -117,8 +118,8 @@ def _rows(one: Comparison) -> Iterator[dict[str, Any]]:
     yield from _matrix("agreement", one.images.agreement, {})
     for label, error in one.images.ece.items():
         yield {"statistic": "expected calibration error", "label": label, "value": error}
-    for name, value in one.images.ensembles.drop(columns="run").mean().items():
-        yield {"statistic": f"ensemble: {name}", "value": float(value), "seeds": one.images.runs}
+    for kind, value in one.images.ensembles.drop(columns="run").mean().items():
+        yield {"statistic": f"ensemble: {kind}", "value": float(value), "seeds": one.images.runs}
 
 
 def _interval(found: Interval) -> dict[str, Any]:
@@ -147,10 +148,9 @@ def _best(found: Best) -> Iterator[dict[str, Any]]:
 
 
 def _matrix(name: str, values: pd.DataFrame, behind: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for label in values.index:
-        for other in values.columns:
-            value = float(values.loc[label, other])
-            if value == value:  # the diagonal may be empty
+    for label, row in zip(values.index, values.to_numpy(float), strict=True):
+        for other, value in zip(values.columns, row.tolist(), strict=True):
+            if not np.isnan(value):  # the diagonal may be empty
                 yield {"statistic": name, "label": label, "other": other, "value": value, **behind}
 
 
@@ -197,7 +197,7 @@ def _averages(one: Comparison) -> str:
                     _bounds(i) if i.over == w else "–"
                     for i, w in zip(mine, (SEEDS, DATASETS), strict=True)
                 ]
-        rows.append([*row, f"{one.ranks[label]:.2f}"])
+        rows.append([*row, f"{one.average_ranks[label]:.2f}"])
     return _grid(head, rows)
 
 
@@ -290,8 +290,8 @@ def _pictures(one: Comparison) -> str:
             ["method", f"{first} only / it only", "p", "agreement %", "calibration error %"], rows
         )
     )
-    own = found.agreement.loc[first, first]
-    if own == own:
+    own = float(found.agreement.loc[[first], [first]].to_numpy()[0, 0])
+    if not np.isnan(own):
         lines.append(f"Two seeds of {first} agree on {100 * own:.1f} % of the images.\n")
     mean = found.ensembles.drop(columns="run").mean()
     lines.append(
