@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peftbench import results
     from peftbench.api import (
         TunedModel,
         attach,
@@ -26,6 +27,7 @@ __all__ = [
     "list_methods",
     "load",
     "merge",
+    "results",
     "trainable",
     "tune",
 ]
@@ -33,6 +35,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The library on first use: the command line and the report start without PyTorch."""
+    if name == "results":
+        return importlib.import_module("peftbench.results")
     if name in __all__:
         return getattr(importlib.import_module("peftbench.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -140,6 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--no-figures", action="store_true")
     report.set_defaults(command=_report)
 
+    advise = commands.add_parser("advise", help="methods to take under a budget, from the records")
+    advise.add_argument("--max-params", metavar="N", help="tuned parameters, as 1M or 300k")
+    advise.add_argument("--max-latency", metavar="TIME", help="of one image, as 5ms")
+    advise.add_argument("--max-memory", metavar="SIZE", help="peak of training, as 8GB or 8GiB")
+    for name in ("dataset", "backbone"):
+        advise.add_argument(
+            f"--{name}", action="append", default=[], metavar="NAME[,NAME]", help="these only"
+        )
+    advise.add_argument("--results-dir", default="results", help="or a table.csv or table.parquet")
+    advise.set_defaults(command=_advise)
+
     export = commands.add_parser("export", help="the tuned task of a run as a folder to keep")
     export.add_argument("run_id", metavar="RUN_ID", help="or its first digits; see `list runs`")
     export.add_argument(
@@ -492,6 +503,23 @@ def _report(options: argparse.Namespace) -> int:
     for error in made.broken if options.format != "text" else ():
         print(f"peftbench: {error}", file=sys.stderr)
     return FAILED if made.broken else OK
+
+
+def _advise(options: argparse.Namespace) -> int:
+    from peftbench import units
+    from peftbench.report import advice
+    from peftbench.results.frame import load
+
+    budget = advice.Budget(
+        params=None if options.max_params is None else units.count(options.max_params),
+        latency_ms=None if options.max_latency is None else units.milliseconds(options.max_latency),
+        memory_bytes=None if options.max_memory is None else units.byte_count(options.max_memory),
+    )
+    found = advice.advise(
+        load(options.results_dir), budget, datasets=options.dataset, backbones=options.backbone
+    )
+    print(advice.to_text(found, budget), end="", flush=True)
+    return OK if any(one.chosen for one in found) else FAILED
 
 
 def _export(options: argparse.Namespace) -> int:

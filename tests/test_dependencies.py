@@ -21,6 +21,7 @@ SURGERY = PACKAGE / "methods" / "surgery.py"
 LIGHT = (
     "results",
     "report",
+    "statistics",
     "spec",
     "errors",
     "registry",
@@ -110,7 +111,9 @@ def test_the_graph_is_read_correctly() -> None:
     assert "matplotlib" in {name.partition(".")[0] for name in reached("peftbench.report.figures")}
 
 
-@pytest.mark.parametrize("part", ["results", "report", "spec", "errors", "registry", "data"])
+@pytest.mark.parametrize(
+    "part", ["results", "report", "statistics", "spec", "errors", "registry", "data"]
+)
 def test_a_light_part_never_imports_torch_or_timm_not_even_late(part: str) -> None:
     for module in parts_of(part):
         heavy = {name for name in reached(module) if name.partition(".")[0] in HEAVY}

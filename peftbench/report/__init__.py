@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from peftbench.errors import StoreError
 from peftbench.results.store import ResultsStore
@@ -33,15 +35,17 @@ def build(
 ) -> Report:
     """Tables and figures of the runs below `root`, which need no accelerator and no data.
 
-    `out/table.csv` and `out/table.parquet` hold every run; `where` (such as `backbone=vit_mini`)
-    narrows the printed table and the figures, which then go to a folder of their own. `out` is
-    `root` unless given. With `best_on_test` the table shows the runs that selected the epoch on
-    test as well, in rows of their own; figures never do. No `formats` means no figures. `style` is
-    "text" for a reader, who also learns of files and problems, or "markdown" or "csv" for the table
-    alone.
+    `out/table.csv` and `out/table.parquet` hold every run, `out/statistics.md` and
+    `out/statistics.csv` intervals, ranks and tests where two methods can be compared. `where`
+    (such as `backbone=vit_mini`) narrows the printed table, the statistics and the figures, which
+    then have names of their own. `out` is `root` unless given. With `best_on_test` the table shows
+    the runs that selected the epoch on test as well, in rows of their own; figures never do. No
+    `formats` means no figures. `style` is "text" for a reader, who also learns of files and
+    problems, or "markdown" or "csv" for the table alone.
     """
-    from peftbench.report import figures, tables
+    from peftbench.report import figures, statistics, tables
     from peftbench.results.frame import frame, select, write_table
+    from peftbench.results.store import write_atomic
 
     root = Path(root)
     folder = root if out is None else Path(out)
@@ -59,6 +63,18 @@ def build(
         notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
         return Report(_text("", paths, notes), tuple(paths), scan.broken)
     cells = tables.summary(chosen, metric=metric, limited=limited, best_on_test=best_on_test)
+    found = statistics.comparisons(
+        chosen, ResultsStore(root), metric=metric, limited=limited, best_on_test=best_on_test
+    )
+    if found:
+        name = f"statistics_{_slug('__'.join(where))}" if where else "statistics"
+        texts = {
+            "md": statistics.to_markdown(found, metric=tables.SCORES[metric]),
+            "csv": statistics.to_csv(found),
+        }
+        for suffix, text in texts.items():
+            paths.append(folder / f"{name}.{suffix}")
+            write_atomic(paths[-1], partial(_write, text=text))
     place = folder / "figures"
     if where:
         place /= _slug("__".join(where))
@@ -83,6 +99,10 @@ def _text(table: str, paths: Sequence[Path], notes: Sequence[str]) -> str:
     written = "\n".join(["Written:", *(f"  {path}" for path in paths)])
     parts = [table.rstrip("\n"), "\n".join(notes), written]
     return "\n\n".join(part for part in parts if part)
+
+
+def _write(file: IO[bytes], text: str) -> None:
+    file.write(text.encode())
 
 
 def _slug(text: str) -> str:

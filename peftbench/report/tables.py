@@ -39,6 +39,7 @@ SUMMARY_COLUMNS = (
     Column("n", "Int64", "seeds; for an average, those that all its data sets share"),
     Column("mean", "Float64", "over seeds, a fraction; for an average, mean of the cells"),
     Column("sd", "Float64", "sample standard deviation (n - 1) over seeds"),
+    Column("budget", "string", "search that chose hyper-parameters: trials x epochs of each"),
     Column("state", "string", "ok, missing, unsupported, failed, mixed or incomplete"),
     Column("note", "string", "what a reader must know, one remark a line"),
 )
@@ -82,6 +83,27 @@ def summary(
     )
     result.attrs = {"metric": metric, "left_out": left_out}
     return result
+
+
+def labelled(
+    table: pd.DataFrame,
+    *,
+    metric: str = "top1",
+    limited: bool = False,
+    best_on_test: bool = False,
+) -> pd.DataFrame:
+    """The runs that `summary` counts, of any status, with their `heading` and `label` there."""
+    runs, _ = _eligible(table, metric, limited, best_on_test)
+    variants = _variants(runs)
+    chosen = table.iloc[[run.row for run in runs]].reset_index(drop=True)
+    return chosen.assign(
+        heading=pd.array([run.heading for run in runs], dtype="string"),
+        label=pd.array([_label(run.method, variants[id(run)][0]) for run in runs], dtype="string"),
+    )
+
+
+def _label(method: str, variant: str) -> str:
+    return f"{method} {variant}".strip()
 
 
 def overall(cells: pd.DataFrame) -> pd.DataFrame:
@@ -137,6 +159,7 @@ def to_csv(cells: pd.DataFrame) -> str:
 class _Run:
     """What a table needs to know of one run."""
 
+    row: int  # place in the table of runs
     heading: str
     suite: str
     group: str
@@ -153,6 +176,7 @@ class _Run:
     suite_version: str
     manifest: str
     dtype: str
+    budget: str  # of the search that chose its hyper-parameters; empty where there was none
 
 
 @dataclass(frozen=True)
@@ -163,6 +187,7 @@ class _Cell:
     sd: float | None = None
     weights: str = ""
     notes: tuple[str, ...] = ()
+    budget: str = ""
 
     @property
     def n(self) -> int | None:
@@ -181,8 +206,8 @@ def _eligible(
 ) -> tuple[list[_Run], list[str]]:
     """Runs that belong into a table, and a line for each kind of run that does not show."""
     rows = [
-        {str(name): None if pd.isna(value) else value for name, value in row.items()}
-        for row in table.to_dict("records")
+        {"row": i} | {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        for i, row in enumerate(table.to_dict("records"))
     ]
     out: list[str] = []
 
@@ -241,6 +266,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[_Run]:
         tuned, head = row["params_tuned"], row["params_head"]
         runs.append(
             _Run(
+                row=row["row"],
                 heading=backbone if len(tags[backbone]) == 1 else f"{backbone} [{tag}]",
                 suite=_text(row["suite"]),
                 group=_text(row["group"]),
@@ -257,9 +283,20 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[_Run]:
                 suite_version=_text(row["suite_version"]),
                 manifest=_text(row["manifest"]),
                 dtype=_text(row["dtype"]),
+                budget=_budget(row),
             )
         )
     return runs
+
+
+def _budget(row: Mapping[str, Any]) -> str:
+    """As "grid: 12 trials x 50 epochs"; a method that was searched longer has an advantage."""
+    if row["tuner"] is None:
+        return ""
+    trials, epochs = (
+        "unknown" if row[name] is None else f"{row[name]}" for name in ("trials", "trial_epochs")
+    )
+    return f"{row['tuner']}: {trials} trials x {epochs} epochs"
 
 
 def _settings(row: Mapping[str, Any]) -> dict[str, str]:
@@ -348,7 +385,7 @@ def _section(
             *((TASK, name, cell) for name, cell in cells.items()),
         ]
         with_head = _mean_with_head(mine)
-        label = f"{method} {variant}".strip()
+        label = _label(method, variant)
         shared = {
             "method": method,
             "variant": variant,
@@ -363,14 +400,16 @@ def _section(
 
 def _shown(cell: _Cell) -> dict[str, Any]:
     note = "\n".join(cell.notes)
-    return {"n": cell.n, "mean": cell.mean, "sd": cell.sd, "state": cell.state, "note": note}
+    numbers = {"n": cell.n, "mean": cell.mean, "sd": cell.sd}
+    return {**numbers, "budget": cell.budget, "state": cell.state, "note": note}
 
 
 @dataclass(frozen=True)
 class _Usual:
-    """Weights of most runs of a section, and files and suite version of most runs of a column."""
+    """Weights and budget of most runs of a section, files and suite version of most of a column."""
 
     weights: str
+    budget: str
     data: Mapping[str, tuple[str, str]]  # by data set
 
     @classmethod
@@ -381,6 +420,7 @@ class _Usual:
             data[run.dataset].append((run.suite_version, run.manifest))
         return cls(
             _commonest(run.weights for run in done),
+            _commonest(run.budget for run in done),
             {name: _commonest(values) for name, values in data.items()},
         )
 
@@ -397,6 +437,7 @@ def _cell(runs: Sequence[_Run], usual: _Usual) -> _Cell:
         "backbone weights": {_short(run.weights) for run in done},
         "suite versions": {run.suite_version or "unknown" for run in done},
         "manifests": {_short(run.manifest) for run in done},
+        "search budgets": {run.budget or "no search" for run in done},
         "settings": {str(sorted(run.settings.items())) for run in done},
     }
     notes = [
@@ -424,6 +465,11 @@ def _cell(runs: Sequence[_Run], usual: _Usual) -> _Cell:
             f"{_short(first.manifest)}, while most runs have version {data[0] or 'unknown'} "
             f"with {_short(data[1])}"
         )
+    if first.budget != usual.budget:
+        notes.append(
+            f"hyper-parameters from {first.budget or 'no search'}, "
+            f"while most runs of this table have {usual.budget or 'no search'}"
+        )
     dtypes = sorted({run.dtype for run in done})
     if len(dtypes) > 1:
         notes.append(f"seeds computed in {' and '.join(dtypes)} are averaged")
@@ -431,7 +477,8 @@ def _cell(runs: Sequence[_Run], usual: _Usual) -> _Cell:
     if lost:
         notes.append(f"{len(runs) - len(done)} of {len(runs)} seeds failed: {', '.join(lost)}")
     scores = {run.seed: run.score for run in done if run.score is not None}
-    return _Cell(OK, scores, *_mean_and_sd(scores.values()), first.weights, tuple(notes))
+    mean, sd = _mean_and_sd(scores.values())
+    return _Cell(OK, scores, mean, sd, first.weights, tuple(notes), first.budget)
 
 
 def _averages(
@@ -476,7 +523,12 @@ def _average(
         )
     by_seed = {s: sum(w * cells[d].scores[s] for d, w in weights.items()) for s in common}
     mean = sum(w * (cells[d].mean or 0.0) for d, w in weights.items())
-    return _Cell(OK, by_seed, mean, _mean_and_sd(by_seed.values())[1], "", tuple(notes))
+    budgets = {cell.budget for cell in used}
+    if len(budgets) > 1:
+        notes.append(f"search budgets differ: {_some(sorted(b or 'no search' for b in budgets))}")
+    budget = used[0].budget if len(budgets) == 1 else ""
+    sd = _mean_and_sd(by_seed.values())[1]
+    return _Cell(OK, by_seed, mean, sd, "", tuple(notes), budget)
 
 
 def _mean_and_sd(values: Iterable[float]) -> tuple[float | None, float | None]:
@@ -526,6 +578,9 @@ def _layout(cells: pd.DataFrame) -> list[_Section]:
             texts = [_cell_text(by_column.loc[name], marks) for name in columns]
             grid.append([str(label), *counts, *texts])
         heading = f"{backbone} · {suite}" if suite else str(backbone)
+        done = part.loc[(part["kind"] == TASK) & (part["state"] == OK), "budget"]
+        if budget := _commonest(done.fillna("").tolist()):
+            heading += f" · hyper-parameters from {budget}"
         sections.append(_Section(heading, grid, [(mark, note) for note, mark in marks.items()]))
     return sections
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.errors import ConfigError
+from peftbench.errors import ConfigError, StoreError
 from peftbench.registry import unknown_name
 from peftbench.results.record import Cost, RunRecord, Status
 from peftbench.results.store import ResultsStore, current, write_atomic
 
 DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
+_AGAIN = "Write it again with `peftbench report`."
 SPLIT_OF_PHASE = {"final": "test", "tune": "val"}
 
 
@@ -61,6 +62,9 @@ COLUMNS = (
     Column("selection", "string", "which epoch is reported: last, or best_on_test, which flatters"),
     Column("selected_epoch", "Int64", "epoch that is reported where it was selected"),
     Column("top1_last", "Float64", "accuracy after the last epoch where another is reported"),
+    Column("tuner", "string", "search that chose hyper-parameters; missing where none did"),
+    Column("trials", "Int64", "trainings of that search for this method and data set"),
+    Column("trial_epochs", "Int64", "epochs of each of them"),
     Column("split", "string", "split that the next five columns are measured on"),
     Column("top1", "Float64", "accuracy as a fraction"),
     Column("mean_per_class", "Float64", "mean of the accuracies of the classes, a fraction"),
@@ -127,6 +131,43 @@ def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
     return table.sort_values(list(ORDER), kind="stable", ignore_index=True)
 
 
+def load(source: Path | str = "results", *, where: str | Sequence[str] = ()) -> pd.DataFrame:
+    """One row a run, failures kept, from a results folder or from one table that it wrote.
+
+    Args:
+        source: a results folder, or a `.csv` or `.parquet` file made by `peftbench report`.
+        where: conditions that all hold, such as `"method=lora,ssf"`; see `select`.
+
+    Returns:
+        Rows in the order of `ORDER` with the columns and dtypes of `COLUMNS`. The column `schema`
+        is the version of each record.
+
+    Raises:
+        StoreError: there is nothing to read.
+        ConfigError: a condition that no row can meet.
+    """
+    path = Path(source)
+    conditions = [where] if isinstance(where, str) else list(where)
+    if path.suffix in (".csv", ".parquet"):
+        if not path.is_file():
+            raise StoreError(f"There is no table {path}. Run: peftbench report")
+        try:
+            table = read_table(path)
+        except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            raise StoreError(f"{path} is not a table of runs: {reason}. {_AGAIN}") from error
+        if table["run_id"].isna().any():
+            raise StoreError(f"{path} is not a table of runs: rows without run_id. {_AGAIN}")
+    elif (path / "runs").is_dir():
+        table = frame(ResultsStore(path))
+    else:
+        raise StoreError(
+            f"There are no runs in {path / 'runs'}. Give a results folder, or a .csv or .parquet "
+            "file that `peftbench report` wrote."
+        )
+    return select(table, conditions) if conditions else table
+
+
 def select(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
     """Rows that meet every condition, each `column=value` or `column=value,value`.
 
@@ -177,14 +218,19 @@ def write_table(table: pd.DataFrame, root: Path | str) -> Written:
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
-    """The frame in a `.csv` or `.parquet` file made by `write_table`, every bit of it."""
+    """The frame in a `.csv` or `.parquet` file made by `write_table`, every bit of it.
+
+    A column that an older table lacks is missing in every row.
+    """
     path = Path(path)
     if path.suffix == ".parquet":
-        return pd.read_parquet(path).astype(DTYPES)
+        stored = pd.read_parquet(path)
+        return stored.reindex(columns=list(DTYPES)).astype(DTYPES)
     raw = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8")
+    blank = [None] * len(raw)
     return pd.DataFrame(
         {
-            name: _array((_parse(value, dtype) for value in raw[name]), dtype)
+            name: _array((_parse(value, dtype) for value in raw.get(name, blank)), dtype)
             for name, dtype in DTYPES.items()
         }
     )
@@ -237,6 +283,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         for name in ("top1", "mean_per_class", "loss", "ece", "num_images")
     }
     versions = origin.versions if origin else {}
+    tuning = _mapping(record.tuning)
     return {
         "schema": record.schema,
         "run_id": record.run_id,
@@ -267,6 +314,9 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "selection": record.selection,
         "selected_epoch": record.selected_epoch,
         "top1_last": record.metrics.get("last_epoch/top1"),
+        "tuner": tuning.get("tuner"),
+        "trials": tuning.get("trials"),
+        "trial_epochs": tuning.get("epochs"),
         "split": split,
         **metrics,
         "params_method": parameters and parameters.method,

@@ -34,6 +34,8 @@ def test_a_report_writes_tables_and_a_figure_for_each_backbone(root, make_record
     assert relative(report.paths, root) == [
         *(f"figures/accuracy_vs_parameters_resnet_mini_16.{k}" for k in ("pdf", "png", "svg")),
         *(f"figures/accuracy_vs_parameters_vit_mini.{k}" for k in ("pdf", "png", "svg")),
+        "statistics.csv",
+        "statistics.md",
         "table.csv",
         "table.parquet",
     ]

@@ -434,3 +434,40 @@ def test_a_table_of_nothing_says_so():
     assert cells.empty and overall(cells).empty
     expected = "No finished final run has a test top-1 accuracy yet.\n"
     assert to_text(cells) == to_markdown(cells) == expected
+
+
+def tuned(record, trials, epochs=50):
+    """The record, its hyper-parameters chosen by a grid."""
+    told = {"tuner": "grid", "trials": trials, "epochs": epochs, "val_top1": 0.5}
+    return dataclasses.replace(record, tuning=told)
+
+
+def test_the_budget_of_a_search_is_printed_and_another_one_is_marked(records):
+    searched = [tuned(r, 6 if r.spec["method"]["name"] == "bias" else 12) for r in records]
+    text = to_text(summary(frame(searched)), width=None)
+    assert "vit_mini · mini · hyper-parameters from grid: 12 trials x 50 epochs\n" in text
+    note = (
+        "hyper-parameters from grid: 6 trials x 50 epochs, "
+        "while most runs of this table have grid: 12 trials x 50 epochs"
+    )
+    cells = summary(frame(searched))
+    marked = cells[cells["note"].fillna("").str.contains(note, regex=False)]
+    assert set(marked["method"]) == {"bias"} and f"[a] {note}" in text
+    assert "hyper-parameters from" not in to_text(summary(frame(records)))
+
+
+def test_seeds_of_different_budgets_are_never_averaged(records):
+    mixed = [tuned(r, 12) if r.spec["seed"] == 0 else r for r in records]
+    cells = summary(frame(mixed))
+    birds = cell(cells, "lora", "birds")
+    assert birds["state"] == "mixed" and pd.isna(birds["mean"])
+    assert birds["note"] == (
+        "not averaged: 2 different search budgets (grid: 12 trials x 50 epochs, no search)"
+    )
+
+
+def test_an_average_over_data_sets_of_different_budgets_says_so(records):
+    mixed = [tuned(r, 12) if r.spec["dataset"]["name"] == "birds" else r for r in records]
+    cells = summary(frame(mixed))
+    note = "search budgets differ: grid: 12 trials x 50 epochs, no search"
+    assert note in cell(cells, "lora", "mean of 3 tasks")["note"].split("\n")

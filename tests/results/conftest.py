@@ -72,6 +72,7 @@ def _make_record(
             backbone_sha256="ab" * 32,
             data={"manifest": "loaded"},
         ),
+        "tuning": {"tuner": "grid", "trials": 12, "epochs": 50, "val_top1": 0.5},
         "started": "2025-01-01T00:00:00+00:00",
         "finished": "2025-01-01T00:01:00+00:00",
     }

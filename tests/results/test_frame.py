@@ -9,7 +9,8 @@ import sys
 import pandas as pd
 import pytest
 
-from peftbench.errors import ConfigError
+import peftbench
+from peftbench.errors import ConfigError, StoreError
 from peftbench.results.frame import (
     COLUMNS,
     frame,
@@ -57,6 +58,9 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "selection": "last",
         "selected_epoch": NA,
         "top1_last": NA,
+        "tuner": "grid",
+        "trials": 12,
+        "trial_epochs": 50,
         "split": "test",
         "top1": 0.30000000000000004,
         "mean_per_class": 1 / 3,
@@ -289,3 +293,41 @@ def test_settings_are_spelled_as_on_the_command_line_and_read_back():
     odd = settings_text({"text": 'a,b="c"', "map": {"k": [1, 2]}, "empty": "", "last": 1})
     assert list(settings_of(odd)) == ["text", "map", "empty", "last"]
     assert settings_of(odd)["map"] == "{k:[1,2]}"
+
+
+def test_a_table_from_before_a_column_existed_has_it_missing(tmp_path, make_record):
+    write_table(frame([make_record()]), tmp_path)
+    old = pd.read_csv(tmp_path / "table.csv", dtype=str).drop(columns=["tuner", "trials"])
+    old.to_csv(tmp_path / "old.csv", index=False)
+    found = read_table(tmp_path / "old.csv")
+    assert found.dtypes.to_dict() == frame([make_record()]).dtypes.to_dict()
+    assert found["tuner"].isna().all() and found["trial_epochs"].tolist() == [50]
+
+
+def test_results_are_a_frame_of_a_folder_or_of_one_file(tmp_path, make_record):
+    store = ResultsStore(tmp_path)
+    for run_id, method in (("a0", "lora"), ("a1", "ssf")):
+        record = make_record(run_id, method)
+        store.add(record)
+    found = peftbench.results(tmp_path)
+    write_table(found, tmp_path)
+    for name in ("table.csv", "table.parquet"):
+        pd.testing.assert_frame_equal(peftbench.results(tmp_path / name), found)
+    assert peftbench.results(tmp_path, where="method=ssf")["run_id"].tolist() == ["a1"]
+    assert len(peftbench.results(str(tmp_path), where=["method=ssf", "seed=9"])) == 0
+    with pytest.raises(ConfigError, match="Unknown column 'metod'"):
+        peftbench.results(tmp_path, where="metod=ssf")
+
+
+def test_results_that_are_not_there_are_refused_in_one_line(tmp_path):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "broken.parquet").write_text("not one")
+    for name, message in (
+        ("nowhere", "There are no runs in"),
+        ("table.csv", "There is no table"),
+        ("other.csv", "rows without run_id"),
+        ("broken.parquet", "is not a table of runs"),
+    ):
+        with pytest.raises(StoreError, match=message) as error:
+            peftbench.results(tmp_path / name)
+        assert "\n" not in str(error.value)

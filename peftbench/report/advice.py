@@ -1,0 +1,283 @@
+"""Which methods to take under a budget, answered from the records, with the evidence behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from peftbench.report.comparison import scored
+from peftbench.results.frame import select
+from peftbench.statistics import best, scores
+from peftbench.statistics.intervals import DATASETS, SEEDS, Interval, mean_interval
+
+FEW_SEEDS = 3  # with fewer, one lucky seed decides
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper limits; `None` is no limit."""
+
+    params: float | None = None  # that train, the classifier not among them
+    latency_ms: float | None = None  # of one image, after merging where that is possible
+    memory_bytes: float | None = None  # peak while training
+
+    def limits(self) -> dict[str, float]:
+        """The limits that there are, by the name of the cost."""
+        named = {"params": self.params, "latency": self.latency_ms, "memory": self.memory_bytes}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One method with what it reaches and costs; a cost that was not measured is `None`."""
+
+    label: str
+    interval: Interval
+    costs: dict[str, float | None]  # params, latency (ms, median of runs), memory (bytes, largest)
+    merged: bool  # whether the latency is that of the merged model
+    runs: int
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The answer for one backbone and suite."""
+
+    heading: str
+    suite: str
+    datasets: tuple[str, ...]
+    device: str
+    chosen: tuple[Candidate, ...]  # on the frontier and not distinguishable from the best
+    dearer: tuple[Candidate, ...]  # not distinguishable either, but not on the frontier
+    worse: tuple[Candidate, ...]  # distinguishable from the best
+    refused: tuple[str, ...]  # methods outside the budget or without evidence, with the reason
+    doubts: tuple[str, ...]  # why the evidence is thin
+
+
+def advise(
+    table: pd.DataFrame,
+    budget: Budget,
+    *,
+    datasets: Sequence[str] = (),
+    backbones: Sequence[str] = (),
+) -> list[Advice]:
+    """One answer for each backbone and suite with runs of these data sets.
+
+    A method is advised where no other within the budget has a mean at least as high at costs at
+    most as high (and one of them better), and where the runs do not tell it from the best within
+    the budget (`statistics.best`, over seeds). The costs of that frontier are the limited ones, or
+    the parameters where nothing is limited. Times and memory are of the device that most of the
+    runs used, never mixed. `UnknownName` for a data set or backbone without runs.
+    """
+    conditions = [
+        f"{column}={','.join(names)}"
+        for column, names in (("dataset", datasets), ("backbone", backbones))
+        if names
+    ]
+    runs, remarks = scored(select(table, conditions))
+    return [
+        _advice(part, budget, remarks[str(heading), str(suite)])
+        for (heading, suite), part in runs.groupby(["heading", "suite"], sort=True)
+    ]
+
+
+def frontier(candidates: Sequence[Candidate], costs: Sequence[str]) -> list[Candidate]:
+    """Those that no other beats: a mean at least as high, costs at most as high, not all equal."""
+
+    def point(one: Candidate) -> tuple[float, ...]:
+        known = [one.costs[name] for name in costs]
+        return (-one.interval.estimate, *(float("inf") if c is None else c for c in known))
+
+    points = {one.label: point(one) for one in candidates}
+
+    def beaten(one: Candidate) -> bool:
+        mine = points[one.label]
+        return any(
+            other != mine and all(a <= b for a, b in zip(other, mine, strict=True))
+            for other in points.values()
+        )
+
+    return [one for one in candidates if not beaten(one)]
+
+
+def _advice(runs: pd.DataFrame, budget: Budget, remarks: Sequence[str]) -> Advice:
+    kept, lacking = scores.complete(runs)
+    refused = [f"{one.label}: no runs on {', '.join(one.lacks)}" for one in lacking]
+    datasets = tuple(sorted(set(runs["dataset"])))
+    devices = runs["device"].fillna("unknown device")
+    device = str(min(devices.unique(), key=lambda name: (-int((devices == name).sum()), name)))
+    within = []
+    for label, part in kept.groupby("label", sort=True):
+        one = _candidate(str(label), part, datasets, device)
+        reason = _over(one, budget, device)
+        if reason:
+            refused.append(f"{one.label}: {reason}")
+        else:
+            within.append(one)
+    within.sort(key=lambda one: (-one.interval.estimate, one.label))
+    rows = kept[kept["label"].isin([one.label for one in within])]
+    found = best.not_distinguishable(rows, over=SEEDS)
+    members = set(found.members) if found else set()
+    front = {one.label for one in frontier(within, list(budget.limits()) or ["params"])}
+    return Advice(
+        heading=str(runs["heading"].iloc[0]),
+        suite=str(runs["suite"].iloc[0]),
+        datasets=datasets,
+        device=device,
+        chosen=tuple(x for x in within if x.label in members & front),
+        dearer=tuple(x for x in within if x.label in members - front),
+        worse=tuple(x for x in within if x.label not in members),
+        refused=tuple(refused),
+        doubts=tuple([*remarks, *_doubts(rows, found, len(within))]),
+    )
+
+
+def _candidate(label: str, part: pd.DataFrame, datasets: tuple[str, ...], device: str) -> Candidate:
+    there = part[part["device"].fillna("unknown device") == device]
+    merged = there["merged_latency_ms_batch1"]
+    latency = merged.fillna(there["latency_ms_batch1"])
+    samples = scores.samples(part, datasets)[label]
+    return Candidate(
+        label=label,
+        interval=mean_interval(samples),
+        costs={
+            "params": _number(part["params_tuned"].max()),
+            "latency": _number(latency.median()),
+            "memory": _number(there["peak_bytes"].max()),
+        },
+        merged=bool(len(merged)) and bool(merged.notna().all()),
+        runs=len(part),
+    )
+
+
+def _over(one: Candidate, budget: Budget, device: str) -> str:
+    """Why a method is outside the budget; empty where it is within."""
+    for name, limit in budget.limits().items():
+        cost = one.costs[name]
+        if cost is None:
+            return f"{name} was not measured on {device}"
+        if cost > limit:
+            return f"{WORDS[name]} {SHOW[name](cost)}, more than {SHOW[name](limit)}"
+    return ""
+
+
+def _doubts(rows: pd.DataFrame, found: best.Best | None, within: int) -> list[str]:
+    if found is None:
+        return []
+    doubts = []
+    if within == 1:
+        doubts.append(
+            "one method only is within the budget and has runs: nothing to compare it with"
+        )
+        return doubts
+    if found.seeds < FEW_SEEDS:
+        doubts.append(f"some method has {_count(found.seeds, 'seed')} only on a data set")
+    if not found.told:
+        doubts.append("so few runs cannot tell any two methods apart; the order may be luck")
+    new = best.not_distinguishable(rows, over=DATASETS)
+    if new is not None and not new.told:
+        doubts.append(
+            f"{_count(new.datasets, 'data set')} cannot tell how {within} methods compare on others"
+        )
+    return doubts
+
+
+def to_text(found: Sequence[Advice], budget: Budget) -> str:
+    """The answers for a reader."""
+    if not found:
+        return "No finished final run answers this yet. Run: peftbench run -m method='glob(*)'\n"
+    return "\n".join(_section(one, budget) for one in found)
+
+
+def _section(one: Advice, budget: Budget) -> str:
+    limits = [f"{WORDS[n]} at most {SHOW[n](v)}" for n, v in budget.limits().items()]
+    title = f"{one.heading} · {one.suite}" if one.suite else one.heading
+    lines = [
+        f"{title} · {', '.join(limits) or 'no limit'}",
+        f"{_count(len(one.datasets), 'data set')}: {', '.join(one.datasets)}",
+        "",
+    ]
+    if one.chosen:
+        lines.append(
+            "Take one of these; the runs do not tell them from the best within the budget:"
+        )
+        lines += _grid(one.chosen)
+    else:
+        lines.append("No method with runs on all of these data sets is within the budget.")
+    if one.dearer:
+        lines += [
+            "",
+            "Not told from the best either, but another has a higher mean at no more cost:",
+        ]
+        lines += _grid(one.dearer)
+    if one.worse:
+        names = ", ".join(f"{x.label} {100 * x.interval.estimate:.1f}" for x in one.worse)
+        lines += ["", f"Behind the best: {names}"]
+    if one.refused:
+        lines += ["", "Left out:", *(f"  {reason}" for reason in one.refused)]
+    if one.doubts:
+        lines += ["", "The evidence is thin:", *(f"  {doubt}" for doubt in one.doubts)]
+    lines += [
+        "",
+        "accuracy: mean top-1 over the data sets on test, in %, with its 95 % interval over seeds. "
+        "tuned: parameters without the classifier.",
+        f"latency of one image and peak memory of training are those of {one.device}; yours will "
+        "differ. latency is after merging where marked m.",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _grid(candidates: Sequence[Candidate]) -> list[str]:
+    rows = [["method", "accuracy", "95 % interval", "tuned", "latency", "memory", "runs"]]
+    for one in candidates:
+        found = one.interval
+        bounds = "–"
+        if found.low is not None and found.high is not None:
+            bounds = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+        costs = {name: "–" if v is None else SHOW[name](v) for name, v in one.costs.items()}
+        mark = " m" if one.merged else ""
+        rows.append(
+            [
+                one.label,
+                f"{100 * found.estimate:.1f}",
+                bounds,
+                costs["params"],
+                costs["latency"] + mark,
+                costs["memory"],
+                str(one.runs),
+            ]
+        )
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])])
+        for row in rows
+    ]
+
+
+def _params(value: float) -> str:
+    for unit, text in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{text}"
+    return f"{value:.0f}"
+
+
+def _latency(value: float) -> str:
+    return f"{value:.3g} ms"
+
+
+def _memory(value: float) -> str:
+    return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.3g} MB"
+
+
+SHOW = {"params": _params, "latency": _latency, "memory": _memory}
+WORDS = {"params": "tuned parameters", "latency": "latency", "memory": "peak memory"}
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,238 @@
+"""Comparison of the methods of one backbone and suite: averages, ranks, tests, single images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from peftbench.errors import StoreError
+from peftbench.report import tables
+from peftbench.results.record import Status
+from peftbench.results.store import Predictions, ResultsStore
+from peftbench.statistics import best, images, intervals, ranks, scores
+from peftbench.statistics.averages import weightings
+from peftbench.statistics.best import Best
+from peftbench.statistics.intervals import DATASETS, SEEDS, Interval
+from peftbench.statistics.ranks import Friedman
+
+MOST_WITH_IMAGES = (
+    12  # methods whose predictions are read: 12 x 24 data sets x 5 seeds take seconds
+)
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the predictions of the final runs say, over the images of all data sets."""
+
+    labels: tuple[str, ...]
+    tests: pd.DataFrame  # first, second, first_only, second_only, images, p, p_holm
+    agreement: pd.DataFrame  # labels x labels
+    ensembles: pd.DataFrame  # one row a run; see `images.ensembles`
+    ece: dict[str, float]
+    runs: int  # of each method: those with the seeds that all have
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is compared within one backbone and suite."""
+
+    heading: str
+    suite: str
+    labels: tuple[str, ...]  # compared methods, the highest mean first
+    datasets: tuple[str, ...]
+    seeds: tuple[int, int]  # fewest and most of a method on a data set
+    remarks: tuple[str, ...]
+    intervals: tuple[tuple[str, str, Interval], ...]  # label, name of the average, interval
+    improvement: tuple[tuple[str, str, Interval], ...]  # of the best over each other method
+    average_ranks: pd.Series[float]
+    friedman: Friedman
+    pairs: pd.DataFrame
+    bars: tuple[tuple[str, ...], ...]
+    win_rates: pd.DataFrame
+    best: tuple[Best, ...]  # over seeds, and over data sets
+    images: Images | None
+
+
+def scored(
+    table: pd.DataFrame,
+    *,
+    metric: str = "top1",
+    limited: bool = False,
+    best_on_test: bool = False,
+) -> tuple[pd.DataFrame, dict[tuple[str, str], list[str]]]:
+    """Finished runs that may be compared, with the columns of `statistics.scores`, and remarks.
+
+    Runs keep all columns of the table. A cell that a table refuses to average is not among them,
+    nor is a run on other weights, files or suite versions than most runs of its backbone and suite
+    have. Remarks are keyed by backbone and suite, as tables name them.
+    """
+    options: dict[str, Any] = dict(metric=metric, limited=limited, best_on_test=best_on_test)
+    runs = tables.labelled(table, **options)
+    cells = tables.summary(table, **options)
+    cells = cells[(cells["kind"] == tables.TASK) & (cells["state"] == tables.OK)]
+    keys = ["backbone", "suite", "label", "column"]
+    fine = set(cells[keys].fillna("").itertuples(index=False, name=None))
+    runs = runs.assign(suite=runs["suite"].fillna(""), score=runs[metric])
+    runs = runs[(runs["status"] == str(Status.OK)) & runs["score"].notna()]
+    row_keys = runs[["heading", "suite", "label", "dataset"]].itertuples(index=False, name=None)
+    runs = runs[pd.Series([key in fine for key in row_keys], index=runs.index, dtype=bool)]
+    parts, remarks = [], {}
+    for (heading, suite), part in runs.groupby(["heading", "suite"], sort=True):
+        usual = _commonest(part["backbone_sha256"])
+        kept = part[part["backbone_sha256"].fillna("") == usual]
+        for column in ("suite_version", "manifest"):
+            text = kept[column].astype("string").fillna("")
+            common = text.groupby(kept["dataset"]).transform(_commonest)
+            kept = kept[text == common]
+        notes = []
+        if len(kept) < len(part):
+            notes.append(f"{len(part) - len(kept)} runs on other weights or files are left out")
+        budgets = kept[["tuner", "trials", "trial_epochs"]].drop_duplicates()
+        if len(budgets) > 1:
+            notes.append("hyper-parameters were searched with different budgets: see the table")
+        parts.append(kept)
+        remarks[str(heading), str(suite)] = notes
+    out = pd.concat(parts) if parts else runs
+    seeds = out["seed"].fillna(-1).astype(int)
+    return out.assign(seed=seeds, score=out["score"].astype(float)), remarks
+
+
+def compare(
+    runs: pd.DataFrame, remarks: list[str], store: ResultsStore | None = None
+) -> Comparison | None:
+    """The comparison of the runs of one backbone and suite; `None` for fewer than 2 methods.
+
+    `runs` comes from `scored`. Predictions are read from `store`, where there is one.
+    """
+    kept, lacking = scores.complete(runs)
+    means = scores.means(kept)
+    if len(means) < 2:
+        return None
+    notes = [*remarks, *(f"{x.label} is left out: no {_some(x.lacks)}" for x in lacking)]
+    overall = means.mean(axis=1)
+    labels = tuple(sorted(map(str, means.index), key=lambda name: (-overall[name], name)))
+    datasets = tuple(map(str, means.columns))
+    found = [best.not_distinguishable(kept, over=over) for over in (SEEDS, DATASETS)]
+    samples = scores.samples(kept, datasets)
+    tests = ranks.pairwise(means)
+    number = scores.counts(kept).to_numpy()
+    pictures = None if store is None else _images(kept, labels[:MOST_WITH_IMAGES], store, notes)
+    return Comparison(
+        heading=str(kept["heading"].iloc[0]),
+        suite=str(kept["suite"].iloc[0]),
+        labels=labels,
+        datasets=datasets,
+        seeds=(int(number.min()), int(number.max())),
+        remarks=tuple(notes),
+        intervals=tuple(_intervals(kept, labels, datasets)),
+        improvement=tuple(
+            (
+                other,
+                over,
+                intervals.improvement_interval(samples[labels[0]], samples[other], over=over),
+            )
+            for other in labels[1:]
+            for over in (SEEDS, DATASETS)
+        ),
+        average_ranks=ranks.average_ranks(means),
+        friedman=ranks.friedman(means),
+        pairs=tests,
+        bars=tuple(ranks.groups(means, tests)),
+        win_rates=ranks.win_rates(means),
+        best=tuple(one for one in found if one is not None),
+        images=pictures,
+    )
+
+
+def _intervals(
+    kept: pd.DataFrame, labels: tuple[str, ...], datasets: tuple[str, ...]
+) -> list[tuple[str, str, Interval]]:
+    """Each average of each method over seeds, and over data sets as well."""
+    named = kept.assign(group=kept["group"].fillna(""))
+    group_of = {str(d): str(g) for d, g in named.groupby("dataset")["group"].first().items()}
+    samples = scores.samples(kept, datasets)
+    out = []
+    for label in labels:
+        for name, weights in weightings(group_of).items():
+            strata = [group_of[d] for d in datasets] if name.endswith("groups") else None
+            for over in (SEEDS, DATASETS):
+                found = intervals.mean_interval(
+                    samples[label], over=over, weights=[weights[d] for d in datasets], strata=strata
+                )
+                out.append((label, name, found))
+        found = intervals.interquartile_mean_interval(samples[label])
+        out.append((label, "interquartile mean", found))
+    return out
+
+
+def _images(
+    kept: pd.DataFrame, labels: tuple[str, ...], store: ResultsStore, notes: list[str]
+) -> Images | None:
+    """`None`, and a remark, where the predictions that are there cannot be compared."""
+    runs = kept[kept["label"].isin(labels)]
+    shared = set.intersection(
+        *(set(part["seed"]) for _, part in runs.groupby(["label", "dataset"]))
+    )
+    if not shared:
+        notes.append("single images are not compared: no seed is shared by all methods")
+        return None
+    loaded: dict[str, list[Predictions]] = {}
+    truth: list[Any] = []
+    order = runs[runs["seed"].isin(shared)].sort_values(["label", "seed", "dataset"])
+    for (label, _), part in order.groupby(["label", "seed"], sort=True):
+        parts = []
+        for row in part.itertuples():
+            try:
+                found = store.load_predictions(str(row.method), str(row.run_id))
+            except StoreError as error:
+                notes.append(f"single images are not compared: {error}")
+                return None
+            if found is None:
+                notes.append(f"single images are not compared: run {row.run_id} saved none")
+                return None
+            parts.append(found)
+        whole = Predictions(
+            *(
+                np.concatenate([getattr(one, name) for one in parts])
+                for name in ("classes", "confidence", "margin", "labels")
+            )
+        )
+        truth.append(whole.labels)
+        loaded.setdefault(str(label), []).append(whole)
+    if any(not np.array_equal(truth[0], other) for other in truth[1:]):
+        notes.append("single images are not compared: runs differ in the true classes of images")
+        return None
+    classes = {x: np.stack([one.classes for one in loaded[x]]) for x in labels}
+    sure = {x: np.stack([one.confidence for one in loaded[x]]).astype(float) for x in labels}
+    hits = {x: classes[x] == truth[0] for x in labels}
+    rows = [
+        {"first": a, "second": b, **vars(images.mcnemar(hits[a], hits[b]))}
+        for a, b in combinations(labels, 2)
+    ]
+    tests = pd.DataFrame(rows)
+    return Images(
+        labels=labels,
+        tests=tests.assign(p_holm=ranks.holm(tests["p"].to_numpy(float))),
+        agreement=images.agreement(classes),
+        ensembles=images.ensembles(classes, sure, truth[0]),
+        ece={
+            x: images.calibration_error(images.calibration_bins(sure[x].ravel(), hits[x].ravel()))
+            for x in labels
+        },
+        runs=len(shared),
+    )
+
+
+def _commonest(values: pd.Series[Any]) -> str:
+    counts = Counter(values.astype("string").fillna("").tolist())
+    return min(counts, key=lambda text: (-counts[text], text), default="")
+
+
+def _some(names: tuple[str, ...], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

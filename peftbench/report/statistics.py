@@ -1,0 +1,329 @@
+"""Statistics of a results folder as a text for readers and as one long table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from peftbench.report.comparison import Comparison, compare, scored
+from peftbench.results.frame import Column, csv_text
+from peftbench.results.store import ResultsStore
+from peftbench.statistics.best import Best
+from peftbench.statistics.intervals import DATASETS, SEEDS, Interval
+
+STATISTICS_COLUMNS = (
+    Column("backbone", "string", "as in the table"),
+    Column("suite", "string", "suite of the data sets"),
+    Column("statistic", "string", "what the value is, such as: average rank, wilcoxon, win rate"),
+    Column("label", "string", "method, with its variant; missing for a test of all"),
+    Column("other", "string", "method that it is compared with"),
+    Column("value", "Float64", "fractions for scores and shares"),
+    Column("low", "Float64", "lower end of the 95 % interval"),
+    Column("high", "Float64", "upper end of the 95 % interval"),
+    Column("p", "Float64", "two-sided p-value"),
+    Column("p_holm", "Float64", "after Holm's correction over all pairs"),
+    Column("over", "string", "what was drawn anew: seeds, or seeds and data sets"),
+    Column("datasets", "Int64", "behind the value"),
+    Column("seeds", "Int64", "of the data set that has fewest"),
+)
+
+INTRODUCTION = """\
+# Statistics
+
+Scores are {metric} on test, in %. Intervals are 95 % percentile bootstrap intervals. "Over seeds"
+is a claim about these data sets; "over seeds and data sets" is one about new data sets of the kind,
+which needs many of them. P-values are two-sided and corrected by Holm's method over all pairs of
+methods. A method is *not distinguishable from the best* where its test against the method of the
+highest mean has a corrected p-value above 5 %; that is no proof that the two are equal.
+"""
+
+
+def comparisons(
+    table: pd.DataFrame,
+    store: ResultsStore | None = None,
+    *,
+    metric: str = "top1",
+    limited: bool = False,
+    best_on_test: bool = False,
+) -> list[Comparison]:
+    """One comparison for each backbone and suite that has two methods with all its data sets."""
+    runs, remarks = scored(table, metric=metric, limited=limited, best_on_test=best_on_test)
+    found = [
+        compare(part, remarks[str(heading), str(suite)], store)
+        for (heading, suite), part in runs.groupby(["heading", "suite"], sort=True)
+    ]
+    return [one for one in found if one is not None]
+
+
+def to_csv(found: Sequence[Comparison]) -> str:
+    """One line a value, with every digit; see `STATISTICS_COLUMNS`."""
+    return csv_text(to_frame(found))
+
+
+def to_frame(found: Sequence[Comparison]) -> pd.DataFrame:
+    """One row a value with the columns and dtypes of `STATISTICS_COLUMNS`."""
+    rows = [
+        {"backbone": one.heading, "suite": one.suite, **row} for one in found for row in _rows(one)
+    ]
+    return pd.DataFrame(
+        {
+            column.name: pd.array(
+                [
+                    pd.NA if pd.isna(value := row.get(column.name)) or value == "" else value
+                    for row in rows
+                ],
+                dtype=_dtype(column),
+            )
+            for column in STATISTICS_COLUMNS
+        }
+    )
+
+
+def _rows(one: Comparison) -> Iterator[dict[str, Any]]:
+    behind = {"datasets": len(one.datasets), "seeds": one.seeds[0]}
+    for label, name, interval in one.intervals:
+        yield {"statistic": name, "label": label, **_interval(interval)}
+    for other, _, interval in one.improvement:
+        pair = {"label": one.labels[0], "other": other}
+        yield {"statistic": "probability of improvement", **pair, **_interval(interval)}
+    for ranked, rank in one.average_ranks.items():
+        yield {"statistic": "average rank", "label": ranked, "value": rank, **behind}
+    test = one.friedman
+    yield {"statistic": "friedman", "value": test.statistic, "p": test.p, **behind}
+    for row in one.pairs.to_dict("records"):
+        pair = {"label": row["first"], "other": row["second"], "value": row["difference"]}
+        p = {"p": row["p"], "p_holm": row["p_holm"]}
+        yield {"statistic": "wilcoxon", **pair, **p, "over": DATASETS, **behind}
+    for number, bar in enumerate(one.bars, start=1):
+        for label in bar:
+            yield {"statistic": "critical-difference group", "label": label, "value": number}
+    yield from _matrix("win rate", one.win_rates, behind)
+    for found in one.best:
+        yield from _best(found)
+    if one.images is None:
+        return
+    for row in one.images.tests.to_dict("records"):
+        pair = {"label": row["first"], "other": row["second"]}
+        lead = (row["first_only"] - row["second_only"]) / row["images"]
+        yield {
+            "statistic": "mcnemar",
+            **pair,
+            "value": lead,
+            "p": row["p"],
+            "p_holm": row["p_holm"],
+        }
+    yield from _matrix("agreement", one.images.agreement, {})
+    for label, error in one.images.ece.items():
+        yield {"statistic": "expected calibration error", "label": label, "value": error}
+    for kind, value in one.images.ensembles.drop(columns="run").mean().items():
+        yield {"statistic": f"ensemble: {kind}", "value": float(value), "seeds": one.images.runs}
+
+
+def _interval(found: Interval) -> dict[str, Any]:
+    return {
+        "value": found.estimate,
+        "low": found.low,
+        "high": found.high,
+        "over": found.over,
+        "datasets": found.datasets,
+        "seeds": found.seeds,
+    }
+
+
+def _best(found: Best) -> Iterator[dict[str, Any]]:
+    """1 for each method in the set, 0 for each other; nothing where nothing can be told."""
+    behind = {"over": found.over, "datasets": found.datasets, "seeds": found.seeds}
+    for label in (found.best, *sorted(found.p_holm)):
+        yield {
+            "statistic": "not distinguishable from the best",
+            "label": label,
+            "other": found.best,
+            "value": float(label in found.members) if found.told else None,
+            "p_holm": found.p_holm.get(label),
+            **behind,
+        }
+
+
+def _matrix(name: str, values: pd.DataFrame, behind: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for label, row in zip(values.index, values.to_numpy(float), strict=True):
+        for other, value in zip(values.columns, row.tolist(), strict=True):
+            if not np.isnan(value):  # the diagonal may be empty
+                yield {"statistic": name, "label": label, "other": other, "value": value, **behind}
+
+
+def to_markdown(found: Sequence[Comparison], *, metric: str = "top-1 accuracy") -> str:
+    """The text for readers; one section for each backbone and suite."""
+    parts = [INTRODUCTION.format(metric=metric)]
+    if not found:
+        parts.append("No backbone has two methods with all data sets of a suite yet.\n")
+    for one in found:
+        parts += [_head(one), _averages(one), _sets(one), _tests(one), _pictures(one)]
+    return "\n".join(part for part in parts if part)
+
+
+def _head(one: Comparison) -> str:
+    title = f"{one.heading} · {one.suite}" if one.suite else one.heading
+    seeds = "–".join(str(n) for n in dict.fromkeys(one.seeds))
+    lines = [
+        f"## {title}\n",
+        f"{len(one.labels)} methods on {_number(len(one.datasets), 'data set')}, {seeds} "
+        f"{'seed' if one.seeds == (1, 1) else 'seeds'} each: {', '.join(one.datasets)}.",
+        *(f"- {remark}" for remark in one.remarks),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _averages(one: Comparison) -> str:
+    names = list(dict.fromkeys(name for _, name, _ in one.intervals))
+    head = ["method"]
+    for name in names:
+        head.append(name)
+        if name != "interquartile mean":
+            head += ["over seeds", "over seeds and data sets"]
+    head += ["average rank"]
+    rows = []
+    for label in one.labels:
+        row = [label]
+        for name in names:
+            mine = [i for x, n, i in one.intervals if (x, n) == (label, name)]
+            row.append(f"{100 * mine[0].estimate:.1f}")
+            if name == "interquartile mean":
+                row[-1] += f" ({_bounds(mine[0])})"
+            else:
+                row += [
+                    _bounds(i) if i.over == w else "–"
+                    for i, w in zip(mine, (SEEDS, DATASETS), strict=True)
+                ]
+        rows.append([*row, f"{one.average_ranks[label]:.2f}"])
+    return _grid(head, rows)
+
+
+def _sets(one: Comparison) -> str:
+    lines = ["### Not distinguishable from the best\n"]
+    for found in one.best:
+        claim = "On these data sets" if found.over == SEEDS else "On new data sets of the kind"
+        behind = f"{_number(found.datasets, 'data set')}, {_number(found.seeds, 'seed')}"
+        lines.append(f"- {claim}: {_told(found, behind)}")
+    return "\n".join([*lines, ""])
+
+
+def _told(found: Best, behind: str) -> str:
+    if not found.told:
+        return (
+            f"nothing can be told. With {behind} and {len(found.p_holm) + 1} methods even the "
+            f"clearest result has a corrected p-value of {_p(found.smallest)}."
+        )
+    test = "exchange of runs" if found.over == SEEDS else "Wilcoxon's signed-rank test"
+    return f"{', '.join(found.members)} ({test}, {behind})."
+
+
+def _tests(one: Comparison) -> str:
+    test = one.friedman
+    lines = ["### Ranks\n"]
+    if test.p is not None:
+        lines.append(
+            f"Friedman's test of all methods being alike: chi-square {test.statistic:.2f}, "
+            f"p {_p(test.p)} ({test.methods} methods, {_number(test.datasets, 'data set')}).\n"
+        )
+    for bar in one.bars:
+        lines.append(f"- cannot be told apart by rank: {', '.join(bar)}")
+    lines += ["", f"{one.labels[0]}, which has the highest mean, against each other method:", ""]
+    p = {frozenset((r["first"], r["second"])): r for r in one.pairs.to_dict("records")}
+    chance = {other: i for other, over, i in one.improvement if over == SEEDS}
+    rows = []
+    for other in one.labels[1:]:
+        row = p[frozenset((one.labels[0], other))]
+        wins, losses = (
+            (row["wins"], row["losses"])
+            if row["first"] == one.labels[0]
+            else (row["losses"], row["wins"])
+        )
+        over_seeds = next(b for b in one.best if b.over == SEEDS).p_holm[other]
+        rows.append(
+            [
+                other,
+                f"{wins} / {row['ties']} / {losses}",
+                f"{chance[other].estimate:.2f} ({_bounds(chance[other], 1, 2)})",
+                _p(over_seeds),
+                _p(row["p_holm"]),
+            ]
+        )
+    head = [
+        "method",
+        "wins / ties / losses",
+        "probability of improvement",
+        "p over seeds",
+        "p over data sets",
+    ]
+    return "\n".join([*lines, _grid(head, rows)])
+
+
+def _pictures(one: Comparison) -> str:
+    if one.images is None:
+        return ""
+    found = one.images
+    first = found.labels[0]
+    lines = [
+        "### Single images\n",
+        f"{found.tests['images'].iloc[0]} test images, {_number(found.runs, 'seed')}, "
+        f"{len(found.labels)} methods of highest mean. McNemar's exact test counts an image once, "
+        "for the method that is right on it in more of its seeds; its claim is about these trained "
+        "models and new images.\n",
+    ]
+    rows = []
+    for row in found.tests[found.tests["first"] == first].to_dict("records"):
+        other = row["second"]
+        rows.append(
+            [
+                str(other),
+                f"{row['first_only']} / {row['second_only']}",
+                _p(row["p_holm"]),
+                f"{100 * found.agreement.loc[first, other]:.1f}",
+                f"{100 * found.ece[str(other)]:.1f}",
+            ]
+        )
+    lines.append(
+        _grid(
+            ["method", f"{first} only / it only", "p", "agreement %", "calibration error %"], rows
+        )
+    )
+    own = float(found.agreement.loc[[first], [first]].to_numpy()[0, 0])
+    if not np.isnan(own):
+        lines.append(f"Two seeds of {first} agree on {100 * own:.1f} % of the images.\n")
+    mean = found.ensembles.drop(columns="run").mean()
+    lines.append(
+        f"Ensembles of these {len(found.labels)} methods, mean over {_number(found.runs, 'run')}: "
+        f"majority vote {100 * mean['majority_vote']:.1f}, weighted by confidence "
+        f"{100 * mean['confidence_weighted']:.1f}; the best member alone (chosen on test) "
+        f"{100 * mean['best_single']:.1f}, the mean member {100 * mean['mean_single']:.1f}, some "
+        f"member right {100 * mean['oracle']:.1f}.\n"
+    )
+    return "\n".join(lines)
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    body = [[text.replace("|", r"\|") for text in row] for row in (head, *rows)]
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    lines = ["| " + " | ".join(row) + " |" for row in (body[0], rule, *body[1:])]
+    return "\n".join([*lines, ""])
+
+
+def _bounds(found: Interval, scale: float = 100, digits: int = 1) -> str:
+    if found.low is None or found.high is None:
+        return "–"
+    return f"{scale * found.low:.{digits}f}–{scale * found.high:.{digits}f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _dtype(column: Column) -> Any:
+    return column.dtype

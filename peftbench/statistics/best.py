@@ -1,0 +1,183 @@
+"""Methods that cannot be distinguished from the best, in place of one bold number.
+
+The best is the method with the highest mean over data sets. Another method is distinguishable from
+it where a two-sided test of the pair rejects at 5 % after Holm's correction over *all pairs* of
+methods. All pairs, although only those with the best are looked at: which method is best is known
+from the same scores, so that the best and the worst of equal methods would be compared, the pair
+that differs most of all. So the chance that any two equal methods are told apart is at most 5 %.
+
+Two claims, two tests:
+
+- over seeds (on these data sets): the runs of both methods are exchanged inside each data set, a
+  permutation test that is exact for any number of seeds and any distribution. The statistic is the
+  difference of the means divided by its standard error, so that methods which win on different data
+  sets by much are told apart by their means too (Chung & Romano, 2013).
+- over data sets (on new ones of the kind): Wilcoxon's signed-rank test of the means over seeds.
+
+Where even the clearest result could not reach 5 %, nothing can be told, which is not the same as
+no difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from peftbench.statistics import ranks, scores
+from peftbench.statistics.intervals import DATASETS, SEEDS
+from peftbench.statistics.scores import Array
+
+PERMUTATIONS = 20_000
+TIE = 1e-9  # statistics nearer than this, or this share of them, are equal
+NO_SPREAD = 1e-6  # added to standard errors: seeds that all agree would divide by zero
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best method and those not distinguishable from it."""
+
+    best: str
+    members: tuple[str, ...]  # the best first, then by mean; all methods where `told` is false
+    told: bool  # whether the runs suffice to tell any two methods apart
+    over: str  # `SEEDS` or `DATASETS`: what the claim is about
+    p_holm: dict[str, float]  # of every other method against the best
+    smallest: float  # adjusted p-value of the clearest result that so many runs could give
+    datasets: int
+    seeds: int  # of the method and data set that have fewest
+    alpha: float = ranks.ALPHA
+
+
+def not_distinguishable(
+    table: pd.DataFrame,
+    *,
+    over: str = SEEDS,
+    alpha: float = ranks.ALPHA,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Best | None:
+    """The best method of a frame of scores and its equals; `None` where no method is complete.
+
+    Methods without a score on every data set are not compared (`scores.complete` names them).
+    See the module for the definition.
+    """
+    kept, _ = scores.complete(table)
+    if kept.empty:
+        return None
+    means = scores.means(kept)
+    overall = means.mean(axis=1)
+    order = [str(x) for x in sorted(means.index, key=lambda name: (-overall[name], name))]
+    best = order[0]
+    fewest = int(scores.counts(kept).to_numpy().min())
+    pairs = list(combinations(order, 2))
+    if over == DATASETS:
+        values = means.to_numpy(float)
+        place = {str(name): i for i, name in enumerate(means.index)}
+        p = [ranks.signed_rank_p(values[place[a]] - values[place[b]]) for a, b in pairs]
+        least = ranks.smallest_signed_rank_p(means.shape[1])
+    elif over == SEEDS:
+        p = list(exchange_p(kept, pairs, permutations=permutations, seed=seed))
+        least = _smallest_exchange_p(kept, permutations)
+    else:
+        raise ValueError(f"over is {over!r}, neither {SEEDS!r} nor {DATASETS!r}")
+    against = against_best(best, pairs, p)
+    smallest = min(1.0, least * len(pairs)) if pairs else 1.0
+    return Best(
+        best=best,
+        members=(best, *(name for name in order[1:] if against[name] > alpha)),
+        told=smallest <= alpha,
+        over=over,
+        p_holm=against,
+        smallest=smallest,
+        datasets=means.shape[1],
+        seeds=fewest,
+        alpha=alpha,
+    )
+
+
+def against_best(
+    best: str, pairs: Sequence[tuple[str, str]], p: Sequence[float] | Array
+) -> dict[str, float]:
+    """P-value of each other method against the best, after Holm's correction over all pairs."""
+    return {
+        second if first == best else first: float(value)
+        for (first, second), value in zip(pairs, ranks.holm(p), strict=True)
+        if best in (first, second)
+    }
+
+
+def exchange_p(
+    table: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Array:
+    """Two-sided p-value of each pair, (pairs,): same distribution of scores on every data set.
+
+    The statistic is the difference of the means over data sets divided by its standard error over
+    seeds, or the difference itself where some method has a single seed. Of `permutations` drawn
+    exchanges b are as extreme, and p = (b + 1) / (permutations + 1), which keeps the level exactly
+    (Phipson & Smyth, 2010).
+    """
+    datasets = sorted(set(table["dataset"]))
+    runs = scores.samples(table, datasets)
+    sizes = {label: tuple(map(len, parts)) for label, parts in runs.items()}
+    out = np.ones(len(pairs))
+    for shape in sorted({(sizes[a], sizes[b]) for a, b in pairs}):
+        members = [i for i, (a, b) in enumerate(pairs) if (sizes[a], sizes[b]) == shape]
+        generator = np.random.default_rng(seed)
+        drawn = _Sums(permutations, len(members))
+        observed = _Sums(1, len(members))
+        for d, (n, m) in enumerate(zip(*shape, strict=True)):
+            pooled = np.array(
+                [np.concatenate([runs[pairs[i][0]][d], runs[pairs[i][1]][d]]) for i in members]
+            )
+            pooled -= pooled.mean(axis=1, keepdims=True)
+            first = np.zeros((permutations, n + m))
+            order = np.argsort(generator.random(first.shape), axis=-1)
+            np.put_along_axis(first, order[:, :n], 1.0, axis=-1)
+            drawn.add(first, pooled, n, m)
+            observed.add(np.repeat([[1.0, 0.0]], [n, m], axis=1), pooled, n, m)
+        studentised = min(min(counts) for counts in shape) > 1
+        extreme = drawn.statistic(studentised) >= observed.statistic(studentised) * (1 - TIE) - TIE
+        out[members] = (extreme.sum(axis=0) + 1) / (permutations + 1)
+    return out
+
+
+class _Sums:
+    """Sums over data sets of differences of means and of their squared standard errors."""
+
+    def __init__(self, exchanges: int, pairs: int) -> None:
+        self.difference = np.zeros((exchanges, pairs))
+        self.squared_error = np.zeros((exchanges, pairs))
+
+    def add(self, first: Array, pooled: Array, n: int, m: int) -> None:
+        """One data set: who belongs to the first method, (exchanges, n + m), and its runs."""
+        total = first @ pooled.T  # the sum of all is zero
+        squares = first @ (pooled**2).T
+        all_squares = (pooled**2).sum(axis=1)
+        self.difference += total / n + total / m
+        if n > 1 and m > 1:
+            self.squared_error += np.maximum(squares - total**2 / n, 0) / (n - 1) / n
+            rest = np.maximum(all_squares - squares - total**2 / m, 0)
+            self.squared_error += rest / (m - 1) / m
+
+    def statistic(self, studentised: bool) -> Array:
+        size = np.abs(self.difference)
+        return size / (np.sqrt(self.squared_error) + NO_SPREAD) if studentised else size
+
+
+def _smallest_exchange_p(table: pd.DataFrame, permutations: int) -> float:
+    """The least p-value of any pair: both directions of the clearest of all exchanges."""
+    number = scores.counts(table)
+    ways = []
+    for a, b in combinations(number.index, 2):
+        pair = zip(number.loc[a], number.loc[b], strict=True)
+        log_ways = sum(math.log(math.comb(int(n + m), int(n))) for n, m in pair)
+        ways.append(2.0 * math.exp(-log_ways))
+    return max(min(ways, default=1.0), 1 / (permutations + 1))

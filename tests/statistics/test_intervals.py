@@ -1,0 +1,121 @@
+"""Promises of averages and intervals: closed forms, and coverage over simulated suites."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from peftbench.errors import ConfigError
+from peftbench.statistics.averages import average, weightings
+from peftbench.statistics.intervals import (
+    DATASETS,
+    NOTHING,
+    SEEDS,
+    improvement_interval,
+    interquartile_mean_interval,
+    mean_interval,
+)
+from peftbench.statistics.scores import check, complete, means
+
+
+def arrays(*rows):
+    return [np.array(row, dtype=float) for row in rows]
+
+
+def test_both_averages_of_a_suite_have_their_names():
+    groups = {"a": "natural", "b": "natural", "c": "structured"}
+    named = weightings(groups)
+    scores = {"a": 0.9, "b": 0.7, "c": 0.2}
+    assert list(named) == ["mean of 3 tasks", "mean of 2 groups"]
+    assert average(scores, named["mean of 3 tasks"]) == pytest.approx(0.6)  # 1.8 / 3
+    # natural (0.9 + 0.7) / 2 = 0.8, structured 0.2
+    assert average(scores, named["mean of 2 groups"]) == pytest.approx(0.5)
+    assert average({"a": 0.9}, named["mean of 3 tasks"]) is None
+    assert list(weightings({"a": "", "b": "x"})) == ["mean of 2 tasks"]
+
+
+def test_the_interval_over_seeds_has_the_spread_of_the_mean():
+    generator = np.random.default_rng(1)
+    samples = arrays(*(generator.normal(0.5, 0.02, 40) for _ in range(3)))
+    found = mean_interval(samples, resamples=4000)
+    # normal theory: the mean of three data sets has sd sqrt(s1^2/40 + s2^2/40 + s3^2/40) / 3
+    sd = np.sqrt(sum(one.var(ddof=1) / 40 for one in samples)) / 3
+    assert found.estimate == pytest.approx(np.mean([one.mean() for one in samples]))
+    assert found.low == pytest.approx(found.estimate - 1.96 * sd, abs=0.1 * sd)
+    assert found.high == pytest.approx(found.estimate + 1.96 * sd, abs=0.1 * sd)
+    assert (found.over, found.datasets, found.seeds) == (SEEDS, 3, 40)
+
+
+def test_data_sets_are_drawn_only_for_claims_about_new_ones():
+    samples = arrays([0.2, 0.2], [0.5, 0.5], [0.8, 0.8])  # seeds agree, data sets do not
+    fixed, new = mean_interval(samples), mean_interval(samples, over=DATASETS)
+    assert (fixed.low, fixed.high) == pytest.approx((0.5, 0.5))
+    # widened by sqrt(3/2): 0.5 -+ 0.3674; all three places hold the lowest with 1/27 > 2.5 %
+    assert (new.low, new.high) == pytest.approx((0.1326, 0.8674), abs=1e-3)
+    assert new.over == DATASETS
+    grouped = mean_interval(samples, over=DATASETS, strata=["x", "y", "z"])
+    assert (grouped.low, grouped.high) == pytest.approx((0.5, 0.5))  # each group has one data set
+
+
+def test_one_seed_has_no_interval_and_says_so():
+    found = mean_interval(arrays([0.2], [0.4, 0.6]))
+    assert (found.low, found.high, found.over, found.seeds) == (None, None, NOTHING, 1)
+    assert found.estimate == pytest.approx(0.35)
+    assert mean_interval(arrays([0.2], [0.4]), over=DATASETS).over == DATASETS
+    assert mean_interval(arrays([0.2, 0.3]), over=DATASETS).over == SEEDS  # one data set
+
+
+def test_the_interquartile_mean_drops_the_outer_quarters():
+    # eight runs: 0.0, 0.1 and 0.9, 1.0 go; (0.3 + 0.4 + 0.5 + 0.6) / 4
+    found = interquartile_mean_interval(arrays([0.0, 0.3, 0.4, 1.0], [0.1, 0.5, 0.6, 0.9]))
+    assert found.estimate == pytest.approx(0.45)
+    # five runs of unequal data sets: floor(5 / 4) = 1 on each side, (0.2 + 0.3 + 0.4) / 3
+    assert interquartile_mean_interval(arrays([0.1, 0.2], [0.3, 0.4, 0.9])).estimate == (
+        pytest.approx(0.3)
+    )
+
+
+def test_the_probability_of_improvement_counts_pairs_of_runs():
+    first, second = arrays([0.5, 0.7], [0.1, 0.1]), arrays([0.6, 0.4], [0.1, 0.2])
+    # first data set: 0.5 beats 0.4, 0.7 beats both: 3/4; second: two ties of four: 1/4
+    found = improvement_interval(first, second)
+    assert found.estimate == pytest.approx(0.5)
+    assert found.low is not None and 0.0 <= found.low <= 0.5 <= found.high <= 1.0
+    assert improvement_interval(second, first).estimate == pytest.approx(0.5)
+    assert improvement_interval(arrays([0.9, 0.8]), arrays([0.1, 0.2])).low == 1.0
+
+
+def test_intervals_are_the_same_on_every_call():
+    samples = arrays([0.1, 0.2, 0.4], [0.6, 0.5, 0.9])
+    assert mean_interval(samples, over=DATASETS) == mean_interval(samples, over=DATASETS)
+    assert improvement_interval(samples, samples) == improvement_interval(samples, samples)
+
+
+@pytest.mark.parametrize(
+    "over, datasets, seeds, low, high", [(SEEDS, 4, 3, 0.90, 0.99), (DATASETS, 8, 3, 0.88, 0.99)]
+)
+def test_intervals_cover_the_truth_about_as_often_as_they_say(over, datasets, seeds, low, high):
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(120):
+        centres = generator.normal(0.5, 0.05 if over == DATASETS else 0.0, datasets)
+        samples = list(generator.normal(centres[:, None], 0.02, (datasets, seeds)))
+        found = mean_interval(samples, over=over, resamples=300, seed=trial)
+        covered += found.low <= 0.5 <= found.high
+    # 95 % promised; two binomial sd of 120 trials are 4 %, and few draws take a little away
+    assert low <= covered / 120 <= high
+
+
+def test_scores_are_checked_before_anything_is_computed():
+    table = pd.DataFrame(
+        {"label": ["x", "x", "y"], "dataset": ["a", "b", "a"], "seed": 0, "score": [0.1, 0.2, 0.3]}
+    )
+    kept, lacking = complete(table)
+    assert list(kept["label"]) == ["x", "x"] and lacking[0].label == "y"
+    assert lacking[0].lacks == ("b",)
+    assert means(table).loc["x", "b"] == 0.2 and np.isnan(means(table).loc["y", "b"])
+    with pytest.raises(ConfigError, match="x has several scores on a with seed 0"):
+        check(pd.concat([table, table]))
+    with pytest.raises(ConfigError, match="have no score"):
+        check(table.drop(columns="score"))
