@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from peftbench import data, loggers, methods
+from peftbench import data, loggers, methods, shipped
 from peftbench.backbones.load import hash_checkpoint
 from peftbench.errors import ConfigError
 from peftbench.loggers import LoggerSettings
@@ -35,8 +35,6 @@ from peftbench.spec import (
     Selection,
 )
 from peftbench.sweep.tuning import TunerConfig
-
-PACKAGE = Path(__file__).parent
 
 
 @dataclass
@@ -70,13 +68,7 @@ class RunConfig:
 
 def config_dir() -> Path:
     """The folder with `config.yaml`: inside an installed package, or at the top of a clone."""
-    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise ConfigError(
-        f"conf/config.yaml is neither in {PACKAGE} nor beside it: the installation is incomplete. "
-        "Install peftbench again."
-    )
+    return shipped.folder("conf", "conf", "config.yaml")
 
 
 def config_dirs() -> list[Path]:

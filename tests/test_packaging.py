@@ -35,7 +35,11 @@ def test_every_package_of_the_tree_is_listed(settings: configparser.ConfigParser
     folders = {path.parent for path in (ROOT / "peftbench").rglob("*.py")}
     packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     listed = lines(settings["options"]["packages"])
-    assert set(listed) == packages | {"peftbench.conf", "peftbench.experiments"}
+    assert set(listed) == packages | {
+        "peftbench.conf",
+        "peftbench.experiments",
+        "peftbench.published",
+    }
     assert listed == sorted(listed)
 
 
@@ -75,7 +79,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             pytest.skip(f"building a wheel needs {module}, which is not installed")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     # building writes beside the sources, so a copy by links keeps the clone as it is
-    for name in ("peftbench", "conf", "experiments"):
+    for name in ("peftbench", "conf", "experiments", "results/published"):
         for path in (ROOT / name).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 link = source / path.relative_to(ROOT)
@@ -116,6 +120,7 @@ def clone_files(folder: str) -> set[str]:
     [
         ("conf", "peftbench/conf"),
         ("experiments", "peftbench/experiments"),
+        ("results/published", "peftbench/published"),
         ("peftbench/data/suites", "peftbench/data/suites"),
         ("peftbench/backbones/weights", "peftbench/backbones/weights"),
     ],
