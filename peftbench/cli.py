@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 OK, FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 0, 1, 2, 3, 130
+NOTHING = 3  # of `reproduce`: no cell could be judged
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
 VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
 GROUPS = (
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="what there is to choose from, and what has run")
     listing.add_argument(
-        "what", choices=("methods", "backbones", "datasets", "experiments", "runs")
+        "what", choices=("methods", "backbones", "datasets", "experiments", "tables", "runs")
     )
     listing.add_argument("--status", help="runs of this status only; 'failed' for all failures")
     listing.add_argument("--results-dir", default="results")
@@ -137,6 +138,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar="COLUMN=VALUE[,VALUE]",
         help="rows with these values only; may be given several times",
     )
+    report.add_argument(
+        "experiment",
+        nargs="?",
+        metavar="EXPERIMENT",
+        help="write the tables of its paper as well, as .md, .tex, .csv and .html",
+    )
+    report.add_argument(
+        "--published", action="store_true", help="what the paper prints, below each row"
+    )
+    report.add_argument(
+        "--published-only",
+        action="store_true",
+        help="the tables of EXPERIMENT from published numbers alone; nothing in them is measured",
+    )
+    report.add_argument(
+        "--incomplete",
+        action="store_true",
+        help="averages of paper tables over rows with holes, marked",
+    )
     report.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     report.add_argument(
         "--best-on-test",
@@ -145,6 +165,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--no-figures", action="store_true")
     report.set_defaults(command=_report)
+
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="measured - published, cell by cell",
+        description="Compare what was measured with what a paper prints, cell by cell.",
+        epilog="exit status: 0 every cell under the protocol of the paper is within its tolerance, "
+        "1 one is not, 2 bad command line, 3 nothing could be judged",
+    )
+    reproduce.add_argument("table", metavar="TABLE", help="see `peftbench list tables`")
+    reproduce.add_argument("--results-dir", default="results")
+    reproduce.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE[,VALUE]",
+        help="runs with these values only; may be given several times",
+    )
+    reproduce.set_defaults(command=_reproduce)
 
     export = commands.add_parser("export", help="the tuned task of a run as a folder to keep")
     export.add_argument("run_id", metavar="RUN_ID", help="or its first digits; see `list runs`")
@@ -455,6 +493,13 @@ def _list(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from peftbench import report
 
+    if options.published_only:
+        return _report_published(options)
+    if options.experiment is None and (options.published or options.incomplete):
+        raise ConfigError(
+            "--published and --incomplete are for the tables of a paper. Name their experiment: "
+            "peftbench report EXPERIMENT. See `peftbench list tables`."
+        )
     formats = () if options.no_figures else ("png", "pdf", "svg")
     made = report.build(
         options.results_dir,
@@ -462,11 +507,44 @@ def _report(options: argparse.Namespace) -> int:
         best_on_test=options.best_on_test,
         formats=formats,
         style=options.format,
+        experiment=options.experiment,
+        published=options.published,
+        incomplete=options.incomplete,
     )
     print(made.text)
     for error in made.broken if options.format != "text" else ():
         print(f"peftbench: {error}", file=sys.stderr)
     return FAILED if made.broken else OK
+
+
+def _report_published(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from peftbench.report import papers
+
+    if options.experiment is None:
+        raise ConfigError(
+            "--published-only is for the tables of a paper. Name their experiment: "
+            "peftbench report EXPERIMENT --published-only. See `peftbench list tables`."
+        )
+    style = "csv" if options.format == "csv" else "md"
+    made = papers.build_published(options.experiment, Path(options.results_dir), style=style)
+    print(made.text, end="")
+    if options.format == "text":
+        print("\n".join(["", "Written:", *(f"  {path}" for path in made.paths)]))
+    return OK
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from peftbench.report.papers.reproduce import reproduce
+
+    told = reproduce(options.table, options.results_dir, options.where)
+    print(told.text, end="")
+    for error in told.broken:
+        print(f"peftbench: {error}", file=sys.stderr)
+    if told.missed or told.broken:
+        return FAILED
+    return OK if told.judged else NOTHING
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -297,10 +297,12 @@ def _entries(group: str) -> dict[str, dict[str, Any]]:
 
 def choices(group: str) -> set[str]:
     """Names that `group=NAME` accepts, aliases included."""
+    # below experiments/ are the tables that they measure
+    pattern = "*.yaml" if group == "experiments" else "**/*.yaml"
     names = {
         path.relative_to(folder).with_suffix("").as_posix()
         for folder in group_dirs(group)
-        for path in folder.rglob("*.yaml")
+        for path in folder.glob(pattern)
     }
     if group == "method":
         names |= set(methods.METHODS)

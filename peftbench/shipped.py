@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from peftbench.errors import ConfigError
 
 PACKAGE = Path(__file__).parent
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
 
 def folder(installed: str, clone: str, marker: str) -> Path:
@@ -23,3 +27,13 @@ def folder(installed: str, clone: str, marker: str) -> Path:
         f"{clone}/{marker} is neither in {places[0]} nor in {places[1]}: the installation is "
         "incomplete. Install peftbench again."
     )
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds; `ConfigError` where it is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.load(file, LOADER)  # safe in both forms
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}. Correct it.") from error

@@ -96,6 +96,17 @@ def overall(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[(cells["kind"] == pd.Series(wanted, index=cells.index)).astype(bool)]
 
 
+def eligible(
+    table: pd.DataFrame,
+    *,
+    metric: str = "top1",
+    limited: bool = False,
+    best_on_test: bool = False,
+) -> tuple[list[Run], list[str]]:
+    """The runs that `summary` counts, of any status, and a line for each kind left out of it."""
+    return _eligible(table, metric, limited, best_on_test)
+
+
 def to_text(cells: pd.DataFrame, *, width: int | None = 100) -> str:
     """Aligned plain text; a table wider than `width` continues in further blocks."""
     parts: list[str] = []
@@ -137,6 +148,7 @@ def to_csv(cells: pd.DataFrame) -> str:
 class _Run:
     """What a table needs to know of one run."""
 
+    row: int  # place in the table of runs
     heading: str
     suite: str
     group: str
@@ -155,8 +167,13 @@ class _Run:
     dtype: str
 
 
+Run = _Run  # for tables that choose the runs of a cell in their own way
+
+
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
+    """A place of a table. `mean` and `sd` are over seeds; only an `ok` cell has numbers."""
+
     state: str
     scores: Mapping[int | None, float] = field(default_factory=dict)  # by seed
     mean: float | None = None
@@ -181,8 +198,8 @@ def _eligible(
 ) -> tuple[list[_Run], list[str]]:
     """Runs that belong into a table, and a line for each kind of run that does not show."""
     rows = [
-        {str(name): None if pd.isna(value) else value for name, value in row.items()}
-        for row in table.to_dict("records")
+        {"row": i} | {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        for i, row in enumerate(table.to_dict("records"))
     ]
     out: list[str] = []
 
@@ -241,6 +258,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[_Run]:
         tuned, head = row["params_tuned"], row["params_head"]
         runs.append(
             _Run(
+                row=row["row"],
                 heading=backbone if len(tags[backbone]) == 1 else f"{backbone} [{tag}]",
                 suite=_text(row["suite"]),
                 group=_text(row["group"]),
@@ -334,15 +352,15 @@ def _section(
     """Cells of one backbone and suite, row after row."""
     group_of = {run.dataset: run.group for run in runs}
     datasets = sorted(group_of, key=lambda name: (group_of[name], name))
-    usual = _Usual.of(runs)
+    usual = Usual.of(runs)
     members: dict[tuple[str, str], list[_Run]] = defaultdict(list)
     for run in runs:
         members[run.method, variants[id(run)][0]].append(run)
     rows: list[tuple[Any, list[dict[str, Any]]]] = []
     for (method, variant), mine in members.items():
-        cells = {d: _cell([run for run in mine if run.dataset == d], usual) for d in datasets}
+        cells = {d: measure([run for run in mine if run.dataset == d], usual) for d in datasets}
         tuned, row_notes = _tuned(mine)
-        row_notes += _spread(mine, variants[id(mine[0])][1])
+        row_notes += chosen_by_dataset(mine, variants[id(mine[0])][1])
         columns = [
             *_averages(cells, group_of, row_notes),
             *((TASK, name, cell) for name, cell in cells.items()),
@@ -361,20 +379,20 @@ def _section(
     return [cell for _, row in sorted(rows, key=lambda row: row[0]) for cell in row]
 
 
-def _shown(cell: _Cell) -> dict[str, Any]:
+def _shown(cell: Cell) -> dict[str, Any]:
     note = "\n".join(cell.notes)
     return {"n": cell.n, "mean": cell.mean, "sd": cell.sd, "state": cell.state, "note": note}
 
 
 @dataclass(frozen=True)
-class _Usual:
+class Usual:
     """Weights of most runs of a section, and files and suite version of most runs of a column."""
 
     weights: str
     data: Mapping[str, tuple[str, str]]  # by data set
 
     @classmethod
-    def of(cls, runs: Sequence[_Run]) -> _Usual:
+    def of(cls, runs: Sequence[_Run]) -> Usual:
         done = [run for run in runs if run.status == Status.OK]
         data: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for run in done:
@@ -385,14 +403,14 @@ class _Usual:
         )
 
 
-def _cell(runs: Sequence[_Run], usual: _Usual) -> _Cell:
-    """One row on one data set."""
+def measure(runs: Sequence[_Run], usual: Usual) -> Cell:
+    """One row on one data set; `mixed`, with the reason, where its runs cannot be averaged."""
     done = [run for run in runs if run.status == Status.OK]
     if not done:
         states = {run.status for run in runs}
         if not states:
-            return _Cell(MISSING)
-        return _Cell(UNSUPPORTED if states == {Status.UNSUPPORTED} else FAILED)
+            return Cell(MISSING)
+        return Cell(UNSUPPORTED if states == {Status.UNSUPPORTED} else FAILED)
     differing = {
         "backbone weights": {_short(run.weights) for run in done},
         "suite versions": {run.suite_version or "unknown" for run in done},
@@ -410,7 +428,7 @@ def _cell(runs: Sequence[_Run], usual: _Usual) -> _Cell:
     if repeated and not notes:
         notes.append(f"not averaged: seed {', '.join(repeated)} was run more than once")
     if notes:
-        return _Cell(MIXED, notes=tuple(notes))
+        return Cell(MIXED, notes=tuple(notes))
     first = done[0]
     if first.weights != usual.weights:
         notes.append(
@@ -431,12 +449,12 @@ def _cell(runs: Sequence[_Run], usual: _Usual) -> _Cell:
     if lost:
         notes.append(f"{len(runs) - len(done)} of {len(runs)} seeds failed: {', '.join(lost)}")
     scores = {run.seed: run.score for run in done if run.score is not None}
-    return _Cell(OK, scores, *_mean_and_sd(scores.values()), first.weights, tuple(notes))
+    return Cell(OK, scores, *mean_and_sd(scores.values()), first.weights, tuple(notes))
 
 
 def _averages(
-    cells: Mapping[str, _Cell], group_of: Mapping[str, str], row_notes: Sequence[str]
-) -> list[tuple[str, str, _Cell]]:
+    cells: Mapping[str, Cell], group_of: Mapping[str, str], row_notes: Sequence[str]
+) -> list[tuple[str, str, Cell]]:
     """Kind, heading and cell of each average; none over a single data set."""
     if len(cells) < 2:
         return []
@@ -450,23 +468,23 @@ def _averages(
             inside = {name: 1 / size for name in cells if group_of[name] == group}
             averages.append((GROUP_MEAN, f"{group} ({size})", inside))
     return [
-        (kind, name, _average(cells, weights, row_notes if kind == MEAN_OF_TASKS else ()))
+        (kind, name, average(cells, weights, row_notes if kind == MEAN_OF_TASKS else ()))
         for kind, name, weights in averages
     ]
 
 
-def _average(
-    cells: Mapping[str, _Cell], weights: Mapping[str, float], row_notes: Sequence[str]
-) -> _Cell:
+def average(
+    cells: Mapping[str, Cell], weights: Mapping[str, float], row_notes: Sequence[str]
+) -> Cell:
     """Weighted mean of the cells; its spread is that of the weighted means of single seeds."""
     if all(cells[name].state == UNSUPPORTED for name in weights):
-        return _Cell(UNSUPPORTED)
+        return Cell(UNSUPPORTED)
     holes = [name for name in weights if cells[name].state != OK]
     if holes:
-        return _Cell(INCOMPLETE, notes=(f"no average without {_some(holes)}",))
+        return Cell(INCOMPLETE, notes=(f"no average without {_some(holes)}",))
     used = [cells[name] for name in weights]
     if len({cell.weights for cell in used}) > 1:
-        return _Cell(INCOMPLETE, notes=("no average over different backbone weights",))
+        return Cell(INCOMPLETE, notes=("no average over different backbone weights",))
     notes = list(row_notes)
     common = [s for s in used[0].scores if all(s in cell.scores for cell in used)]
     if any(len(cell.scores) != len(common) for cell in used):
@@ -476,10 +494,10 @@ def _average(
         )
     by_seed = {s: sum(w * cells[d].scores[s] for d, w in weights.items()) for s in common}
     mean = sum(w * (cells[d].mean or 0.0) for d, w in weights.items())
-    return _Cell(OK, by_seed, mean, _mean_and_sd(by_seed.values())[1], "", tuple(notes))
+    return Cell(OK, by_seed, mean, mean_and_sd(by_seed.values())[1], "", tuple(notes))
 
 
-def _mean_and_sd(values: Iterable[float]) -> tuple[float | None, float | None]:
+def mean_and_sd(values: Iterable[float]) -> tuple[float | None, float | None]:
     """Mean, and sample standard deviation (divisor n - 1) where there are two values."""
     found = list(values)
     if not found:
@@ -500,7 +518,7 @@ def _mean_with_head(runs: Sequence[_Run]) -> float | None:
     return statistics.fmean(counts.values()) if counts else None
 
 
-def _spread(runs: Sequence[_Run], named: frozenset[str]) -> list[str]:
+def chosen_by_dataset(runs: Sequence[_Run], named: frozenset[str]) -> list[str]:
     """A remark on the settings that differ between the data sets of one row."""
     done = [run for run in runs if run.status == Status.OK]
     differing = []

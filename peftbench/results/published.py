@@ -125,10 +125,14 @@ def _rows(path: Path, place: Path) -> list[Mapping[str, Any]]:
                 f"{path} has the columns {', '.join(reader.fieldnames or ()) or 'none'}. "
                 f"Published numbers need {', '.join(wanted)}."
             )
-        return [_row(raw, path, place, number) for number, raw in enumerate(reader, start=2)]
+        shared = {
+            "file": path.relative_to(place).as_posix(),
+            "low_confidence": path.parent.name == LOW_CONFIDENCE,
+        }
+        return [{**_row(raw, path, number), **shared} for number, raw in enumerate(reader, 2)]
 
 
-def _row(raw: Mapping[str, Any], path: Path, place: Path, number: int) -> Mapping[str, Any]:
+def _row(raw: Mapping[str, Any], path: Path, number: int) -> dict[str, Any]:
     where = f"{path}, line {number}"
     for name in (*KEY, "top1", "params_convention", "source"):
         if not raw.get(name):
@@ -150,9 +154,7 @@ def _row(raw: Mapping[str, Any], path: Path, place: Path, number: int) -> Mappin
         "top1": top1,
         "params_m": params,
         "printed": raw["top1"],
-        "file": path.relative_to(place).as_posix(),
         "reprint": raw["paper"].endswith("(reprint)"),
-        "low_confidence": path.parent.name == LOW_CONFIDENCE,
     }
 
 
