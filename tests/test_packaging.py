@@ -155,10 +155,13 @@ import sys
 import peftbench, pytest
 from peftbench import config
 from peftbench.cli import main
+from peftbench.report.papers import catalogue
+from peftbench.results import published
 
 print("package:", peftbench.__file__)
 print("conf:", config.config_dir())
 print("experiments:", *config.group_dirs("experiments"), *sorted(config.choices("experiments")))
+print("papers:", published.folder(), len(published.read()), *catalogue.names())
 for arguments in ({sweep!r}, ["report", "--no-figures"]):
     try:
         main(arguments)
@@ -229,6 +232,9 @@ def test_a_method_of_ones_own_runs_beside_a_wheel_unpacked_far_from_the_clone(
     assert lines[1] == f"conf: {site / 'peftbench' / 'conf'}"
     experiments = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
     assert lines[2] == " ".join(["experiments:", str(site / "peftbench/experiments"), *experiments])
+    # so were the tables of papers and what they print
+    tables = sorted(path.stem for path in (ROOT / "experiments" / "tables").glob("[!_]*.yaml"))
+    assert lines[3] == " ".join(["papers:", str(site / "peftbench/published"), "2734", *tables])
     # the sweep ran both methods
     records = {r.spec["method"]["name"]: r for r in ResultsStore(work / "results").records()}
     assert records.keys() == {"linear", name}

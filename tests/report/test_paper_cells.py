@@ -96,7 +96,7 @@ def test_ssf_has_73_10_over_19_tasks_and_90_72_over_fgvc(numbers):
     )
     assert full.printed.notes == (
         "printed by VPT for weights sup_in21k_orig",
-        "computed from the printed cells",
+        "not printed: computed from the printed cells",
     )
     table = filled("ssf_fgvc", records, numbers, best_on_test=True)
     assert (value(table, "SSF", "fgvc"), value(table, "SSF", "params")) == (90.72, 0.39)
@@ -216,6 +216,10 @@ def test_rows_take_the_settings_and_weights_that_they_name():
     assert cell(table, "MLP-3", "fgvc/cub200").state == "missing"
     assert cell(table, "MLP-5", "fgvc/cub200").value == pytest.approx(50)
     assert cell(table, "Linear", "fgvc/cub200").state == "missing"  # other weights
+    assert table.remarks == (
+        f"Left out: 1 run on other weights ({paper_runs.AUGREG}); "
+        "take them with --where backbone_tag=TAG",
+    )
     where = (f"backbone_tag={paper_runs.AUGREG}",)
     asked = cell(filled("vpt_fgvc", records, where=where), "Linear", "fgvc/cub200")
     assert asked.value == pytest.approx(10)

@@ -80,7 +80,8 @@ class Row:
     title: str
     method: str | None  # registered name; `None` where peftbench has no such method
     settings: Mapping[str, str] = field(default_factory=dict)  # hyper-parameters as spelled in runs
-    weights: tuple[str, ...] = ()  # timm tags or titles of the backbone, that of the paper first
+    # timm tags or titles of backbones that fill the row, maybe patterns; that of the paper first
+    weights: tuple[str, ...] = ()
     published: Series | None = None
     printed: Mapping[str, float] = field(default_factory=dict)  # by column, beyond the collection
     values: Mapping[str, str] = field(default_factory=dict)  # for names in braces

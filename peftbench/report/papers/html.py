@@ -13,7 +13,10 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
 table.paper { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 table.paper caption { font-weight: 600; padding-bottom: .6rem; text-align: left; }
 table.paper thead th { border-bottom: 1px solid; }
-table.paper thead tr:first-child th { border-top: 2px solid; }
+table.paper thead tr:first-child > * { border-top: 2px solid; }
+table.paper th[scope=colgroup] { text-align: center; }
+table.paper sup { line-height: 0; }
+.notes p { margin: .2rem 0; }
 table.paper tbody { border-bottom: 1px solid; }
 table.paper th, table.paper td { padding: .15rem .6rem; text-align: right; }
 table.paper th[scope=row], table.paper th[scope=rowgroup], table.paper th:first-child {

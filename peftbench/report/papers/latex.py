@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from peftbench.report.papers.layout import ROW, Line, Page, Text
 
 PACKAGES = ("booktabs", "graphicx")
@@ -45,7 +47,7 @@ def render(page: Page) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{escape(page.title)}}}",
-        rf"\label{{tab:{page.name}}}",
+        rf"\label{{tab:{re.sub('[^A-Za-z0-9_.-]', '-', page.name)}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * columns}}}",
         r"\toprule",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,7 @@ from peftbench.results.store import current
 
 # what the cells of one column must share; a cell that does not is marked
 CONDITIONS = ("protocol", *protocols.FIXED, "budget")
+BY_TAG = "backbone_tag"
 COUNTS = ("params_method", "params_head", "params_unfrozen", "params_backbone")
 
 
@@ -87,18 +89,18 @@ class _Pool:
     def of(cls, paper: PaperTable, table: pd.DataFrame, options: Options) -> _Pool:
         protocol = protocols.declared(paper.protocol)
         free = len(paper.blocks) == 1 and any(
-            text.partition("=")[0].strip() in ("backbone", "backbone_tag") for text in options.where
+            text.partition("=")[0].strip() in ("backbone", BY_TAG) for text in options.where
         )
         chosen = select(table, options.where)
         methods = {row.method for row in paper.rows if row.method is not None}
-        weights = {name for row in paper.rows for name in row.weights}
         mask = chosen["method"].isin(methods)
         mask &= chosen["dataset"].isin({task.dataset for task in paper.tasks.values()})
-        if not free:
-            mask &= chosen["backbone"].isin(weights) | chosen["backbone_tag"].isin(weights)
-        pool = chosen[mask.fillna(False).astype(bool)].reset_index(drop=True)
+        pool = chosen[mask.fillna(False).astype(bool)]
+        weights = tuple(dict.fromkeys(name for row in paper.rows for name in row.weights))
+        others = {} if free else _others(pool, weights)
+        pool = pool[~pool[BY_TAG].isin(others)].reset_index(drop=True)
         found: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
-        left_out: list[str] = []
+        left_out = [_told(others, len(paper.blocks) == 1)] if others else []
         for metric in dict.fromkeys(task.metric for task in paper.tasks.values()):
             if metric not in pool.columns:
                 left_out.append(f"{metric}, which no run has")
@@ -109,7 +111,7 @@ class _Pool:
             left_out += [line for line in lines if line not in left_out]
             for run in runs:
                 found[metric, run.method, run.dataset].append(run)
-        known = ("protocol", "budget", "shot_seed", "backbone", "backbone_tag", *COUNTS)
+        known = ("protocol", "budget", "shot_seed", "backbone", BY_TAG, *COUNTS)
         columns = {
             name: [None if pd.isna(v) else v for v in pool[name]]
             for name in known
@@ -175,8 +177,7 @@ class _Pool:
         return str(self.facts[run.row]["protocol"] or "")
 
     def _is_of(self, run: Run, row: Row) -> bool:
-        fact = self.facts[run.row]
-        return fact["backbone"] in row.weights or fact["backbone_tag"] in row.weights
+        return _matches(row.weights, self.facts[run.row])
 
     def _condition(self, run: Run, name: str) -> str:
         if name in ("protocol", "budget"):
@@ -188,7 +189,7 @@ class _Pool:
             self.protocol, self._protocol(run), run.settings, run.suite
         )
         fact = self.facts[run.row]
-        if row.weights and row.weights[0] not in (fact["backbone"], fact["backbone_tag"]):
+        if row.weights and not _matches(row.weights[:1], fact):
             yield f"checkpoint {fact['backbone_tag']}, not {row.weights[0]}"
 
     def _counts(self, runs: Sequence[Run]) -> Counts | None:
@@ -197,6 +198,32 @@ class _Pool:
         if len(found) != 1 or None in (values := found.pop()):
             return None
         return Counts(*map(int, values))
+
+
+def _matches(names: Sequence[str], fact: Mapping[str, Any]) -> bool:
+    """Whether one of the names, which may be patterns, is the title or tag of the weights."""
+    return any(
+        fnmatchcase(str(fact[key] or ""), name) for name in names for key in ("backbone", BY_TAG)
+    )
+
+
+def _others(pool: pd.DataFrame, weights: Sequence[str]) -> dict[str, int]:
+    """Tags of the runs on weights that a table does not name, and how many runs have each."""
+    pairs = Counter(zip(pool["backbone"].fillna(""), pool[BY_TAG].fillna(""), strict=True))
+    return {
+        tag: count
+        for (title, tag), count in sorted(pairs.items())
+        if not _matches(weights, {"backbone": title, BY_TAG: tag})
+    }
+
+
+def _told(others: Mapping[str, int], single: bool) -> str:
+    """What is said of runs on weights that the table does not name."""
+    count, tags = sum(others.values()), list(others)
+    more = f" and {len(tags) - 3} more" if len(tags) > 3 else ""
+    hint = f"; take them with --where {BY_TAG}=TAG" if single else ""
+    runs = "run" if count == 1 else "runs"
+    return f"{count} {runs} on other weights ({', '.join(tags[:3])}{more}){hint}"
 
 
 def _block(pool: _Pool, b: int, collection: Collection | None) -> TableBlock:

@@ -30,7 +30,7 @@ from peftbench.report.papers.model import (
 )
 from peftbench.report.tables import MISSING
 
-COMPUTED = "computed from the printed cells"
+COMPUTED = "not printed: computed from the printed cells"
 CONVENTIONS = {
     "head_included": "counts the head",
     "head_excluded": "leaves out the head",
