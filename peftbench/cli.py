@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 OK, FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 0, 1, 2, 3, 130
+NOTHING = 3  # of `reproduce`: no cell could be judged
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
 VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
 GROUPS = (
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="what there is to choose from, and what has run")
     listing.add_argument(
-        "what", choices=("methods", "backbones", "datasets", "experiments", "runs")
+        "what", choices=("methods", "backbones", "datasets", "experiments", "tables", "runs")
     )
     listing.add_argument("--status", help="runs of this status only; 'failed' for all failures")
     _add_results(listing)
@@ -131,6 +132,25 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table and figures from the recorded runs")
     _add_results(report)
     _add_rows(report)
+    report.add_argument(
+        "experiment",
+        nargs="?",
+        metavar="EXPERIMENT",
+        help="write the tables of its paper as well, as .md, .tex, .csv and .html",
+    )
+    report.add_argument(
+        "--published", action="store_true", help="what the paper prints, below each row"
+    )
+    report.add_argument(
+        "--published-only",
+        action="store_true",
+        help="the tables of EXPERIMENT from published numbers alone; nothing in them is measured",
+    )
+    report.add_argument(
+        "--incomplete",
+        action="store_true",
+        help="averages of paper tables over rows with holes, marked",
+    )
     report.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     report.add_argument(
         "--best-on-test",
@@ -150,6 +170,18 @@ def _parser() -> argparse.ArgumentParser:
         )
     advise.add_argument("--results-dir", default="results", help="or a table.csv or table.parquet")
     advise.set_defaults(command=_advise)
+
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="measured - published, cell by cell",
+        description="Compare what was measured with what a paper prints, cell by cell.",
+        epilog="exit status: 0 every cell under the protocol of the paper is within its tolerance, "
+        "1 one is not, 2 bad command line, 3 nothing could be judged",
+    )
+    reproduce.add_argument("table", metavar="TABLE", help="see `peftbench list tables`")
+    _add_results(reproduce)
+    _add_rows(reproduce)
+    reproduce.set_defaults(command=_reproduce)
 
     export = commands.add_parser("export", help="the tuned task of a run as a folder to keep")
     export.add_argument("run_id", metavar="RUN_ID", help="or its first digits; see `list runs`")
@@ -491,6 +523,13 @@ def _list(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from peftbench import report
 
+    if options.published_only:
+        return _report_published(options)
+    if options.experiment is None and (options.published or options.incomplete):
+        raise ConfigError(
+            "--published and --incomplete are for the tables of a paper. Name their experiment: "
+            "peftbench report EXPERIMENT. See `peftbench list tables`."
+        )
     formats = () if options.no_figures else ("png", "pdf", "svg")
     made = report.build(
         options.results_dir,
@@ -498,6 +537,9 @@ def _report(options: argparse.Namespace) -> int:
         best_on_test=options.best_on_test,
         formats=formats,
         style=options.format,
+        experiment=options.experiment,
+        published=options.published,
+        incomplete=options.incomplete,
     )
     print(made.text)
     for error in made.broken if options.format != "text" else ():
@@ -520,6 +562,36 @@ def _advise(options: argparse.Namespace) -> int:
     )
     print(advice.to_text(found, budget), end="", flush=True)
     return OK if any(one.chosen for one in found) else FAILED
+
+
+def _report_published(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from peftbench.report import papers
+
+    if options.experiment is None:
+        raise ConfigError(
+            "--published-only is for the tables of a paper. Name their experiment: "
+            "peftbench report EXPERIMENT --published-only. See `peftbench list tables`."
+        )
+    style = "csv" if options.format == "csv" else "md"
+    made = papers.build_published(options.experiment, Path(options.results_dir), style=style)
+    print(made.text, end="")
+    if options.format == "text":
+        print("\n".join(["", "Written:", *(f"  {path}" for path in made.paths)]))
+    return OK
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from peftbench.report.papers.reproduce import reproduce
+
+    told = reproduce(options.table, options.results_dir, options.where)
+    print(told.text, end="")
+    for error in told.broken:
+        print(f"peftbench: {error}", file=sys.stderr)
+    if told.missed or told.broken:
+        return FAILED
+    return OK if told.judged else NOTHING
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from peftbench import data, loggers, methods
+from peftbench import data, loggers, methods, shipped
 from peftbench.backbones.load import hash_checkpoint
 from peftbench.errors import ConfigError
 from peftbench.loggers import LoggerSettings
@@ -36,8 +36,6 @@ from peftbench.spec import (
 )
 from peftbench.sweep.tuning import TunerConfig
 from peftbench.training.checkpoint import Saving
-
-PACKAGE = Path(__file__).parent
 
 
 @dataclass
@@ -74,13 +72,7 @@ class RunConfig:
 
 def config_dir() -> Path:
     """The folder with `config.yaml`: inside an installed package, or at the top of a clone."""
-    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise ConfigError(
-        f"conf/config.yaml is neither in {PACKAGE} nor beside it: the installation is incomplete. "
-        "Install peftbench again."
-    )
+    return shipped.folder("conf", "conf", "config.yaml")
 
 
 def config_dirs() -> list[Path]:
@@ -317,10 +309,12 @@ def _entries(group: str) -> dict[str, dict[str, Any]]:
 
 def choices(group: str) -> set[str]:
     """Names that `group=NAME` accepts, aliases included."""
+    # below experiments/ are the tables that they measure
+    pattern = "*.yaml" if group == "experiments" else "**/*.yaml"
     names = {
         path.relative_to(folder).with_suffix("").as_posix()
         for folder in group_dirs(group)
-        for path in folder.rglob("*.yaml")
+        for path in folder.glob(pattern)
     }
     if group == "method":
         names |= set(methods.METHODS)

@@ -13,7 +13,7 @@ from peftbench.results.store import ResultsStore
 
 
 def text(what: str, results_dir: str, status: str | None) -> str:
-    """Aligned columns about methods, backbones, datasets, experiments or runs."""
+    """Aligned columns about methods, backbones, datasets, experiments, tables or runs."""
     if what == "runs":
         return _runs(results_dir, status)
     if status is not None:
@@ -23,6 +23,7 @@ def text(what: str, results_dir: str, status: str | None) -> str:
         "backbones": _backbones,
         "datasets": _datasets,
         "experiments": _experiments,
+        "tables": _tables,
     }[what]()
 
 
@@ -109,6 +110,16 @@ def _experiments() -> str:
             lines = path.read_text(encoding="utf-8").splitlines()
             questions = [line.partition("Question: ")[2] for line in lines if "Question: " in line]
             rows.append((path.stem, *questions[:1]) if questions else (path.stem, ""))
+    return columns(rows)
+
+
+def _tables() -> str:
+    from peftbench.report.papers import catalogue
+
+    rows: list[tuple[object, ...]] = [("TABLE", "EXPERIMENT", "PROTOCOL", "TITLE")]
+    for name in catalogue.names():
+        table = catalogue.find(name)
+        rows.append((name, table.experiment, table.protocol, table.title))
     return columns(rows)
 
 

@@ -37,7 +37,11 @@ def test_every_package_of_the_tree_is_listed(settings: configparser.ConfigParser
     folders = {path.parent for path in (ROOT / "peftbench").rglob("*.py")}
     packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     listed = lines(settings["options"]["packages"])
-    assert set(listed) == packages | {"peftbench.conf", "peftbench.experiments"}
+    assert set(listed) == packages | {
+        "peftbench.conf",
+        "peftbench.experiments",
+        "peftbench.published",
+    }
     assert listed == sorted(listed)
 
 
@@ -77,7 +81,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             pytest.skip(f"building a wheel needs {module}, which is not installed")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     # building writes beside the sources, so a copy by links keeps the clone as it is
-    for name in ("peftbench", "conf", "experiments"):
+    for name in ("peftbench", "conf", "experiments", "results/published"):
         for path in (ROOT / name).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 link = source / path.relative_to(ROOT)
@@ -118,6 +122,7 @@ def clone_files(folder: str) -> set[str]:
     [
         ("conf", "peftbench/conf"),
         ("experiments", "peftbench/experiments"),
+        ("results/published", "peftbench/published"),
         ("peftbench/data/suites", "peftbench/data/suites"),
         ("peftbench/backbones/weights", "peftbench/backbones/weights"),
     ],
@@ -152,10 +157,13 @@ import sys
 import peftbench, pytest
 from peftbench import config
 from peftbench.cli import main
+from peftbench.report.papers import catalogue
+from peftbench.results import published
 
 print("package:", peftbench.__file__)
 print("conf:", config.config_dir())
 print("experiments:", *config.group_dirs("experiments"), *sorted(config.choices("experiments")))
+print("papers:", published.folder(), len(published.read()), *catalogue.names())
 for arguments in ({sweep!r}, ["report", "--no-figures"]):
     try:
         main(arguments)
@@ -226,6 +234,9 @@ def test_a_method_of_ones_own_runs_beside_a_wheel_unpacked_far_from_the_clone(
     assert lines[1] == f"conf: {site / 'peftbench' / 'conf'}"
     experiments = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
     assert lines[2] == " ".join(["experiments:", str(site / "peftbench/experiments"), *experiments])
+    # so were the tables of papers and what they print
+    tables = sorted(path.stem for path in (ROOT / "experiments" / "tables").glob("[!_]*.yaml"))
+    assert lines[3] == " ".join(["papers:", str(site / "peftbench/published"), "2734", *tables])
     # the sweep ran both methods
     records = {r.spec["method"]["name"]: r for r in ResultsStore(work / "results").records()}
     assert records.keys() == {"linear", name}

@@ -32,6 +32,9 @@ def build(
     best_on_test: bool = False,
     formats: Sequence[str] = ("png", "pdf", "svg"),
     style: str = "text",
+    experiment: str | None = None,
+    published: bool = False,
+    incomplete: bool = False,
 ) -> Report:
     """Tables and figures of the runs below `root`, which need no accelerator and no data.
 
@@ -41,27 +44,46 @@ def build(
     then have names of their own. `out` is `root` unless given. With `best_on_test` the table shows
     the runs that selected the epoch on test as well, in rows of their own; figures never do. No
     `formats` means no figures. `style` is "text" for a reader, who also learns of files and
-    problems, or "markdown" or "csv" for the table alone.
+    problems, or "markdown" or "csv" for the table alone. With `experiment` the tables of papers
+    that it measures are written to `out/tables` and stand in front: with what the papers print
+    below each row if `published`, and with averages over rows with holes, marked, if `incomplete`.
+
+    Raises:
+        UnknownName: there is no such experiment or table, column or value.
     """
-    from peftbench.report import figures, statistics, tables
+    from peftbench.report import figures, papers, statistics, tables
     from peftbench.results.frame import frame, select, write_table
     from peftbench.results.store import write_atomic
 
     root = Path(root)
     folder = root if out is None else Path(out)
+    layouts = [] if experiment is None else papers.layouts(experiment)
     scan = ResultsStore(root).scan()
     problems = [f"Unreadable: {error}" for error in scan.broken]
     if not scan.records:
-        hint = f"No runs in {root / 'runs'} yet. Run: peftbench run method=linear"
+        command = f"-m experiments={layouts[0].experiment}" if layouts else "method=linear"
+        hint = f"No runs in {root / 'runs'} yet. Run: peftbench run {command}"
         return Report("\n".join([*problems, hint]), broken=scan.broken)
     everything = frame(scan.records)
     chosen = select(everything, where)
     written = write_table(everything, folder)
     paths = list(written.paths)
     notes = [*problems, *written.notes]
+    made = papers.build(
+        layouts,
+        everything,
+        scan.records,
+        folder,
+        papers.Options(tuple(where), best_on_test, limited, incomplete),
+        published=published,
+        style="csv" if style == "csv" else "md",
+    )
+    paths += made.paths
+    if experiment is not None and not layouts:
+        notes.append(f"No table of a paper is described for experiment {experiment}.")
     if chosen.empty:
         notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
-        return Report(_text("", paths, notes), tuple(paths), scan.broken)
+        return Report(_text(made.text, paths, notes), tuple(paths), scan.broken)
     cells = tables.summary(chosen, metric=metric, limited=limited, best_on_test=best_on_test)
     found = statistics.comparisons(
         chosen, ResultsStore(root), metric=metric, limited=limited, best_on_test=best_on_test
@@ -88,7 +110,9 @@ def build(
         stem = place / f"{name}_vs_parameters_{_slug(backbone)}"
         paths += figures.save(figure, stem, formats)
     if style == "text":
-        text = _text(tables.to_text(cells), paths, notes)
+        text = _text(made.text + tables.to_text(cells), paths, notes)
+    elif made.text:
+        text = made.text.rstrip("\n")
     else:
         text = (tables.to_markdown if style == "markdown" else tables.to_csv)(cells).rstrip("\n")
     return Report(text, tuple(paths), scan.broken)

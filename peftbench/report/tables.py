@@ -118,6 +118,17 @@ def overall(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[(cells["kind"] == pd.Series(wanted, index=cells.index)).astype(bool)]
 
 
+def eligible(
+    table: pd.DataFrame,
+    *,
+    metric: str = "top1",
+    limited: bool = False,
+    best_on_test: bool = False,
+) -> tuple[list[Run], list[str]]:
+    """The runs that `summary` counts, of any status, and a line for each kind left out of it."""
+    return _eligible(table, metric, limited, best_on_test)
+
+
 def to_text(cells: pd.DataFrame, *, width: int | None = 100) -> str:
     """Aligned plain text; a table wider than `width` continues in further blocks."""
     parts: list[str] = []
@@ -179,8 +190,13 @@ class _Run:
     budget: str  # of the search that chose its hyper-parameters; empty where there was none
 
 
+Run = _Run  # for tables that choose the runs of a cell in their own way
+
+
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
+    """A place of a table. `mean` and `sd` are over seeds; only an `ok` cell has numbers."""
+
     state: str
     scores: Mapping[int | None, float] = field(default_factory=dict)  # by seed
     mean: float | None = None
@@ -371,15 +387,15 @@ def _section(
     """Cells of one backbone and suite, row after row."""
     group_of = {run.dataset: run.group for run in runs}
     datasets = sorted(group_of, key=lambda name: (group_of[name], name))
-    usual = _Usual.of(runs)
+    usual = Usual.of(runs)
     members: dict[tuple[str, str], list[_Run]] = defaultdict(list)
     for run in runs:
         members[run.method, variants[id(run)][0]].append(run)
     rows: list[tuple[Any, list[dict[str, Any]]]] = []
     for (method, variant), mine in members.items():
-        cells = {d: _cell([run for run in mine if run.dataset == d], usual) for d in datasets}
+        cells = {d: measure([run for run in mine if run.dataset == d], usual) for d in datasets}
         tuned, row_notes = _tuned(mine)
-        row_notes += _spread(mine, variants[id(mine[0])][1])
+        row_notes += chosen_by_dataset(mine, variants[id(mine[0])][1])
         columns = [
             *_averages(cells, group_of, row_notes),
             *((TASK, name, cell) for name, cell in cells.items()),
@@ -398,14 +414,14 @@ def _section(
     return [cell for _, row in sorted(rows, key=lambda row: row[0]) for cell in row]
 
 
-def _shown(cell: _Cell) -> dict[str, Any]:
+def _shown(cell: Cell) -> dict[str, Any]:
     note = "\n".join(cell.notes)
     numbers = {"n": cell.n, "mean": cell.mean, "sd": cell.sd}
     return {**numbers, "budget": cell.budget, "state": cell.state, "note": note}
 
 
 @dataclass(frozen=True)
-class _Usual:
+class Usual:
     """Weights and budget of most runs of a section, files and suite version of most of a column."""
 
     weights: str
@@ -413,7 +429,7 @@ class _Usual:
     data: Mapping[str, tuple[str, str]]  # by data set
 
     @classmethod
-    def of(cls, runs: Sequence[_Run]) -> _Usual:
+    def of(cls, runs: Sequence[_Run]) -> Usual:
         done = [run for run in runs if run.status == Status.OK]
         data: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for run in done:
@@ -425,14 +441,14 @@ class _Usual:
         )
 
 
-def _cell(runs: Sequence[_Run], usual: _Usual) -> _Cell:
-    """One row on one data set."""
+def measure(runs: Sequence[_Run], usual: Usual) -> Cell:
+    """One row on one data set; `mixed`, with the reason, where its runs cannot be averaged."""
     done = [run for run in runs if run.status == Status.OK]
     if not done:
         states = {run.status for run in runs}
         if not states:
-            return _Cell(MISSING)
-        return _Cell(UNSUPPORTED if states == {Status.UNSUPPORTED} else FAILED)
+            return Cell(MISSING)
+        return Cell(UNSUPPORTED if states == {Status.UNSUPPORTED} else FAILED)
     differing = {
         "backbone weights": {_short(run.weights) for run in done},
         "suite versions": {run.suite_version or "unknown" for run in done},
@@ -451,7 +467,7 @@ def _cell(runs: Sequence[_Run], usual: _Usual) -> _Cell:
     if repeated and not notes:
         notes.append(f"not averaged: seed {', '.join(repeated)} was run more than once")
     if notes:
-        return _Cell(MIXED, notes=tuple(notes))
+        return Cell(MIXED, notes=tuple(notes))
     first = done[0]
     if first.weights != usual.weights:
         notes.append(
@@ -477,13 +493,13 @@ def _cell(runs: Sequence[_Run], usual: _Usual) -> _Cell:
     if lost:
         notes.append(f"{len(runs) - len(done)} of {len(runs)} seeds failed: {', '.join(lost)}")
     scores = {run.seed: run.score for run in done if run.score is not None}
-    mean, sd = _mean_and_sd(scores.values())
-    return _Cell(OK, scores, mean, sd, first.weights, tuple(notes), first.budget)
+    mean, sd = mean_and_sd(scores.values())
+    return Cell(OK, scores, mean, sd, first.weights, tuple(notes), first.budget)
 
 
 def _averages(
-    cells: Mapping[str, _Cell], group_of: Mapping[str, str], row_notes: Sequence[str]
-) -> list[tuple[str, str, _Cell]]:
+    cells: Mapping[str, Cell], group_of: Mapping[str, str], row_notes: Sequence[str]
+) -> list[tuple[str, str, Cell]]:
     """Kind, heading and cell of each average; none over a single data set."""
     if len(cells) < 2:
         return []
@@ -497,23 +513,23 @@ def _averages(
             inside = {name: 1 / size for name in cells if group_of[name] == group}
             averages.append((GROUP_MEAN, f"{group} ({size})", inside))
     return [
-        (kind, name, _average(cells, weights, row_notes if kind == MEAN_OF_TASKS else ()))
+        (kind, name, average(cells, weights, row_notes if kind == MEAN_OF_TASKS else ()))
         for kind, name, weights in averages
     ]
 
 
-def _average(
-    cells: Mapping[str, _Cell], weights: Mapping[str, float], row_notes: Sequence[str]
-) -> _Cell:
+def average(
+    cells: Mapping[str, Cell], weights: Mapping[str, float], row_notes: Sequence[str]
+) -> Cell:
     """Weighted mean of the cells; its spread is that of the weighted means of single seeds."""
     if all(cells[name].state == UNSUPPORTED for name in weights):
-        return _Cell(UNSUPPORTED)
+        return Cell(UNSUPPORTED)
     holes = [name for name in weights if cells[name].state != OK]
     if holes:
-        return _Cell(INCOMPLETE, notes=(f"no average without {_some(holes)}",))
+        return Cell(INCOMPLETE, notes=(f"no average without {_some(holes)}",))
     used = [cells[name] for name in weights]
     if len({cell.weights for cell in used}) > 1:
-        return _Cell(INCOMPLETE, notes=("no average over different backbone weights",))
+        return Cell(INCOMPLETE, notes=("no average over different backbone weights",))
     notes = list(row_notes)
     common = [s for s in used[0].scores if all(s in cell.scores for cell in used)]
     if any(len(cell.scores) != len(common) for cell in used):
@@ -527,11 +543,11 @@ def _average(
     if len(budgets) > 1:
         notes.append(f"search budgets differ: {_some(sorted(b or 'no search' for b in budgets))}")
     budget = used[0].budget if len(budgets) == 1 else ""
-    sd = _mean_and_sd(by_seed.values())[1]
-    return _Cell(OK, by_seed, mean, sd, "", tuple(notes), budget)
+    sd = mean_and_sd(by_seed.values())[1]
+    return Cell(OK, by_seed, mean, sd, "", tuple(notes), budget)
 
 
-def _mean_and_sd(values: Iterable[float]) -> tuple[float | None, float | None]:
+def mean_and_sd(values: Iterable[float]) -> tuple[float | None, float | None]:
     """Mean, and sample standard deviation (divisor n - 1) where there are two values."""
     found = list(values)
     if not found:
@@ -552,7 +568,7 @@ def _mean_with_head(runs: Sequence[_Run]) -> float | None:
     return statistics.fmean(counts.values()) if counts else None
 
 
-def _spread(runs: Sequence[_Run], named: frozenset[str]) -> list[str]:
+def chosen_by_dataset(runs: Sequence[_Run], named: frozenset[str]) -> list[str]:
     """A remark on the settings that differ between the data sets of one row."""
     done = [run for run in runs if run.status == Status.OK]
     differing = []

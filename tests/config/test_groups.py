@@ -25,7 +25,7 @@ CONF = config_dir()
 GROUPS = ("backbone", "dataset", "method", "recipe")
 FILES = [path for group in GROUPS for path in sorted((CONF / group).rglob("*.yaml"))]
 TUNED = sorted((CONF / "tuned").glob("*/*.yaml"))  # those of a suite: test_protocols.py
-EXPERIMENTS = [path for folder in group_dirs("experiments") for path in sorted(folder.glob("*"))]
+EXPERIMENTS = [path for place in group_dirs("experiments") for path in sorted(place.glob("*.yaml"))]
 
 
 def name_of(path: Path) -> str:

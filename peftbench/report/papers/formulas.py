@@ -1,0 +1,229 @@
+"""The columns of a paper table, computed from what one row has on its data sets."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from peftbench.report import tables
+from peftbench.report.papers.description import (
+    ACCURACIES,
+    MEAN_OF_GROUPS,
+    OVER_GROUPS,
+    TASK,
+    TOTAL,
+    WINS,
+    Column,
+    Task,
+)
+from peftbench.report.papers.model import Cell
+from peftbench.report.tables import INCOMPLETE, MISSING, OK, UNSUPPORTED
+
+PERCENT = 100.0
+MILLION = 1e6
+ROUNDING = 1e-12  # means of equal accuracies over other seeds may differ by as much
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of one task: those of a record, by part."""
+
+    method: int
+    head: int
+    unfrozen: int
+    backbone: int
+
+    @property
+    def tuned(self) -> int:
+        return self.method + self.unfrozen
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a row has on one data set. `conditions` are what the cells of a column must share."""
+
+    cell: tables.Cell
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    differences: tuple[str, ...] = ()
+    counts: Counts | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cell and the conditions of everything that is in it."""
+
+    cell: Cell
+    conditions: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+def weights_of(column: Column, keys: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, float]:
+    """The weight of each data set in the average of a column over `keys`."""
+    if column.kind == MEAN_OF_GROUPS or (column.kind != TASK and column.average == OVER_GROUPS):
+        sizes = Counter(tasks[key].group for key in keys)
+        return {key: 1 / len(sizes) / sizes[tasks[key].group] for key in keys}
+    return {key: 1 / len(keys) for key in keys}
+
+
+def make(
+    column: Column,
+    row: Mapping[str, Taken],
+    against: Mapping[str, Taken],
+    tasks: Mapping[str, Task],
+    *,
+    shown: frozenset[str],
+    incomplete: bool,
+) -> Made:
+    """The cell of a row in `column`.
+
+    `against` is the row that wins are counted over, `shown` the data sets with columns of their
+    own, whose remarks are not repeated. With `incomplete` averages and wins go over the data sets
+    that are there, and say so.
+    """
+    taken = {key: row[key] for key in column.tasks}
+    if all(t.cell.state == MISSING for t in taken.values()):
+        return Made(Cell(MISSING))
+    if column.kind in ACCURACIES:
+        return _accuracy(column, taken, tasks, shown=shown, incomplete=incomplete)
+    if column.kind == WINS:
+        return _wins(taken, against, tasks, incomplete=incomplete)
+    return _parameters(column, taken, tasks)
+
+
+def _accuracy(
+    column: Column,
+    taken: Mapping[str, Taken],
+    tasks: Mapping[str, Task],
+    *,
+    shown: frozenset[str],
+    incomplete: bool,
+) -> Made:
+    done = [key for key, t in taken.items() if t.cell.state == OK]
+    remarks: list[str] = []
+    used = list(taken)
+    if incomplete and done and len(done) < len(taken):
+        lost = [key for key in taken if key not in done]
+        remarks.append(f"over {len(done)} of {len(taken)} data sets, without {_some(lost)}")
+        used = done
+    if column.kind == TASK:
+        result = taken[column.tasks[0]].cell
+    else:
+        mixed = _mixed({key: taken[key] for key in used})
+        hidden = {key: taken[key] for key in taken if key not in shown}
+        if mixed:
+            return Made(Cell(INCOMPLETE, notes=(mixed,)))
+        weights = weights_of(column, used, tasks)
+        averaged = tables.average({key: t.cell for key, t in taken.items()}, weights, remarks)
+        result = replace(averaged, notes=(*averaged.notes, *_notes_of(hidden)))
+    differences = dict.fromkeys(d for key in used for d in taken[key].differences)
+    cell = Cell(
+        result.state,
+        None if result.mean is None else PERCENT * result.mean,
+        None if result.sd is None else PERCENT * result.sd,
+        tuple(result.scores) if result.state == OK else (),
+        result.notes,
+        tuple(differences),
+        partial=used != list(taken),
+    )
+    return Made(cell, _conditions([taken[key] for key in used if key in done]))
+
+
+def _wins(
+    taken: Mapping[str, Taken],
+    against: Mapping[str, Taken],
+    tasks: Mapping[str, Task],
+    *,
+    incomplete: bool,
+) -> Made:
+    """Data sets on which the mean is better than that of the other row; equal is no win."""
+    done = [key for key in taken if taken[key].cell.state == against[key].cell.state == OK]
+    notes: tuple[str, ...] = ()
+    if len(done) < len(taken):
+        if all(t.cell.state == UNSUPPORTED for t in taken.values()):
+            return Made(Cell(UNSUPPORTED))
+        lost = [key for key in taken if key not in done]
+        if not incomplete or not done:
+            return Made(Cell(INCOMPLETE, notes=(f"not counted without {_some(lost)} of both",)))
+        notes = (f"of {len(done)} data sets, without {_some(lost)}",)
+    won = 0
+    for key in done:
+        gain = (taken[key].cell.mean or 0.0) - (against[key].cell.mean or 0.0)
+        won += (-gain if tasks[key].lower_is_better else gain) > ROUNDING
+    both = [side[key] for key in done for side in (taken, against)]
+    differences = dict.fromkeys(d for t in both for d in t.differences)
+    return Made(
+        Cell(OK, float(won), notes=notes, differences=tuple(differences), partial=bool(notes))
+    )
+
+
+def _parameters(column: Column, taken: Mapping[str, Taken], tasks: Mapping[str, Task]) -> Made:
+    """Counts come from the runs, so a data set without one is a hole whatever was asked for."""
+    counts = {key: t.counts for key, t in taken.items() if t.counts is not None}
+    if len(counts) < len(taken):
+        if all(t.cell.state == UNSUPPORTED for t in taken.values()):
+            return Made(Cell(UNSUPPORTED))
+        lost = [key for key in taken if key not in counts]
+        return Made(Cell(INCOMPLETE, notes=(f"not counted without {_some(lost)}",)))
+    if column.kind == TOTAL:
+        backbones = {c.backbone for c in counts.values()}
+        if len(backbones) > 1:
+            return Made(Cell(INCOMPLETE, notes=("not counted over different backbones",)))
+        (backbone,) = backbones
+        added = sum(c.tuned + c.head for c in counts.values())
+        # one shared backbone, unless each task replaces the whole of it
+        shared = 0 if all(c.unfrozen == backbone for c in counts.values()) else backbone
+        return Made(Cell(OK, (shared + added) / backbone))
+    weights = weights_of(column, list(counts), tasks)
+    mean = sum(
+        weights[key] * (c.tuned + (c.head if column.head else 0)) for key, c in counts.items()
+    )
+    return Made(Cell(OK, mean / MILLION))
+
+
+def draws(cells: Mapping[int, tables.Cell], wanted: int) -> tables.Cell:
+    """One cell over several draws of the training images: each draw counts like a seed."""
+    broken = [cell for cell in cells.values() if cell.state != OK]
+    if broken:
+        return broken[0]
+    notes = [note for cell in cells.values() for note in cell.notes]
+    if len(cells) != wanted:
+        notes.append(f"{len(cells)} of {wanted} draws of the training images")
+    scores: dict[int | None, float] = {
+        number: cell.mean for number, cell in sorted(cells.items()) if cell.mean is not None
+    }
+    values = list(scores.values())
+    weights = next(iter(cells.values())).weights
+    return tables.Cell(
+        OK, scores, *tables.mean_and_sd(values), weights, tuple(dict.fromkeys(notes))
+    )
+
+
+def _mixed(taken: Mapping[str, Taken]) -> str:
+    """Why these data sets have no common average; empty where they have one."""
+    for name in ("protocol", "selection"):
+        values = sorted({t.conditions[name] for t in taken.values() if name in t.conditions})
+        if len(values) > 1:
+            return f"no average over runs of {name} {' and '.join(values)}"
+    return ""
+
+
+def _conditions(used: Sequence[Taken]) -> dict[str, frozenset[str]]:
+    values: dict[str, set[str]] = defaultdict(set)
+    for taken in used:
+        for name, value in taken.conditions.items():
+            values[name].add(value)
+    return {name: frozenset(found) for name, found in values.items()}
+
+
+def _notes_of(taken: Mapping[str, Taken]) -> list[str]:
+    """Remarks of data sets that have no column of their own."""
+    where: dict[str, list[str]] = defaultdict(list)
+    for key, t in taken.items():
+        for note in t.cell.notes:
+            where[note].append(key)
+    return [f"{_some(keys)}: {note}" for note, keys in where.items()]
+
+
+def _some(keys: Sequence[str], most: int = 5) -> str:
+    more = [f"and {len(keys) - most} more"] if len(keys) > most else []
+    return ", ".join([*keys[:most], *more])

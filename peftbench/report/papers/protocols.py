@@ -1,0 +1,114 @@
+"""What a protocol declares, read from its files, and how a run differs from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftbench import shipped
+from peftbench.errors import ConfigError
+from peftbench.registry import unknown_name
+from peftbench.results.frame import settings_text
+from peftbench.spec import LAST, PreprocessingSpec, Protocol, Recipe
+
+PIXELS = ("normalisation", "resize", "interpolation")
+# settings of a run that a protocol fixes, beside the weights
+FIXED = (*PIXELS, "image_size", "selection", "recipe", "epochs")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A protocol as far as a reader must know it to compare two numbers."""
+
+    name: str
+    seeds: tuple[int, ...]
+    average: str
+    parameters: str
+    selection: str
+    settings: Mapping[str, str]  # the others of `FIXED`, spelled as in the table of runs
+    by_suite: Mapping[str, Mapping[str, str]]  # what a suite changes of them
+
+    def of(self, suite: str) -> Mapping[str, str]:
+        """What runs on a data set of `suite` are declared with."""
+        return {
+            **self.settings,
+            "selection": self.selection,
+            **self.by_suite.get(suite.partition("_")[0], {}),  # fewshot_4shot is of fewshot
+        }
+
+
+def declared(name: str) -> Declared:
+    """The protocol called `name`; `UnknownName` where `conf/protocol` has no such file."""
+    conf = shipped.folder("conf", "conf", "config.yaml")
+    known = sorted(path.stem for path in (conf / "protocol").glob("*.yaml"))
+    if name not in known:
+        raise unknown_name("protocol", name, known)
+    entry = _load(conf / "protocol" / f"{name}.yaml")
+    recipe = next(
+        (str(d["override /recipe"]) for d in entry.get("defaults", []) if "override /recipe" in d),
+        "default",
+    )
+    trained = _load(conf / "recipe" / f"{recipe}.yaml")
+    defaults = PreprocessingSpec()
+    pixels = {key: getattr(defaults, key) for key in PIXELS} | entry.get("preprocessing", {})
+    image_size = entry.get("backbone", {}).get("image_size")
+    settings = {
+        **{key: str(pixels[key]) for key in PIXELS},
+        "image_size": "" if image_size is None else str(image_size),
+        "recipe": str(trained.get("name", recipe)),
+        "epochs": str(trained.get("epochs", Recipe.epochs)),
+    }
+    by_suite = {
+        path.stem: {
+            **{key: str(v) for key, v in changed.get("preprocessing", {}).items()},
+            **{key: str(v) for key, v in changed.get("recipe", {}).items() if key == "epochs"},
+        }
+        for path in sorted((conf / "suite" / name).glob("*.yaml"))
+        for changed in [_load(path)]
+    }
+    plain = Protocol()
+    return Declared(
+        name=name,
+        seeds=tuple(entry.get("seeds", plain.seeds)),
+        average=str(entry.get("average", plain.average)),
+        parameters=str(entry.get("parameters", plain.parameters)),
+        selection=str(entry.get("selection", {}).get("rule", LAST)),
+        settings=settings,
+        by_suite=by_suite,
+    )
+
+
+def differences(
+    paper: Declared, protocol: str, settings: Mapping[str, str], suite: str
+) -> tuple[str, ...]:
+    """What of `FIXED` a run did otherwise, a line each; empty where it followed the protocol.
+
+    `settings` are those of the run, spelled as in the table of runs.
+    """
+    lines = [] if protocol == paper.name else [f"protocol {protocol}, not {paper.name}"]
+    wanted = paper.of(suite)
+    lines += [
+        f"{key} {settings.get(key, '') or 'of the checkpoint'}, "
+        f"not {wanted[key] or 'of the checkpoint'}"
+        for key in FIXED
+        if settings.get(key, "") != wanted[key]
+    ]
+    return tuple(lines)
+
+
+def describe(paper: Declared) -> str:
+    """One line of what is declared."""
+    told = settings_text(
+        {key: value for key, value in paper.settings.items() if value}
+        | {"selection": paper.selection, "seeds": list(paper.seeds)}
+    )
+    return f"{paper.name}: {told}, average={paper.average}, parameters={paper.parameters}"
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    entry = shipped.load_yaml(path) or {}
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{path} is no mapping. Correct it.")
+    return entry

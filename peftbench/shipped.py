@@ -1,0 +1,39 @@
+"""Data folders that stand at the top of a clone and inside the package of a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peftbench.errors import ConfigError
+
+PACKAGE = Path(__file__).parent
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
+
+
+def folder(installed: str, clone: str, marker: str) -> Path:
+    """`PACKAGE/installed`, or `clone` beside the package, whichever holds the file `marker`.
+
+    Raises:
+        ConfigError: neither does, so a part of the installation is missing.
+    """
+    places = (PACKAGE / installed, PACKAGE.parent / clone)
+    for place in places:
+        if (place / marker).is_file():
+            return place
+    raise ConfigError(
+        f"{clone}/{marker} is neither in {places[0]} nor in {places[1]}: the installation is "
+        "incomplete. Install peftbench again."
+    )
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds; `ConfigError` where it is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.load(file, LOADER)  # safe in both forms
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}. Correct it.") from error
