@@ -101,6 +101,7 @@ def repeatable(record: RunRecord) -> dict[str, Any]:
     for path in UNREPEATABLE:
         first, _, rest = path.partition(".")
         parts = raw[first] if isinstance(raw[first], list) else [raw[first]]
+        parts = [part for part in parts if part is not None]  # of a run that failed
         if rest:
             for part in parts:
                 del part[rest]

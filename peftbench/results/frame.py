@@ -90,6 +90,8 @@ COLUMNS = (
     Column("seconds_train", "Float64", "wall time of training"),
     Column("seconds_evaluate", "Float64", "wall time of evaluation"),
     Column("seconds_total", "Float64", "wall time of the run"),
+    Column("processes", "Int64", "that trained together"),
+    Column("resumed", "Int64", "times that training was taken up from a checkpoint"),
     Column("merge_max_logit_diff", "Float64", "largest logit difference after merging"),
     Column("backbone_sha256", "string", "of the backbone tensors that were loaded"),
     Column("manifest", "string", "hash of the files and splits of the data set"),

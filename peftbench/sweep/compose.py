@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 from collections.abc import Sequence
 from functools import cache
 
@@ -31,7 +31,7 @@ class Composer:
         self.loader = loader
         self.config = config
         self._is_group = cache(self._has_options)
-        self._chosen: dict[tuple[str, ...], bytes] = {}  # pickled: 8 kB each, and quick to copy
+        self._chosen: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of a job without its part about Hydra; always a new one."""
@@ -42,8 +42,8 @@ class Composer:
         choices = tuple(o.input_line or "" for o in parsed if self._is_choice(o))
         try:
             if choices not in self._chosen:
-                self._chosen[choices] = pickle.dumps(self._compose(choices))
-            cfg: DictConfig = pickle.loads(self._chosen[choices])
+                self._chosen[choices] = self._compose(choices)
+            cfg = copy.deepcopy(self._chosen[choices])
             for override in values:
                 OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
         except (HydraException, OmegaConfBaseException):

@@ -175,7 +175,7 @@ def test_a_killed_job_is_a_failure_and_the_others_finish(cli, work: Path) -> Non
 
 
 def test_ctrl_c_is_recorded_leaves_nothing_running_and_a_rerun_finishes(cli, work: Path) -> None:
-    sweep = (*QUICK, "recipe.epochs=20", "seed=0,1", "hydra.launcher.jobs=1")
+    sweep = (*QUICK, "recipe.epochs=60", "seed=0,1", "hydra.launcher.jobs=1")
     with subprocess.Popen(
         [sys.executable, "-m", "peftbench", "run", "-m", *sweep],
         cwd=work,
@@ -187,6 +187,7 @@ def test_ctrl_c_is_recorded_leaves_nothing_running_and_a_rerun_finishes(cli, wor
     ) as process:
         try:
             assert wait_for(lambda: locks(work), lambda: process.poll() is not None)
+            time.sleep(0.5)  # it holds its lock, and is on its way
             family = psutil.Process(process.pid).children(recursive=True)
             assert family
             os.killpg(process.pid, signal.SIGINT)

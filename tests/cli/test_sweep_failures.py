@@ -102,7 +102,6 @@ def test_every_kind_of_failure_is_a_row_with_its_cause_and_the_others_finish(wor
     assert "can't allocate memory" in causes["memory"]
     assert causes["late"].startswith("took longer than 2")
     assert causes["bias"].startswith("the loss of epoch 1 of 2 is nan.")
-    assert [p for p in (work / "results").rglob("*.lock") if p.name != ".store.lock"] == []
     told = done.stderr.splitlines()
     assert len([line for line in told if line.startswith("  failed 1 x: ")]) == 4
     assert done.stdout.splitlines()[-1] == (

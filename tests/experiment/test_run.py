@@ -272,7 +272,7 @@ def test_the_tune_phase_reports_val_and_never_touches_test(
     assert list(store.root.rglob("*.safetensors")) == []
     assert record.parameters is not None and record.parameters.stored_bytes == 0
     assert record.cost is not None and record.cost.latency_ms_batch1 is None
-    assert record.cost.seconds_total is not None and record.cost.step_ms is not None
+    assert record.cost.seconds_total is not None and record.cost.seconds_train is not None
 
 
 def test_a_hopeless_trial_stops_and_looking_changes_nothing_else(store: ResultsStore) -> None:

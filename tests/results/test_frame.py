@@ -86,6 +86,8 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "seconds_train": NA,
         "seconds_evaluate": NA,
         "seconds_total": NA,
+        "processes": 1,
+        "resumed": 0,
         "merge_max_logit_diff": 1.1e-6,
         "backbone_sha256": "ab" * 32,
         "manifest": "loaded",
