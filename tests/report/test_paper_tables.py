@@ -86,7 +86,7 @@ NASTY = r"<script>a_b & 50% $x$ #1 {y} ~^\ |c| `d` *e* [f] “中”"
 
 
 @pytest.fixture(scope="module")
-def nasty(papers) -> Table:
+def nasty(papers, numbers) -> Table:
     """A filled table whose names are made of every sign that a notation treats in its own way."""
     paper = papers["vpt_fgvc"]
     records = [run("Linear", name, 50.0, seed=s) for name in FGVC for s in range(2)]
@@ -97,7 +97,7 @@ def nasty(papers) -> Table:
     )
     columns = tuple(replace(column, heading=NASTY) for column in paper.columns)
     paper = replace(paper, title=NASTY, columns=columns, blocks=(replace(block, rows=rows),))
-    return fill(paper, frame(records), numbers=published.read())
+    return fill(paper, frame(records), numbers=numbers)
 
 
 class Reader(html.parser.HTMLParser):
@@ -179,14 +179,13 @@ def test_latex_compiles(nasty, papers, numbers, tmp_path: Path) -> None:
     text = "\n".join(rendered(table, "tex", published=True) for table in tables)
     (tmp_path / "a.tex").write_text(document(text), encoding="utf-8")
     done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "a.tex"],
+        ["pdflatex", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", "a.tex"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         errors="replace",
     )
     assert done.returncode == 0, done.stdout[-2000:]
-    assert (tmp_path / "a.pdf").stat().st_size > 0
 
 
 @pytest.fixture

@@ -15,9 +15,12 @@ _SIGNS = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",  # the upright one is not in every font encoding
     "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}",
+    "“": "``",
+    "”": "''",
+    "‘": "`",
+    "’": "'",
     "–": "--",
     "—": "---",
     "…": r"\ldots{}",
@@ -73,8 +76,6 @@ def document(fragment: str) -> str:
     return "\n".join(
         [
             r"\documentclass{article}",
-            r"\usepackage[T1]{fontenc}",
-            r"\usepackage{textcomp}",
             _needed("\n"),
             r"\begin{document}",
             fragment.rstrip("\n"),
