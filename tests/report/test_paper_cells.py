@@ -197,12 +197,13 @@ def test_runs_of_another_protocol_fill_only_what_the_own_one_left_and_are_marked
 
 def test_budgets_pixels_and_weights_that_differ_within_a_column_are_marked():
     records = [run("Linear", "cub200", 50.0), run("Full", "cub200", 50.0)]
-    records += [run("Bias", "cub200", 50.0, tuning={"tuner": "grid", "trials": 8})]
+    tuning = {"tuner": "grid", "trials": 8, "epochs": 50}
+    records += [run("Bias", "cub200", 50.0, tuning=tuning)]
     records += [run("VPT-Deep", "cub200", 50.0, pixels={"normalisation": "none"})]
     records += [run("VPT-Shallow", "cub200", 50.0, sha256="other")]
     table = filled("vpt_fgvc", records)
     notes = {r.title: " ".join(r.cells[0].notes) for r in table.blocks[0].rows}
-    assert "budget 8 trials, where this column has untuned" in notes["Bias"]
+    assert "hyper-parameters from grid: 8 trials x 50 epochs, while most" in notes["Bias"]
     assert "normalisation none, where this column has imagenet" in notes["VPT-Deep"]
     assert "backbone weights other, while most runs" in notes["VPT-Shallow"]
     assert notes["Linear"] == notes["Full"] == ""

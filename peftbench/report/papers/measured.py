@@ -22,7 +22,7 @@ from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import current
 
 # what the cells of one column must share; a cell that does not is marked
-CONDITIONS = ("protocol", *protocols.FIXED, "budget")
+CONDITIONS = ("protocol", *protocols.FIXED)
 BY_TAG = "backbone_tag"
 COUNTS = ("params_method", "params_head", "params_unfrozen", "params_backbone")
 
@@ -54,17 +54,15 @@ def with_details(
 ) -> pd.DataFrame:
     """`table` with what else of the records a paper table needs, where it has no such column.
 
-    `budget` is how the hyper-parameters were chosen, `shot_seed` which draw of the training images
-    was used, and further metrics of the record have their own names.
+    `shot_seed` is which draw of the training images was used, and further metrics of the record
+    have their own names.
     """
     by_id = {record.run_id: record for record in current(records)}
     metrics = {task.metric for task in paper.tasks.values()} - set(tables.SCORES)
-    columns: dict[str, list[Any]] = {"budget": [], "shot_seed": [], **{m: [] for m in metrics}}
+    columns: dict[str, list[Any]] = {"shot_seed": [], **{m: [] for m in metrics}}
     for run_id in table["run_id"]:
         record = by_id[run_id]
-        tuning, dataset = record.tuning or {}, record.spec.get("dataset") or {}
-        trials = tuning.get("trials")
-        columns["budget"].append(f"{trials} trials" if trials else "untuned")
+        dataset = record.spec.get("dataset") or {}
         columns["shot_seed"].append(dataset.get("shot_seed"))
         for metric in metrics:
             columns[metric].append(record.metrics.get(metric, record.metrics.get(f"test/{metric}")))
@@ -111,7 +109,7 @@ class _Pool:
             left_out += [line for line in lines if line not in left_out]
             for run in runs:
                 found[metric, run.method, run.dataset].append(run)
-        known = ("protocol", "budget", "shot_seed", "backbone", BY_TAG, *COUNTS)
+        known = ("protocol", "shot_seed", "backbone", BY_TAG, *COUNTS)
         columns = {
             name: [None if pd.isna(v) else v for v in pool[name]]
             for name in known
@@ -180,9 +178,7 @@ class _Pool:
         return _matches(row.weights, self.facts[run.row])
 
     def _condition(self, run: Run, name: str) -> str:
-        if name in ("protocol", "budget"):
-            return str(self.facts[run.row].get(name) or "")
-        return run.settings.get(name, "")
+        return self._protocol(run) if name == "protocol" else run.settings.get(name, "")
 
     def _differences(self, row: Row, run: Run) -> Iterable[str]:
         yield from protocols.differences(
