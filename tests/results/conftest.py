@@ -70,7 +70,7 @@ def _make_record(
             platform="linux",
             cpu_threads=2,
             backbone_sha256="ab" * 32,
-            data={"manifest": "loaded"},
+            data={"manifest": "loaded", "train_images": 800, "classes": 10},
         ),
         "tuning": {"tuner": "grid", "trials": 12, "epochs": 50, "val_top1": 0.5},
         "started": "2025-01-01T00:00:00+00:00",
