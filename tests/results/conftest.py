@@ -38,6 +38,7 @@ def _make_record(
             "group": "natural",
             "limit": None,
             "manifest": "declared",
+            "shots": 4,
         },
         "preprocessing": {"normalisation": "checkpoint", "resize": "squash"},
         "recipe": {"name": "default", "lr": 0.001, "epochs": 10, "flip": False},

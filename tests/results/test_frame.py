@@ -44,6 +44,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "suite": "mini",
         "suite_version": 3,
         "group": "natural",
+        "shots": 4,
         "seed": 1,
         "phase": "final",
         "protocol": "peftbench",  # of records without one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -26,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """What belongs on one pair of axes: one backbone, one suite and, for a measured cost, device."""
+    """What belongs on one pair of axes: a backbone, a suite and, for a measured cost, a device."""
 
     backbone: str
     suite: str
@@ -71,16 +72,16 @@ def panels(
     return found
 
 
-def _point(row: dict[str, object], price: dict[str, object]) -> Point:
+def _point(row: dict[Any, Any], price: dict[Any, Any]) -> Point:
     low, high = price["low"], price["high"]
     return Point(
         label=str(row["label"]),
         method=str(row["method"]),
-        cost=float(price["value"]),  # type: ignore[arg-type]
-        cost_range=None if pd.isna(low) or low == high else (float(low), float(high)),  # type: ignore
-        mean=100 * float(row["mean"]),  # type: ignore[arg-type]
-        sd=None if pd.isna(row["sd"]) else 100 * float(row["sd"]),  # type: ignore
-        n=int(row["n"]),  # type: ignore[call-overload]
+        cost=float(price["value"]),
+        cost_range=None if pd.isna(low) or low == high else (float(low), float(high)),
+        mean=100 * float(row["mean"]),
+        sd=None if pd.isna(row["sd"]) else 100 * float(row["sd"]),
+        n=int(row["n"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""What all figures share: the look of each method, the style of the page, and how files are made."""
+"""What all figures share: the look of each method, a style, and how files are made."""
 
 from __future__ import annotations
 
