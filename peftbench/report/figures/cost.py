@@ -52,8 +52,10 @@ def accuracy_against(
     if cost not in COSTS:
         raise unknown_name("cost", cost, COSTS)
     drawn = panels(table, cost, metric=metric, limited=limited)
-    if not drawn:
-        return empty("no finished final run")
+    if not any(panel.points for panel in drawn):
+        missing = list(dict.fromkeys(label for panel in drawn for label in panel.missing))
+        why = f"\nno complete row: {', '.join(missing)}" if missing else ""
+        return empty(f"no finished final run of every task{why}")
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 5.0 * len(drawn)), layout="constrained")
         axes = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]

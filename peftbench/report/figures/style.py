@@ -54,6 +54,7 @@ STYLE: Any = {  # matplotlib's own annotation lists every key
     "pdf.fonttype": 42,
 }
 GREY = "#8a8a8a"
+EMPTY = "empty"
 FORMATS = ("png", "pdf", "svg")
 
 
@@ -76,11 +77,16 @@ def darker(colour: str) -> tuple[float, ...]:
 def empty(text: str) -> Figure:
     """A figure that says why there is nothing to draw."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.0, 1.5))
+        figure = Figure(figsize=(6.0, 1.5), label=EMPTY)
         axes = figure.subplots()
         axes.set_axis_off()
         axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
     return figure
+
+
+def is_empty(figure: Figure) -> bool:
+    """Whether `empty` made the figure."""
+    return figure.get_label() == EMPTY
 
 
 def save(figure: Figure, stem: Path | str, formats: Sequence[str] = FORMATS) -> list[Path]:
