@@ -10,7 +10,9 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from peftbench.report.figures.style import GREY, STYLE, empty, look
 from peftbench.report.tables import (
@@ -27,6 +29,8 @@ from peftbench.report.tables import (
 COLUMNS = 4  # panels side by side
 LINE = 0.19  # inches for one method
 DARK = 0.62  # a cell whose shade is beyond this gets white text
+# numbers inside the axes need no room of their own, and measuring them takes time
+CENTRED: Any = {"ha": "center", "va": "center", "fontsize": 8, "in_layout": False}
 
 
 def bars(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False) -> Figure:
@@ -63,24 +67,24 @@ def _bar_panels(part: Any, rows: pd.DataFrame) -> None:
         axes.set_axis_off()
     for axes, task in zip(grid.flat, tasks, strict=False):
         mine = {r["label"]: r for r in rows[rows["column"] == task].to_dict("records")}
+        done = [y for y, label in enumerate(labels) if mine[label]["state"] == OK]
+        values = [100 * float(mine[labels[y]]["mean"]) for y in done]
+        spreads = [100 * _or_zero(mine[labels[y]]["sd"]) for y in done]
+        colours = [look(str(mine[labels[y]]["method"]))[0] for y in done]
+        axes.barh(
+            done,
+            values,
+            xerr=spreads if any(spreads) else None,
+            height=0.72,
+            color=colours,
+            alpha=0.6,
+            error_kw={"ecolor": "#444444", "elinewidth": 0.9, "capsize": 1.8},
+        )
+        texts = {y: (v + s, f" {v:.1f}") for y, v, s in zip(done, values, spreads, strict=True)}
         for y, label in enumerate(labels):
-            cell = mine[label]
-            if cell["state"] != OK:
-                axes.text(0, y, f" {SHOWN[cell['state']]}", va="center", fontsize=7, color=GREY)
-                continue
-            value = 100 * float(cell["mean"])
-            spread = None if pd.isna(cell["sd"]) else 100 * float(cell["sd"])
-            axes.barh(y, value, height=0.72, color=look(str(cell["method"]))[0], alpha=0.6)
-            if spread is not None:
-                axes.errorbar(value, y, xerr=spread, color="#444444", elinewidth=0.9, capsize=1.8)
-            axes.text(
-                value + (spread or 0.0),
-                y,
-                f" {value:.1f}",
-                va="center",
-                fontsize=7,
-                color="#333333",
-            )
+            x, text = texts.get(y, (0.0, f" {SHOWN.get(mine[label]['state'], '')}"))
+            grey = "#333333" if y in texts else GREY
+            axes.text(x, y, text, va="center", fontsize=7, color=grey, in_layout=False)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
@@ -130,31 +134,21 @@ def _shade(axes: Axes, rows: pd.DataFrame, columns: Sequence[tuple[str, str]]) -
     shades = mpl.colormaps["Blues"]
     by_cell = {(r["label"], r["kind"], r["column"]): r for r in rows.to_dict("records")}
     averages = sum(kind != TASK for kind, _ in columns)
+    squares: list[Rectangle] = []
     for x, (kind, column) in enumerate(columns):
         left = x + (0.25 if averages and x >= averages else 0.0)
         found = [by_cell.get((label, kind, column)) for label in labels]
         values = [100 * float(c["mean"]) for c in found if c is not None and c["state"] == OK]
         low, high = (min(values), max(values)) if values else (0.0, 0.0)
         for y, cell in enumerate(found):
-            if cell is None or cell["state"] != OK:
-                text = SHOWN[cell["state"]] if cell is not None else ""
-                axes.text(left + 0.5, y + 0.5, text, ha="center", va="center", color=GREY)
-                continue
-            value = 100 * float(cell["mean"])
-            share = (value - low) / (high - low) if high > low else 1.0
-            shade = 0.04 + 0.78 * share
-            axes.add_patch(
-                mpl.patches.Rectangle((left, y), 1, 1, facecolor=shades(shade), edgecolor="white")
-            )
-            axes.text(
-                left + 0.5,
-                y + 0.5,
-                f"{value:.1f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if shade > DARK else "#222222",
-            )
+            text, colour = SHOWN[cell["state"]] if cell and cell["state"] != OK else "", GREY
+            if cell is not None and cell["state"] == OK:
+                value = 100 * float(cell["mean"])
+                shade = 0.04 + 0.78 * ((value - low) / (high - low) if high > low else 1.0)
+                squares.append(Rectangle((left, y), 1, 1, facecolor=shades(shade)))
+                text, colour = f"{value:.1f}", "white" if shade > DARK else "#222222"
+            axes.text(left + 0.5, y + 0.5, text, color=colour, **CENTRED)
+    axes.add_collection(PatchCollection(squares, match_original=True, edgecolor="white"))
     gap = 0.25 if averages and averages < len(columns) else 0.0
     axes.set_xlim(0, len(columns) + gap)
     axes.set_ylim(len(labels), 0)
@@ -199,6 +193,10 @@ def _columns(rows: pd.DataFrame, kinds: Sequence[str]) -> list[tuple[str, str]]:
     """Kind and heading of the columns of these kinds, in the order of `kinds`."""
     pairs = dict.fromkeys(zip(rows["kind"], rows["column"], strict=True))
     return [(str(k), str(c)) for wanted in kinds for k, c in pairs if k == wanted]
+
+
+def _or_zero(value: Any) -> float:
+    return 0.0 if pd.isna(value) else float(value)
 
 
 def _short(name: str) -> str:
