@@ -101,7 +101,9 @@ def test_one_seed_draws_no_bar(make_record):
 
 def test_no_run_gives_a_figure_that_says_so(make_record):
     failed = make_record(status=Status.ERROR, error="x")
-    assert names(accuracy_against_parameters(frame([])).axes[0]) == {"no finished final run"}
+    assert names(accuracy_against_parameters(frame([])).axes[0]) == {
+        "no finished final run of every task"
+    }
     assert not figures.drawable(frame([])) and not figures.drawable(frame([failed]))
     axes = accuracy_against_parameters(frame([failed])).axes[0]
     assert any("no complete row" in text for text in names(axes))

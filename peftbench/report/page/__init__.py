@@ -110,7 +110,7 @@ def _words(table: pd.DataFrame) -> tuple[str, str]:
     parts[0] += f" with up to {_count(seeds, 'seed')}" if seeds else ""
     parts.append(f"{done} finished")
     parts += [f"{refused} refused because the pair makes no sense"] if refused else []
-    parts += [f"{failed} failed"] if failed else []
+    parts += [f"{failed} did not finish"] if failed else []
     return heading, f"{'; '.join(parts)}. Test accuracy, read once at the end of training."
 
 

@@ -88,9 +88,8 @@ def _sections(cells: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]
 
 def _panel(key: tuple[str, str], rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
     backbone, suite = key
-    group_of = dict(
-        zip(table["dataset"].fillna(""), table["group"].fillna(""), strict=True),
-    )
+    grouped = table.dropna(subset=["dataset", "group"])
+    group_of = dict(zip(grouped["dataset"], grouped["group"], strict=True))
     pairs = list(dict.fromkeys(zip(rows["kind"], rows["column"], strict=True)))
     return {
         "backbone": backbone,
@@ -158,7 +157,7 @@ def _curves(
     found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     of_run = [panel_of.get(run_id) for run_id in epochs["run_id"]]
     for key in dict.fromkeys(panel_of.values()):
-        mine = epochs[[panel == key for panel in of_run]]
+        mine = epochs[[panel == key for panel in of_run]] if len(epochs) else epochs
         for quantity in QUANTITIES:
             known = scores(table, mine, quantity)
             by_task: dict[str, list[Any]] = defaultdict(list)

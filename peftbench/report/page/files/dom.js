@@ -41,17 +41,17 @@ function magnitude(count) {
   for (const [unit, letter] of [[1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
     if (count >= unit) return three(count / unit) + letter;
   }
-  return three(count);
+  return Number.isInteger(count) ? String(count) : three(count);
 }
 function three(value) {
-  if (Number.isInteger(value) && value < 1000) return String(value);
-  const digits = value < 9.995 ? 2 : value < 99.95 ? 1 : 0;
-  return value.toFixed(digits);
+  if (value >= 1000) return Math.round(value).toLocaleString("en");
+  return value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0);
 }
 
-function priceText(cost, value) {
-  return cost.measured || cost.name === "stored" ? three(value) : magnitude(value);
-}
+const counted = (cost) => cost.name.startsWith("parameters");
+const priceText = (cost, value) => (counted(cost) ? magnitude(value) : three(value));
+// Of an axis, without zeros that say nothing: 10k, not 10.0k.
+const tickText = (cost, value) => priceText(cost, value).replace(/\.0+(?=\D|$)/, "").replace(/(\.\d*?)0+(?=\D|$)/, "$1");
 
 const tip = {
   node: byId("tip"),

@@ -77,7 +77,7 @@ function drawScatter(node, state, panel, rows) {
   for (const value of x.ticks) {
     const across = x.at(value);
     root.append(shape("line", { class: "grid", x1: across, x2: across, y1: edge.top, y2: height - edge.bottom }));
-    root.append(shape("text", { x: across, y: height - edge.bottom + 18, "text-anchor": "middle" }, priceText(cost, value)));
+    root.append(shape("text", { x: across, y: height - edge.bottom + 18, "text-anchor": "middle" }, tickText(cost, value)));
   }
   root.append(shape("text", { class: "axis", x: (edge.left + width - edge.right) / 2, y: height - 8, "text-anchor": "middle" }, cost.heading));
   root.append(shape("text", { class: "axis", x: 8, y: 13 }, `${DATA.metrics[state.metric]} in %, ${state.average}`));

@@ -83,10 +83,10 @@ function ends(cell) {
 }
 
 function intervalPlot(cell, method, low, high) {
-  const width = 92;
+  const width = 104;
   const at = (value) => 6 + ((value - low) / (high - low || 1)) * (width - 12);
   const [from, to] = ends(cell);
-  const dot = shape("g", { transform: `translate(${at(cell.mean)} 8)` }, mark(method, 3.4));
+  const dot = shape("g", { transform: `translate(${at(cell.mean)} 8)` }, mark(method, 4));
   return shape(
     "svg",
     { class: "interval", width, height: 16, viewBox: `0 0 ${width} 16`, "aria-hidden": "true" },
