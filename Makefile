@@ -9,7 +9,7 @@ SEEDS ?= 0,1,2
 RECIPE ?= short
 RESULTS ?= results
 
-.PHONY: help setup demo test check sweep table tables figures report docs clean
+.PHONY: help setup demo test notebooks check sweep table tables figures report docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ demo: setup ## a first table and figure: 8 methods x 2 data sets, about 4 minute
 
 test: setup ## the test suite: no network, no GPU, under 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2
+
+notebooks: setup ## executes every notebook, in a few minutes; their outputs are thrown away
+	@$(BIN)/python -m pytest -m slow tests/test_notebooks.py
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check .
