@@ -10,6 +10,7 @@ from peftbench.report.figures.cost import (
 from peftbench.report.figures.curves import data_scale_curves, few_shot_curves, sensitivity
 from peftbench.report.figures.every import KINDS, every
 from peftbench.report.figures.learning import learning_curves
+from peftbench.report.figures.ranks import critical_difference, win_rates
 from peftbench.report.figures.style import COLOURS, FORMATS, LOOKS, is_empty, look, save
 from peftbench.report.figures.tasks import bars, heat_map
 
@@ -21,6 +22,7 @@ __all__ = [
     "accuracy_against",
     "accuracy_against_parameters",
     "bars",
+    "critical_difference",
     "data_scale_curves",
     "drawable",
     "every",
@@ -31,4 +33,5 @@ __all__ = [
     "look",
     "save",
     "sensitivity",
+    "win_rates",
 ]

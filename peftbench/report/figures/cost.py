@@ -45,8 +45,8 @@ def accuracy_against(
 
     Reads the table of runs (`peftbench.results.frame`); `cost` is a name in
     `peftbench.report.costs.COSTS`. Only rows that are complete appear; the others are named above
-    the panel. Bars are sample standard deviations over seeds of the mean over the data sets, and
-    for a measured cost the range over seeds. The grey line joins the methods that no other beats
+    the panel. Bars are 95 % bootstrap intervals over seeds of the mean over the data sets, and for
+    a measured cost the range over seeds. The grey line joins the methods that no other beats
     at the same cost or less.
     """
     if cost not in COSTS:
@@ -88,8 +88,8 @@ def _draw(axes: Axes, panel: Panel, cost: str, score: str) -> None:
         axes.errorbar(
             point.cost,
             point.mean,
-            yerr=point.sd,
-            xerr=_sides(point),
+            yerr=_sides(point.mean, point.mean_range),
+            xerr=_sides(point.cost, point.cost_range),
             color=colour,
             marker=marker,
             markersize=10 if marker == "*" else 7,
@@ -119,12 +119,11 @@ def _draw(axes: Axes, panel: Panel, cost: str, score: str) -> None:
     )
 
 
-def _sides(point: Point) -> list[list[float]] | None:
-    """Lengths of the bar to the left and to the right of the point."""
-    if point.cost_range is None:
+def _sides(centre: float, ends: tuple[float, float] | None) -> list[list[float]] | None:
+    """Lengths of a bar below and above its centre."""
+    if ends is None:
         return None
-    low, high = point.cost_range
-    return [[max(0.0, point.cost - low)], [max(0.0, high - point.cost)]]
+    return [[max(0.0, centre - ends[0])], [max(0.0, ends[1] - centre)]]
 
 
 def _remarks(points: Sequence[Point]) -> list[str]:
@@ -133,7 +132,7 @@ def _remarks(points: Sequence[Point]) -> list[str]:
         return ["no complete row"]
     low, high = min(point.n for point in points), max(point.n for point in points)
     seeds = f"n = {high} {'seed' if high == 1 else 'seeds'}{'' if low == high else ' unless given'}"
-    bars = ", bars ± 1 sample sd" if any(point.sd is not None for point in points) else ""
+    bars = ", bars: 95 % interval over seeds" if any(p.mean_range for p in points) else ""
     across = "; across, range over seeds" if any(point.cost_range for point in points) else ""
     line = "; grey line: most accurate at its cost" if len(frontier(points)) > 1 else ""
     return [f"{seeds}{bars}{across}{line}"]
@@ -218,10 +217,11 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
 
 def _mark_boxes(axes: Axes, point: Point) -> list[Box]:
     """What the mark of a point and its bars cover."""
-    sd, reach = point.sd or 0.0, 4.5
+    reach = 4.5
+    bottom, top = point.mean_range or (point.mean, point.mean)
     x, y = _position(axes, point.cost, point.mean)
-    _, low = _position(axes, point.cost, point.mean - sd)
-    _, high = _position(axes, point.cost, point.mean + sd)
+    _, low = _position(axes, point.cost, bottom)
+    _, high = _position(axes, point.cost, top)
     boxes = [Box(x - reach, min(low, y - reach), x + reach, max(high, y + reach))]
     if point.cost_range:
         left, right = (_position(axes, end, point.mean)[0] for end in point.cost_range)

@@ -12,6 +12,7 @@ from peftbench.registry import unknown_name
 from peftbench.report.figures.cost import accuracy_against
 from peftbench.report.figures.curves import data_scale_curves, few_shot_curves, sensitivity
 from peftbench.report.figures.learning import learning_curves
+from peftbench.report.figures.ranks import critical_difference, win_rates
 from peftbench.report.figures.style import is_empty
 from peftbench.report.figures.tasks import bars, heat_map
 
@@ -39,6 +40,8 @@ KINDS: Mapping[str, Draw] = MappingProxyType(
         "{score}_vs_latency": _cells(accuracy_against, "latency"),
         "tasks_{score}": _cells(bars),
         "heat_map_{score}": _cells(heat_map),
+        "critical_difference_{score}": _cells(critical_difference),
+        "win_rates_{score}": _cells(win_rates),
         "learning_curves": lambda table, epochs, metric, limited: learning_curves(
             table, epochs, limited=limited
         ),

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from peftbench.report.costs import COSTS, measured
+from peftbench.report.spreads import spreads
 from peftbench.report.tables import OK, labelled, overall, summary
+from peftbench.statistics.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Point:
     cost: float
     cost_range: tuple[float, float] | None
     mean: float
-    sd: float | None
+    mean_range: tuple[float, float] | None  # 95 % interval over seeds
     n: int
 
 
@@ -49,6 +51,7 @@ def panels(
     whole = overall(cells).assign(suite=lambda c: c["suite"].fillna(""))
     prices = measured(labelled(table, metric=metric, limited=limited))
     prices = prices[prices["cost"] == cost].assign(suite=lambda c: c["suite"].fillna(""))
+    known = spreads(table, metric=metric, limited=limited)
     price_of = {
         (p["backbone"], p["suite"], p["label"]): p
         for p in prices.dropna(subset="value").to_dict("records")
@@ -63,7 +66,10 @@ def panels(
                 missing.append(str(row["label"]))
                 continue
             device = str(price["device"]) if COSTS[cost].measured else ""
-            by_device.setdefault(device, []).append(_point(row, price))
+            interval = known.get((str(backbone), str(suite), str(row["label"])), {})
+            by_device.setdefault(device, []).append(
+                _point(row, price, interval.get(str(row["column"])))
+            )
         over = str(rows["column"].iloc[0])
         for device, points in sorted(by_device.items()) or [("", [])]:
             found.append(
@@ -72,7 +78,7 @@ def panels(
     return found
 
 
-def _point(row: dict[Any, Any], price: dict[Any, Any]) -> Point:
+def _point(row: dict[Any, Any], price: dict[Any, Any], interval: Interval | None) -> Point:
     low, high = price["low"], price["high"]
     return Point(
         label=str(row["label"]),
@@ -80,9 +86,15 @@ def _point(row: dict[Any, Any], price: dict[Any, Any]) -> Point:
         cost=float(price["value"]),
         cost_range=None if pd.isna(low) or low == high else (float(low), float(high)),
         mean=100 * float(row["mean"]),
-        sd=None if pd.isna(row["sd"]) else 100 * float(row["sd"]),
+        mean_range=_range(interval),
         n=int(row["n"]),
     )
+
+
+def _range(interval: Interval | None) -> tuple[float, float] | None:
+    if interval is None or interval.low is None or interval.high is None:
+        return None
+    return 100 * interval.low, 100 * interval.high
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:

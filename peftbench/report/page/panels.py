@@ -12,7 +12,9 @@ from peftbench.report.costs import COSTS, measured
 from peftbench.report.figures.learning import QUANTITIES, scores
 from peftbench.report.figures.lines import lines
 from peftbench.report.figures.style import COLOURS, look
+from peftbench.report.spreads import Row, equals_of_the_best, spreads
 from peftbench.report.tables import OK, SCORES, TASK, labelled, summary
+from peftbench.statistics.intervals import Interval
 
 DIGITS = 6  # significant digits on the page; its downloads keep every one
 MOST_EPOCHS = 60  # points of a learning curve; longer ones are thinned
@@ -21,10 +23,12 @@ MOST_EPOCHS = 60  # points of a learning curve; longer ones are thinned
 def panels(table: pd.DataFrame, epochs: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry for each backbone and suite with a finished or failed final run."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    best = {metric: equals_of_the_best(table, metric=metric) for metric in SCORES}
     for metric in SCORES:
+        known = spreads(table, metric=metric)
         for key, rows in _sections(summary(table, metric=metric)):
             panel = found.setdefault(key, _panel(key, rows, table))
-            panel["scores"][metric] = _rows(rows)
+            panel["scores"][metric] = _rows(rows, key, known)
     runs = labelled(table)
     prices = _prices(runs)
     curves = _curves(runs, table, epochs)
@@ -32,6 +36,7 @@ def panels(table: pd.DataFrame, epochs: pd.DataFrame) -> list[dict[str, Any]]:
         panel["costs"] = prices.get(key, {})
         panel["devices"] = sorted({price["device"] for price in panel["costs"].values()} - {""})
         panel["curves"] = curves.get(key, {})
+        panel["best"] = {metric: list(best[metric].get(key, ())) for metric in SCORES}
     return list(found.values())
 
 
@@ -104,7 +109,9 @@ def _panel(key: tuple[str, str], rows: pd.DataFrame, table: pd.DataFrame) -> dic
     }
 
 
-def _rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(
+    rows: pd.DataFrame, key: tuple[str, str], known: Mapping[Row, Mapping[str, Interval]]
+) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for cell in rows.to_dict("records"):
         row = found.setdefault(
@@ -117,14 +124,17 @@ def _rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
                 "cells": {},
             },
         )
-        row["cells"][str(cell["column"])] = _cell(cell)
+        interval = known.get((*key, str(cell["label"])), {}).get(str(cell["column"]))
+        row["cells"][str(cell["column"])] = _cell(cell, interval)
     return list(found.values())
 
 
-def _cell(cell: Mapping[Any, Any]) -> dict[str, Any]:
+def _cell(cell: Mapping[Any, Any], interval: Interval | None) -> dict[str, Any]:
     shown: dict[str, Any] = {"state": str(cell["state"])}
     if cell["state"] == OK:
         shown |= {name: _number(cell[name]) for name in ("mean", "sd", "n")}
+        if interval is not None and interval.low is not None:
+            shown |= {"low": _number(interval.low), "high": _number(interval.high)}
     if not pd.isna(cell["note"]):
         shown["note"] = str(cell["note"])
     return shown

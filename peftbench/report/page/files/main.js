@@ -63,7 +63,7 @@ function draw() {
   byId("finding").textContent = finding(panel, rows);
   const devices = panel.devices.length ? ` Costs were measured on ${panel.devices.join(", ")}.` : "";
   byId("board-remark").textContent =
-    `${order.length} of ${(panel.scores[state.metric] ?? []).length} rows; test ${DATA.metrics[state.metric]} in %, mean ± sample standard deviation over seeds. ${DATA.interval}${devices}`;
+    `${order.length} of ${(panel.scores[state.metric] ?? []).length} rows; test ${DATA.metrics[state.metric]} in %, mean ± sample standard deviation over seeds. ${DATA.interval} ${equals(state, panel).length ? `●: ${BEST}.` : ""}${devices}`;
 
   const heat = heatColumns(panel, rows);
   if (!heat.some((c) => c.key === state.heat.key)) state.heat = { key: heat[1]?.key, down: true };
@@ -91,7 +91,7 @@ function finding(panel, rows) {
   if (!ranked.length) return "No row is complete yet for this choice.";
   const top = ranked[0];
   const cell = top.cells[state.average];
-  const also = (panel.best?.[state.metric]?.[state.average] ?? []).filter((label) => label !== top.label && ranked.some((r) => r.label === label));
+  const also = equals(state, panel).filter((label) => label !== top.label && ranked.some((r) => r.label === label));
   const cheap = ranked.filter((row) => also.includes(row.label) && row.parameters !== null).sort((a, b) => a.parameters - b.parameters)[0];
   let text = `${top.label} is ahead with ${percent(cell.mean)} % (${state.average}, ${cell.n} ${cell.n === 1 ? "seed" : "seeds"})`;
   if (also.length) text += `; not distinguishable from it: ${also.join(", ")}`;

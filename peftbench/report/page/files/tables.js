@@ -96,6 +96,14 @@ function intervalPlot(cell, method, low, high) {
   );
 }
 
+const BEST = "not distinguishable from the best at 5 % (exchanging runs between methods, Holm over all pairs)";
+
+// Labels not distinguishable from the best; the tests are about the mean of all tasks.
+function equals(state, panel) {
+  const whole = panel.averages.find((a) => a.kind === "mean of tasks")?.name ?? panel.tasks[0].name;
+  return state.average === whole ? panel.best[state.metric] : [];
+}
+
 function boardColumns(state, panel, rows) {
   const cells = rows.map((row) => row.cells[state.average]).filter((cell) => cell?.state === "ok");
   const low = Math.min(...cells.map((cell) => ends(cell)[0]));
@@ -110,8 +118,8 @@ function boardColumns(state, panel, rows) {
       cell: (row) => {
         const cell = row.cells[state.average];
         if (cell?.state !== "ok") return scoreCell(row, state.average);
-        const best = panel.best?.[state.metric]?.[state.average]?.includes(row.label);
-        const star = best ? element("span", { class: "best", title: "not distinguishable from the best" }, " ≈ best") : null;
+        const best = equals(state, panel).includes(row.label);
+        const star = element("span", { class: "best", title: best ? BEST : null }, best ? " ●" : " \u2007");
         return scoreCell(row, state.average, star, intervalPlot(cell, row.method, low, high));
       },
     },
