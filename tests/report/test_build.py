@@ -120,7 +120,10 @@ assert not {"torch", "timm", "matplotlib.pyplot"} & sys.modules.keys()
     subprocess.run([sys.executable, "-c", code, root], check=True)
     first = {path: path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
     kinds = {path.stem.removesuffix("_vit_mini") for path in first if path.suffix == ".svg"}
-    assert kinds == {"accuracy_vs_parameters", "tasks_accuracy", "heat_map_accuracy"}
+    assert kinds == {
+        *("accuracy_vs_parameters", "tasks_accuracy", "heat_map_accuracy"),
+        *("critical_difference_accuracy", "win_rates_accuracy"),
+    }
     again = reports.build(root, formats=["svg"])
     assert set(again.paths) == {p for p in first if "runs" not in p.parts}
     assert all(path.read_bytes() == first[path] for path in again.paths)
@@ -132,7 +135,7 @@ def test_each_part_can_be_asked_for_alone(root):
         for part in reports.PARTS
     }
     assert {part: [path.suffix for path in made.paths] for part, made in only.items()} == {
-        "tables": [".csv", ".parquet"],
+        "tables": [".csv", ".parquet", ".md", ".csv"],
         "figures": [".svg"],
         "page": [".html"],
     }

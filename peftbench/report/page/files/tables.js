@@ -119,7 +119,7 @@ function boardColumns(state, panel, rows) {
         const cell = row.cells[state.average];
         if (cell?.state !== "ok") return scoreCell(row, state.average);
         const best = equals(state, panel).includes(row.label);
-        const star = element("span", { class: "best", title: best ? BEST : null }, best ? " ●" : " \u2007");
+        const star = element("span", { class: "best", title: best ? BEST : null }, best ? "●" : "");
         return scoreCell(row, state.average, star, intervalPlot(cell, row.method, low, high));
       },
     },
