@@ -1,4 +1,7 @@
-"""Every figure that a table of runs has the data for."""
+"""Every figure that a table of runs has the data for.
+
+The matrix of win rates is not among them: `statistics.md` has its numbers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from peftbench.registry import unknown_name
 from peftbench.report.figures.cost import accuracy_against
 from peftbench.report.figures.curves import data_scale_curves, few_shot_curves, sensitivity
 from peftbench.report.figures.learning import learning_curves
-from peftbench.report.figures.ranks import critical_difference, win_rates
+from peftbench.report.figures.ranks import critical_difference
 from peftbench.report.figures.style import is_empty
 from peftbench.report.figures.tasks import bars, heat_map
 
@@ -41,7 +44,6 @@ KINDS: Mapping[str, Draw] = MappingProxyType(
         "tasks_{score}": _cells(bars),
         "heat_map_{score}": _cells(heat_map),
         "critical_difference_{score}": _cells(critical_difference),
-        "win_rates_{score}": _cells(win_rates),
         "learning_curves": lambda table, epochs, metric, limited: learning_curves(
             table, epochs, limited=limited
         ),

@@ -86,10 +86,9 @@ def rankings(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
         if len(means) < 2:
             continue
         places = ranks.average_ranks(means)
-        tests = ranks.pairwise(means)
         # the clearest result of so many data sets, after Holm's correction over all pairs
-        clearest = ranks.smallest_signed_rank_p(means.shape[1]) * len(tests)
-        told = clearest <= ranks.ALPHA
+        pairs = len(means) * (len(means) - 1) // 2
+        told = ranks.smallest_signed_rank_p(means.shape[1]) * pairs <= ranks.ALPHA
         methods = dict(zip(kept["label"], kept["method"], strict=True))
         labels = tuple(map(str, places.index))
         found.append(
@@ -98,7 +97,7 @@ def rankings(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
                 labels=labels,
                 methods=tuple(str(methods[label]) for label in labels),
                 places=tuple(map(float, places)),
-                bars=tuple(ranks.groups(means, tests)) if told else (),
+                bars=tuple(ranks.groups(means, ranks.pairwise(means))) if told else (),
                 wins=ranks.win_rates(means),
                 datasets=means.shape[1],
                 p=ranks.friedman(means).p,

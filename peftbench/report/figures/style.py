@@ -52,6 +52,7 @@ STYLE: Any = {  # matplotlib's own annotation lists every key
     "grid.linewidth": 0.6,
     "svg.hashsalt": "peftbench",  # the same figure is the same file
     "pdf.fonttype": 42,
+    "text.hinting": "none",  # of no use at this resolution, and a quarter of the time
 }
 GREY = "#8a8a8a"
 EMPTY = "empty"
