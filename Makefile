@@ -9,7 +9,7 @@ SEEDS ?= 0,1,2
 RECIPE ?= short
 RESULTS ?= results
 
-.PHONY: help setup demo test check sweep table figures docs clean
+.PHONY: help setup demo test notebooks check sweep table tables figures report docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ demo: setup ## a first table and figure: 8 methods x 2 data sets, about 4 minute
 test: setup ## the test suite: no network, no GPU, under 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2
 
+notebooks: setup ## executes every notebook, in a few minutes; their outputs are thrown away
+	@$(BIN)/python -m pytest -m slow tests/test_notebooks.py
+
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -47,11 +50,16 @@ sweep: setup ## all methods x the mini suite x 3 seeds on BACKBONE; resumes wher
 	  'seed=$(SEEDS)' 'recipe=$(RECIPE)' 'results_dir=$(RESULTS)'
 	@$(BIN)/peftbench report --results-dir $(RESULTS)
 
-table: setup ## results/table.csv, .parquet and the printed table, from results/runs
-	@$(BIN)/peftbench report --results-dir $(RESULTS) --no-figures
+table: tables
+
+tables: setup ## results/table.csv, .parquet and the printed table, from results/runs
+	@$(BIN)/peftbench report --results-dir $(RESULTS) --only tables
 
 figures: setup ## results/figures, from results/runs
-	@$(BIN)/peftbench report --results-dir $(RESULTS)
+	@$(BIN)/peftbench report --results-dir $(RESULTS) --only figures
+
+report: setup ## results/report.html: one page that opens without a network
+	@$(BIN)/peftbench report --results-dir $(RESULTS) --only page
 
 docs: setup ## docs/*.md: methods, their parameters, which backbones they support
 	@$(BIN)/python tools/make_docs.py

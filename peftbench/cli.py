@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--format", choices=("text", "markdown"), help="of --long")
     listing.set_defaults(command=_list)
 
-    report = commands.add_parser("report", help="table and figures from the recorded runs")
+    report = commands.add_parser("report", help="tables, figures and a page from the recorded runs")
     _add_results(report)
     _add_rows(report)
     report.add_argument(
@@ -158,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
         help="rows of their own for runs that selected the epoch on test, as some papers did",
     )
     report.add_argument("--no-figures", action="store_true")
+    report.add_argument(
+        "--only", choices=("tables", "figures", "page"), help="one part; all three unless given"
+    )
     report.set_defaults(command=_report)
 
     advise = commands.add_parser("advise", help="methods to take under a budget, from the records")
@@ -540,6 +543,7 @@ def _report(options: argparse.Namespace) -> int:
         experiment=options.experiment,
         published=options.published,
         incomplete=options.incomplete,
+        parts=report.PARTS if options.only is None else (options.only,),
     )
     print(made.text)
     for error in made.broken if options.format != "text" else ():

@@ -25,6 +25,7 @@ from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore, current
 from peftbench.spec import digest
 
+FIGURES = ("{score}_vs_parameters",)  # the page that goes along draws the others
 MAX_FAILURES = 3  # in a row; then the server is taken to be away
 
 
@@ -216,14 +217,14 @@ class _Uploader:
 
 
 def _report_files(folder: Path, records: Sequence[RunRecord]) -> dict[str, str]:
-    """Table and figures of these records alone: path inside the artifact, and on disk."""
+    """Table, figure and page of these records alone: path inside the artifact, and on disk."""
     from peftbench import report
 
     store = ResultsStore(folder / "store")
     for record in records:
         store.add(record)
     out = folder / "report"
-    made = report.build(store.root, out=out, style="markdown")
+    made = report.build(store.root, out=out, style="markdown", kinds=FIGURES)
     (out / "table.md").write_text(made.text + "\n", encoding="utf-8")
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return {path.relative_to(out).as_posix(): str(path) for path in files}

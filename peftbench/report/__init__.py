@@ -1,16 +1,26 @@
-"""Tables and figures made from the records of a results folder, and from nothing else."""
+"""Tables, figures and a page made from the records of a results folder, and from nothing else."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from peftbench.errors import StoreError
-from peftbench.results.store import ResultsStore
+from peftbench.results.store import ResultsStore, Scan, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from peftbench.report.comparison import Comparison
+    from peftbench.results.frame import Written
+    from peftbench.results.record import RunRecord
+
+TABLES, FIGURES, PAGE = "tables", "figures", "page"
+PARTS = (TABLES, FIGURES, PAGE)
 
 
 @dataclass(frozen=True)
@@ -31,102 +41,146 @@ def build(
     limited: bool = False,
     best_on_test: bool = False,
     formats: Sequence[str] = ("png", "pdf", "svg"),
+    kinds: Collection[str] | None = None,
     style: str = "text",
+    parts: Collection[str] = PARTS,
     experiment: str | None = None,
     published: bool = False,
     incomplete: bool = False,
 ) -> Report:
-    """Tables and figures of the runs below `root`, which need no accelerator and no data.
+    """Tables, figures and page of the runs below `root`, which need no accelerator and no data.
 
     `out/table.csv` and `out/table.parquet` hold every run, `out/statistics.md` and
     `out/statistics.csv` intervals, ranks and tests where two methods can be compared. `where`
-    (such as `backbone=vit_mini`) narrows the printed table, the statistics and the figures, which
-    then have names of their own. `out` is `root` unless given. With `best_on_test` the table shows
-    the runs that selected the epoch on test as well, in rows of their own; figures never do. No
+    (such as `backbone=vit_mini`) narrows the printed table, the statistics, the figures and the
+    page, which then have names of their own. `out` is `root` unless given. With `best_on_test` the
+    table shows the runs that selected the epoch on test as well, in rows of their own; figures and
+    page never do. `formats` and `kinds` (`report.figures.KINDS`) choose among the figures; no
     `formats` means no figures. `style` is "text" for a reader, who also learns of files and
-    problems, or "markdown" or "csv" for the table alone. With `experiment` the tables of papers
-    that it measures are written to `out/tables` and stand in front: with what the papers print
-    below each row if `published`, and with averages over rows with holes, marked, if `incomplete`.
+    problems, or "markdown" or "csv" for the table alone. `parts` are what is written. With
+    `experiment` the tables of papers that it measures are written to `out/tables` and stand in
+    front: with what the papers print below each row if `published`, and with averages over rows
+    with holes, marked, if `incomplete`.
 
     Raises:
         UnknownName: there is no such experiment or table, column or value.
     """
-    from peftbench.report import figures, papers, statistics, tables
+    from peftbench.report import papers, statistics, tables
     from peftbench.results.frame import frame, select, write_table
-    from peftbench.results.store import write_atomic
 
     root = Path(root)
     folder = root if out is None else Path(out)
     layouts = [] if experiment is None else papers.layouts(experiment)
-    scan = ResultsStore(root).scan()
-    problems = [f"Unreadable: {error}" for error in scan.broken]
+    store = ResultsStore(root)
+    scan = store.scan()
+    notes = [f"Unreadable: {error}" for error in scan.broken]
     if not scan.records:
         command = f"-m experiments={layouts[0].experiment}" if layouts else "method=linear"
         hint = f"No runs in {root / 'runs'} yet. Run: peftbench run {command}"
-        return Report("\n".join([*problems, hint]), broken=scan.broken)
+        return Report("\n".join([*notes, hint]), broken=scan.broken)
     everything = frame(scan.records)
     chosen = select(everything, where)
-    written = write_table(everything, folder)
-    paths = list(written.paths)
-    notes = [*problems, *written.notes]
-    made = papers.build(
-        layouts,
-        everything,
-        scan.records,
-        folder,
-        papers.Options(tuple(where), best_on_test, limited, incomplete),
-        published=published,
-        style="csv" if style == "csv" else "md",
-    )
-    paths += made.paths
-    if experiment is not None and not layouts:
-        notes.append(f"No table of a paper is described for experiment {experiment}.")
+    name = _slug("__".join(where)) if where else ""
+    paths: list[Path] = []
+    front = printed = ""
+    if TABLES in parts:
+        written = write_table(everything, folder)
+        made = papers.build(
+            layouts,
+            everything,
+            scan.records,
+            folder,
+            papers.Options(tuple(where), best_on_test, limited, incomplete),
+            published=published,
+            style="csv" if style == "csv" else "md",
+        )
+        paths += [*written.paths, *made.paths]
+        notes += written.notes
+        front = made.text
+        if experiment is not None and not layouts:
+            notes.append(f"No table of a paper is described for experiment {experiment}.")
     if chosen.empty:
         notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
-        return Report(_text(made.text, paths, notes), tuple(paths), scan.broken)
-    cells = tables.summary(chosen, metric=metric, limited=limited, best_on_test=best_on_test)
-    found = statistics.comparisons(
-        chosen, ResultsStore(root), metric=metric, limited=limited, best_on_test=best_on_test
-    )
-    if found:
-        name = f"statistics_{_slug('__'.join(where))}" if where else "statistics"
-        texts = {
-            "md": statistics.to_markdown(found, metric=tables.SCORES[metric]),
-            "csv": statistics.to_csv(found),
-        }
-        for suffix, text in texts.items():
-            paths.append(folder / f"{name}.{suffix}")
-            write_atomic(paths[-1], partial(_write, text=text))
-    place = folder / "figures"
-    if where:
-        place /= _slug("__".join(where))
-    for backbone in sorted(set(chosen["backbone"].dropna())) if formats else ():
-        part = chosen[chosen["backbone"] == backbone]
-        if not figures.drawable(part, metric=metric, limited=limited):
-            notes.append(f"No figure for {backbone}: no method has all data sets yet.")
-            continue
-        figure = figures.accuracy_against_parameters(part, metric=metric, limited=limited)
-        name = "accuracy" if metric == "top1" else metric
-        stem = place / f"{name}_vs_parameters_{_slug(backbone)}"
-        paths += figures.save(figure, stem, formats)
-    if style == "text":
-        text = _text(made.text + tables.to_text(cells), paths, notes)
-    elif made.text:
-        text = made.text.rstrip("\n")
-    else:
-        text = (tables.to_markdown if style == "markdown" else tables.to_csv)(cells).rstrip("\n")
+        return Report(_text(front, paths, notes), tuple(paths), scan.broken)
+    if TABLES in parts:
+        cells = tables.summary(chosen, metric=metric, limited=limited, best_on_test=best_on_test)
+        found = statistics.comparisons(
+            chosen, store, metric=metric, limited=limited, best_on_test=best_on_test
+        )
+        stem = folder / (f"statistics_{name}" if name else "statistics")
+        paths += _statistics(found, stem, tables.SCORES[metric])
+        if style == "text" or not front:
+            to = {"markdown": tables.to_markdown, "csv": tables.to_csv}.get(style, tables.to_text)
+            printed = to(cells)
+    if FIGURES in parts and formats:
+        place = folder / "figures" / name
+        drawn = _figures(chosen, scan.records, place, formats, kinds, metric, limited)
+        paths += drawn.paths
+        notes += drawn.notes
+    if PAGE in parts:
+        path = folder / (f"report_{name}.html" if name else "report.html")
+        _page(chosen, scan, store, path)
+        paths.append(path)
+    text = front + printed
+    text = _text(text, paths, notes) if style == "text" else text.rstrip("\n")
     return Report(text, tuple(paths), scan.broken)
+
+
+def _statistics(found: Sequence[Comparison], stem: Path, metric: str) -> list[Path]:
+    from peftbench.report import statistics
+
+    if not found:
+        return []
+    texts = {"md": statistics.to_markdown(found, metric=metric), "csv": statistics.to_csv(found)}
+    paths = []
+    for suffix, text in texts.items():
+        paths.append(Path(f"{stem}.{suffix}"))  # a dot in the stem is not a suffix
+        write_atomic(paths[-1], partial(_write, text=text))
+    return paths
+
+
+def _figures(
+    table: pd.DataFrame,
+    records: Sequence[RunRecord],
+    place: Path,
+    formats: Sequence[str],
+    kinds: Collection[str] | None,
+    metric: str,
+    limited: bool,
+) -> Written:
+    from peftbench.report import figures
+    from peftbench.results.frame import Written, epochs
+
+    paths: list[Path] = []
+    drawn: set[str] = set()
+    made = figures.every(table, epochs(records), metric=metric, limited=limited, kinds=kinds)
+    for backbone, name, figure in made:
+        paths += figures.save(figure, place / _slug(name), formats)
+        drawn.add(backbone)
+    notes = [
+        f"No figure for {backbone}: no method has all data sets yet."
+        for backbone in sorted(set(map(str, table["backbone"].dropna())) - drawn)
+    ]
+    return Written(tuple(paths), tuple(notes))
+
+
+def _page(table: pd.DataFrame, scan: Scan, store: ResultsStore, path: Path) -> None:
+    from peftbench.report.page import render
+    from peftbench.results.frame import epochs
+
+    html = render(table, epochs(scan.records), store, broken=[str(e) for e in scan.broken])
+    write_atomic(path, partial(_write, text=html))
 
 
 def _text(table: str, paths: Sequence[Path], notes: Sequence[str]) -> str:
     """The table, what went wrong, and the files."""
-    written = "\n".join(["Written:", *(f"  {path}" for path in paths)])
+    written = "\n".join(["Written:", *(f"  {path}" for path in paths)]) if paths else ""
     parts = [table.rstrip("\n"), "\n".join(notes), written]
     return "\n\n".join(part for part in parts if part)
 
 
 def _write(file: IO[bytes], text: str) -> None:
-    file.write(text.encode())
+    file.write(text.encode("utf-8", "backslashreplace"))  # lone surrogates of file names
 
 
 def _slug(text: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 GAPS = (7.0, 10.0, 14.0, 20.0, 28.0, 38.0, 50.0, 64.0)  # between a point and its name
 LEADER_FROM = 11.0  # a name further away than this is joined to its point by a line
+CHOICE = 12  # free places of a name after which it is not moved further away
 ROUNDS = 4  # the first places names one by one; the others let early names yield to late ones
 
 # Prices, as shares of the area of the name.
@@ -73,13 +76,7 @@ def place(
 
     All lengths in typographic points.
     """
-    options = []
-    for i, ((w, h), (x, y)) in enumerate(zip(sizes, points, strict=True)):
-        boxes = [
-            (step, Box(x + dx, y + dy, x + dx + w, y + dy + h)) for step, (dx, dy) in _offsets(w, h)
-        ]
-        labels = [_option(box, step, i, points, obstacles, window) for step, box in boxes]
-        options.append(sorted(labels, key=lambda label: label.price))
+    options = [_options(i, sizes[i], points, obstacles, window) for i in range(len(sizes))]
     chosen: dict[int, Label] = {}
     for _ in range(ROUNDS):
         before = dict(chosen)
@@ -88,6 +85,21 @@ def place(
         if chosen == before:
             break
     return [chosen[i] for i in range(len(options))]
+
+
+def _options(
+    i: int, size: XY, points: Sequence[XY], obstacles: Sequence[Box], window: Box
+) -> list[Label]:
+    """Places for one name, cheapest first; wide gaps only where near ones leave little choice."""
+    (w, h), (x, y) = size, points[i]
+    labels: list[Label] = []
+    for step, places in itertools.groupby(_offsets(w, h), key=itemgetter(0)):
+        for _, (dx, dy) in places:
+            box = Box(x + dx, y + dy, x + dx + w, y + dy + h)
+            labels.append(_option(box, step, i, points, obstacles, window))
+        if sum(label.price < STEP * w * h * (step + 1) for label in labels) >= CHOICE:
+            break
+    return sorted(labels, key=lambda label: label.price)
 
 
 def _best(labels: Sequence[Label], others: Sequence[Label]) -> Label:

@@ -46,6 +46,7 @@ COLUMNS = (
     Column("suite", "string", "suite it belongs to"),
     Column("suite_version", "Int64", "version of the suite"),
     Column("group", "string", "group within the suite"),
+    Column("shots", "Int64", "training images of each class, in few-shot sets"),
     Column("seed", "Int64", "seed of head, method and order of images"),
     Column("phase", "string", "tune reports val, final reports test"),
     Column("protocol", "string", "named set of choices; records without one have the default"),
@@ -95,6 +96,8 @@ COLUMNS = (
     Column("merge_max_logit_diff", "Float64", "largest logit difference after merging"),
     Column("backbone_sha256", "string", "of the backbone tensors that were loaded"),
     Column("manifest", "string", "hash of the files and splits of the data set"),
+    Column("train_images", "Int64", "images that trained"),
+    Column("classes", "Int64", "classes of the data set"),
     Column("git_commit", "string", "of the code"),
     Column("git_dirty", "boolean", "whether the code differed from that commit"),
     Column("peftbench", "string", "version"),
@@ -109,6 +112,16 @@ COLUMNS = (
 )
 DTYPES = {column.name: column.dtype for column in COLUMNS}
 ORDER = ("backbone", "suite", "dataset", "method", "hyperparameters", "recipe", "seed", "run_id")
+
+
+EPOCH_COLUMNS = (
+    Column("run_id", "string", "digest of the declared identity"),
+    Column("epoch", "Int64", "counted from 1"),
+    Column("loss", "Float64", "mean training loss over the images of the epoch"),
+    Column("accuracy", "Float64", "training accuracy over the epoch, a fraction"),
+    Column("lr", "Float64", "learning rate at the last step"),
+    Column("seconds", "Float64", "wall time of the epoch"),
+)
 
 
 @dataclass(frozen=True)
@@ -168,6 +181,16 @@ def load(source: Path | str = "results", *, where: str | Sequence[str] = ()) -> 
             "file that `peftbench report` wrote."
         )
     return select(table, conditions) if conditions else table
+
+
+def epochs(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
+    """One row an epoch with the columns of `EPOCH_COLUMNS`; `run_id` leads to the table of runs."""
+    records = source.records() if isinstance(source, ResultsStore) else source
+    ordered = sorted(current(records), key=lambda record: record.run_id)
+    rows = [{"run_id": r.run_id, **vars(epoch)} for r in ordered for epoch in r.history]
+    return pd.DataFrame(
+        {c.name: _array((row[c.name] for row in rows), c.dtype) for c in EPOCH_COLUMNS}
+    )
 
 
 def select(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
@@ -300,6 +323,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "suite": dataset.get("suite"),
         "suite_version": dataset.get("suite_version"),
         "group": dataset.get("group"),
+        "shots": dataset.get("shots"),
         "seed": spec.get("seed"),
         "phase": spec.get("phase"),
         "protocol": _mapping(spec.get("protocol")).get("name") or DEFAULT_PROTOCOL,
@@ -331,6 +355,8 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "merge_max_logit_diff": _mapping(record.merge).get("max_logit_difference"),
         "backbone_sha256": origin and origin.backbone_sha256,
         "manifest": (origin and origin.data.get("manifest")) or dataset.get("manifest"),
+        "train_images": origin and origin.data.get("train_images"),
+        "classes": origin and origin.data.get("classes"),
         "git_commit": origin and origin.git_commit,
         "git_dirty": origin and origin.git_dirty,
         "peftbench": origin and origin.peftbench,

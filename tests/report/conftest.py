@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from peftbench.results.record import Cost, Parameters, Provenance, RunRecord, Status
+from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
 
 MakeRecord = Callable[..., RunRecord]
 
@@ -36,6 +36,10 @@ def _make_record(
     limit: int | None = None,
     selection: str = "last",
     version: int = 1,
+    train_images: int | None = None,
+    shots: int | None = None,
+    history: Sequence[float] = (),
+    **cost: Any,
 ) -> RunRecord:
     ok = status is Status.OK
     spec = {
@@ -52,6 +56,7 @@ def _make_record(
             "group": group,
             "manifest": manifest,
             "limit": limit,
+            "shots": shots,
         },
         "recipe": {"name": "default", "lr": 1e-3, "epochs": 10, **(recipe or {})},
         "seed": seed,
@@ -69,12 +74,24 @@ def _make_record(
         parameters=Parameters(tuned - unfrozen, head, unfrozen, 5_000_000, 4 * (tuned + head))
         if ok
         else None,
-        cost=Cost(device="cpu", dtype="float32") if ok else None,
-        provenance=Provenance("0", "3", {}, None, None, "h", "p", 1, backbone_sha256=weights),
+        cost=Cost(**{"device": "cpu", "dtype": "float32", **cost}) if ok else None,
+        history=[EpochRow(i, 1 - a, a, 1e-3, 1.0) for i, a in enumerate(history, 1)] if ok else [],
+        provenance=Provenance(
+            "0",
+            "3",
+            {},
+            None,
+            None,
+            "h",
+            "p",
+            1,
+            backbone_sha256=weights,
+            data={"train_images": train_images} if train_images else {},
+        ),
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record() -> MakeRecord:
     """Builds a record from what matters to a table."""
     return _make_record

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from peftbench import report as reports
 from peftbench.errors import ConfigError
-from peftbench.report import build
+from peftbench.report.figures import KINDS
 from peftbench.results.frame import read_table
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
@@ -22,6 +23,12 @@ def root(tmp_path, make_record):
             store.add(make_record(method, "a", seed, 0.5, tuned=tuned))
     store.add(make_record("bias", "a", 0, status=Status.ERROR, error="boom"))
     return store.root
+
+
+def build(root, where=(), **settings):
+    """A report with one kind of figure; every kind of it has a test of its own."""
+    settings.setdefault("parts", ("tables", "figures"))
+    return reports.build(root, where, kinds=("{score}_vs_parameters",), **settings)
 
 
 def relative(paths, root):
@@ -102,7 +109,7 @@ def test_a_broken_file_is_printed_and_the_rest_is_reported(root):
     assert "Unreadable" in build(only).text and "No runs in" in build(only).text
 
 
-def test_a_report_loads_no_torch(root):
+def test_a_report_loads_no_torch_and_is_the_same_the_next_time(root):
     code = """
 import sys
 import peftbench.results, peftbench.report
@@ -111,3 +118,28 @@ peftbench.report.build(sys.argv[1], formats=['svg'])
 assert not {"torch", "timm", "matplotlib.pyplot"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code, root], check=True)
+    first = {path: path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
+    kinds = {path.stem.removesuffix("_vit_mini") for path in first if path.suffix == ".svg"}
+    assert kinds == {
+        *("accuracy_vs_parameters", "tasks_accuracy", "heat_map_accuracy"),
+        "critical_difference_accuracy",
+    }
+    again = reports.build(root, formats=["svg"])
+    assert set(again.paths) == {p for p in first if "runs" not in p.parts}
+    assert all(path.read_bytes() == first[path] for path in again.paths)
+
+
+def test_each_part_can_be_asked_for_alone(root):
+    only = {
+        part: reports.build(root, parts=(part,), formats=["svg"], kinds=list(KINDS)[:1])
+        for part in reports.PARTS
+    }
+    assert {part: [path.suffix for path in made.paths] for part, made in only.items()} == {
+        "tables": [".csv", ".parquet", ".md", ".csv"],
+        "figures": [".svg"],
+        "page": [".html"],
+    }
+    assert "50.0 ± 0.0 (2)" in only["tables"].text
+    assert only["page"].text == f"Written:\n  {root / 'report.html'}"
+    narrowed = reports.build(root, ["method=linear"], parts=("page",))
+    assert relative(narrowed.paths, root) == ["report_method_linear.html"]

@@ -13,6 +13,8 @@ import peftbench
 from peftbench.errors import ConfigError, StoreError
 from peftbench.results.frame import (
     COLUMNS,
+    EPOCH_COLUMNS,
+    epochs,
     frame,
     read_table,
     select,
@@ -20,7 +22,7 @@ from peftbench.results.frame import (
     settings_text,
     write_table,
 )
-from peftbench.results.record import Cost, Status
+from peftbench.results.record import Cost, EpochRow, Status
 from peftbench.results.store import ResultsStore, StoreWarning
 
 NA = pd.NA
@@ -42,6 +44,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "suite": "mini",
         "suite_version": 3,
         "group": "natural",
+        "shots": 4,
         "seed": 1,
         "phase": "final",
         "protocol": "peftbench",  # of records without one
@@ -91,6 +94,8 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "merge_max_logit_diff": 1.1e-6,
         "backbone_sha256": "ab" * 32,
         "manifest": "loaded",
+        "train_images": 800,
+        "classes": 10,
         "git_commit": "c0ffee",
         "git_dirty": False,
         "peftbench": "0.1.0",
@@ -118,6 +123,22 @@ def test_dtypes_are_the_documented_ones(make_record, records):
     found = frame([make_record()] * records).dtypes
     assert [str(dtype) for dtype in found] == [column.dtype for column in COLUMNS]
     assert {column.dtype for column in COLUMNS} == {"string", "Int64", "Float64", "boolean"}
+
+
+def test_epochs_have_one_row_each_and_lead_to_their_run(make_record):
+    history = [EpochRow(1, 2.5, 0.125, 1e-3, 0.5), EpochRow(2, float("inf"), 0.25, 1e-4, 0.75)]
+    table = epochs([make_record(run_id="b", history=history[:1]), make_record(history=history)])
+    assert list(table.columns) == [column.name for column in EPOCH_COLUMNS]
+    assert {name: str(table[name].dtype) for name in table} == {
+        column.name: column.dtype.lower() if column.dtype == "string" else column.dtype
+        for column in EPOCH_COLUMNS
+    }
+    assert list(table.itertuples(index=False, name=None)) == [
+        ("0123456789abcdef", 1, 2.5, 0.125, 1e-3, 0.5),
+        ("0123456789abcdef", 2, NA, 0.25, 1e-4, 0.75),
+        ("b", 1, 2.5, 0.125, 1e-3, 0.5),
+    ]
+    assert len(epochs([])) == 0
 
 
 def test_a_failed_run_keeps_its_row(make_record):
@@ -211,6 +232,20 @@ def test_a_written_table_is_read_back_bit_for_bit(tmp_path, make_record, file, e
     again = read_table(tmp_path / "new" / file)
     pd.testing.assert_frame_equal(again, table, check_exact=True)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["table.csv", "table.parquet"]
+
+
+@pytest.mark.parametrize("file", ["table.csv", "table.parquet"])
+def test_a_table_from_before_a_column_existed_is_read(tmp_path, make_record, file):
+    table = frame([make_record()])
+    write_table(table, tmp_path)
+    path = tmp_path / file
+    if path.suffix == ".csv":
+        pd.read_csv(path, dtype=str).drop(columns="classes").to_csv(path, index=False)
+    else:
+        table.drop(columns="classes").to_parquet(path)
+    read = read_table(path)
+    assert read["classes"][0] is NA
+    pd.testing.assert_frame_equal(read.drop(columns="classes"), table.drop(columns="classes"))
 
 
 def test_plain_pandas_reads_the_csv_numbers_exactly(tmp_path, make_record):

@@ -1,0 +1,37 @@
+"""Figures of the results; each function takes the table of runs and returns a `Figure`."""
+
+from __future__ import annotations
+
+from peftbench.report.figures.cost import (
+    accuracy_against,
+    accuracy_against_parameters,
+    drawable,
+)
+from peftbench.report.figures.curves import data_scale_curves, few_shot_curves, sensitivity
+from peftbench.report.figures.every import KINDS, every
+from peftbench.report.figures.learning import learning_curves
+from peftbench.report.figures.ranks import critical_difference, win_rates
+from peftbench.report.figures.style import COLOURS, FORMATS, LOOKS, is_empty, look, save
+from peftbench.report.figures.tasks import bars, heat_map
+
+__all__ = [
+    "COLOURS",
+    "FORMATS",
+    "KINDS",
+    "LOOKS",
+    "accuracy_against",
+    "accuracy_against_parameters",
+    "bars",
+    "critical_difference",
+    "data_scale_curves",
+    "drawable",
+    "every",
+    "few_shot_curves",
+    "heat_map",
+    "is_empty",
+    "learning_curves",
+    "look",
+    "save",
+    "sensitivity",
+    "win_rates",
+]

@@ -1,0 +1,216 @@
+"""Curves over a setting: shots, size of the training set, learning rate, weight decay."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from peftbench.registry import unknown_name
+from peftbench.report.figures.lines import Line, Score, draw, lines, name_ends
+from peftbench.report.figures.style import STYLE, empty
+from peftbench.report.tables import SCORES
+from peftbench.results.frame import settings_of
+from peftbench.results.record import Status
+
+COLUMNS = 2  # panels side by side
+SETTINGS = {"lr": "learning rate", "weight_decay": "weight decay"}
+Row = Mapping[str, Any]
+
+
+def few_shot_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
+    """Accuracy over the training images of each class, one panel for each data set and the mean.
+
+    Reads the final runs with `shots` in the table of runs. Bars are sample standard deviations
+    over seeds. The mean over data sets is drawn where a method has all of them.
+    """
+    rows = [row for row in _rows(table, metric, "final") if row["shots"] is not None]
+    return _figure(
+        rows, metric, lambda row: float(row["shots"]), "training images of each class", log=True
+    )
+
+
+def data_scale_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
+    """Accuracy over the number of training images, one panel for each data set.
+
+    Reads the final runs, limited ones among them, of data sets that were run with several numbers
+    of training images. Bars are sample standard deviations over seeds.
+    """
+    rows = [
+        row
+        for row in _rows(table, metric, "final")
+        if row["train_images"] is not None and row["shots"] is None
+    ]
+    sizes: dict[Any, set[int]] = defaultdict(set)
+    for row in rows:
+        sizes[row["backbone"], row["dataset"]].add(row["train_images"])
+    rows = [row for row in rows if len(sizes[row["backbone"], row["dataset"]]) > 1]
+    return _figure(
+        rows,
+        metric,
+        lambda row: float(row["train_images"]),
+        "training images",
+        mean=False,
+        log=True,
+    )
+
+
+def sensitivity(table: pd.DataFrame, setting: str = "lr", *, metric: str = "top1") -> Figure:
+    """Accuracy over the values of `setting` that were tried, "lr" or "weight_decay".
+
+    Reads the runs of the tuning phase, which report val, or the final ones where nothing was
+    tuned. A point is the best over the other settings that were tried with the value, so that
+    a rate is not blamed for a decay. Methods with a single value do not appear.
+    """
+    if setting not in SETTINGS:
+        raise unknown_name("setting", setting, SETTINGS)
+    rows = _rows(table, metric, "tune") or _rows(table, metric, "final")
+    rows = [row for row in rows if row[setting] is not None]
+    tried: dict[Any, set[float]] = defaultdict(set)
+    for row in rows:
+        tried[row["backbone"], row["method"]].add(row[setting])
+    rows = [row for row in rows if len(tried[row["backbone"], row["method"]]) > 1]
+    return _figure(
+        _best(rows, setting, metric),
+        metric,
+        lambda row: float(row[setting]),
+        SETTINGS[setting],
+        by_method=True,
+        log=True,
+    )
+
+
+def _rows(table: pd.DataFrame, metric: str, phase: str) -> list[dict[str, Any]]:
+    """Finished runs of a phase with a score, none of them selected on test."""
+    if metric not in SCORES:
+        raise unknown_name("metric", metric, SCORES)
+    chosen = table[(table["status"] == str(Status.OK)) & (table["phase"] == phase)]
+    chosen = chosen[~chosen["selection"].fillna("").str.contains("test")].dropna(subset=metric)
+    return [
+        {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        for row in chosen.to_dict("records")
+    ]
+
+
+def _best(rows: Iterable[Row], setting: str, metric: str) -> list[Row]:
+    """The best run of each method, data set, seed and value of the setting."""
+    best: dict[Any, Row] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("backbone", "suite", "dataset", "method", "seed"))
+        known = best.get((*key, row[setting]))
+        if known is None or row[metric] > known[metric]:
+            best[*key, row[setting]] = row
+    return list(best.values())
+
+
+def _names(rows: Sequence[Row], x_of: Callable[[Row], float]) -> list[str]:
+    """For each run its method, with the hyper-parameters that tell runs of one place apart.
+
+    What differs only between data sets was chosen for each of them, and stays one line.
+    """
+    settings = [settings_of(row["hyperparameters"] or "") for row in rows]
+    values: dict[Any, set[str]] = defaultdict(set)
+    for row, mine in zip(rows, settings, strict=True):
+        place = tuple(row[name] for name in ("method", "backbone", "dataset", "seed"))
+        for name, value in mine.items():
+            values[*place, x_of(row), name].add(value)
+    telling = {(key[0], key[-1]) for key, found in values.items() if len(found) > 1}
+    return [
+        " ".join(
+            [
+                str(row["method"]),
+                *(f"{k}={v}" for k, v in mine.items() if (row["method"], k) in telling),
+            ]
+        )
+        for row, mine in zip(rows, settings, strict=True)
+    ]
+
+
+def _figure(
+    rows: Sequence[Row],
+    metric: str,
+    x_of: Callable[[Row], float],
+    heading: str,
+    *,
+    mean: bool = True,
+    log: bool = False,
+    by_method: bool = False,
+) -> Figure:
+    """A panel for each backbone and data set, and with `mean` one more for their mean.
+
+    Lines are runs of equal hyper-parameters, or with `by_method` of one method.
+    """
+    if not rows:
+        return empty(f"no runs with several values of: {heading}")
+    names = [str(row["method"]) for row in rows] if by_method else _names(rows, x_of)
+    scores: dict[str, list[Score]] = defaultdict(list)
+    backbones = list(dict.fromkeys(str(row["backbone"]) for row in rows))
+    for backbone in backbones:
+        mine = [(r, n) for r, n in zip(rows, names, strict=True) if r["backbone"] == backbone]
+        datasets = sorted({str(row["dataset"]) for row, _ in mine})
+        split = str(mine[0][0]["split"] or "test")
+        for row, name in mine:
+            score = Score(
+                name,
+                str(row["method"]),
+                str(row["dataset"]),
+                int(row["seed"] or 0),
+                x_of(row),
+                100 * float(row[metric]),
+            )
+            if mean and len(datasets) > 1:
+                scores[f"{backbone}, mean of {len(datasets)} tasks ({split})"].append(score)
+            scores[f"{backbone}, {score.dataset} ({split})"].append(score)
+    panels = {title: lines(found) for title, found in sorted(scores.items(), key=_means_first)}
+    panels = {title: drawn for title, drawn in panels.items() if drawn}
+    wide = min(COLUMNS, len(panels))
+    high = math.ceil(len(panels) / wide)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2 * wide, 0.4 + 3.1 * high), layout="constrained")
+        grid = figure.subplots(high, wide, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (title, drawn) in zip(grid.flat, panels.items(), strict=False):
+            draw(axes, drawn)
+            axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+            _ticks(axes, drawn, log=log)
+        figure.supxlabel(f"{heading}; {_seeds(panels.values())}", fontsize=9)
+        figure.supylabel(f"{SCORES[metric]} in %", fontsize=9)
+        figure.get_layout_engine().set(rect=(0, 0, 0.9 if wide == 1 else 0.94, 1))  # type: ignore
+        figure.draw_without_rendering()
+        for axes, drawn in zip(grid.flat, panels.values(), strict=False):
+            name_ends(axes, drawn)
+    return figure
+
+
+def _means_first(item: tuple[str, object]) -> tuple[str, bool, str]:
+    backbone, _, rest = item[0].partition(", ")
+    return backbone, not rest.startswith("mean of"), rest
+
+
+def _ticks(axes: Axes, drawn: Sequence[Line], *, log: bool) -> None:
+    """A tick at each value that was tried, up to eight of them."""
+    values = sorted({place.x for line in drawn for place in line.places})
+    positive = [value for value in values if value > 0]
+    if log and len(positive) == len(values):
+        axes.set_xscale("log")
+    elif log and positive:  # with a place for zero to the left
+        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+    step = math.ceil(len(values) / 8)
+    axes.xaxis.set_major_locator(FixedLocator(values[::step]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _seeds(panels: Iterable[Sequence[Line]]) -> str:
+    """How many seeds there are, and what the bars are."""
+    counts = sorted({place.n for drawn in panels for line in drawn for place in line.places})
+    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"n = {n} seed" if counts[-1] == 1 else f"bars ± 1 sample sd over n = {n} seeds"

@@ -1,0 +1,93 @@
+"""Every figure that a table of runs has the data for.
+
+The matrix of win rates is not among them: `statistics.md` has its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from peftbench.registry import unknown_name
+from peftbench.report.figures.cost import accuracy_against
+from peftbench.report.figures.curves import data_scale_curves, few_shot_curves, sensitivity
+from peftbench.report.figures.learning import learning_curves
+from peftbench.report.figures.ranks import critical_difference
+from peftbench.report.figures.style import is_empty
+from peftbench.report.figures.tasks import bars, heat_map
+
+Draw = Callable[[pd.DataFrame, pd.DataFrame, str, bool], Figure]
+
+
+def _cells(draw: Callable[..., Figure], *settings: str) -> Draw:
+    """Of a figure that shows cells of the tables."""
+    return lambda table, epochs, metric, limited: draw(
+        table, *settings, metric=metric, limited=limited
+    )
+
+
+def _runs(draw: Callable[..., Figure], *settings: str) -> Draw:
+    """Of a figure that shows runs of every size."""
+    return lambda table, epochs, metric, limited: draw(table, *settings, metric=metric)
+
+
+# by the name of the file; {score} is the metric
+KINDS: Mapping[str, Draw] = MappingProxyType(
+    {
+        "{score}_vs_parameters": _cells(accuracy_against, "parameters"),
+        "{score}_vs_memory": _cells(accuracy_against, "memory"),
+        "{score}_vs_training_time": _cells(accuracy_against, "train_time"),
+        "{score}_vs_latency": _cells(accuracy_against, "latency"),
+        "tasks_{score}": _cells(bars),
+        "heat_map_{score}": _cells(heat_map),
+        "critical_difference_{score}": _cells(critical_difference),
+        "learning_curves": lambda table, epochs, metric, limited: learning_curves(
+            table, epochs, limited=limited
+        ),
+        "few_shot_{score}": _runs(few_shot_curves),
+        "data_scale_{score}": _runs(data_scale_curves),
+        "sensitivity_to_lr_{score}": _runs(sensitivity, "lr"),
+        "sensitivity_to_weight_decay_{score}": _runs(sensitivity, "weight_decay"),
+    }
+)
+BY_SUITE = ("learning_curves",)  # a figure for each suite; the others have panels for them
+
+
+def every(
+    table: pd.DataFrame,
+    epochs: pd.DataFrame,
+    *,
+    metric: str = "top1",
+    limited: bool = False,
+    kinds: Collection[str] | None = None,
+) -> Iterator[tuple[str, str, Figure]]:
+    """Backbone, name and figure of each of `kinds`, all unless given.
+
+    One that would be empty is left out. Names are unique, and are not yet names of files.
+    """
+    for name in kinds or ():
+        if name not in KINDS:
+            raise unknown_name("figure", name, KINDS)
+    score = "accuracy" if metric == "top1" else metric
+    for backbone in sorted(set(table["backbone"].dropna())):
+        part = table[table["backbone"] == backbone].reset_index(drop=True)
+        suites = sorted(set(part["suite"].fillna("")))
+        for kind, draw in KINDS.items():
+            if kinds is not None and kind not in kinds:
+                continue
+            name = f"{kind.format(score=score)}_{backbone}"
+            chosen = {name: part}
+            if kind in BY_SUITE and len(suites) > 1:
+                chosen = {
+                    f"{name}_{suite}": part[part["suite"].fillna("") == suite].reset_index(
+                        drop=True
+                    )
+                    for suite in suites
+                }
+            for stem, rows in chosen.items():
+                figure = draw(rows, epochs, metric, limited)
+                if not is_empty(figure):
+                    yield str(backbone), stem, figure

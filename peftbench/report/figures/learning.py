@@ -1,0 +1,137 @@
+"""Learning curves: what training did, epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from peftbench.registry import unknown_name
+from peftbench.report.figures.lines import Line, Score, lines
+from peftbench.report.figures.style import GREY, STYLE, empty, look
+from peftbench.report.tables import labelled
+from peftbench.results.record import Status
+
+COLUMNS = 5  # panels side by side
+HEADING: Any = {"fontsize": 10, "fontweight": "bold"}
+QUANTITIES = {"accuracy": "training accuracy in %", "loss": "training loss in nats"}
+
+
+def learning_curves(
+    table: pd.DataFrame,
+    epochs: pd.DataFrame,
+    *,
+    quantity: str = "accuracy",
+    limited: bool = False,
+) -> Figure:
+    """A panel for each row of the tables, its curve in colour before the curves of the others.
+
+    `table` is the table of runs of one backbone and suite, `epochs` that of their epochs
+    (`peftbench.results.frame.epochs`); `quantity` is "accuracy" or "loss". A curve is the mean over
+    data sets of the means over seeds, its band one sample standard deviation over seeds to both
+    sides. It ends where the first data set does.
+    """
+    if quantity not in QUANTITIES:
+        raise unknown_name("quantity", quantity, QUANTITIES)
+    drawn = lines(scores(table, epochs, quantity, limited=limited))
+    if not drawn:
+        return empty("no finished final run with a history")
+    wide = min(COLUMNS, len(drawn))
+    high = math.ceil(len(drawn) / wide)
+    with mpl.rc_context(STYLE | {"xtick.labelsize": 7, "ytick.labelsize": 7}):
+        size = (1.9 * wide + 0.5, 1.45 * high + 0.8)  # inches
+        figure = Figure(figsize=size)
+        # placed by hand: a layout engine would draw every panel a few times more
+        edges = {"left": 0.62 / size[0], "right": 1 - 0.08 / size[0]}
+        edges |= {"bottom": 0.55 / size[1], "top": 1 - 0.5 / size[1]}
+        grid = figure.subplots(
+            high, wide, squeeze=False, gridspec_kw={**edges, "wspace": 0.1, "hspace": 0.32}
+        )
+        for axes in grid.flat[len(drawn) :]:
+            axes.set_axis_off()
+        others = [list(zip(*_curve(line), strict=True)) for line in drawn]
+        for i, (axes, line) in enumerate(zip(grid.flat, drawn, strict=False)):
+            axes.add_collection(LineCollection(others, colors="#dddddd", linewidths=0.6, zorder=1))
+            _draw(axes, line)
+            _frame(axes, drawn, left=i % wide == 0, bottom=i >= len(drawn) - wide)
+        tasks = int(table["dataset"].nunique())
+        over = f"mean of {tasks} tasks" if tasks > 1 else str(table["dataset"].iloc[0])
+        seeds = max(place.n for line in drawn for place in line.places)
+        title = " · ".join(str(table[name].iloc[0]) for name in ("backbone", "suite"))
+        edge = 1 - 0.08 / size[1]
+        figure.suptitle(title, x=0.62 / size[0], y=edge, ha="left", va="top", **HEADING)
+        figure.supylabel(f"{QUANTITIES[quantity]}, {over}", fontsize=9, x=0.06 / size[0], ha="left")
+        figure.supxlabel(
+            f"epoch; highest at the end first; band ± 1 sample sd over n = {seeds} seeds",
+            fontsize=8,
+            color=GREY,
+            y=0.06 / size[1],
+        )
+    return figure
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    colour, _ = look(line.method)
+    epochs, means = _curve(line)
+    axes.fill_between(
+        epochs,
+        [place.mean - (place.sd or 0.0) for place in line.places],
+        [place.mean + (place.sd or 0.0) for place in line.places],
+        color=colour,
+        alpha=0.25,
+        linewidth=0,
+        zorder=2,
+    )
+    axes.plot(epochs, means, color=colour, linewidth=1.6, zorder=3)
+    axes.set_title(line.name, loc="left", fontsize=8.5, pad=3)
+
+
+def _frame(axes: Axes, drawn: Sequence[Line], *, left: bool, bottom: bool) -> None:
+    """The same window for every panel; numbers only where nothing is left of it or below."""
+    places = [place for line in drawn for place in line.places]
+    low, high = min(place.mean for place in places), max(place.mean for place in places)
+    margin = 0.05 * (high - low) or 1.0
+    last = max(place.x for place in places)
+    ticks = MaxNLocator(4, integer=True).tick_values(0, last)
+    heights = MaxNLocator(4).tick_values(low, high)
+    axes.set_xlim(min(place.x for place in places) - 0.02 * last, 1.02 * last)
+    axes.set_ylim(low - margin, high + margin)
+    axes.xaxis.set_major_locator(FixedLocator([x for x in ticks if 0 < x <= last]))
+    axes.yaxis.set_major_locator(FixedLocator([y for y in heights if low <= y <= high + margin]))
+    axes.tick_params(labelleft=left, labelbottom=bottom, length=2)
+
+
+def scores(
+    table: pd.DataFrame, epochs: pd.DataFrame, quantity: str, *, limited: bool = False
+) -> list[Score]:
+    """Each epoch of each finished final run, named by its row of the tables."""
+    runs = labelled(table, limited=limited)
+    runs = runs[runs["status"] == str(Status.OK)].set_index("run_id")
+    names = runs[["label", "method", "dataset", "seed"]].to_dict("index")
+    factor = 100.0 if quantity == "accuracy" else 1.0
+    found = []
+    kept = epochs[epochs["run_id"].isin(names)].dropna(subset=quantity)
+    for run_id, epoch, value in zip(kept["run_id"], kept["epoch"], kept[quantity], strict=True):
+        run = names[run_id]
+        found.append(
+            Score(
+                str(run["label"]),
+                str(run["method"]),
+                str(run["dataset"]),
+                int(run["seed"]),
+                float(epoch),
+                factor * float(value),
+            )
+        )
+    return found
+
+
+def _curve(line: Line) -> tuple[list[float], list[float]]:
+    return [place.x for place in line.places], [place.mean for place in line.places]

@@ -1,0 +1,140 @@
+"""Lines of several methods over one setting: the means behind them, and how they are drawn."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from matplotlib.axes import Axes
+
+from peftbench.report.figures.style import darker, look
+
+GAP = 9.5  # typographic points between the names at the ends of lines
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured number that a line is made of."""
+
+    name: str  # of the line
+    method: str
+    dataset: str
+    seed: int
+    x: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """One point of a line with the sample standard deviation over its `n` seeds."""
+
+    x: float
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named line; its places rise in x."""
+
+    name: str
+    method: str
+    places: tuple[Place, ...]
+
+
+def lines(scores: Iterable[Score]) -> list[Line]:
+    """One line for each name, in the order of its last value, highest first.
+
+    A place is the mean over data sets of the means over seeds. It exists only where every data set
+    of the line has a score, so that no line is an average of different tasks; its spread is that
+    of the means over data sets of the seeds that all of them have.
+    """
+    found: dict[str, dict[float, dict[str, dict[int, float]]]] = {}
+    methods: dict[str, str] = {}
+    for s in scores:
+        methods[s.name] = s.method
+        by_x = found.setdefault(s.name, {})
+        by_x.setdefault(s.x, defaultdict(dict))[s.dataset][s.seed] = s.value
+    result = []
+    for name, by_x in found.items():
+        datasets = {dataset for here in by_x.values() for dataset in here}
+        places = tuple(
+            _place(x, here) for x, here in sorted(by_x.items()) if here.keys() == datasets
+        )
+        if places:
+            result.append(Line(name, methods[name], places))
+    return sorted(result, key=lambda line: (-line.places[-1].mean, line.name))
+
+
+def _place(x: float, by_dataset: dict[str, dict[int, float]]) -> Place:
+    mean = fmean(fmean(seeds.values()) for seeds in by_dataset.values())
+    common = sorted(set.intersection(*(set(seeds) for seeds in by_dataset.values())))
+    means = [fmean(seeds[seed] for seeds in by_dataset.values()) for seed in common]
+    return Place(x, mean, stdev(means) if len(means) > 1 else None, len(means))
+
+
+def draw(axes: Axes, drawn: Sequence[Line], *, bars: bool = True) -> None:
+    """The lines with a mark at each place and a bar of one standard deviation to both sides."""
+    for line in drawn:
+        colour, marker = look(line.method)
+        axes.errorbar(
+            [place.x for place in line.places],
+            [place.mean for place in line.places],
+            yerr=[place.sd or 0.0 for place in line.places] if bars else None,
+            color=colour,
+            marker=marker,
+            markersize=8 if marker == "*" else 5.5,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            linewidth=1.2,
+            elinewidth=0.8,
+            capsize=1.5,
+        )
+
+
+def name_ends(axes: Axes, drawn: Sequence[Line]) -> None:
+    """Each name right of the end of its line, moved up or down so that none covers another."""
+    if not drawn:
+        return
+    unit = axes.figure.dpi / 72
+    ends = [axes.transData.transform((1, line.places[-1].mean))[1] / unit for line in drawn]
+    window = axes.get_window_extent()
+    for line, end, y in zip(drawn, ends, spread(ends, GAP), strict=True):
+        axes.annotate(
+            line.name,
+            (1, (end * unit - window.y0) / window.height),
+            (6, y - end),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=darker(look(line.method)[0]),
+            annotation_clip=False,
+        )
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places at least `gap` apart, in the order of `wanted` and as near to it as that allows.
+
+    Crowded places share a block around their mean, and blocks that touch become one.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[list[int]] = []
+    centres: list[float] = []
+    for i in order:
+        blocks.append([i])
+        centres.append(wanted[i])
+        while (
+            len(blocks) > 1
+            and centres[-1] - centres[-2] < gap * (len(blocks[-1]) + len(blocks[-2])) / 2
+        ):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+            centres[-2:] = [fmean(wanted[k] for k in blocks[-1])]
+    placed = [0.0] * len(wanted)
+    for block, centre in zip(blocks, centres, strict=True):
+        for k, i in enumerate(block):
+            placed[i] = centre + gap * (k - (len(block) - 1) / 2)
+    return placed

@@ -1,0 +1,116 @@
+"""What all figures share: the look of each method, a style, and how files are made."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import matplotlib as mpl
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from peftbench.results.store import write_atomic
+
+# Okabe and Ito's colours without yellow, which is too light for thin marks on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Methods keep their look in every figure. Markers differ within a family, so grey print works.
+LOOKS = {
+    "linear": ("#000000", "s"),
+    "mlp": ("#000000", "P"),
+    "partial": ("#000000", "^"),
+    "full": ("#000000", "*"),
+    "sidetune": ("#CC79A7", "v"),
+    "bias": ("#CC79A7", "X"),
+    "norm": ("#CC79A7", "P"),
+    "ssf": ("#CC79A7", "D"),
+    "adapter": ("#009E73", "o"),
+    "adapter_plus": ("#009E73", "P"),
+    "adapter_vpt": ("#009E73", "X"),
+    "adaptformer": ("#009E73", "^"),
+    "convpass": ("#009E73", "s"),
+    "vpt_shallow": ("#E69F00", "<"),
+    "vpt_deep": ("#E69F00", ">"),
+    "vpt_pad": ("#E69F00", "s"),
+    "lora": ("#0072B2", "o"),
+    "repadapter": ("#0072B2", "D"),
+    "fact_tt": ("#D55E00", "v"),
+    "fact_tk": ("#D55E00", "^"),
+}
+OTHER_MARKERS = ("h", "p", "8", "d", "H")
+
+STYLE: Any = {  # matplotlib's own annotation lists every key
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "svg.hashsalt": "peftbench",  # the same figure is the same file
+    "pdf.fonttype": 42,
+    "text.hinting": "none",  # of no use at this resolution, and a quarter of the time
+}
+GREY = "#8a8a8a"
+EMPTY = "empty"
+FORMATS = ("png", "pdf", "svg")
+
+
+def look(method: str) -> tuple[str, str]:
+    """Colour and marker of a method; a method without an entry gets them from its name."""
+    if method in LOOKS:
+        return LOOKS[method]
+    number = int(hashlib.sha256(method.encode()).hexdigest(), 16)
+    return (
+        COLOURS[number % len(COLOURS)],
+        OTHER_MARKERS[number // len(COLOURS) % len(OTHER_MARKERS)],
+    )
+
+
+def darker(colour: str) -> tuple[float, ...]:
+    """A shade that is readable as text on white."""
+    return tuple(0.75 * channel for channel in to_rgb(colour))
+
+
+def empty(text: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.0, 1.5), label=EMPTY)
+        axes = figure.subplots()
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
+    return figure
+
+
+def is_empty(figure: Figure) -> bool:
+    """Whether `empty` made the figure."""
+    return figure.get_label() == EMPTY
+
+
+def save(figure: Figure, stem: Path | str, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Files `stem.png`, `stem.pdf`, ..., each replaced as a whole; no dates inside."""
+    paths = []
+    for kind in formats:
+        path = Path(f"{stem}.{kind}")  # a dot in the stem is not a suffix
+        write_atomic(path, partial(_copy, encoded(figure, kind)))
+        paths.append(path)
+    return paths
+
+
+def encoded(figure: Figure, kind: str) -> bytes:
+    """The figure as a file of this kind; the same figure gives the same bytes."""
+    dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        if figure.get_layout_engine() is not None:  # settled once, not once for each file
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        figure.savefig(buffer, format=kind, dpi=200, metadata=dates)
+    return buffer.getvalue()
+
+
+def _copy(data: bytes, file: IO[bytes]) -> None:
+    file.write(data)

@@ -1,0 +1,208 @@
+"""Every task of a suite: bars with their spread, and a heat map with the averages."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from peftbench.report.figures.style import GREY, STYLE, empty, look
+from peftbench.report.tables import (
+    MEAN_OF_GROUPS,
+    MEAN_OF_TASKS,
+    OK,
+    SCORES,
+    SHOWN,
+    TASK,
+    overall,
+    summary,
+)
+
+COLUMNS = 4  # panels side by side
+LINE = 0.19  # inches for one method
+DARK = 0.62  # a cell whose shade is beyond this gets white text
+# numbers inside the axes need no room of their own, and measuring them takes time
+CENTRED: Any = {"ha": "center", "va": "center", "fontsize": 8, "in_layout": False}
+
+
+def bars(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False) -> Figure:
+    """A panel for each task with a bar for each method, the best on average on top.
+
+    `table` is the table of runs. Whiskers are sample standard deviations over seeds, whose number
+    stands in the title. A cell without a number says why; a row without any is named below.
+    """
+    cells = summary(table, metric=metric, limited=limited)
+    sections = _sections(cells)
+    if not sections:
+        return empty("no finished final run")
+    with mpl.rc_context(STYLE):
+        heights = [
+            (0.75 + LINE * len(_ranking(rows))) * math.ceil(len(_columns(rows, (TASK,))) / COLUMNS)
+            for _, rows in sections
+        ]
+        figure = Figure(figsize=(10.0, 0.3 * len(sections) + sum(heights)), layout="constrained")
+        parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for part, (title, rows) in zip(parts, sections, strict=True):
+            part.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+            _bar_panels(part, rows)
+            remark = f"{SCORES[metric]} in %; whiskers ± 1 sample sd over seeds"
+            part.supxlabel(remark + _absent(rows), fontsize=8, color=GREY)
+    return figure
+
+
+def _bar_panels(part: Any, rows: pd.DataFrame) -> None:
+    tasks = [name for _, name in _columns(rows, (TASK,))]
+    labels = _ranking(rows)
+    wide = min(COLUMNS, len(tasks))
+    grid = part.subplots(math.ceil(len(tasks) / wide), wide, sharey=True, squeeze=False)
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_axis_off()
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        mine = {r["label"]: r for r in rows[rows["column"] == task].to_dict("records")}
+        done = [y for y, label in enumerate(labels) if mine[label]["state"] == OK]
+        values = [100 * float(mine[labels[y]]["mean"]) for y in done]
+        spreads = [100 * _or_zero(mine[labels[y]]["sd"]) for y in done]
+        colours = [look(str(mine[labels[y]]["method"]))[0] for y in done]
+        axes.barh(
+            done,
+            values,
+            xerr=spreads if any(spreads) else None,
+            height=0.72,
+            color=colours,
+            alpha=0.6,
+            error_kw={"ecolor": "#444444", "elinewidth": 0.9, "capsize": 1.8},
+        )
+        texts = {y: (v + s, f" {v:.1f}") for y, v, s in zip(done, values, spreads, strict=True)}
+        for y, label in enumerate(labels):
+            x, text = texts.get(y, (0.0, f" {SHOWN.get(mine[label]['state'], '')}"))
+            grey = "#333333" if y in texts else GREY
+            axes.text(x, y, text, va="center", fontsize=7, color=grey, in_layout=False)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        axes.set_ylim(len(labels) - 0.4, -0.6)  # the best on top
+        axes.margins(x=0.16)
+        axes.set_xlim(left=0)
+        seeds = sorted({int(cell["n"]) for cell in mine.values() if cell["state"] == OK})
+        axes.set_title(
+            f"{task}  (n = {_range(seeds)})" if seeds else task, loc="left", fontsize=8.5
+        )
+
+
+def heat_map(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False) -> Figure:
+    """Methods by tasks with the averages to the left, shaded from worst to best of each column.
+
+    `table` is the table of runs. Numbers are means over seeds in percent; a cell without one says
+    why, a row without any is named below. The best method on average is on top.
+    """
+    cells = summary(table, metric=metric, limited=limited)
+    sections = _sections(cells)
+    if not sections:
+        return empty("no finished final run")
+    kinds = (MEAN_OF_TASKS, MEAN_OF_GROUPS, TASK)
+    with mpl.rc_context(STYLE):
+        heights = [1.15 + 0.24 * len(_ranking(rows)) for _, rows in sections]
+        widest = max(len(_columns(rows, kinds)) for _, rows in sections)
+        figure = Figure(figsize=(2.0 + 0.72 * widest, sum(heights)), layout="constrained")
+        grid = figure.subplots(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (title, rows) in zip(grid, sections, strict=True):
+            _shade(axes, rows, _columns(rows, kinds))
+            seeds = sorted({int(n) for n in rows["n"].dropna()})
+            axes.set_title(
+                f"{title}\n", loc="left", fontsize=10, fontweight="bold", pad=8, ha="left"
+            )
+            axes.set_xlabel(
+                f"{SCORES[metric]} in %, mean over n = {_range(seeds)} seeds; "
+                f"darker: closer to the best of the column{_absent(rows)}",
+                fontsize=8,
+                color=GREY,
+                loc="left",
+            )
+    return figure
+
+
+def _shade(axes: Axes, rows: pd.DataFrame, columns: Sequence[tuple[str, str]]) -> None:
+    labels = _ranking(rows)
+    shades = mpl.colormaps["Blues"]
+    by_cell = {(r["label"], r["kind"], r["column"]): r for r in rows.to_dict("records")}
+    averages = sum(kind != TASK for kind, _ in columns)
+    squares: list[Rectangle] = []
+    for x, (kind, column) in enumerate(columns):
+        left = x + (0.25 if averages and x >= averages else 0.0)
+        found = [by_cell.get((label, kind, column)) for label in labels]
+        values = [100 * float(c["mean"]) for c in found if c is not None and c["state"] == OK]
+        low, high = (min(values), max(values)) if values else (0.0, 0.0)
+        for y, cell in enumerate(found):
+            text, colour = SHOWN[cell["state"]] if cell and cell["state"] != OK else "", GREY
+            if cell is not None and cell["state"] == OK:
+                value = 100 * float(cell["mean"])
+                shade = 0.04 + 0.78 * ((value - low) / (high - low) if high > low else 1.0)
+                squares.append(Rectangle((left, y), 1, 1, facecolor=shades(shade)))
+                text, colour = f"{value:.1f}", "white" if shade > DARK else "#222222"
+            axes.text(left + 0.5, y + 0.5, text, color=colour, **CENTRED)
+    axes.add_collection(PatchCollection(squares, match_original=True, edgecolor="white"))
+    gap = 0.25 if averages and averages < len(columns) else 0.0
+    axes.set_xlim(0, len(columns) + gap)
+    axes.set_ylim(len(labels), 0)
+    places = [x + 0.5 + (gap if x >= averages else 0.0) for x in range(len(columns))]
+    axes.set_xticks(places, [_short(name) for _, name in columns], fontsize=8)
+    axes.set_yticks([y + 0.5 for y in range(len(labels))], labels, fontsize=8)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.set_xticklabels([_short(name) for _, name in columns], rotation=35, ha="left")
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _sections(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Title and cells of each backbone and suite that has a number."""
+    keyed = cells.assign(suite=cells["suite"].fillna(""))
+    return [
+        (f"{backbone} · {suite}" if suite else str(backbone), rows)
+        for (backbone, suite), rows in keyed.groupby(["backbone", "suite"], sort=False)
+        if (rows["state"] == OK).any()
+    ]
+
+
+def _ranking(rows: pd.DataFrame) -> list[str]:
+    """Labels with the best average first, then those without one that have a number at all."""
+    known = set(rows.loc[rows["state"] == OK, "label"])
+    whole = overall(rows)
+    whole = whole[whole["label"].isin(known)]
+    order = whole.sort_values("mean", ascending=False, kind="stable", na_position="last")
+    return list(dict.fromkeys(map(str, order["label"])))
+
+
+def _absent(rows: pd.DataFrame) -> str:
+    """A remark on the rows that have no number."""
+    known = set(rows.loc[rows["state"] == OK, "label"])
+    labels = [str(label) for label in dict.fromkeys(rows["label"]) if label not in known]
+    lines = textwrap.wrap(f"no result: {', '.join(labels)}", 110) if labels else []
+    return "".join(f"\n{line}" for line in lines)
+
+
+def _columns(rows: pd.DataFrame, kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Kind and heading of the columns of these kinds, in the order of `kinds`."""
+    pairs = dict.fromkeys(zip(rows["kind"], rows["column"], strict=True))
+    return [(str(k), str(c)) for wanted in kinds for k, c in pairs if k == wanted]
+
+
+def _or_zero(value: Any) -> float:
+    return 0.0 if pd.isna(value) else float(value)
+
+
+def _short(name: str) -> str:
+    """A data set without its suite."""
+    return name.rpartition("/")[2]
+
+
+def _range(seeds: Sequence[int]) -> str:
+    return str(seeds[0]) if len(set(seeds)) == 1 else f"{seeds[0]} to {seeds[-1]}"

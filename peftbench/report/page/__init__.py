@@ -1,0 +1,154 @@
+"""The report as one file: a page that opens without a network and asks for nothing from any."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from peftbench.report.figures.learning import QUANTITIES
+from peftbench.report.page.facts import failures, method_parts, provenance
+from peftbench.report.page.panels import costs, looks, markers, panels
+from peftbench.report.tables import SCORES, summary, to_csv
+from peftbench.results.frame import csv_text
+from peftbench.results.record import Status
+from peftbench.results.store import ResultsStore
+
+SCRIPTS = ("dom.js", "tables.js", "scatter.js", "curves.js", "main.js")
+COMPRESSED = 400_000  # bytes from which a download is stored as gzip
+INTERVAL = "Lines are 95 % bootstrap intervals over seeds."
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file inside the page."""
+
+    name: str
+    meaning: str
+    size: str
+    uri: str
+
+
+def render(
+    table: pd.DataFrame,
+    epochs: pd.DataFrame,
+    store: ResultsStore,
+    *,
+    broken: Sequence[str] = (),
+) -> str:
+    """The page of a table of runs and its epochs; cards come from the artefacts in `store`.
+
+    The same records give the same text. Names and messages are shown as text, whatever they hold:
+    the template escapes, the script makes text nodes, and a policy in the page lets nothing run
+    but that script and nothing load at all. `broken` are messages about unreadable files.
+    """
+    content = panels(table, epochs)
+    data = {
+        "panels": content,
+        "first": _first(content),
+        "metrics": SCORES,
+        "quantities": QUANTITIES,
+        "costs": costs(),
+        "interval": INTERVAL,
+        "looks": (shown := looks(map(str, table["method"].dropna()))),
+        "markers": markers(look["marker"] for look in shown.values()),
+    }
+    style = _file("style.css")
+    script = '"use strict";\n' + "\n".join(_file(name) for name in SCRIPTS)
+    heading, lead = _words(table)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_file("page.html")).render(
+        title=f"peftbench: {heading}",
+        heading=heading,
+        lead=lead,
+        style=Markup(style),
+        style_hash=_hash(style),
+        script=Markup(script),
+        script_hash=_hash(script),
+        data=Markup(_json(data)),
+        methods=method_parts(table, store),
+        failures=failures(table),
+        broken=broken,
+        provenance=provenance(table),
+        downloads=_downloads(table, epochs),
+    )
+
+
+def _first(content: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The panel to open with: the one with most finished cells."""
+
+    def finished(panel: Mapping[str, Any]) -> int:
+        rows = panel["scores"][next(iter(SCORES))]
+        return sum(cell["state"] == "ok" for row in rows for cell in row["cells"].values())
+
+    best = max(content, key=finished, default={"backbone": "", "suite": ""})
+    return {name: str(best[name]) for name in ("backbone", "suite")}
+
+
+def _words(table: pd.DataFrame) -> tuple[str, str]:
+    """Heading and first sentences."""
+    methods, backbones, datasets = (
+        sorted(set(map(str, table[name].dropna()))) for name in ("method", "backbone", "dataset")
+    )
+    final = table[table["phase"] == "final"]
+    done = int((table["status"] == str(Status.OK)).sum())
+    refused = int((table["status"] == str(Status.UNSUPPORTED)).sum())
+    failed = len(table) - done - refused
+    seeds = final["seed"].nunique()
+    where = " and ".join(backbones) if len(backbones) < 3 else _count(len(backbones), "backbone")
+    heading = f"{_count(len(methods), 'way')} to tune {where}"
+    parts = [f"{_count(len(table), 'run')} on {_count(len(datasets), 'data set')}"]
+    parts[0] += f" with up to {_count(seeds, 'seed')}" if seeds else ""
+    parts.append(f"{done} finished")
+    parts += [f"{refused} refused because the pair makes no sense"] if refused else []
+    parts += [f"{failed} did not finish"] if failed else []
+    return heading, f"{'; '.join(parts)}. Test accuracy, read once at the end of training."
+
+
+def _downloads(table: pd.DataFrame, epochs: pd.DataFrame) -> list[Download]:
+    files_ = [
+        ("runs.csv", csv_text(table), "One row a run with every digit: settings, scores, costs."),
+        ("cells.csv", to_csv(summary(table)), "One row a cell of the tables: mean, spread, n."),
+        ("epochs.csv", csv_text(epochs), "One row an epoch; run_id leads to the runs."),
+    ]
+    return [_download(name, text.encode(), meaning) for name, text, meaning in files_]
+
+
+def _download(name: str, content: bytes, meaning: str) -> Download:
+    kind = "text/csv"
+    if len(content) > COMPRESSED:
+        name, kind = f"{name}.gz", "application/gzip"
+        content = gzip.compress(content, mtime=0)  # no time, so that the same data is the same file
+    size = f"{len(content) / 1000:,.0f} kB" if len(content) >= 1000 else f"{len(content)} bytes"
+    uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return Download(name, meaning, size, uri)
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the element it stands in."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _hash(text: str) -> str:
+    """The source of a content security policy that allows this very text."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _file(name: str) -> str:
+    return files(__package__).joinpath("files", name).read_text(encoding="utf-8")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

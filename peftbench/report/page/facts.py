@@ -1,0 +1,249 @@
+"""What the page tells besides numbers: methods with their cards, failures, where runs come from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from peftbench.report.costs import measured
+from peftbench.report.tables import OK, labelled, overall, summary
+from peftbench.results.record import Status
+from peftbench.results.store import ResultsStore
+
+
+@dataclass(frozen=True)
+class Link:
+    """A text, and where it leads if anywhere."""
+
+    text: str
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one row of the tables did on one backbone and suite; texts are ready to print."""
+
+    where: str
+    label: str
+    accuracy: str
+    parameters: str
+    memory: str
+    train_time: str
+    latency: str
+
+
+@dataclass(frozen=True)
+class MethodPart:
+    """The part of the page about one method; the card is empty where no run finished."""
+
+    name: str
+    title: str
+    summary: str
+    facts: tuple[str, ...]
+    source: tuple[Link, ...]
+    deviations: tuple[str, ...]
+    standings: tuple[Standing, ...]
+    refusals: tuple[tuple[str, str], ...]  # backbone, and why the method is not defined there
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Runs that ended the same way for the same reason."""
+
+    status: str
+    cause: str
+    detail: str  # the whole text where `cause` is only its first line
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the provenance."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+def method_parts(table: pd.DataFrame, store: ResultsStore) -> list[MethodPart]:
+    """One part for each method that has a run, by name.
+
+    Cards are those that finished runs keep beside their record, so that a method of another
+    package has its card here as well.
+    """
+    standings = _standings(table)
+    refused: dict[str, dict[str, str]] = defaultdict(dict)
+    for run in table[table["status"] == str(Status.UNSUPPORTED)].to_dict("records"):
+        reason = " ".join(str(run["error"] or "").split())
+        refused[str(run["method"])].setdefault(str(run["backbone"]), reason)
+    done = table[table["status"] == str(Status.OK)].sort_values("finished", kind="stable")
+    latest = {
+        str(method): [str(run_id) for run_id in rows["run_id"]][::-1]
+        for method, rows in done.groupby("method")
+    }
+    parts = []
+    for name in sorted(set(map(str, table["method"].dropna()))):
+        card = _card(store, name, latest.get(name, []))
+        parts.append(
+            MethodPart(
+                name,
+                _text(card.get("title")) or name,
+                _text(card.get("summary")),
+                _promises(card),
+                _source(card),
+                tuple(map(_text, card.get("deviations") or ())),
+                tuple(standings.get(name, ())),
+                tuple(sorted(refused[name].items())),
+            )
+        )
+    return parts
+
+
+def failures(table: pd.DataFrame) -> list[Failure]:
+    """Runs that did not finish, the most frequent cause first; refused pairs are not among them."""
+    bad = table[~table["status"].isin([str(Status.OK), str(Status.UNSUPPORTED)])]
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for run in bad.to_dict("records"):
+        cause = "no reason given" if pd.isna(run["error"]) else str(run["error"]).strip()
+        seed = "" if pd.isna(run["seed"]) else f", seed {run['seed']}"
+        groups[str(run["status"]), cause].append(
+            f"{run['method']} on {run['backbone']}, {run['dataset']}{seed}"
+        )
+    found = []
+    for (status, cause), runs in groups.items():
+        first, _, rest = cause.partition("\n")
+        found.append(Failure(status, first, cause if rest else "", tuple(runs)))
+    return sorted(found, key=lambda f: (-len(f.runs), f.status, f.cause))
+
+
+def provenance(table: pd.DataFrame) -> list[Fact]:
+    """What the runs were made with, from the columns of the table."""
+    facts = [
+        Fact(heading, _counted(table[column]))
+        for heading, column in (
+            ("protocol", "protocol"),
+            ("recipe", "recipe"),
+            ("phase", "phase"),
+            ("selection", "selection"),
+            ("preprocessing", "preprocessing"),
+            ("device", "device"),
+            ("arithmetic", "dtype"),
+            ("host", "host"),
+            ("peftbench", "peftbench"),
+            ("torch", "torch"),
+            ("timm", "timm"),
+        )
+    ]
+    commits = [
+        f"{str(commit)[:10]}{' with changes' if dirty is True else ''}"
+        for commit, dirty in zip(table["git_commit"], table["git_dirty"], strict=True)
+        if not pd.isna(commit)
+    ]
+    facts.append(Fact("commit", _counted(commits)))
+    for heading, name, digest in (
+        ("backbone weights", "backbone_tag", "backbone_sha256"),
+        ("data", "dataset", "manifest"),
+    ):
+        pairs = table.dropna(subset=[name, digest])
+        texts = [f"{n}: {str(d)[:16]}" for n, d in zip(pairs[name], pairs[digest], strict=True)]
+        facts.append(Fact(heading, _counted(sorted(texts))))
+    times = sorted(str(t) for t in table["finished"].dropna())
+    if times:
+        facts.append(Fact("finished", (f"{times[0][:16]} to {times[-1][:16]} UTC",)))
+    return [fact for fact in facts if fact.values]
+
+
+def _standings(table: pd.DataFrame) -> dict[str, list[Standing]]:
+    """By method, in the order of the tables."""
+    prices: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
+    for p in measured(labelled(table)).dropna(subset="value").to_dict("records"):
+        key = (p["backbone"], _text(p["suite"]), p["label"])
+        prices[key][str(p["cost"])] = float(p["value"])
+    found: dict[str, list[Standing]] = defaultdict(list)
+    for row in overall(summary(table)).to_dict("records"):
+        suite = _text(row["suite"])
+        price = prices[row["backbone"], suite, row["label"]]
+        if row["state"] != OK and not price:
+            continue
+        accuracy = "–"
+        if row["state"] == OK:
+            spread = "" if pd.isna(row["sd"]) else f" ± {100 * row['sd']:.1f}"
+            accuracy = f"{100 * row['mean']:.1f}{spread} ({row['n']})"
+        found[str(row["method"])].append(
+            Standing(
+                f"{row['backbone']} · {suite}" if suite else str(row["backbone"]),
+                str(row["label"]),
+                accuracy,
+                f"{price['parameters']:,.0f}" if "parameters" in price else "–",
+                _with_unit(price.get("memory"), "MiB"),
+                _with_unit(price.get("train_time"), "s"),
+                _with_unit(price.get("latency"), "ms"),
+            )
+        )
+    return found
+
+
+def _card(store: ResultsStore, method: str, run_ids: Sequence[str]) -> Mapping[str, Any]:
+    """The card in the artefacts of the first of these runs that has one, empty without any."""
+    for run_id in run_ids:
+        path = store.artefacts((method, run_id)) / "card.json"
+        with contextlib.suppress(OSError, ValueError):  # removed, or not a card
+            card = json.loads(path.read_text(encoding="utf-8")).get("method_card")
+            if isinstance(card, dict):
+                return card
+    return {}
+
+
+def _promises(card: Mapping[str, Any]) -> tuple[str, ...]:
+    if not card:
+        return ()
+    starts = "starts" if card.get("identity_at_init") else "does not start"
+    facts = [f"{starts} as the pretrained function"]
+    if card.get("head_only"):
+        facts.append("leaves the backbone as it is")
+    elif card.get("mergeable"):
+        facts.append("folds into the backbone, no cost at inference")
+    else:
+        facts.append("stays beside the backbone at inference")
+    if card.get("frozen_mode") == "eval":
+        facts.append("frozen layers in eval mode")
+    return tuple(facts)
+
+
+def _source(card: Mapping[str, Any]) -> tuple[Link, ...]:
+    links = []
+    paper = _text(card.get("paper"))
+    if paper:
+        match = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", paper)
+        links.append(Link(paper, f"https://arxiv.org/abs/{match[1]}" if match else ""))
+    if card.get("section"):
+        links.append(Link(f"section {_text(card['section'])}"))
+    if card.get("reference"):
+        links.append(Link(f"code: {_text(card['reference'])}"))
+    return tuple(links)
+
+
+def _counted(values: Iterable[Any]) -> tuple[str, ...]:
+    """Each value with the number of its runs where there are several, the most frequent first."""
+    counts: dict[str, int] = defaultdict(int)
+    for value in values:
+        if not pd.isna(value):
+            counts[str(value)] += 1
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    if len(ranked) == 1:
+        return (ranked[0][0],)
+    return tuple(f"{text} ({count} {'run' if count == 1 else 'runs'})" for text, count in ranked)
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return "–" if value is None else f"{value:.3g} {unit}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value is pd.NA else str(value)

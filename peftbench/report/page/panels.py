@@ -1,0 +1,198 @@
+"""What the page draws: numbers of each backbone and suite as plain values for its script."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from peftbench.report.costs import COSTS, measured
+from peftbench.report.figures.learning import QUANTITIES, scores
+from peftbench.report.figures.lines import lines
+from peftbench.report.figures.style import COLOURS, look
+from peftbench.report.spreads import Row, equals_of_the_best, spreads
+from peftbench.report.tables import OK, SCORES, TASK, labelled, summary
+from peftbench.statistics.intervals import Interval
+
+DIGITS = 6  # significant digits on the page; its downloads keep every one
+MOST_EPOCHS = 60  # points of a learning curve; longer ones are thinned
+
+
+def panels(table: pd.DataFrame, epochs: pd.DataFrame) -> list[dict[str, Any]]:
+    """One entry for each backbone and suite with a finished or failed final run."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    best = {metric: equals_of_the_best(table, metric=metric) for metric in SCORES}
+    for metric in SCORES:
+        known = spreads(table, metric=metric)
+        for key, rows in _sections(summary(table, metric=metric)):
+            panel = found.setdefault(key, _panel(key, rows, table))
+            panel["scores"][metric] = _rows(rows, key, known)
+    runs = labelled(table)
+    prices = _prices(runs)
+    curves = _curves(runs, table, epochs)
+    for key, panel in found.items():
+        panel["costs"] = prices.get(key, {})
+        panel["devices"] = sorted({price["device"] for price in panel["costs"].values()} - {""})
+        panel["curves"] = curves.get(key, {})
+        panel["best"] = {metric: list(best[metric].get(key, ())) for metric in SCORES}
+    return list(found.values())
+
+
+def looks(methods: Iterable[str]) -> dict[str, Any]:
+    """Index of the colour and name of the marker of each method."""
+    return {
+        method: {"colour": COLOURS.index(colour), "marker": marker}
+        for method in sorted(set(methods))
+        for colour, marker in [look(method)]
+    }
+
+
+def markers(names: Iterable[str]) -> dict[str, str]:
+    """The outline of each of matplotlib's markers as the path of an SVG of two units, centred."""
+    from matplotlib.markers import MarkerStyle
+    from matplotlib.path import Path
+
+    outlines = {}
+    for name in sorted(set(names)):
+        style = MarkerStyle(name)
+        path = style.get_transform().transform_path(style.get_path())
+        parts = []
+        for points, code in path.iter_segments(curves=True):
+            letter = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C"}
+            if code == Path.CLOSEPOLY:
+                parts.append("Z")
+                continue
+            pairs = zip(points[::2], points[1::2], strict=True)
+            # the outline of a marker is one unit wide, and its y points up
+            parts.append(letter[code] + " ".join(f"{_short(x)},{_short(-y)}" for x, y in pairs))
+        outlines[name] = "".join(parts)
+    return outlines
+
+
+def _short(coordinate: float) -> str:
+    return f"{round(2 * coordinate, 3) + 0.0:g}"  # no negative zero
+
+
+def costs() -> list[dict[str, Any]]:
+    """Every cost by name and heading; the script chooses among them."""
+    return [
+        {"name": c.name, "heading": c.heading, "short": c.short, "measured": c.measured}
+        for c in COSTS.values()
+    ]
+
+
+def _sections(cells: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    keyed = cells.assign(suite=cells["suite"].fillna(""))
+    return [
+        ((str(backbone), str(suite)), rows)
+        for (backbone, suite), rows in keyed.groupby(["backbone", "suite"], sort=False)
+    ]
+
+
+def _panel(key: tuple[str, str], rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
+    backbone, suite = key
+    grouped = table.dropna(subset=["dataset", "group"])
+    group_of = dict(zip(grouped["dataset"], grouped["group"], strict=True))
+    pairs = list(dict.fromkeys(zip(rows["kind"], rows["column"], strict=True)))
+    return {
+        "backbone": backbone,
+        "suite": suite,
+        "averages": [{"kind": k, "name": name} for k, name in pairs if k != TASK],
+        "tasks": [
+            {"name": name, "short": name.rpartition("/")[2], "group": group_of.get(name, "")}
+            for k, name in pairs
+            if k == TASK
+        ],
+        "scores": {},
+    }
+
+
+def _rows(
+    rows: pd.DataFrame, key: tuple[str, str], known: Mapping[Row, Mapping[str, Interval]]
+) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for cell in rows.to_dict("records"):
+        row = found.setdefault(
+            str(cell["label"]),
+            {
+                "label": str(cell["label"]),
+                "method": str(cell["method"]),
+                "parameters": _number(cell["params_tuned"]),
+                "with_head": _number(cell["params_with_head"]),
+                "cells": {},
+            },
+        )
+        interval = known.get((*key, str(cell["label"])), {}).get(str(cell["column"]))
+        row["cells"][str(cell["column"])] = _cell(cell, interval)
+    return list(found.values())
+
+
+def _cell(cell: Mapping[Any, Any], interval: Interval | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {"state": str(cell["state"])}
+    if cell["state"] == OK:
+        shown |= {name: _number(cell[name]) for name in ("mean", "sd", "n")}
+        if interval is not None and interval.low is not None:
+            shown |= {"low": _number(interval.low), "high": _number(interval.high)}
+    if not pd.isna(cell["note"]):
+        shown["note"] = str(cell["note"])
+    return shown
+
+
+def _prices(runs: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """Costs of each row of a panel, by label: value, and range where it has one."""
+    found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
+    for price in measured(runs).to_dict("records"):
+        suite = "" if pd.isna(price["suite"]) else str(price["suite"])
+        device = "" if pd.isna(price["device"]) else str(price["device"])
+        row = found[str(price["backbone"]), suite].setdefault(
+            str(price["label"]), {"device": device}
+        )
+        if not pd.isna(price["value"]):
+            row[str(price["cost"])] = [_number(price[n]) for n in ("value", "low", "high")]
+    return dict(found)
+
+
+def _curves(
+    runs: pd.DataFrame, table: pd.DataFrame, epochs: pd.DataFrame
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Mean over seeds of each quantity, by panel, data set and label; "" is the mean of tasks."""
+    panel_of = {
+        run_id: (str(heading), str(suite))
+        for run_id, heading, suite in zip(
+            runs["run_id"], runs["heading"], runs["suite"].fillna(""), strict=True
+        )
+    }
+    found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
+    of_run = [panel_of.get(run_id) for run_id in epochs["run_id"]]
+    for key in dict.fromkeys(panel_of.values()):
+        mine = epochs[[panel == key for panel in of_run]] if len(epochs) else epochs
+        for quantity in QUANTITIES:
+            known = scores(table, mine, quantity)
+            by_task: dict[str, list[Any]] = defaultdict(list)
+            for score in known:
+                by_task[score.dataset].append(score)
+            if len(by_task) > 1:
+                by_task[""] = known
+            for task, chosen in by_task.items():
+                curves = found[key].setdefault(task, {}).setdefault(quantity, [])
+                for line in lines(chosen):
+                    step = max(1, -(-len(line.places) // MOST_EPOCHS))
+                    kept = [*line.places[:-1:step], line.places[-1]]
+                    curves.append(
+                        {
+                            "label": line.name,
+                            "method": line.method,
+                            "x": [place.x for place in kept],
+                            "y": [_number(place.mean, 4) for place in kept],
+                        }
+                    )
+    return dict(found)
+
+
+def _number(value: Any, digits: int = DIGITS) -> float | int | None:
+    if pd.isna(value):
+        return None
+    rounded = float(f"{float(value):.{digits}g}")
+    return int(rounded) if rounded.is_integer() else rounded

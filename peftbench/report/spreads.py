@@ -1,0 +1,64 @@
+"""Intervals of the averages in a table, and which methods the best cannot be told from."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from peftbench.report.comparison import scored
+from peftbench.statistics import best, intervals, scores
+from peftbench.statistics.averages import weightings
+from peftbench.statistics.intervals import Interval
+
+Row = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
+
+
+def spreads(
+    table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
+) -> dict[Row, dict[str, Interval]]:
+    """By row and name of the average, its 95 % bootstrap interval over seeds.
+
+    A row on a single data set has an interval under the name of that data set. Rows that lack a
+    data set, or ran on other weights or files than most, have none.
+    """
+    found: dict[Row, dict[str, Interval]] = {}
+    for (heading, suite), kept in _parts(table, metric, limited):
+        named = kept.assign(group=kept["group"].fillna(""))
+        group_of = {str(d): str(g) for d, g in named.groupby("dataset")["group"].first().items()}
+        datasets = sorted(group_of)
+        averages = weightings(group_of)
+        if len(datasets) == 1:
+            averages = {datasets[0]: {datasets[0]: 1.0}}
+        for label, samples in scores.samples(kept, datasets).items():
+            found[heading, suite, str(label)] = {
+                name: intervals.mean_interval(samples, weights=[weights[d] for d in datasets])
+                for name, weights in averages.items()
+            }
+    return found
+
+
+def equals_of_the_best(
+    table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """By backbone and suite, the rows not distinguishable from the best over seeds, the best first.
+
+    Over the mean of all data sets. Nothing where so few runs could tell no two methods apart.
+    """
+    found = {}
+    for key, kept in _parts(table, metric, limited):
+        told = best.not_distinguishable(kept)
+        if told is not None and told.told:
+            found[key] = told.members
+    return found
+
+
+def _parts(
+    table: pd.DataFrame, metric: str, limited: bool
+) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """Complete runs of each backbone and suite."""
+    runs, _ = scored(table, metric=metric, limited=limited)
+    parts = []
+    for (heading, suite), part in runs.groupby(["heading", "suite"], sort=True):
+        kept, _ = scores.complete(part)
+        if len(kept):
+            parts.append(((str(heading), str(suite)), kept))
+    return parts
