@@ -79,18 +79,19 @@ class ResultsStore:
         method, run_id = (method_of(of), of.run_id) if isinstance(of, RunRecord) else of
         return self.path(method, run_id).with_suffix("")
 
-    def add(self, record: RunRecord, *, replace: bool = False) -> Path:
+    def add(self, record: RunRecord, *, replace: bool = False, data: bytes | None = None) -> Path:
         """File of the record, complete on disk.
 
         A record already there gives way to the new one, except that an `OK` record stays when the
         new one is not `OK`: a failed rerun loses nothing. `replace=True` overwrites in every case.
+        `data` is the file of a record that was written elsewhere, kept as it is.
         """
         path = self.path(method_of(record), record.run_id)
-        text = record.to_json()
+        data = record.to_json().encode() if data is None else data
         with self._exclusive():
             if not replace and record.status is not Status.OK and _is_ok(path):
                 return path
-            write_atomic(path, lambda file: file.write(text.encode()))
+            write_atomic(path, lambda file: file.write(data))
         return path
 
     def get(self, run_id: str, method: str | None = None) -> RunRecord | None:
