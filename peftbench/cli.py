@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from peftbench import __version__
+from peftbench import __version__, results_cli
 from peftbench.errors import ConfigError, PeftbenchError
 
 if TYPE_CHECKING:
@@ -210,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--name", default="peftbench")
     dashboard.add_argument("--dry-run", action="store_true", help="print what would be made")
     dashboard.set_defaults(command=_dashboard)
+    results_cli.add_commands(commands, _add_results, _add_rows)
     return parser
 
 

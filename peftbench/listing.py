@@ -129,7 +129,7 @@ def _runs(results_dir: str, status: str | None) -> str:
     rows: list[tuple[object, ...]] = [
         ("RUN", "STATUS", "METHOD", "BACKBONE", "DATASET", "SEED", "")
     ]
-    scan = store.scan()
+    scan = store.scan(history=False)
     for record in scan.records:
         if record.status not in wanted:
             continue

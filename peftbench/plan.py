@@ -34,7 +34,7 @@ class Entry:
 
 def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
     """The plan, in the order of the jobs. Runs nothing and loads no weights."""
-    scan = store.scan()
+    scan = store.scan(history=False)
     records = {record.run_id: record for record in scan.records}
     estimate = Estimates(scan.records)
     planned = []

@@ -221,10 +221,7 @@ def _eligible(
     table: pd.DataFrame, metric: str, limited: bool, best_on_test: bool
 ) -> tuple[list[_Run], list[str]]:
     """Runs that belong into a table, and a line for each kind of run that does not show."""
-    rows = [
-        {"row": i} | {str(name): None if pd.isna(value) else value for name, value in row.items()}
-        for i, row in enumerate(table.to_dict("records"))
-    ]
+    rows = [{"row": i, **row} for i, row in enumerate(_rows(table))]
     out: list[str] = []
 
     def drop(what: str, reason: Callable[[Mapping[str, Any]], bool]) -> None:
@@ -249,6 +246,13 @@ def _eligible(
     out += _listed("{} failed", failed, by_dataset=True)
     out += _listed("{} of an unsupported pair", unsupported, by_dataset=False)
     return runs, out
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame; a missing value is None."""
+    values = (table[name].astype(object).where(table[name].notna(), None) for name in table)
+    names = [str(name) for name in table]
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _listed(what: str, runs: Sequence[_Run], *, by_dataset: bool, most: int = 5) -> list[str]:
@@ -368,7 +372,7 @@ def _conflicts(runs: Sequence[_Run], names: Sequence[str]) -> tuple[int, int]:
     sizes: dict[Any, set[int]] = defaultdict(set)
     for run in runs:
         row = (run.heading, *(run.settings.get(name) for name in names))
-        settings[row, run.suite, run.dataset].add(tuple(sorted(run.settings.items())))
+        settings[row, run.suite, run.dataset].add(frozenset(run.settings.items()))
         if run.tuned is not None:
             sizes[row].add(run.tuned)
     return (
@@ -449,16 +453,16 @@ def measure(runs: Sequence[_Run], usual: Usual) -> Cell:
         if not states:
             return Cell(MISSING)
         return Cell(UNSUPPORTED if states == {Status.UNSUPPORTED} else FAILED)
-    differing = {
+    differing: dict[str, set[Any]] = {
         "backbone weights": {_short(run.weights) for run in done},
         "suite versions": {run.suite_version or "unknown" for run in done},
         "manifests": {_short(run.manifest) for run in done},
         "search budgets": {run.budget or "no search" for run in done},
-        "settings": {str(sorted(run.settings.items())) for run in done},
+        "settings": {frozenset(run.settings.items()) for run in done},
     }
     notes = [
         f"not averaged: {len(values)} different {name}"
-        + ("" if name == "settings" else f" ({', '.join(sorted(values))})")
+        + ("" if name == "settings" else f" ({', '.join(sorted(map(str, values)))})")
         for name, values in differing.items()
         if len(values) > 1
     ]
@@ -590,8 +594,8 @@ def _layout(cells: pd.DataFrame) -> list[_Section]:
         for label, row in part.groupby("label", sort=False):
             first = row.iloc[0]
             counts = [_magnitude(first[name]) for name in ("params_tuned", "params_with_head")]
-            by_column = row.set_index("column")
-            texts = [_cell_text(by_column.loc[name], marks) for name in columns]
+            by_column = {cell["column"]: cell for cell in row.to_dict("records")}
+            texts = [_cell_text(by_column[name], marks) for name in columns]
             grid.append([str(label), *counts, *texts])
         heading = f"{backbone} · {suite}" if suite else str(backbone)
         done = part.loc[(part["kind"] == TASK) & (part["state"] == OK), "budget"]

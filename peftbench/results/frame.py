@@ -8,9 +8,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pandas as pd
 
 from peftbench.errors import ConfigError, StoreError
@@ -138,11 +141,11 @@ def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
     Rows are sorted by `ORDER`. Of several records of one run id, the current one counts. A store
     gives a `StoreWarning` for each broken file.
     """
-    records = source.records() if isinstance(source, ResultsStore) else source
-    rows = [_row(record) for record in current(records)]
-    table = pd.DataFrame(
-        {name: _array((row[name] for row in rows), dtype) for name, dtype in DTYPES.items()}
-    )
+    records = source.records(history=False) if isinstance(source, ResultsStore) else source
+    rows = map(itemgetter(*DTYPES), map(_row, current(records)))
+    values = list(zip(*rows, strict=True)) or [()] * len(DTYPES)
+    columns = zip(DTYPES.items(), values, strict=True)
+    table = pd.DataFrame({name: _array(column, dtype) for (name, dtype), column in columns})
     return table.sort_values(list(ORDER), kind="stable", ignore_index=True)
 
 
@@ -268,6 +271,11 @@ def settings_text(values: Mapping[str, Any]) -> str:
 
 def settings_of(text: str) -> dict[str, str]:
     """The names and the spelled values in what `settings_text` made."""
+    return dict(_pairs(text))
+
+
+@lru_cache(maxsize=100_000)  # of many runs, few have settings of their own
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     pairs: list[str] = []
     depth, quoted, start = 0, False, 0
     for i, letter in enumerate(text):
@@ -279,7 +287,21 @@ def settings_of(text: str) -> dict[str, str]:
                 pairs.append(text[start:i])
                 start = i + 1
     pairs.append(text[start:])
-    return {name: value for name, _, value in (pair.partition("=") for pair in pairs) if name}
+    parted = (pair.partition("=") for pair in pairs)
+    return tuple((name, value) for name, _, value in parted if name)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """`settings_text`, from memory where these values were spelled before."""
+    try:
+        return _spelled(orjson.dumps(values))
+    except TypeError:  # what it cannot write, such as halves of surrogate pairs
+        return settings_text(values)
+
+
+@lru_cache(maxsize=100_000)
+def _spelled(values: bytes) -> str:
+    return settings_text(orjson.loads(values))
 
 
 def _setting(value: Any) -> str:
@@ -316,7 +338,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "error": record.error,
         "method": method.get("name"),
         "method_version": method.get("version"),
-        "hyperparameters": settings_text(_mapping(method.get("hyperparameters"))),
+        "hyperparameters": _settings(_mapping(method.get("hyperparameters"))),
         "backbone": backbone.get("title") or backbone.get("name"),
         "backbone_tag": _tag(backbone),
         "dataset": dataset.get("name"),
@@ -328,12 +350,12 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "phase": spec.get("phase"),
         "protocol": _mapping(spec.get("protocol")).get("name") or DEFAULT_PROTOCOL,
         "recipe": recipe.get("name"),
-        "recipe_settings": settings_text({k: v for k, v in recipe.items() if k != "name"}),
+        "recipe_settings": _settings({k: v for k, v in recipe.items() if k != "name"}),
         "epochs": recipe.get("epochs"),
         "lr": recipe.get("lr"),
         "weight_decay": recipe.get("weight_decay"),
         "batch_size": recipe.get("batch_size"),
-        "preprocessing": settings_text(_mapping(spec.get("preprocessing"))),
+        "preprocessing": _settings(_mapping(spec.get("preprocessing"))),
         "image_size": backbone.get("image_size"),
         "drop_path": backbone.get("drop_path"),
         "precision": spec.get("precision"),
@@ -392,7 +414,12 @@ def _array(values: Iterable[Any], dtype: Any) -> Any:
     return pd.array([convert(value) for value in values], dtype=dtype)
 
 
+# The four see a million values of a large store, so the usual case comes first.
+
+
 def _integer(value: Any) -> Any:
+    if type(value) is int:
+        return value
     if isinstance(value, int | float) and math.isfinite(value) and int(value) == value:
         return int(value)
     return pd.NA
@@ -410,6 +437,8 @@ def _string(value: Any) -> Any:
     """Text that every file format can hold; an empty one is missing."""
     if value is None or value == "":
         return pd.NA
+    if type(value) is str and value.isascii() and "\r" not in value and "\0" not in value:
+        return value
     text = str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\\0")
     return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates of file names
 

@@ -9,7 +9,10 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
+
+import orjson
 
 SCHEMA = 1  # raised when a field changes its meaning
 
@@ -127,16 +130,23 @@ class RunRecord:
         return json.dumps(_finite(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> RunRecord:
-        """The record in `text`; keys of newer schemas are ignored, `ValueError` if it is none."""
-        raw = json.loads(text)
+    def from_json(cls, text: str | bytes, *, history: bool = True) -> RunRecord:
+        """The record in `text`; keys of newer schemas are ignored, `ValueError` if it is none.
+
+        Without `history` the epochs are checked and left out: of a long training they are most of
+        the record, and a table of runs has no use for them.
+        """
+        raw = _parsed(text)
         if not isinstance(raw, dict) or not {"run_id", "spec", "status"} <= raw.keys():
             raise ValueError("not a run record: run_id, spec or status is missing")
         if not isinstance(raw["spec"], dict) or not isinstance(raw.get("metrics", {}), dict):
             raise ValueError("not a run record: spec or metrics is not a mapping")
         try:
             raw["status"] = Status(raw["status"])
-            raw["history"] = [_build(EpochRow, row) for row in raw.get("history", [])]
+            epochs, names = raw.get("history", []), _names(EpochRow)
+            if not all(map(names.issubset, epochs)):
+                raise ValueError("not a run record: an epoch lacks a number")
+            raw["history"] = [_build(EpochRow, row) for row in epochs] if history else []
             for key, kind in _PARTS.items():
                 if raw.get(key) is not None:
                     raw[key] = _build(kind, raw[key])
@@ -149,8 +159,23 @@ class RunRecord:
 _PARTS = {"parameters": Parameters, "cost": Cost, "provenance": Provenance}
 
 
+def _parsed(text: str | bytes) -> Any:
+    """The values in `text`, by a parser that takes a seventh of the time of Python's own."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)  # takes halves of surrogate pairs, which file names can hold
+
+
+@cache
+def _names(kind: Any) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(kind))
+
+
 def _build(kind: Any, raw: dict[str, Any]) -> Any:
-    names = {f.name for f in dataclasses.fields(kind)}
+    names = _names(kind)
+    if raw.keys() <= names:
+        return kind(**raw)
     return kind(**{key: value for key, value in raw.items() if key in names})
 
 

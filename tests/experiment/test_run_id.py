@@ -14,14 +14,17 @@ from tiny_runs import compose, tiny_spec, write_images
 from peftbench.config import build
 from peftbench.methods import METHODS
 from peftbench.methods.lora import LoRA
+from peftbench.results.identity import run_id_of
 from peftbench.spec import (
     BackboneSpec,
     DatasetSpec,
     Phase,
     Precision,
     PreprocessingSpec,
+    Protocol,
     Recipe,
     RunSpec,
+    Selection,
 )
 
 LITERAL = RunSpec(
@@ -267,3 +270,19 @@ def test_a_moved_image_folder_keeps_its_runs_and_a_changed_image_does_not(tmp_pa
 )
 def test_where_and_how_a_run_is_executed_is_no_part_of_its_identity(override: str) -> None:
     assert build(compose(override)).run_id == build(compose()).run_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"backbone": BackboneSpec("vit_mini", checkpoint="w.pth", checkpoint_sha256="ab", seed=3)},
+        {"backbone": BackboneSpec("vit_mini", pretrained=False, seed=3, title="t")},
+        {"phase": Phase.TUNE, "selection": Selection("best_on_test")},
+        {"selection": Selection("best_on_test", every=10), "protocol": Protocol("fact")},
+        {"recipe": Recipe(name="ssf", mixup=0.8, cooldown_epochs=10)},
+    ],
+)
+def test_a_record_tells_its_run_id_by_itself(change: dict[str, Any]) -> None:
+    spec = dataclasses.replace(LITERAL, **change)
+    assert run_id_of(json.loads(json.dumps(spec.describe()))) == spec.run_id

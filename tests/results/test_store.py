@@ -41,6 +41,23 @@ def test_a_record_comes_back_equal_to_the_last_bit(tmp_path, make_record):
     assert list(store.records()) == [record]
 
 
+def test_records_can_be_read_without_their_epochs(tmp_path, make_record):
+    record = make_record()
+    store = ResultsStore(tmp_path)
+    store.add(record)
+    (short,) = store.records(history=False)
+    assert len(record.history) == 1 and short == dataclasses.replace(record, history=[])
+    assert store.scan(history=False).records == (short,)
+
+
+def test_half_a_surrogate_pair_of_a_file_name_can_be_read_back(tmp_path, make_record):
+    # what Python makes of the byte 0xe9 in a name that is not UTF-8; JSON writes it as an escape
+    record = make_record(notes=["caf\udce9.png is empty"])
+    store = ResultsStore(tmp_path)
+    store.add(record)
+    assert store.get(RUN) == record
+
+
 def test_a_missing_run_is_none_and_an_empty_store_is_empty(tmp_path):
     store = ResultsStore(tmp_path / "nothing")
     assert store.get(RUN) is None and store.get(RUN, "lora") is None
@@ -182,6 +199,10 @@ BROKEN = {
     "unknown status": '{"run_id": "x", "spec": {"method": {"name": "lora"}}, "status": "FINE"}',
     "missing field": '{"run_id": "x", "spec": {}, "status": "OK", "history": [{"epoch": 1}]}',
     "wrong history": '{"run_id": "x", "spec": {}, "status": "OK", "history": [3]}',
+    "epoch without a rate": (
+        '{"run_id": "x", "spec": {"method": {"name": "lora"}}, "status": "OK", "history": '
+        '[{"epoch": 1, "loss": 1, "accuracy": 1, "seconds": 1}]}'
+    ),
     "no method": '{"run_id": "x", "spec": {}, "status": "OK"}',
     "spec is text": '{"run_id": "x", "spec": "lora", "status": "OK"}',
     "text metric": '{"run_id": "x", "spec": {"method": {"name": "lora"}}, "status": "OK", '
