@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
+    # a second one, say of a cluster after that of the launcher, must not cut the record short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -250,6 +252,10 @@ def plan(arguments: list[str]) -> int:
     sweep = [a for a in arguments if a not in ("-m", "--multirun")]
     with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
         extra = ["hydra/launcher=plan", f"hydra.sweep.dir={scratch}"]
+        launchers = [a for a in sweep if a.startswith("hydra/launcher=")]
+        if launchers and launchers[-1] != "hydra/launcher=pool":
+            extra.append("hydra.launcher.cluster=true")
+        sweep = [a for a in sweep if a not in launchers]
         _hydra(Task(), ["--multirun", *sweep, *extra])
     return OK
 

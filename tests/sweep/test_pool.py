@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import sys
@@ -14,24 +13,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fake_jobs import command, notes
 
-from peftbench.sweep.pool import Command, Finished, Pool
+from peftbench.sweep.pool import Finished, Pool
 from peftbench.sweep.slots import Slot, make_slots
 
 PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
 
 
-def command(name: str, *arguments: str, folder: Path) -> Command[str]:
-    verb, *rest = arguments or ("do",)
-    return Command(name, (verb, name, *rest), folder / f"{name}.txt")
-
-
 def ran(pool: Pool[str]) -> dict[str, Finished[str]]:
     return {finished.job: finished for finished in pool.run()}
-
-
-def notes(folder: Path) -> dict[str, dict]:
-    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
 def cpu(count: int) -> list[Slot]:
