@@ -59,6 +59,7 @@ options:
   --config-dir PATH   one more folder with method/, backbone/, dataset/ configurations
   hydra.launcher.KEY=VALUE   gpus gpus_per_job jobs_per_gpu jobs jobs_per_process timeout stagger
                       retry_out_of_memory on_failure=continue|stop stop_after
+  hydra/launcher=slurm|ray   the same jobs on many machines; see README, "Many machines"
 
 exit status: 0 done, 1 a run failed, 2 bad command line, 3 the pair makes no sense, 130 interrupted
 """

@@ -116,11 +116,14 @@ def _connect(init: Mapping[str, Any]) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     try:
         ray.init(**{**quiet, **init})
-    except (ConnectionError, RuntimeError, TypeError, ValueError) as e:
+    except ConnectionError as e:
         raise ConfigError(
-            f"Ray cannot be reached or started: {_first_line(e)} Start a cluster with "
-            "`ray start --head`, or use hydra.launcher.address=local."
+            f"hydra.launcher.address={init.get('address')}: {_first_line(e)} Start the cluster "
+            "with `ray start --head`, or use address=local."
         ) from e
+    except (RuntimeError, TypeError, ValueError) as e:
+        ray.shutdown()  # what had been started
+        raise ConfigError(f"hydra.launcher: Ray says {_first_line(e)}") from e
     finally:
         signal.signal(signal.SIGTERM, before)  # which Ray would turn into the end of the process
 

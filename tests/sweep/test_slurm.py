@@ -195,7 +195,7 @@ def test_an_interrupted_launch_cancels_what_waits_and_lets_what_runs_end(
 def test_what_slurm_refuses_is_told_in_one_line(opened: Open, jobs: Path) -> None:
     queue = opened(parameters={"slurm_partition": "missing"})
     queue.add([command("a", folder=jobs)])
-    with pytest.raises(ConfigError, match="invalid partition specified: missing. Check hydra"):
+    with pytest.raises(ConfigError, match=r"invalid partition specified: missing\. Check hydra"):
         ran(queue)
-    with pytest.raises(ConfigError, match="hydra.launcher: submitit says .*slurm_color"):
+    with pytest.raises(ConfigError, match=r"hydra\.launcher: submitit says .*slurm_color"):
         opened(parameters={"slurm_color": "red"})
