@@ -18,7 +18,7 @@ from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 from peftbench.sweep.remote import Engine
 from peftbench.sweep.slots import Slot
-from peftbench.sweep.submission import Handle, process, runs
+from peftbench.sweep.submission import CANCELLED, TIME_LIMIT, Handle, process, runs
 from peftbench.sweep.worker import serve
 
 EXECUTORS = ("auto", "slurm", "local", "debug")
@@ -127,7 +127,8 @@ class SubmititEngine(Engine):
         if not job.watcher.is_done(job.job_id):
             return None
         state = job.watcher.get_state(job.job_id, mode="cache")
-        return f"ended as {state}"
+        known = {"CANCELLED": CANCELLED, "TIMEOUT": TIME_LIMIT}  # "CANCELLED by 1000"
+        return known.get(state.partition(" ")[0], f"ended as {state}")
 
     def cancel(self, handles: Sequence[Handle]) -> None:
         if self.kind == "slurm":

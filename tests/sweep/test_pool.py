@@ -128,6 +128,19 @@ def test_a_job_that_was_stopped_leaves_the_next_one_of_its_process_all_its_time(
     assert (finished["good"].status, finished["good"].timed_out) == (0, False)
 
 
+def test_an_interrupted_pool_begins_no_further_job_of_a_shared_process(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(1))
+    stopped, never = command("stopped", "stop", "600", folder=jobs), command("never", folder=jobs)
+    pool.add([command("a", folder=jobs), stopped, never])
+    with pytest.raises(KeyboardInterrupt):
+        for _ in pool.run():
+            deadline = time.monotonic() + PATIENCE
+            while not (jobs / "stopped.begun").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            raise KeyboardInterrupt
+    assert sorted(notes(jobs)) == ["a"]
+
+
 def test_nothing_more_starts_once_a_pool_is_stopping(jobs: Path) -> None:
     pool: Pool[str] = Pool(cpu(1))
     for name in "abc":
