@@ -136,6 +136,10 @@ class SlurmLauncher(_ClusterLauncher):
 
         return lambda at_most: self.open(store, make, options.detach)
 
+    def gpus_of_a_job(self) -> int:
+        here = self.executor == "slurm" or visible_gpus("auto")
+        return self.options.gpus_per_job if here else 0
+
     def parameters(self) -> dict[str, Any]:
         """What `submitit.AutoExecutor` takes; what is `None` it leaves to Slurm."""
         options = self.options
@@ -165,6 +169,9 @@ class RayLauncher(_ClusterLauncher):
 
     def title(self) -> str:
         return "on Ray"
+
+    def gpus_of_a_job(self) -> int:
+        return int(self.options.gpus_per_job or 0)
 
     def place(self, store: ResultsStore) -> Callable[[int], Place]:
         _require("ray", "ray")

@@ -136,6 +136,10 @@ class QueueLauncher(JobLauncher):
     def place(self, store: ResultsStore) -> Callable[[int], Place]:
         """Where jobs run when so many could run at a time; checks the options of the launcher."""
 
+    @abstractmethod
+    def gpus_of_a_job(self) -> int:
+        """How many whole GPUs each job has to itself or shares; 0 on a CPU."""
+
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
         limit = _failures_allowed(self.options)
         choose = self.place(store)
@@ -217,10 +221,8 @@ class QueueLauncher(JobLauncher):
 
     def _processes(self) -> tuple[str, ...]:
         """One process on each GPU of a job, unless the command says how many."""
-        count = self.options.gpus_per_job
-        if count == 1 or self.config.processes != 1 or not visible_gpus(self.options.gpus):
-            return ()
-        return (f"processes={count}",)
+        count = self.gpus_of_a_job()
+        return (f"processes={count}",) if count > 1 and self.config.processes == 1 else ()
 
     def _retry(self, finished: Finished[Attempt], store: ResultsStore) -> Attempt | None:
         """The same job with half the images in memory, where it ran out of it and may try again."""
@@ -240,6 +242,9 @@ class PoolLauncher(QueueLauncher):
 
     def __init__(self, **options: Any) -> None:
         self.options = PoolConfig(**options)
+
+    def gpus_of_a_job(self) -> int:
+        return self.options.gpus_per_job if visible_gpus(self.options.gpus) else 0
 
     def place(self, store: ResultsStore) -> Callable[[int], Place]:
         options, every = self.options, slots_of(self.options)

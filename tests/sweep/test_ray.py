@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_in import command, notes
+from fake_jobs import command, notes
 
 from peftbench.cluster import RayLauncher
 from peftbench.errors import ConfigError
