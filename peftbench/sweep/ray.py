@@ -121,7 +121,7 @@ def _connect(init: Mapping[str, Any]) -> None:
             f"hydra.launcher.address={init.get('address')}: {_first_line(e)} Start the cluster "
             "with `ray start --head`, or use address=local."
         ) from e
-    except (RuntimeError, TypeError, ValueError) as e:
+    except Exception as e:  # the class itself, where its processes take more than 30 s to start
         ray.shutdown()  # what had been started
         raise ConfigError(f"hydra.launcher: Ray says {_first_line(e)}") from e
     finally:
