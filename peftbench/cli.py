@@ -59,6 +59,7 @@ options:
   --config-dir PATH   one more folder with method/, backbone/, dataset/ configurations
   hydra.launcher.KEY=VALUE   gpus gpus_per_job jobs_per_gpu jobs jobs_per_process timeout stagger
                       retry_out_of_memory on_failure=continue|stop stop_after
+  hydra/launcher=slurm|ray   the same jobs on many machines; see README, "Many machines"
 
 exit status: 0 done, 1 a run failed, 2 bad command line, 3 the pair makes no sense, 130 interrupted
 """
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
+    # a second one, say of a cluster after that of the launcher, must not cut the record short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -254,6 +257,10 @@ def plan(arguments: list[str]) -> int:
     sweep = [a for a in arguments if a not in ("-m", "--multirun")]
     with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
         extra = ["hydra/launcher=plan", f"hydra.sweep.dir={scratch}"]
+        launchers = [a for a in sweep if a.startswith("hydra/launcher=")]
+        if launchers and launchers[-1] != "hydra/launcher=pool":
+            extra.append("hydra.launcher.cluster=true")
+        sweep = [a for a in sweep if a not in launchers]
         _hydra(Task(), ["--multirun", *sweep, *extra])
     return OK
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from peftbench import data
 from peftbench.backbones.load import hash_checkpoint
 from peftbench.errors import ConfigError
-from peftbench.plan import Estimates, show
+from peftbench.plan import Estimates
 from peftbench.registry import unknown_name
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
@@ -37,7 +37,7 @@ from peftbench.sweep.jobs import (
     record_of,
     without_repeats,
 )
-from peftbench.sweep.pool import Command, Finished, Pool
+from peftbench.sweep.pool import Command, Finished, Pool, Queue
 from peftbench.sweep.slots import Slot, make_slots, visible_gpus
 from peftbench.sweep.status import StatusView
 from peftbench.sweep.tuning import TunerConfig
@@ -47,27 +47,26 @@ PLUGINS = "hydra_plugins.peftbench"  # Hydra takes launchers of this top-level p
 
 
 @dataclass
-class PoolConfig:
-    """Schema of `hydra/launcher=pool`."""
+class QueueConfig:
+    """What every launcher takes that runs jobs."""
 
-    _target_: str = f"{PLUGINS}.PoolLauncher"
-    gpus: str = "auto"  # "auto", a count, or identifiers such as "0+2"; "0" for the CPU
-    gpus_per_job: int = 1
-    jobs_per_gpu: int = 1
-    jobs: int | None = None  # at most so many at a time; on a CPU one for each core by default
+    jobs: int | None = None  # at most so many at a time
     jobs_per_process: int = 1  # more save the start of a process and the loading of its backbone
     timeout: float | None = None  # seconds of one job
-    stagger: float = 0.0  # seconds between the starts of two slots
     retry_out_of_memory: int = 0  # times, each with half the images in memory at a time
     on_failure: str = "continue"  # or "stop": start no further job after a failure
     stop_after: int | None = None  # or after so many
 
 
 @dataclass
-class PlanConfig(PoolConfig):
-    """Schema of `hydra/launcher=plan`; takes what a sweep takes, so that its overrides plan it."""
+class PoolConfig(QueueConfig):
+    """Schema of `hydra/launcher=pool`; `jobs` is one for each core by default on a CPU."""
 
-    _target_: str = f"{PLUGINS}.PlanLauncher"
+    _target_: str = f"{PLUGINS}.PoolLauncher"
+    gpus: str = "auto"  # "auto", a count, or identifiers such as "0+2"; "0" for the CPU
+    gpus_per_job: int = 1
+    jobs_per_gpu: int = 1
+    stagger: float = 0.0  # seconds between the starts of two slots
 
 
 class JobLauncher(Launcher):
@@ -93,6 +92,10 @@ class JobLauncher(Launcher):
         self.work(without_repeats(jobs), store)
         return [JobReturn(_return_value=0, status=JobStatus.COMPLETED) for _ in jobs]
 
+    def device(self, asked: str) -> str:
+        """The device that must be there when a job is composed."""
+        return asked
+
     @abstractmethod
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
         """Do what the launcher is for with jobs of distinct identity."""
@@ -103,7 +106,7 @@ class JobLauncher(Launcher):
 
         cfg = self.compose(overrides)
         spec = build(cfg, self.identify, self.hash_file)
-        check(spec, cfg.device, cfg.threads)
+        check(spec, self.device(cfg.device), cfg.threads)
         kept = [o for o in filter_overrides(overrides) if not o.startswith("hydra")]
         logger = logger_settings(cfg)
         if logger.name != "none" and logger.group is None:
@@ -111,27 +114,47 @@ class JobLauncher(Launcher):
         return Job(tuple(kept), spec)
 
 
-class PoolLauncher(JobLauncher):
-    """A queue over this machine's GPUs, or its cores; finished jobs are not started.
+@dataclass(frozen=True)
+class Place:
+    """Where the jobs of a sweep run."""
 
-    Each job is a process of its own with its devices and threads set before torch is imported. A
-    crash of one, even of its interpreter, leaves the others alone and becomes a row of the table.
-    Ctrl-C and SIGTERM stop the running jobs, which record that they were interrupted.
+    title: str  # like "2 at a time"
+    slots: tuple[str, ...]  # their names, where they are known beforehand
+    queue: Callable[[], Queue[Attempt]]  # opens it
+
+
+class QueueLauncher(JobLauncher):
+    """Runs jobs in a queue, each in a process of its own; finished jobs are not started.
+
+    A crash of a job, even of its interpreter, leaves the others alone and becomes a row of the
+    table. Ctrl-C and SIGTERM stop the running jobs, which record that they were interrupted.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self.options = PoolConfig(**options)
+    options: QueueConfig
+
+    @abstractmethod
+    def place(self, store: ResultsStore) -> Callable[[int], Place]:
+        """Where jobs run when so many could run at a time; checks the options of the launcher."""
+
+    @abstractmethod
+    def gpus_of_a_job(self) -> int:
+        """How many whole GPUs each job has to itself or shares; 0 on a CPU."""
 
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
-        options = self.options
-        limit = _failures_allowed(options)
-        slots = slots_of(options)
+        limit = _failures_allowed(self.options)
+        choose = self.place(store)
         store.check_writable()
         work = self._work(jobs, store)
         todo = work.begin()
-        slots = slots[: work.at_most] or slots[:1]
-        print(f"{work.title()}, {len(slots)} at a time", flush=True)
-        endings = self._run(work, todo, slots, store, limit) if todo else []
+        place = choose(work.at_most)
+        print(f"{work.title()}, {place.title}", flush=True)
+        endings: list[Ending] = []
+        if todo:
+            queue = place.queue()
+            endings = self._run(work, todo, queue, place.slots, store, limit)
+            if queue.left:
+                print(f"{queue.left} jobs go on; the same command finds them", flush=True)
+                return
         self.task.failures.extend(e for e in endings if e.failed)  # type: ignore[attr-defined]
         _summarise(endings, work.to_run)
 
@@ -147,7 +170,8 @@ class PoolLauncher(JobLauncher):
         self,
         work: Work,
         todo: list[Job],
-        slots: list[Slot],
+        queue: Queue[Attempt],
+        slots: Sequence[str],
         store: ResultsStore,
         limit: int | None,
     ) -> list[Ending]:
@@ -155,27 +179,22 @@ class PoolLauncher(JobLauncher):
         estimate = Estimates(store.scan().records)
         endings: list[Ending] = []
         warned: set[str] = set()
-        with StatusView(work.to_run, [slot.name for slot in slots]) as view:
+        with StatusView(work.to_run, slots) as view:
 
             def begin(attempt: Attempt, slot: str) -> None:
                 view.begin(str(attempt.job.spec), slot, estimate(attempt.job.spec))
 
-            pool: Pool[Attempt] = Pool(
-                slots,
-                timeout=self.options.timeout,
-                stagger=self.options.stagger,
-                on_begin=begin,
-            )
+            queue.on_begin = begin
             for batch in batches(todo, self.options.jobs_per_process):
-                pool.add(
+                queue.add(
                     [self._command(Attempt(job, record_of(job, store)), store) for job in batch]
                 )
             try:
-                for finished in pool.run():
+                for finished in queue.run():
                     again = self._retry(finished, store)
                     if again is not None:
                         view.say(f"{again.job.spec}: out of memory; again with {again.extra[0]}")
-                        pool.add([self._command(again, store)], first=True)
+                        queue.add([self._command(again, store)], first=True)
                         continue
                     ending = ending_of(finished, store)
                     for warning in ending.warnings:
@@ -186,9 +205,9 @@ class PoolLauncher(JobLauncher):
                     line = f"{ending.job.spec}: {ending.message}"
                     view.end(line, finished.slot, finished.seconds, ending.failed)
                     if limit is not None and sum(e.failed for e in endings) >= limit:
-                        pool.stopping = True
+                        queue.stopping = True
                     for job in work.after(ending):
-                        pool.add([self._command(Attempt(job, record_of(job, store)), store)])
+                        queue.add([self._command(Attempt(job, record_of(job, store)), store)])
                     view.total = work.to_run
             except KeyboardInterrupt:
                 print("stopping the running jobs; a rerun continues", file=sys.stderr, flush=True)
@@ -202,10 +221,8 @@ class PoolLauncher(JobLauncher):
 
     def _processes(self) -> tuple[str, ...]:
         """One process on each GPU of a job, unless the command says how many."""
-        count = self.options.gpus_per_job
-        if count == 1 or self.config.processes != 1 or not visible_gpus(self.options.gpus):
-            return ()
-        return (f"processes={count}",)
+        count = self.gpus_of_a_job()
+        return (f"processes={count}",) if count > 1 and self.config.processes == 1 else ()
 
     def _retry(self, finished: Finished[Attempt], store: ResultsStore) -> Attempt | None:
         """The same job with half the images in memory, where it ran out of it and may try again."""
@@ -218,26 +235,46 @@ class PoolLauncher(JobLauncher):
         return attempt.with_half_the_batch()
 
 
-class PlanLauncher(JobLauncher):
-    """Prints what a sweep would do and runs nothing."""
+class PoolLauncher(QueueLauncher):
+    """A queue over this machine's GPUs, or its cores."""
+
+    options: PoolConfig
 
     def __init__(self, **options: Any) -> None:
-        self.options = PlanConfig(**options)
+        self.options = PoolConfig(**options)
 
-    def work(self, jobs: list[Job], store: ResultsStore) -> None:
-        show(jobs, store, slots_of(self.options))
+    def gpus_of_a_job(self) -> int:
+        return self.options.gpus_per_job if visible_gpus(self.options.gpus) else 0
+
+    def place(self, store: ResultsStore) -> Callable[[int], Place]:
+        options, every = self.options, slots_of(self.options)
+
+        def choose(at_most: int) -> Place:
+            slots = every[:at_most] or every[:1]
+
+            def queue() -> Queue[Attempt]:
+                return Pool(slots, timeout=options.timeout, stagger=options.stagger)
+
+            names = tuple(slot.name for slot in slots)
+            return Place(f"{len(slots)} at a time", names, queue)
+
+        return choose
 
 
 def register_launcher() -> None:
-    """Make `hydra/launcher=pool`, `hydra/launcher=plan` and `hydra/sweeper=product` known."""
-    plugins = Plugins.instance()
+    """Make our values of `hydra/launcher` and `hydra/sweeper` known."""
+    plugins = Plugins.instance()  # before ours are stored: an installed plugin is called ray too
+    from peftbench.cluster import RayConfig, RayLauncher, SlurmConfig, SlurmLauncher
+    from peftbench.planner import PlanConfig, PlanLauncher
     from peftbench.sweep.product import ProductConfig, ProductSweeper  # not before the plugins
 
     store = ConfigStore.instance()
     store.store(group="hydra/launcher", name="pool", node=PoolConfig)
+    store.store(group="hydra/launcher", name="slurm", node=SlurmConfig)
+    store.store(group="hydra/launcher", name="ray", node=RayConfig)
     store.store(group="hydra/launcher", name="plan", node=PlanConfig)
     store.store(group="hydra/sweeper", name="product", node=ProductConfig)
-    for plugin in (PoolLauncher, PlanLauncher, ProductSweeper):
+    for plugin in (PoolLauncher, SlurmLauncher, RayLauncher, PlanLauncher, ProductSweeper):
         plugins.register(plugin)
         plugins.class_name_to_class[f"{PLUGINS}.{plugin.__name__}"] = plugin
 
@@ -266,7 +303,7 @@ def slots_of(options: PoolConfig) -> list[Slot]:
     )
 
 
-def _failures_allowed(options: PoolConfig) -> int | None:
+def _failures_allowed(options: QueueConfig) -> int | None:
     """After how many failures no further job starts; `None` for never."""
     if options.stop_after is not None:
         if options.stop_after < 1:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from peftbench.backbones.anatomy import Anatomy
     from peftbench.methods.base import Method
     from peftbench.sweep.jobs import Job
-    from peftbench.sweep.slots import Slot
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
     return planned
 
 
-def show(jobs: Sequence[Job], store: ResultsStore, slots: Sequence[Slot] = ()) -> None:
-    """Print the plan and its totals, and what they mean for each of `slots`."""
+def show(jobs: Sequence[Job], store: ResultsStore, slots: int = 1) -> None:
+    """Print the plan and its totals, and what they mean for each of so many slots."""
     plan = entries(jobs, store)
     for entry in plan:
         seconds = f", about {entry.seconds:.0f} s" if entry.seconds else ""
@@ -76,7 +75,7 @@ def show(jobs: Sequence[Job], store: ResultsStore, slots: Sequence[Slot] = ()) -
     if known:
         mean = statistics.fmean(known)
         hours = (sum(known) + mean * (len(left) - len(known))) / 3600
-        each = f"{hours / len(slots):.2f} on each of {len(slots)} slots, " if len(slots) > 1 else ""
+        each = f"{hours / slots:.2f} on each of {slots} slots, " if slots > 1 else ""
         print(
             f"estimated {hours:.2f} hours of one slot, {each}from earlier runs of {len(known)} of "
             "these jobs' kinds"

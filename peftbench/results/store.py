@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
+SUBMISSION_VARIABLE = "PEFTBENCH_SUBMISSION"  # set where a job runs as part of one
 STALE_SECONDS = 24 * 3600.0  # age at which a lock is taken over when its process cannot be seen
 
 
@@ -190,6 +191,19 @@ class ResultsStore:
             if not lock.exists() or _abandoned(owner, age=now - _modified(lock, now)):
                 return None
             return str(owner or "an unknown process")
+
+    def release(self, run_id: str, method: str, submission: str) -> None:
+        """Remove the lock on a run that a process of `submission` left; any other lock stays.
+
+        For those who know from their cluster that the process is gone, which its host alone sees.
+        """
+        lock = self.path(method, run_id).with_suffix(".lock")
+        if not lock.exists():
+            return
+        with self._exclusive():
+            owner = _Owner.read(lock)
+            if owner is not None and owner.submission == submission != "":
+                lock.unlink(missing_ok=True)
 
     def save_predictions(
         self,
@@ -382,6 +396,7 @@ class _Owner:
     namespace: str  # pids of two containers cannot be compared
     process_start: int  # tells a pid that was given out again
     since: float  # seconds since 1970
+    submission: str = ""  # to a cluster, of which it is part
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
@@ -395,7 +410,13 @@ class _Owner:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
             namespace = os.readlink("/proc/self/ns/pid")
         return cls(
-            socket.gethostname(), pid, boot, namespace, _process_start(pid) or 0, time.time()
+            socket.gethostname(),
+            pid,
+            boot,
+            namespace,
+            _process_start(pid) or 0,
+            time.time(),
+            os.environ.get(SUBMISSION_VARIABLE, ""),
         )
 
     @classmethod
@@ -403,8 +424,9 @@ class _Owner:
         """The holder named in a lock file, `None` where it names none."""
         try:
             raw = json.loads(lock.read_text(encoding="utf-8"))
+            raw.setdefault("submission", "")  # of a lock from before there were any
             return cls(**{name: raw[name] for name in cls.__dataclass_fields__})
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def write(self, lock: Path) -> None:

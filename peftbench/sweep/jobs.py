@@ -117,7 +117,7 @@ def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
     if finished.timed_out and not (record is not None and record.status.settled):
         record = _dead(job, Status.TIMEOUT, f"took longer than {finished.seconds:.0f} s", store)
     elif not written and holder is None:
-        cause = _cause(finished.status, output_of(job, store))
+        cause = finished.cause or _cause(finished.status, output_of(job, store))
         record = _dead(job, Status.ERROR, cause, store)
     warnings = _warnings(output_of(job, store))
     if written:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import IO, Generic, Protocol, TypeVar
 
 from peftbench.sweep.server import STOP_SECONDS
 from peftbench.sweep.slots import Slot
@@ -41,6 +41,7 @@ class Finished(Generic[T]):
     seconds: float
     status: int  # exit status, negative for a signal
     timed_out: bool = False
+    cause: str = ""  # why it ended, where more than its status is known
 
 
 @dataclass
@@ -58,6 +59,20 @@ class _Server(Generic[T]):
     deadline: float | None = None
     timed_out: bool = False
     last_signal: float | None = None  # when the job was asked to stop
+
+
+class Queue(Protocol[T]):
+    """Runs commands somewhere and tells how each ended."""
+
+    on_begin: Callable[[T, str], None]  # called with the job and where it runs
+    stopping: bool  # start nothing more
+    left: int  # jobs that were started and not waited for
+
+    def add(self, batch: Iterable[Command[T]], *, first: bool = False) -> None:
+        """Queue jobs that share a process; `first` puts them in front."""
+
+    def run(self) -> Iterator[Finished[T]]:
+        """Endings in the order in which jobs end, until the queue is empty."""
 
 
 class Pool(Generic[T]):
@@ -80,6 +95,7 @@ class Pool(Generic[T]):
         self.stagger = stagger
         self.on_begin = on_begin
         self.stopping = False  # start nothing more
+        self.left = 0  # it waits for every job
         self._queue: deque[list[Command[T]]] = deque()
         self._servers: list[_Server[T]] = []
         self._failed_starts = 0
@@ -224,6 +240,8 @@ class Pool(Generic[T]):
     def _close(self, selector: selectors.BaseSelector) -> None:
         """End every process: jobs first, so that they can write their records."""
         running = [s for s in self._servers if s.pid is not None]
+        for server in self._servers:
+            _shut(server.process.stdin)  # no further job of a shared process begins
         for server in running:
             _signal(server.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
@@ -234,14 +252,17 @@ class Pool(Generic[T]):
             for server in running:
                 _signal(server.pid, signal.SIGKILL)
             for server in self._servers:
-                for pipe in (server.process.stdin, server.process.stdout):
-                    if pipe is not None:
-                        with contextlib.suppress(OSError):
-                            pipe.close()
+                _shut(server.process.stdout)
                 server.process.kill()
                 server.process.wait()
             self._servers.clear()
             selector.close()
+
+
+def _shut(pipe: IO[bytes] | None) -> None:
+    if pipe is not None:
+        with contextlib.suppress(OSError):
+            pipe.close()
 
 
 def _signal(pid: int | None, signum: int) -> None:

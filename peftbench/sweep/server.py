@@ -30,6 +30,8 @@ def main() -> None:
     """Serve requests until standard input ends."""
     die_with(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches jobs through the launcher
+    # a cluster that ends an allocation asks every process of it; jobs need their server meanwhile
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     requests = os.dup(sys.stdin.fileno())
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
@@ -46,7 +48,7 @@ def main() -> None:
             return
         pid = os.fork()
         if pid == 0:
-            _run_jobs(json.loads(line)["jobs"], replies)
+            _run_jobs(json.loads(line)["jobs"], replies, requests)
         _reply(replies, started=pid)
         status = _wait(pid, requests)
         _reply(replies, exited=status)
@@ -60,14 +62,20 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _run_jobs(jobs: list[dict[str, Any]], replies: IO[str]) -> None:
-    """In the forked process: each job as a command line of its own, then the end of the process."""
+def _run_jobs(jobs: list[dict[str, Any]], replies: IO[str], requests: int) -> None:
+    """In the forked process: each job as a command line of its own, then the end of the process.
+
+    Once the launcher has gone, or is about to, no further job begins.
+    """
     server = os.getppid()
     os.setsid()  # a group that a signal reaches as a whole
     die_with(server)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     status = 1
     for index, job in enumerate(jobs):
+        if index and select.select([requests], [], [], 0)[0]:
+            break
         output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(output, sys.stdout.fileno())
         os.dup2(output, sys.stderr.fileno())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
+
+SHOWN = 20  # slots; a cluster runs hundreds of jobs at a time
 
 
 @dataclass
@@ -20,10 +23,14 @@ class _Running:
 
 
 class StatusView:
-    """Counts, time left and what each slot does; finished jobs scroll by above it."""
+    """Counts, time left and what each slot does; finished jobs scroll by above it.
 
-    def __init__(self, total: int, slots: list[str]) -> None:
+    Slots that are not known beforehand are shown while a job is on them.
+    """
+
+    def __init__(self, total: int, slots: Sequence[str]) -> None:
         self.total = total
+        self.slots = frozenset(slots)
         self.running: dict[str, _Running | None] = dict.fromkeys(slots)
         self.done = self.failed = 0
         self.began = time.monotonic()
@@ -54,7 +61,10 @@ class StatusView:
 
     def end(self, line: str, slot: str, seconds: float, failed: bool) -> None:
         """A job has ended; `line` says how."""
-        self.running[slot] = None
+        if slot in self.slots:
+            self.running[slot] = None
+        else:
+            self.running.pop(slot, None)
         self.done += 1
         self.failed += failed
         self.seconds.append(seconds)
@@ -100,10 +110,12 @@ class StatusView:
         )
         table = Table.grid(padding=(0, 2))
         now = time.monotonic()
-        for slot, job in self.running.items():
+        for slot, job in list(self.running.items())[:SHOWN]:
             took = "" if job is None else duration(now - job.began)
             of = "" if job is None or not job.expected else f"of {duration(job.expected)}"
             table.add_row(Text(slot), Text("" if job is None else job.title), took, of)
+        if len(self.running) > SHOWN:
+            table.add_row(Text(f"and {len(self.running) - SHOWN} more"))
         return Group(head, ProgressBar(total=self.total, completed=self.done), table)
 
 

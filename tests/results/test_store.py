@@ -17,7 +17,13 @@ import pytest
 from peftbench.errors import StoreError
 from peftbench.results import store as store_module
 from peftbench.results.record import RunRecord, Status
-from peftbench.results.store import STALE_SECONDS, Busy, ResultsStore, StoreWarning
+from peftbench.results.store import (
+    STALE_SECONDS,
+    SUBMISSION_VARIABLE,
+    Busy,
+    ResultsStore,
+    StoreWarning,
+)
 
 RUN = "0123456789abcdef"
 
@@ -402,6 +408,29 @@ def test_a_lock_whose_process_cannot_be_seen_is_taken_over_after_a_day(tmp_path,
     leave_lock(old, text(), age=STALE_SECONDS + 600)
     with old.claim(RUN, "lora"):
         pass
+
+
+def test_a_cluster_that_knows_its_process_gone_releases_its_lock_and_no_other(
+    tmp_path, monkeypatch
+):
+    store = ResultsStore(tmp_path)
+    monkeypatch.setenv(SUBMISSION_VARIABLE, "launch-7")
+    with store.claim(RUN, "lora") as lock:
+        held = lock.read_text()
+    lock.write_text(held.replace('"host": "', '"host": "far-'))  # whose processes nobody sees here
+    store.release(RUN, "lora", "launch-8")
+    store.release(RUN, "lora", "")
+    assert "far-" in (store.holder(RUN, "lora") or "")
+    store.release(RUN, "lora", "launch-7")
+    assert store.holder(RUN, "lora") is None
+    store.release(RUN, "lora", "launch-7")  # there is none any more
+
+    # a lock of a process outside of any submission, or from before there were any
+    raw = json.loads(held)
+    del raw["submission"]
+    lock.write_text(json.dumps(raw))
+    store.release(RUN, "lora", "")
+    assert store.holder(RUN, "lora") is not None
 
 
 def test_a_lock_that_was_taken_over_is_not_removed_by_its_first_holder(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import sys
@@ -14,24 +13,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fake_jobs import command, notes
 
-from peftbench.sweep.pool import Command, Finished, Pool
+from peftbench.sweep.pool import Finished, Pool
 from peftbench.sweep.slots import Slot, make_slots
 
 PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
 
 
-def command(name: str, *arguments: str, folder: Path) -> Command[str]:
-    verb, *rest = arguments or ("do",)
-    return Command(name, (verb, name, *rest), folder / f"{name}.txt")
-
-
 def ran(pool: Pool[str]) -> dict[str, Finished[str]]:
     return {finished.job: finished for finished in pool.run()}
-
-
-def notes(folder: Path) -> dict[str, dict]:
-    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
 def cpu(count: int) -> list[Slot]:
@@ -135,6 +126,19 @@ def test_a_job_that_was_stopped_leaves_the_next_one_of_its_process_all_its_time(
     finished = ran(pool)
     assert (finished["late"].status, finished["late"].timed_out) == (130, True)
     assert (finished["good"].status, finished["good"].timed_out) == (0, False)
+
+
+def test_an_interrupted_pool_begins_no_further_job_of_a_shared_process(jobs: Path) -> None:
+    pool: Pool[str] = Pool(cpu(1))
+    stopped, never = command("stopped", "stop", "600", folder=jobs), command("never", folder=jobs)
+    pool.add([command("a", folder=jobs), stopped, never])
+    with pytest.raises(KeyboardInterrupt):
+        for _ in pool.run():
+            deadline = time.monotonic() + PATIENCE
+            while not (jobs / "stopped.begun").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            raise KeyboardInterrupt
+    assert sorted(notes(jobs)) == ["a"]
 
 
 def test_nothing_more_starts_once_a_pool_is_stopping(jobs: Path) -> None:

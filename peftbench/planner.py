@@ -1,0 +1,37 @@
+"""The launcher behind `peftbench plan`, which runs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peftbench.cluster import RayConfig, SlurmConfig
+from peftbench.launcher import PLUGINS, JobLauncher, PoolConfig, slots_of
+from peftbench.plan import show
+from peftbench.results.store import ResultsStore
+from peftbench.sweep.jobs import Job
+
+
+@dataclass
+class PlanConfig(SlurmConfig, RayConfig, PoolConfig):
+    """Schema of `hydra/launcher=plan`; takes what a sweep takes, so that its overrides plan it."""
+
+    _target_: str = f"{PLUGINS}.PlanLauncher"
+    cluster: bool = False  # whether the sweep is for one, whose slots are not known here
+    gpus: Any = "auto"
+    gpus_per_job: Any = 1
+    cpus_per_job: Any = None
+
+
+class PlanLauncher(JobLauncher):
+    """Prints what a sweep would do and runs nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = PlanConfig(**options)
+
+    def device(self, asked: str) -> str:
+        return "auto" if self.options.cluster and asked.startswith("cuda") else asked
+
+    def work(self, jobs: list[Job], store: ResultsStore) -> None:
+        options = self.options
+        show(jobs, store, (options.jobs or 1) if options.cluster else len(slots_of(options)))

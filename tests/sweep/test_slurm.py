@@ -1,0 +1,201 @@
+"""Submissions through submitit to a Slurm of stand-in commands; jobs are those of the stand-in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from fake_jobs import command, notes
+
+from peftbench.errors import ConfigError
+from peftbench.sweep.pool import Finished
+from peftbench.sweep.remote import RemoteQueue
+from peftbench.sweep.slurm import SubmititEngine
+from peftbench.sweep.submission import new_folder
+
+PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
+
+Open = Callable[..., RemoteQueue[str]]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Slurm's commands; the folder in which they note what they were asked."""
+    home, commands = tmp_path / "slurm", tmp_path / "bin"
+    home.mkdir()
+    commands.mkdir()
+    script = Path(__file__).with_name("fake_slurm.py")
+    for name in ("sbatch", "srun", "sacct", "scancel"):
+        (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} {script} {name} "$@"\n')
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(home))
+    yield home
+    for path in home.glob("*.pid"):
+        try:
+            os.killpg(int(path.read_text()), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+@pytest.fixture
+def opened(slurm: Path, jobs: Path, tmp_path: Path) -> Open:
+    """Queues over that Slurm, one for each launch."""
+
+    def make(*, parameters: dict[str, object] | None = None, **options: object) -> RemoteQueue[str]:
+        folder = new_folder(tmp_path / "submitted")
+        engine = SubmititEngine("slurm", folder / "submitit", parameters or {}, threads=3)
+        engine.pause, engine.grace = 0.05, 0.2
+        return RemoteQueue(engine, folder, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+def ran(queue: RemoteQueue[str]) -> dict[str, Finished[str]]:
+    return {finished.job: finished for finished in queue.run()}
+
+
+def test_batches_are_tasks_of_one_array_and_jobs_end_there_as_they_would_here(
+    opened: Open, jobs: Path, slurm: Path, tmp_path: Path
+) -> None:
+    parameters = {
+        "timeout_min": 90,
+        "cpus_per_task": 3,
+        "gpus_per_node": 2,
+        "slurm_partition": "long",
+        "slurm_setup": ["export OMP_NUM_THREADS=5"],
+        "slurm_array_parallelism": 1,
+        "slurm_additional_parameters": {"reservation": "us"},
+    }
+    queue = opened(parameters=parameters)
+    begun: list[tuple[str, str]] = []
+    queue.on_begin = lambda job, slot: begun.append((job, slot))
+    queue.add([command("a", folder=jobs), command("failed", "fail", folder=jobs)])
+    queue.add([command("dead", "die", folder=jobs)])
+    finished = ran(queue)
+    assert {n: f.status for n, f in finished.items()} == {"a": 0, "failed": 3, "dead": -9}
+    assert all(f.cause == "" and not f.timed_out for f in finished.values())
+    script = (slurm / "script.sh").read_text()
+    for flag in (
+        "--array=0-1%1",
+        "--time=90",
+        "--partition=long",
+        "--cpus-per-task=3",
+        "--gpus-per-node=2",
+        "--reservation=us",
+    ):
+        assert f"#SBATCH {flag}\n" in script
+    found = notes(jobs)
+    assert {note["slot"] for note in found.values()} == {"slurm"}
+    assert {note["threads"] for note in found.values()} == {"5"}  # what the set-up says stays
+    assert (jobs / "a.txt").read_text() == "said a\n"
+    where = {job: slot.partition(" on ")[0] for job, slot in begun}
+    assert where == {"a": "slurm 17_0", "failed": "slurm 17_0", "dead": "slurm 17_1"}
+    assert not (tmp_path / "submitted").exists()
+
+
+def test_a_detached_launch_leaves_jobs_that_the_next_one_follows_and_does_not_submit_again(
+    opened: Open, jobs: Path, slurm: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    first = opened(detach=True, say=said.append)
+    first.add([command("long", "sleep", "3", folder=jobs)])
+    assert ran(first) == {}
+    assert (first.left, said) == (1, ["submitted: slurm 17"])
+
+    second = opened(say=said.append)
+    second.add([command("long", "sleep", "3", folder=jobs)])
+    second.add([command("other", folder=jobs)])
+    finished = ran(second)
+    assert {n: f.status for n, f in finished.items()} == {"long": 0, "other": 0}
+    assert said[1] == "1 of the jobs are under way since an earlier launch: slurm 17"
+    assert sorted(path.stem for path in slurm.glob("*.job")) == ["17", "18"]
+    # nothing is left to follow once the first launch is gone
+    third = opened()
+    third.add([command("long", folder=jobs)])
+    assert ran(third)["long"].status == 0
+    assert len(list(slurm.glob("*.job"))) == 3
+
+
+def test_a_machine_that_fails_costs_the_job_under_way_and_no_other(
+    opened: Open, jobs: Path, slurm: Path
+) -> None:
+    released: list[tuple[str, str]] = []
+    queue = opened(release=lambda output, submission: released.append((output.stem, submission)))
+    queue.add(
+        [
+            command("a", folder=jobs),
+            command("lost", "sleep", "600", folder=jobs),
+            command("b", folder=jobs),
+        ]
+    )
+    finished = {}
+    for ended in queue.run():
+        finished[ended.job] = ended
+        if ended.job == "a":
+            wait_for(jobs / "lost.begun")
+            note = notes(jobs)["a"]
+            parent = int((slurm / "17.pid").read_text())
+            for process in psutil.Process(parent).children(recursive=True):
+                process.kill()
+            os.killpg(parent, signal.SIGKILL)
+    assert {n: f.status for n, f in finished.items()} == {"a": 0, "lost": 1, "b": 0}
+    cause = finished["lost"].cause
+    assert cause.startswith("slurm 17 ended as NODE_FAIL: ") and "17_0_log.out" in cause
+    assert notes(jobs)["b"]["submission"] != note["submission"]
+    assert ("lost", note["submission"]) in released
+
+
+def test_an_interrupted_launch_cancels_what_waits_and_lets_what_runs_end(
+    opened: Open, jobs: Path, slurm: Path, tmp_path: Path
+) -> None:
+    running = opened()
+    running.add([command("a", folder=jobs), command("stopped", "stop", "600", folder=jobs)])
+    running.add([command("b", folder=jobs)])
+    with pytest.raises(KeyboardInterrupt):
+        for ended in running.run():
+            if ended.job == "a":
+                wait_for(jobs / "stopped.begun")
+                raise KeyboardInterrupt
+    assert set((slurm / "cancelled").read_text().split()) <= {"17_0", "17_1"}
+    assert not (jobs / "stopped.json").exists()
+    family = [int(path.read_text()) for path in slurm.glob("*.pid")]
+    for pid in family:
+        if psutil.pid_exists(pid):
+            psutil.Process(pid).wait(timeout=PATIENCE)
+    assert not (tmp_path / "submitted").exists()
+
+    waiting = opened(parameters={"slurm_partition": "full"})
+    waiting.add([command("never", folder=jobs)])
+    looks = waiting._look
+
+    def interrupted() -> Iterator[Finished[str]]:
+        yield from looks()
+        raise KeyboardInterrupt
+
+    waiting._look = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        ran(waiting)
+    assert (slurm / "cancelled").read_text() == "18"
+
+
+def test_what_slurm_refuses_is_told_in_one_line(opened: Open, jobs: Path) -> None:
+    queue = opened(parameters={"slurm_partition": "missing"})
+    queue.add([command("a", folder=jobs)])
+    with pytest.raises(ConfigError, match=r"invalid partition specified: missing\. Check hydra"):
+        ran(queue)
+    with pytest.raises(ConfigError, match=r"hydra\.launcher: submitit says .*slurm_color"):
+        opened(parameters={"slurm_color": "red"})
