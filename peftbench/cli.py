@@ -50,7 +50,7 @@ choices:
                       a mirror of the run; whatever happens to it, the record stays the same
 keys:
   seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
-  results_dir=PATH force=true threads=N processes=N checkpoint.minutes=N
+  results_dir=PATH data_dir=PATH force=true threads=N processes=N checkpoint.minutes=N
   method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--status", help="runs of this status only; 'failed' for all failures")
     _add_results(listing)
+    listing.add_argument("--data-dir", help="datasets: where to look; else PEFTBENCH_DATA, or data")
     listing.add_argument("--long", action="store_true", help="methods: formula, cost and source")
     listing.add_argument("--format", choices=("text", "markdown"), help="of --long")
     listing.set_defaults(command=_list)
@@ -515,7 +516,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.long or options.format:
         told = listing.long_text(options.what, options.long, options.format or "text")
     else:
-        told = listing.text(options.what, options.results_dir, options.status)
+        told = listing.text(options.what, options.results_dir, options.status, options.data_dir)
     print(told, end="", flush=True)  # here, where a closed pipe is caught
     return OK
 

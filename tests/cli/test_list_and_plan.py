@@ -14,10 +14,10 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from tiny_runs import QUICK, compose, files_below, write_images
 
-from peftbench import data, experiment, launcher, method_pages
+from peftbench import experiment, launcher, method_pages
 from peftbench.backbones.anatomy import GENERIC
 from peftbench.backbones.families import FAMILIES
-from peftbench.config import build, config_dir
+from peftbench.config import build, catalogue, config_dir
 from peftbench.methods import METHODS
 from peftbench.report import tables
 from peftbench.results.frame import frame
@@ -161,18 +161,31 @@ def test_list_backbones_names_weights_and_aliases(cli) -> None:
     assert done.out.splitlines()[-1] == "any timm tag: backbone.name=ARCHITECTURE.TAG"
 
 
-def test_list_datasets_names_groups_and_manifests(cli) -> None:
-    done = cli("list", "datasets")
+def test_list_datasets_says_what_they_hold_whether_they_are_here_and_where_to_get_them(
+    cli, work: Path
+) -> None:
+    lists = ("train800.txt", "val200.txt", "train800val200.txt", "test.txt")
+    for name in lists:
+        (work / "all" / "vtab-1k" / "dtd").mkdir(parents=True, exist_ok=True)
+        (work / "all" / "vtab-1k" / "dtd" / name).write_text("")
+    (work / "all" / "imagenet-a").mkdir()
+    (work / "all" / "nabirds").mkdir()
+    (work / "all" / "nabirds" / "train.json").write_text("{}")
+    done = cli("list", "datasets", "--data-dir", "all")
     assert (done.status, done.err) == (0, "")
-    rows = {line.split()[0]: line.split()[1:] for line in done.out.splitlines()[1:]}
-    assert rows.keys() == {"folder", *data.mini_tasks()}
-    assert {rows[name][0] for name in data.mini_tasks()} == {
-        "natural",
-        "specialized",
-        "structured",
-    }
-    assert all(len(rows[name][1]) == 12 for name in data.mini_tasks())
-    assert rows["folder"][-2:] == ["dataset=folder", "dataset.root=PATH"]
+    header, *lines, last = done.out.splitlines()
+    assert header.split()[:8] == "DATASET SUITE GROUP CLASSES TRAIN VAL TEST HERE".split()
+    assert last.startswith("looked in all: data_dir=DIR or PEFTBENCH_DATA names the folder ")
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+    assert rows.keys() == catalogue("dataset").keys()
+    assert rows["mini/digits"] == "mini specialized 10 200 50 1000 shipped -"
+    assert rows["folder"].endswith("your own images: dataset=folder dataset.root=PATH")
+    here = "vtab1k natural 47 800 200 1880 yes (vtab1k) XiN0919/VTAB-1k on Hugging Face"
+    assert rows["vtab/dtd"].startswith(here)
+    assert rows["vtab/pets"].startswith("vtab1k natural 37 800 200 3669 no XiN0919/VTAB-1k")
+    assert rows["fgvc/nabirds"].startswith("fgvc - 555 21536 2393 24633 in part the archive")
+    assert rows["fewshot/pets"].startswith("fewshot_fgvc - 37 1-16 a class 736 3669 no ")
+    assert rows["imagenet_a"].startswith("imagenet_shift - 200 - - 7500 yes (imagenet-a) ")
 
 
 def test_list_experiments_asks_their_questions(cli) -> None:

@@ -16,7 +16,14 @@ from omegaconf import OmegaConf
 from tiny_runs import compose, write_images
 
 from peftbench.backbones.load import SHIPPED, check_name
-from peftbench.config import aliases_of, build, catalogue, config_dir, group_dirs
+from peftbench.config import (
+    aliases_of,
+    build,
+    catalogue,
+    config_dir,
+    dataset_specs,
+    group_dirs,
+)
 from peftbench.methods import METHODS
 from peftbench.spec import Recipe
 from peftbench.training.optim import check_recipe
@@ -44,6 +51,8 @@ def command_of(path: Path) -> str:
 def test_the_first_line_of_a_file_is_a_command_that_builds_it(path: Path, tmp_path: Path) -> None:
     group, _, name = name_of(path).partition("/")
     command = shlex.split(command_of(path))
+    if group == "dataset" and dataset_specs(None)[name].reader in ("public", "shift"):
+        pytest.skip("needs files that are not shipped: see test_datasets.py")
     if command[0] == "make":
         overrides = [f"{group}={name}"]
     else:
@@ -160,7 +169,7 @@ def test_every_shipped_backbone_has_a_file() -> None:
 
 def test_no_two_files_of_a_group_are_the_same_run() -> None:
     for group in ("backbone", "dataset"):
-        entries = [tuple(sorted(entry.items())) for entry in catalogue(group).values()]
+        entries = [yaml.safe_dump(entry) for entry in catalogue(group).values()]
         assert len(set(entries)) == len(entries)
 
 
