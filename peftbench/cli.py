@@ -457,7 +457,7 @@ def _check_names(arguments: list[str]) -> list[str]:
             continue
         value = override.value()
         if isinstance(value, Glob):
-            found = value.filter(sorted(choices(override.key_or_group)))
+            found = _filtered(override.key_or_group, value)
             if not found:
                 raise ConfigError(
                     f"{override.input_line} matches nothing. Known: "
@@ -471,6 +471,17 @@ def _check_names(arguments: list[str]) -> list[str]:
             override.key_or_group, [_text(n) for n in names if _text(n) not in ("", "null")]
         )
     return arguments
+
+
+def _filtered(group: str, pattern: Any) -> list[str]:
+    """Choices that a glob matches; rows of a method, such as mlp/5, only if it names them."""
+    from peftbench.config import choices
+
+    names = sorted(choices(group))
+    if group == "method" and not any("/" in text for text in pattern.include):
+        names = [name for name in names if "/" not in name]
+    found: list[str] = pattern.filter(names)
+    return found
 
 
 def _text(element: Any) -> str:

@@ -126,6 +126,7 @@ def register() -> None:
             store.store(group="method", name=name, node=_writable(methods.METHODS[name]))
     Plugins.instance().register(PeftbenchSearchPath)
     OmegaConf.register_new_resolver("suite_of", _suite_of)
+    OmegaConf.register_new_resolver("method_of", method_of)
     OmegaConf.register_new_resolver("by_dataset", _by_dataset)
     register_launcher()
 
@@ -133,6 +134,17 @@ def register() -> None:
 def _suite_of(dataset: str) -> str:
     """The suite in the name of a data set: "vtab" of "vtab/dtd"; else the name itself."""
     return dataset.partition("/")[0]
+
+
+def method_of(choice: str) -> str:
+    """The method that a choice is a row of: "mlp" of "mlp/5"; else the choice itself."""
+    return choice.partition("/")[0]
+
+
+def pinned(choice: str) -> frozenset[str]:
+    """Keys that a choice of method fixes in its file: `{"method.num_layers"}` of "mlp/5"."""
+    entry = catalogue("method").get(choice, {})
+    return frozenset(f"method.{key}" for key in entry if key != "defaults")
 
 
 def _by_dataset(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
@@ -302,12 +314,17 @@ def _member(kind: Any, key: str, text: str) -> Any:
 def _title(backbone: BackboneSpec) -> str:
     """Short name for tables: the configuration that names exactly these weights, else the tag."""
     title = backbone.name
+    file = os.path.basename(backbone.checkpoint or "")
     for name, entry in catalogue("backbone").items():
-        if entry.get("name") == backbone.name:
+        if entry.get("name") != backbone.name:
+            continue
+        if entry.get("checkpoint") and os.path.basename(entry["checkpoint"]) == file:
+            return name
+        if not entry.get("checkpoint"):
             title = name
             break
     if backbone.checkpoint is not None:
-        return f"{title} ({os.path.basename(backbone.checkpoint)})"
+        return f"{title} ({file})"
     return title if backbone.pretrained else f"{title} (random)"
 
 

@@ -133,14 +133,15 @@ def _where(data_dir: str | None) -> str:
 
 
 def _experiments() -> str:
-    from peftbench.config import group_dirs
+    from peftbench import experiments
 
-    rows: list[tuple[object, ...]] = [("EXPERIMENT", "QUESTION")]
-    for folder in group_dirs("experiments"):
-        for path in sorted(folder.glob("*.yaml")):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            questions = [line.partition("Question: ")[2] for line in lines if "Question: " in line]
-            rows.append((path.stem, *questions[:1]) if questions else (path.stem, ""))
+    rows: list[tuple[object, ...]] = [("EXPERIMENT", "RUNS", "GPU HOURS", "QUESTION", "TABLE")]
+    for path in experiments.paths():
+        card = experiments.read(path)
+        runs = len(experiments.sweep(path))
+        counted = f"{runs} + {card.trials} trials" if card.trials else runs
+        hours, question, table = card.gpu_hours or "-", card.question or "-", card.table or "-"
+        rows.append((card.name, counted, hours, question, table))
     return columns(rows)
 
 

@@ -65,7 +65,7 @@ OTHERS = {
     "imagenet_sketch": (1_000, None, None, 50_889),
     "imagenet_v2": (1_000, None, None, 10_000),
 }
-SUITES = {"vtab": "vtab1k", "fgvc": "fgvc", "fewshot": "fewshot_fgvc", "cifar100": "cifar100_full"}
+SUITES = {"vtab": "vtab1k", "fgvc": "fgvc", "fewshot": "fewshot", "cifar100": "cifar100_full"}
 
 
 def test_classes_and_sizes_are_the_published_ones() -> None:
