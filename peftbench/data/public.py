@@ -71,7 +71,7 @@ def read_public(spec: DatasetSpec) -> Listing:
 
     return Listing(
         title=spec.facts.title or spec.name,
-        suite=spec.suite if spec.shots is None else f"{spec.suite}_{spec.shots}shot",
+        suite=_suite(spec),
         suite_version=spec.suite_version,
         group=spec.group,
         licence=spec.facts.licence or "as its owner states",
@@ -85,6 +85,14 @@ def read_public(spec: DatasetSpec) -> Listing:
         decode=decode,
         notes=tuple(notes),
     )
+
+
+def _suite(spec: DatasetSpec) -> str:
+    """A suite for each number of shots, so that no table averages over them."""
+    if spec.shots is None:
+        return spec.suite
+    shots = f"_{spec.shots}shot"
+    return spec.suite.removesuffix(shots) + shots
 
 
 def find(spec: DatasetSpec) -> Place:

@@ -126,6 +126,7 @@ def test_few_shot_lists_train_on_few_images_and_never_on_val(
     wanted = small(name, tmp_path, shots=2, shot_seed=0)
     spec = data.identify(wanted)
     assert (spec.name, spec.suite) == (name, "fewshot_2shot")
+    assert data.identify(spec) == spec
     tune, final = (data.load(spec, phase, SIZE) for phase in (Phase.TUNE, Phase.FINAL))
     for splits in (tune, final):
         assert bag(splits.train.images, splits.train.labels) == expected("train")
