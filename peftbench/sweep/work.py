@@ -96,8 +96,8 @@ class TunedWork(Work):
         rules = {cell.pruner.rule for cell in self.cells} - {"none"}
         pruned = "".join(f" (pruner {rule})" for rule in rules)
         return (
-            f"{len(self.cells)} cells of {budgets or 0} trials x {epochs} epochs{pruned}, {self.finals} final runs: {self.found} already done, "
-            f"{self.to_run} to run"
+            f"{len(self.cells)} cells of {budgets or 0} trials x {epochs} epochs{pruned}, "
+            f"{self.finals} final runs: {self.found} already done, {self.to_run} to run"
         )
 
     def after(self, ending: Ending) -> list[Job]:

@@ -14,7 +14,7 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from tiny_runs import QUICK, compose, files_below, write_images
 
-from peftbench import experiment, launcher, method_pages
+from peftbench import data, experiment, launcher, method_pages
 from peftbench.backbones.anatomy import GENERIC
 from peftbench.backbones.families import FAMILIES
 from peftbench.config import build, catalogue, config_dir
