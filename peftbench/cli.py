@@ -50,7 +50,7 @@ choices:
                       a mirror of the run; whatever happens to it, the record stays the same
 keys:
   seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
-  results_dir=PATH force=true threads=N processes=N checkpoint.minutes=N
+  results_dir=PATH data_dir=PATH force=true threads=N processes=N checkpoint.minutes=N
   method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--status", help="runs of this status only; 'failed' for all failures")
     _add_results(listing)
+    listing.add_argument("--data-dir", help="datasets: where to look; else PEFTBENCH_DATA, or data")
     listing.add_argument("--long", action="store_true", help="methods: formula, cost and source")
     listing.add_argument("--format", choices=("text", "markdown"), help="of --long")
     listing.set_defaults(command=_list)
@@ -467,7 +468,7 @@ def _check_names(arguments: list[str]) -> list[str]:
             continue
         value = override.value()
         if isinstance(value, Glob):
-            found = value.filter(sorted(choices(override.key_or_group)))
+            found = _filtered(override.key_or_group, value)
             if not found:
                 raise ConfigError(
                     f"{override.input_line} matches nothing. Known: "
@@ -481,6 +482,17 @@ def _check_names(arguments: list[str]) -> list[str]:
             override.key_or_group, [_text(n) for n in names if _text(n) not in ("", "null")]
         )
     return arguments
+
+
+def _filtered(group: str, pattern: Any) -> list[str]:
+    """Choices that a glob matches; rows of a method, such as mlp/5, only if it names them."""
+    from peftbench.config import choices
+
+    names = sorted(choices(group))
+    if group == "method" and not any("/" in text for text in pattern.include):
+        names = [name for name in names if "/" not in name]
+    found: list[str] = pattern.filter(names)
+    return found
 
 
 def _text(element: Any) -> str:
@@ -526,7 +538,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.long or options.format:
         told = listing.long_text(options.what, options.long, options.format or "text")
     else:
-        told = listing.text(options.what, options.results_dir, options.status)
+        told = listing.text(options.what, options.results_dir, options.status, options.data_dir)
     print(told, end="", flush=True)  # here, where a closed pipe is caught
     return OK
 

@@ -25,6 +25,7 @@ from peftbench.registry import unknown_name
 from peftbench.spec import (
     LAST,
     BackboneSpec,
+    DatasetFacts,
     DatasetSpec,
     Phase,
     Precision,
@@ -36,6 +37,8 @@ from peftbench.spec import (
 )
 from peftbench.sweep.tuning import TunerConfig
 from peftbench.training.checkpoint import Saving
+
+DATA_DIR = "${data_dir}"  # root of a data set that is looked for by its name
 
 
 @dataclass
@@ -65,6 +68,7 @@ class RunConfig:
     phase: str = "final"
     precision: str = "auto"
     results_dir: str = "results"
+    data_dir: str | None = None  # folder for all public data sets; `dataset.root` is one's own
     device: str = "auto"
     threads: int | None = None
     force: bool = False
@@ -122,6 +126,7 @@ def register() -> None:
             store.store(group="method", name=name, node=_writable(methods.METHODS[name]))
     Plugins.instance().register(PeftbenchSearchPath)
     OmegaConf.register_new_resolver("suite_of", _suite_of)
+    OmegaConf.register_new_resolver("method_of", method_of)
     OmegaConf.register_new_resolver("by_dataset", _by_dataset)
     register_launcher()
 
@@ -129,6 +134,17 @@ def register() -> None:
 def _suite_of(dataset: str) -> str:
     """The suite in the name of a data set: "vtab" of "vtab/dtd"; else the name itself."""
     return dataset.partition("/")[0]
+
+
+def method_of(choice: str) -> str:
+    """The method that a choice is a row of: "mlp" of "mlp/5"; else the choice itself."""
+    return choice.partition("/")[0]
+
+
+def pinned(choice: str) -> frozenset[str]:
+    """Keys that a choice of method fixes in its file: `{"method.num_layers"}` of "mlp/5"."""
+    entry = catalogue("method").get(choice, {})
+    return frozenset(f"method.{key}" for key in entry if key != "defaults")
 
 
 def _by_dataset(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
@@ -196,6 +212,7 @@ def build(
         method=method,
         backbone=backbone,
         dataset=identify(dataset),
+        shifts=tuple(_shift(name, cfg.data_dir) for name in dataset.shifts),
         preprocessing=OmegaConf.to_object(cfg.preprocessing),  # type: ignore[arg-type]
         recipe=OmegaConf.to_object(cfg.recipe),  # type: ignore[arg-type]
         seed=cfg.seed,
@@ -205,6 +222,32 @@ def build(
         protocol=Protocol(cfg.protocol, tuple(cfg.seeds), cfg.average, cfg.parameters),
         looks=tuple(sorted(cfg.looks.items())),
     )
+
+
+def dataset_specs(data_dir: str | None) -> dict[str, DatasetSpec]:
+    """Every configured data set by its name, looked for in `data_dir`; nothing is read.
+
+    Raises:
+        ConfigError: a file has keys that no data set has.
+    """
+    specs = {}
+    for name, entry in catalogue("dataset").items():
+        plain = {k: v for k, v in entry.items() if not str(v).startswith(("${", "???"))}
+        if entry.get("root") == DATA_DIR:
+            plain["root"] = data_dir
+        try:
+            facts = DatasetFacts(**plain.pop("facts", {}))
+            specs[name] = DatasetSpec(**plain, facts=facts)
+        except TypeError as e:
+            raise ConfigError(f"dataset={name}: {e}. Remove that key from its file.") from e
+    return specs
+
+
+def _shift(name: str, data_dir: str | None) -> DatasetSpec:
+    known = {n: s for n, s in dataset_specs(data_dir).items() if s.reader == "shift"}
+    if name not in known:
+        raise unknown_name("data set in dataset.shifts", name, known)
+    return known[name]
 
 
 def logger_settings(cfg: DictConfig) -> LoggerSettings:
@@ -271,12 +314,17 @@ def _member(kind: Any, key: str, text: str) -> Any:
 def _title(backbone: BackboneSpec) -> str:
     """Short name for tables: the configuration that names exactly these weights, else the tag."""
     title = backbone.name
+    file = os.path.basename(backbone.checkpoint or "")
     for name, entry in catalogue("backbone").items():
-        if entry.get("name") == backbone.name:
+        if entry.get("name") != backbone.name:
+            continue
+        if entry.get("checkpoint") and os.path.basename(entry["checkpoint"]) == file:
+            return name
+        if not entry.get("checkpoint"):
             title = name
             break
     if backbone.checkpoint is not None:
-        return f"{title} ({os.path.basename(backbone.checkpoint)})"
+        return f"{title} ({file})"
     return title if backbone.pretrained else f"{title} (random)"
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import peftbench
-from peftbench import cost, data, provenance, tuned
+from peftbench import cost, data, provenance, robustness, tuned
 from peftbench.backbones.anatomy import Anatomy, describe, weightless_copy
 from peftbench.backbones.load import Backbone, check_name, load
 from peftbench.errors import (
@@ -294,9 +294,11 @@ def _measure(
 
     backbone, anatomy, splits = _load(spec, device)
     num_classes = len(splits.class_names)
+    tested = spec.shifts if spec.phase is Phase.FINAL else ()
+    shifts = robustness.find(tested, splits.class_names, backbone.preprocessing)
     draft.fields["provenance"] = _provenance(backbone, splits)
     tuned_model = _attach(spec, backbone, anatomy, num_classes)
-    draft.fields["notes"] = list(tuned_model.notes)
+    draft.fields["notes"] = [*splits.notes, *tuned_model.notes]
     if micro_batch is not None and micro_batch < spec.recipe.batch_size:
         draft.fields["notes"].append(f"trained with {micro_batch} images in memory at a time")
     draft.fields["parameters"] = _count(tuned_model, anatomy)
@@ -367,6 +369,12 @@ def _measure(
     name = "test" if spec.phase is Phase.FINAL else "val"
     measured = metrics(predictions, labels, num_classes)
     draft.fields["metrics"] |= {f"{name}/{key}": value for key, value in measured.items()}
+    for shift, parts in shifts.items():
+        draft.fields["metrics"] |= robustness.measure(
+            shift,
+            parts,
+            lambda images: _predict(tuned_model, images, backbone, device, dtype),
+        )
     seconds_evaluate = time.perf_counter() - clock_report
     store.save_predictions(
         spec.method.name,
@@ -576,7 +584,7 @@ def _check_executed(tuned_model: Tuned) -> None:
 
 def _predict(
     tuned_model: Tuned,
-    images: np.ndarray,
+    images: np.ndarray | data.DecodedImages,
     backbone: Backbone,
     device: torch.device,
     dtype: torch.dtype,

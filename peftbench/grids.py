@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,18 @@ class Grid:
         for axis in self.axes:
             count *= len(axis)
         return count
+
+    def without(self, keys: Collection[str]) -> Grid:
+        """The grid without the axes of `keys`, which somebody has fixed."""
+
+        def free(axis: tuple[tuple[str, ...], ...]) -> bool:
+            return not any(text.partition("=")[0] in keys for point in axis for text in point)
+
+        return replace(self, axes=tuple(axis for axis in self.axes if free(axis)))
+
+    def points(self) -> list[tuple[tuple[str, Any], ...]]:
+        """Keys and values of each trial, in the order of `overrides`."""
+        return [tuple(map(_pair, point)) for point in self.overrides()]
 
     def overrides(self) -> list[list[str]]:
         """One list of `key=value` for each trial; the last axis varies fastest."""
@@ -60,6 +72,24 @@ def find(grids: Mapping[str, Grid], method: str) -> Grid:
     raise unknown_name(
         "method in this grid:", method, {m for g in grids.values() for m in g.methods}
     )
+
+
+def named(name: str) -> dict[str, Grid]:
+    """The grids of `conf/grid/NAME.yaml`, or of a file of one's own; `UnknownName` if none."""
+    from peftbench.config import group_dirs
+
+    files = {path.stem: path for d in reversed(group_dirs("grid")) for path in d.glob("*.yaml")}
+    if name not in files:
+        raise unknown_name("tuner.grid", name, files)
+    return read(files[name])
+
+
+def _pair(override: str) -> tuple[str, Any]:
+    key, _, text = override.partition("=")
+    try:
+        return key, json.loads(text)
+    except ValueError:  # a word
+        return key, text
 
 
 def _grid(where: str, name: str, entry: Any) -> Grid:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from peftbench.errors import ConfigError
+from peftbench.errors import ConfigError, DataError
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
+from peftbench.spec import DatasetSpec
 
 
-def text(what: str, results_dir: str, status: str | None) -> str:
+def text(what: str, results_dir: str, status: str | None, data_dir: str | None = None) -> str:
     """Aligned columns about methods, backbones, datasets, experiments, tables or runs."""
     if what == "runs":
         return _runs(results_dir, status)
     if status is not None:
         raise ConfigError(f"--status belongs to `peftbench list runs`, not to `list {what}`.")
+    if what == "datasets":
+        return _datasets(data_dir or os.environ.get("PEFTBENCH_DATA") or "data")
     return {
         "methods": _methods,
         "backbones": _backbones,
-        "datasets": _datasets,
         "experiments": _experiments,
         "tables": _tables,
     }[what]()
@@ -86,30 +89,59 @@ def _backbones() -> str:
     return columns(rows) + "any timm tag: backbone.name=ARCHITECTURE.TAG\n"
 
 
-def _datasets() -> str:
-    from peftbench import data
-    from peftbench.config import catalogue
-    from peftbench.spec import DatasetSpec
+def _datasets(data_dir: str | None) -> str:
+    from peftbench.config import dataset_specs
 
-    rows: list[tuple[object, ...]] = [("DATASET", "GROUP", "MANIFEST")]
-    for name, entry in catalogue("dataset").items():
-        if entry.get("root") == "???":
-            rows.append((name, "your own images", f"dataset={name} dataset.root=PATH"))
-            continue
-        spec = data.identify(DatasetSpec(**entry))
-        rows.append((name, spec.group, spec.manifest[:12]))
-    return columns(rows)
+    rows: list[tuple[object, ...]] = [
+        ("DATASET", "SUITE", "GROUP", "CLASSES", "TRAIN", "VAL", "TEST", "HERE", "WHERE TO GET IT")
+    ]
+    rows += [(name, *_dataset(spec)) for name, spec in dataset_specs(data_dir).items()]
+    return columns(rows) + _where(data_dir)
+
+
+def _dataset(spec: DatasetSpec) -> tuple[object, ...]:
+    """What the columns behind its name say of a data set."""
+    from peftbench import data
+    from peftbench.data import public, shifts
+
+    facts = spec.facts
+    train: object = "1-16 a class" if spec.shots else facts.train
+    cells: tuple[object, ...]
+    if spec.reader in ("public", "shift"):
+        here = (public if spec.reader == "public" else shifts).whereabouts(spec)
+        counts = (facts.classes, train, facts.val, facts.test)
+        cells = (spec.suite, spec.group, *counts, here, facts.source)
+    elif spec.reader == "folder" and spec.root is None:
+        asked = f"your own images: dataset={spec.name} dataset.root=PATH"
+        cells = ("", "", "", "", "", "", "", asked)
+    else:
+        try:
+            listing = data.READERS[spec.reader](spec)
+        except DataError:
+            return ("-", "-", "-", "-", "-", "-", "no", spec.root or "-")
+        sizes = (len(part) for _, part in listing.splits())
+        where = ("shipped", "-") if spec.root is None else ("yes", spec.root)
+        cells = (listing.suite, listing.group, len(listing.class_names), *sizes, *where)
+    return tuple("-" if cell in (None, "") else cell for cell in cells)
+
+
+def _where(data_dir: str | None) -> str:
+    return (
+        f"looked in {data_dir or 'no folder'}: data_dir=DIR or PEFTBENCH_DATA names the folder for "
+        "all public data sets, and dataset.root=DIR that of one\n"
+    )
 
 
 def _experiments() -> str:
-    from peftbench.config import group_dirs
+    from peftbench import experiments
 
-    rows: list[tuple[object, ...]] = [("EXPERIMENT", "QUESTION")]
-    for folder in group_dirs("experiments"):
-        for path in sorted(folder.glob("*.yaml")):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            questions = [line.partition("Question: ")[2] for line in lines if "Question: " in line]
-            rows.append((path.stem, *questions[:1]) if questions else (path.stem, ""))
+    rows: list[tuple[object, ...]] = [("EXPERIMENT", "RUNS", "GPU HOURS", "QUESTION", "TABLE")]
+    for path in experiments.paths():
+        card = experiments.read(path)
+        runs = len(experiments.sweep(path))
+        counted = f"{runs} + {card.trials} trials" if card.trials else runs
+        hours, question, table = card.gpu_hours or "-", card.question or "-", card.table or "-"
+        rows.append((card.name, counted, hours, question, table))
     return columns(rows)
 
 

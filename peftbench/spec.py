@@ -42,6 +42,8 @@ RESIZES = ("squash", "crop")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # as in Pillow
 LAST, BEST_ON_TEST = "last", "best_on_test"
 SELECTIONS = (LAST, BEST_ON_TEST)  # which epoch is reported
+TRAIN_AND_VAL, TRAIN_ONLY = "train+val", "train"
+FINAL_PARTS = (TRAIN_AND_VAL, TRAIN_ONLY)  # what the final phase trains on
 AVERAGES = ("mean_19", "mean_groups")  # over all tasks alike (VTAB has 19), or over group means
 PARAMETERS = ("with_head", "without_head")
 
@@ -83,6 +85,31 @@ class BackboneSpec:
 
 
 @dataclass(frozen=True)
+class DatasetFacts:
+    """What is published about a data set; what lies on disk is checked against it.
+
+    `None` where there is no such number, or where it follows from others.
+    """
+
+    title: str = ""
+    classes: int | None = None
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+    folders: tuple[str, ...] = ()  # names that its folder goes by
+    layouts: tuple[str, ...] = ()  # that it comes in, the preferred one first
+    licence: str = ""
+    source: str = ""  # where to get it
+
+    def __post_init__(self) -> None:
+        for key in ("folders", "layouts"):  # configurations deliver lists
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+
+
+NO_FACTS = DatasetFacts()
+
+
+@dataclass(frozen=True)
 class DatasetSpec:
     """A data set, its suite and the hash of its list of files."""
 
@@ -97,8 +124,18 @@ class DatasetSpec:
     split_seed: int = 0
     limit: int | None = None  # at most this many images of each split, for smoke runs
     manifest: str = ""  # roll-up hash of files and splits, filled when the run is built
+    final_trains_on: str = later(TRAIN_AND_VAL)  # or "train", where val is no training material
+    shots: int | None = later(None)  # training images of each class, where lists of them exist
+    shot_seed: int | None = later(None)  # which of those lists
+    keep_repeats: bool = later(False)  # train on an image as often as a list names it
+    shifts: tuple[str, ...] = later(())  # data sets that the final model is tested on as well
+    layout: str | None = later(None)  # read the folder as this one; not identity, `manifest` is
+    facts: DatasetFacts = NO_FACTS  # neither identity nor recorded
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shifts", tuple(self.shifts))  # configurations deliver lists
+        if self.final_trains_on not in FINAL_PARTS:
+            raise unknown_name("dataset.final_trains_on", self.final_trains_on, FINAL_PARTS)
         if self.limit is not None and self.limit < 1:
             raise ConfigError(
                 f"dataset.limit={self.limit} keeps no image. Use a positive number or leave it out."
@@ -266,6 +303,7 @@ class RunSpec:
     protocol: Protocol = field(default_factory=Protocol)
     # of a trial: (epoch after which val is looked at, accuracy without which it stops there)
     looks: tuple[tuple[int, float | None], ...] = ()
+    shifts: tuple[DatasetSpec, ...] = ()  # where to find `dataset.shifts`, which are the identity
 
     def __post_init__(self) -> None:
         if self.looks and self.phase is not Phase.TUNE:
@@ -285,8 +323,9 @@ class RunSpec:
     def identity(self) -> dict[str, Any]:
         """The declared identity as plain JSON values; equal identities mean equal runs."""
         backbone = dataclasses.asdict(self.backbone)
-        dataset = dataclasses.asdict(self.dataset)
-        del backbone["title"], dataset["root"]
+        dataset = declared(self.dataset)
+        del backbone["title"], dataset["root"], dataset["facts"]
+        dataset.pop("layout", None)
         if self.backbone.checkpoint is not None:
             backbone.update(checkpoint=None, pretrained=False)
         if self.backbone.pretrained or self.backbone.checkpoint is not None:
@@ -324,7 +363,7 @@ class RunSpec:
             {
                 "method": self.method.identity(),
                 "backbone": dataclasses.asdict(self.backbone),
-                "dataset": dataclasses.asdict(self.dataset),
+                "dataset": {k: v for k, v in declared(self.dataset).items() if k != "facts"},
                 "preprocessing": dataclasses.asdict(self.preprocessing),
                 "recipe": self.recipe.canonical(),
                 "seed": self.seed,

@@ -266,8 +266,15 @@ def read_checkpoint(path: Path, model: nn.Module) -> dict[str, Tensor]:
             raw = raw[key]
     if not isinstance(raw, Mapping) or not all(isinstance(v, Tensor) for v in raw.values()):
         raise WeightsError(f"{path} holds no dictionary of tensors. Save a state dict and retry.")
-    state = {str(k).removeprefix("module.").removeprefix("backbone."): v for k, v in raw.items()}
+    state = {_bare(str(name)): tensor for name, tensor in raw.items()}
     return _renamed(state, model)
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without the wrappers that it was trained in; MoCo v3 has two of them."""
+    for prefix in ("module.", "base_encoder.", "backbone."):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _corrupt(path: Path, error: Exception) -> WeightsError:

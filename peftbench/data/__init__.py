@@ -9,9 +9,11 @@ import numpy as np
 
 from peftbench.data import folder as _folder  # noqa: F401  # registers its reader
 from peftbench.data import mini as _mini
+from peftbench.data import public as _public  # noqa: F401  # registers its reader
 from peftbench.data.cards import card
 from peftbench.data.images import check_geometry
 from peftbench.data.listing import READERS, Listing, SplitList, read_dataset
+from peftbench.data.shifts import DecodedImages, ShiftSet, load_shift
 from peftbench.data.splits import (
     Splits,
     TestArrays,
@@ -21,11 +23,13 @@ from peftbench.data.splits import (
     stratified_cut,
 )
 from peftbench.errors import DataError
-from peftbench.spec import DatasetSpec, Phase, Preprocessing
+from peftbench.spec import TRAIN_ONLY, DatasetSpec, Phase, Preprocessing
 
 __all__ = [
     "READERS",
+    "DecodedImages",
     "Listing",
+    "ShiftSet",
     "SplitList",
     "Splits",
     "TestArrays",
@@ -35,6 +39,7 @@ __all__ = [
     "card",
     "identify",
     "load",
+    "load_shift",
     "mini_tasks",
     "read_dataset",
 ]
@@ -79,21 +84,18 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
             len(listing.test),
         )
     parts = {split: _limited(part, spec, split) for split, part in listing.splits()}
+    alone = phase is Phase.TUNE or spec.final_trains_on == TRAIN_ONLY
+    if not alone:
+        parts["train"] = _joined(parts["train"], parts["val"])
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         part = parts[split]
         pixels = listing.decode(part, preprocessing, split)
         return pixels, np.asarray(part.labels, dtype=np.int64), part.names
 
-    train, val = read("train"), read("val")
-    if phase is Phase.TUNE:
-        return Splits(TrainSplit(*train), ValSplit(*val), listing.class_names, listing.manifest)
-    both = TrainSplit(
-        np.concatenate([train[0], val[0]]),
-        np.concatenate([train[1], val[1]]),
-        train[2] + val[2],
-    )
-    return Splits(both, TestSplit(*read("test")), listing.class_names, listing.manifest)
+    train = TrainSplit(*read("train"))
+    report = ValSplit(*read("val")) if phase is Phase.TUNE else TestSplit(*read("test"))
+    return Splits(train, report, listing.class_names, listing.manifest, listing.notes)
 
 
 def _limited(part: SplitList, spec: DatasetSpec, split: str) -> SplitList:
@@ -102,3 +104,10 @@ def _limited(part: SplitList, spec: DatasetSpec, split: str) -> SplitList:
     order = ("train", "val", "test").index(split)
     generator = np.random.default_rng([spec.split_seed, order])
     return part.rows(stratified_cut(np.asarray(part.labels), spec.limit, generator))
+
+
+def _joined(first: SplitList, second: SplitList) -> SplitList:
+    """Both one after another; their images are decoded and kept as one array."""
+    return SplitList(
+        first.names + second.names, first.labels + second.labels, first.digests + second.digests
+    )

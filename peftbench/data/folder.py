@@ -11,24 +11,16 @@ class belong to it, and classes and files are ordered by the bytes of their name
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from peftbench.data import images
+from peftbench.data import files
 from peftbench.data.listing import Listing, SplitList, read_dataset, rollup
 from peftbench.data.splits import stratified_split
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Preprocessing
 
-SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-)  # fmt: skip
 VAL_NAMES = ("val", "valid", "validation")
 
 
@@ -51,8 +43,10 @@ def read_folder(spec: DatasetSpec) -> Listing:
     lines = [line for split, part in parts.items() for line in part.rollup_lines(split)]
     lines.append(f"parameters\t{spec.val_fraction!r}\t{spec.test_fraction!r}\t{spec.split_seed}\n")
 
+    pictures = files.FilePictures(root)
+
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
-        return _decode(root, part, preprocessing, f"{spec.name} {split}")
+        return files.decode(pictures, part, preprocessing, f"{spec.name} {split}")
 
     return Listing(
         title=root.name,
@@ -77,7 +71,7 @@ def _has_own_parts(root: Path) -> bool:
     A class may well be called "train": then its folder holds images.
     """
     parts = [root / name for name in ("train", "test") if (root / name).is_dir()]
-    return any(_folders(part) and not _images(part, deep=False) for part in parts)
+    return any(files.folders(part) and not files.pictures_in(part, deep=False) for part in parts)
 
 
 def _drawn_parts(root: Path, spec: DatasetSpec) -> tuple[tuple[str, ...], dict[str, SplitList]]:
@@ -100,7 +94,7 @@ def _own_parts(root: Path, spec: DatasetSpec) -> tuple[tuple[str, ...], dict[str
         )
     for needed in ("train", "test"):
         if not (root / needed).is_dir():
-            found = ", ".join(path.name for path in _folders(root))
+            found = ", ".join(path.name for path in files.folders(root))
             advice = "Add one, or rename the part that is to be reported to test."
             if needed == "train":
                 advice = "Add one, or put the class folders directly under the root."
@@ -153,9 +147,9 @@ def _split_named(
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(path.name for path in _folders(folder))
+    names = tuple(path.name for path in files.folders(folder))
     if not names:
-        count = len(_images(folder, deep=False))
+        count = len(files.pictures_in(folder, deep=False))
         raise DataError(
             f"{folder} has no class folders ({count} images directly inside). "
             "Put the images of each class into a folder of their own."
@@ -167,84 +161,13 @@ def _list_classes(root: Path, folder: Path, class_names: tuple[str, ...]) -> Spl
     paths: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(class_names):
-        members = _images(folder / class_name, deep=True)
+        members = files.pictures_in(folder / class_name, deep=True)
         if not members:
             raise DataError(
                 f"Class folder {folder / class_name} is empty: no file ends in "
-                f"{', '.join(SUFFIXES)}. Add images or remove the folder."
+                f"{', '.join(files.SUFFIXES)}. Add images or remove the folder."
             )
         paths += members
         labels += [label] * len(members)
     names = tuple(path.relative_to(root).as_posix() for path in paths)
-    return SplitList(names, tuple(labels), _digests(root, names))
-
-
-def _folders(folder: Path) -> list[Path]:
-    return _by_name(path for path in folder.iterdir() if path.is_dir() and not _hidden(path))
-
-
-def _images(folder: Path, deep: bool) -> list[Path]:
-    found: list[Path] = []
-    for path in folder.iterdir():
-        if _hidden(path):
-            continue
-        if path.is_dir():
-            found += _images(path, deep) if deep else []
-        elif path.suffix.lower() in SUFFIXES:
-            found.append(path)
-    return _by_name(found)
-
-
-def _by_name(paths: Iterable[Path]) -> list[Path]:
-    """Sorted by bytes: the order must not depend on the machine's locale or file system."""
-    return sorted(paths, key=lambda path: os.fsencode(path.as_posix()))
-
-
-def _hidden(path: Path) -> bool:
-    return path.name.startswith(".")
-
-
-def _digests(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    """SHA-256 of each file. Files whose size and time are unchanged are not read again."""
-    key = hashlib.sha256(os.fsencode(root)).hexdigest()[:32]
-    memory = images.cache_dir() / "digests" / f"{key}.json"
-    known: dict[str, list[object]] = {}
-    try:
-        loaded = json.loads(memory.read_text(encoding="utf-8"))
-        known = loaded if isinstance(loaded, dict) else {}
-    except (OSError, ValueError):  # absent or damaged: everything is hashed again
-        pass
-
-    def digest(name: str) -> list[object]:
-        status = (root / name).stat()
-        seen = known.get(name)
-        if isinstance(seen, list) and seen[:2] == [status.st_size, status.st_mtime_ns]:
-            return seen
-        return [status.st_size, status.st_mtime_ns, images.file_digest(root / name)]
-
-    try:
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            found = dict(zip(names, pool.map(digest, names), strict=True))
-    except OSError as error:
-        raise DataError(
-            f"Cannot read {error.filename}: {error.strerror}. Repair or remove it."
-        ) from error
-    if any(known.get(name) != entry for name, entry in found.items()):
-        try:
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            with images.replaced(memory) as temporary:
-                temporary.write_text(json.dumps({**known, **found}), encoding="utf-8")
-        except OSError:  # it only saves time, so a read-only cache is no error here
-            pass
-    return tuple(str(entry[2]) for entry in found.values())
-
-
-def _decode(root: Path, part: SplitList, preprocessing: Preprocessing, title: str) -> np.ndarray:
-    content = rollup(part.rollup_lines("")) + "|" + images.geometry_key(preprocessing)
-
-    def make(row: int) -> np.ndarray:
-        path = root / part.names[row]
-        return images.fit(images.decode(path, str(path)), preprocessing)
-
-    key = hashlib.sha256(content.encode()).hexdigest()[:32]
-    return images.cached_array(key, part.names, preprocessing.size, make, title)
+    return SplitList(names, tuple(labels), files.digests(root, names))

@@ -58,6 +58,7 @@ class Listing:
     test: SplitList
     manifest: str  # roll-up hash over names, labels, bytes and splits
     decode: Decode  # (images, preprocessing, name of the split) -> (N, S, S, 3) uint8
+    notes: tuple[str, ...] = ()  # what the record of a run must say about its data
 
     def splits(self) -> tuple[tuple[str, SplitList], ...]:
         """The three splits with their names."""

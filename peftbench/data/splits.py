@@ -86,6 +86,7 @@ class Splits:
     report: ValSplit | TestSplit
     class_names: tuple[str, ...]
     manifest: str  # roll-up hash of the data set
+    notes: tuple[str, ...] = ()  # what the record of a run must say about its data
 
     @property
     def num_classes(self) -> int:

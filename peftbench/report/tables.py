@@ -328,6 +328,7 @@ def _settings(row: Mapping[str, Any]) -> dict[str, str]:
         **settings_of(_text(row["recipe_settings"])),
         "version": _text(row["method_version"]),
         **settings_of(_text(row["preprocessing"])),
+        **settings_of(_text(row["data_settings"])),
         **{name: _text(row[name]) for name in ("image_size", "drop_path", "precision")},
         "selection": _text(row["selection"]),
     }

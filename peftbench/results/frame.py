@@ -24,6 +24,9 @@ from peftbench.results.store import ResultsStore, current, write_atomic
 DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
 _AGAIN = "Write it again with `peftbench report`."
 SPLIT_OF_PHASE = {"final": "test", "tune": "val"}
+REPORTED = ("test/", "val/", "last_epoch/")  # metrics of the data set itself; others are of shifts
+# which list of a few-shot set trains is not among them: it varies as the seed does
+DATA_SETTINGS = ("shots", "keep_repeats", "final_trains_on", "shifts")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ COLUMNS = (
     Column("device", "string", "that trained"),
     Column("dtype", "string", "arithmetic of the forward pass"),
     Column("limit", "Int64", "at most this many images of each split; missing means all"),
+    Column("data_settings", "string", "what the data set is asked beyond its defaults: shots=4"),
+    Column("shift_metrics", "string", "on shifted test sets, as imagenet_a/top1=0.4"),
     Column("started", "string", "ISO 8601, UTC"),
     Column("finished", "string", "ISO 8601, UTC"),
 )
@@ -386,6 +391,10 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "timm": versions.get("timm"),
         "host": origin and origin.host,
         "limit": dataset.get("limit"),
+        "data_settings": settings_text({k: dataset[k] for k in DATA_SETTINGS if k in dataset}),
+        "shift_metrics": settings_text(
+            {k: v for k, v in record.metrics.items() if not k.startswith(REPORTED)}
+        ),
         "started": record.started,
         "finished": record.finished,
     }

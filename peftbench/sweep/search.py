@@ -104,11 +104,10 @@ class Search(ABC):
         return min(tied, key=lambda trial: tuple(_order(v) for _, v in trial.point))
 
 
-class GridSearch(Search):
-    """All points of a grid, or a seeded choice among them where the budget is smaller."""
+class PointSearch(Search):
+    """All of some points, or a seeded choice among them where the budget is smaller."""
 
-    def __init__(self, space: Space, trials: int | None = None, seed: int = 0) -> None:
-        points = grid_points(space)
+    def __init__(self, points: list[Point], trials: int | None = None, seed: int = 0) -> None:
         if trials is not None and trials < len(points):
             chosen = sorted(random.Random(seed).sample(range(len(points)), trials))
             points = [points[i] for i in chosen]
@@ -118,6 +117,13 @@ class GridSearch(Search):
     def propose(self) -> Trial:
         number = len(self.asked)
         return Trial(number, self.points[number])
+
+
+class GridSearch(PointSearch):
+    """The product of the values of each key."""
+
+    def __init__(self, space: Space, trials: int | None = None, seed: int = 0) -> None:
+        super().__init__(grid_points(space), trials, seed)
 
 
 class OptunaSearch(Search):

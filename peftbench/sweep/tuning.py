@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+from peftbench import grids
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 from peftbench.results.record import RunRecord, Status
@@ -19,6 +21,7 @@ from peftbench.sweep.pruning import Curve, Pruner
 from peftbench.sweep.search import (
     GridSearch,
     OptunaSearch,
+    PointSearch,
     Search,
     Trial,
     check_budgets,
@@ -41,6 +44,7 @@ class TunerConfig:
     startup: int = 4  # trials before median stops any
     reduction: int = 3  # of so many trials, halving lets one go on
     seed: int = 0  # of the trials' runs and of what is drawn
+    grid: str | None = None  # instead of a space: each method's own grid from conf/grid/NAME.yaml
 
 
 @dataclass
@@ -125,10 +129,11 @@ def make_cells(
     for key, members in groups.items():
         overrides, spec = members[0]
         shared = tuple(o for o in overrides if not o.startswith("seed="))
-        search = _search(tuner, journals, key)
+        search = _paper_search(tuner, shared, spec) if tuner.grid else _search(tuner, journals, key)
         finals = [final for final, _ in members]
         cells.append(Cell(shared, finals, search, tuner, spec.recipe.total_epochs, pruner))
-    check_budgets({f"{c.overrides}": c.search for c in cells})
+    if not tuner.grid:  # papers searched their methods with budgets of their own
+        check_budgets({f"{c.overrides}": c.search for c in cells})
     return cells
 
 
@@ -173,6 +178,27 @@ def _search(tuner: TunerConfig, journals: str, key: str) -> Search:
     return OptunaSearch(space, tuner.trials, f"{journals}/{name}.log", name, tuner.seed)
 
 
+def _paper_search(tuner: TunerConfig, overrides: Sequence[str], spec: RunSpec) -> Search:
+    """The grid that a paper searched for a method, without what its row fixes."""
+    from peftbench.config import pinned
+
+    if tuner.name != "grid":
+        raise ConfigError(f"tuner.grid={tuner.grid} needs tuner=grid, not tuner={tuner.name}.")
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("method=")]
+    grid = paper_grid(str(tuner.grid), spec.method.name).without(
+        pinned(chosen[-1] if chosen else spec.method.name)
+    )
+    return PointSearch(grid.points(), tuner.trials, tuner.seed)
+
+
+@cache
+def paper_grid(name: str, method: str) -> grids.Grid:
+    """The grid of `method` in `conf/grid/NAME.yaml`."""
+    return grids.find(grids.named(name), method)
+
+
 def _without_seed(spec: RunSpec) -> str:
     identity = {k: v for k, v in spec.identity().items() if k != "seed"}
+    # which list of a few-shot set trains follows the seed
+    identity["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "shot_seed"}
     return digest(identity)

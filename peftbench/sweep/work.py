@@ -75,7 +75,7 @@ class TunedWork(Work):
         journals.mkdir(parents=True, exist_ok=True)
         self.cells = make_cells(tuned, tuner, str(journals))
         self.at_a_time = 1 if tuner.name == "optuna" else None
-        self.budget = self.cells[0].search.trials if self.cells else 0
+        self.trials = sum(cell.search.trials for cell in self.cells)
         self.finals = len(tuned)
         self.found = 0  # of trials and final runs that are recorded
         self.unfinished: list[str] = []  # cells in which no trial ended well
@@ -84,20 +84,20 @@ class TunedWork(Work):
         ready = [job for job in self.refused if job.spec.run_id not in self.done]
         for cell in self.cells:
             ready += self._go_on(cell)
-        total = len(self.refused) + self.finals + self.budget * len(self.cells)
+        total = len(self.refused) + self.finals + self.trials
         already = len(self.refused) - sum(j in self.refused for j in ready)
         self.to_run = total - self.found - already
         self.at_most = max(len(ready), len(self.cells))
         return ready
 
     def title(self) -> str:
-        epochs = {cell.epochs for cell in self.cells}
+        budgets = "/".join(map(str, sorted({cell.search.trials for cell in self.cells})))
+        epochs = "/".join(map(str, sorted({cell.epochs for cell in self.cells})))
         rules = {cell.pruner.rule for cell in self.cells} - {"none"}
         pruned = "".join(f" (pruner {rule})" for rule in rules)
         return (
-            f"{len(self.cells)} cells of {self.budget} trials x {'/'.join(map(str, epochs))} "
-            f"epochs{pruned}, {self.finals} final runs: {self.found} already done, "
-            f"{self.to_run} to run"
+            f"{len(self.cells)} cells of {budgets or 0} trials x {epochs} epochs{pruned}, "
+            f"{self.finals} final runs: {self.found} already done, {self.to_run} to run"
         )
 
     def after(self, ending: Ending) -> list[Job]:

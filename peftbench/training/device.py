@@ -12,6 +12,8 @@ from torch import Tensor
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
 
+RESIDENT_BYTES = 24 * 2**30  # 170,000 images of 224 pixels; a GPU of 80 GB has room for them
+
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" is a CUDA device if there is one, else the CPU."""
@@ -51,7 +53,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 
 class Pixels:
-    """uint8 images (N, S, S, 3) kept on the device and normalised batch by batch."""
+    """uint8 images (N, S, S, 3) kept on the device and normalised batch by batch.
+
+    More than `RESIDENT_BYTES` of them stay on the host, in the file that they are mapped from.
+    """
 
     def __init__(
         self,
@@ -60,16 +65,24 @@ class Pixels:
         std: Sequence[float],
         device: torch.device,
     ) -> None:
-        self.images = torch.from_numpy(np.array(images)).to(device)  # splits are read-only
+        self.device = device
+        self.host = images if images.nbytes > RESIDENT_BYTES else None
+        kept = images[:0] if self.host is not None else images
+        self.images = torch.from_numpy(np.array(kept)).to(device)  # splits are read-only
         self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images if self.host is None else self.host)
 
     def batch(self, index: Tensor | slice) -> Tensor:
         """(B, 3, S, S) float32, channels first, normalised."""
-        images = self.images[index].permute(0, 3, 1, 2).contiguous().float()
+        if self.host is None:
+            rows = self.images[index]
+        else:
+            chosen = index if isinstance(index, slice) else index.cpu().numpy()
+            rows = torch.from_numpy(np.array(self.host[chosen])).to(self.device)
+        images = rows.permute(0, 3, 1, 2).contiguous().float()
         return (images - self.mean) / self.std
 
 

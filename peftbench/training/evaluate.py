@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from peftbench.data import DecodedImages
 from peftbench.spec import Preprocessing
 from peftbench.training.device import Pixels, autocast
 from peftbench.training.world import ALONE, World
@@ -49,7 +50,7 @@ class Predictions:
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    images: np.ndarray,
+    images: np.ndarray | DecodedImages,
     preprocessing: Preprocessing,
     *,
     device: torch.device,

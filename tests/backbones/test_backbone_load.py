@@ -207,8 +207,20 @@ def _prefixed(prefix: str) -> Callable[[dict[str, Tensor]], object]:
         _prefixed("module."),
         _prefixed("backbone."),
         _prefixed("module.backbone."),
+        _prefixed("module.base_encoder."),
     ],
-    ids=["plain", "state_dict", "model", "model_ema", "ema", "teacher", "DDP", "backbone", "both"],
+    ids=[
+        "plain",
+        "state_dict",
+        "model",
+        "model_ema",
+        "ema",
+        "teacher",
+        "DDP",
+        "backbone",
+        "both",
+        "moco",
+    ],
 )
 def test_a_pth_file_round_trips(tmp_path: Path, wrap: Callable[..., object]) -> None:
     saved, path = _random(seed=7), tmp_path / "weights.pth"

@@ -17,7 +17,7 @@ from tiny_runs import QUICK, compose, files_below, write_images
 from peftbench import data, experiment, launcher, method_pages
 from peftbench.backbones.anatomy import GENERIC
 from peftbench.backbones.families import FAMILIES
-from peftbench.config import build, config_dir
+from peftbench.config import build, catalogue, config_dir
 from peftbench.methods import METHODS
 from peftbench.report import tables
 from peftbench.results.frame import frame
@@ -161,27 +161,57 @@ def test_list_backbones_names_weights_and_aliases(cli) -> None:
     assert done.out.splitlines()[-1] == "any timm tag: backbone.name=ARCHITECTURE.TAG"
 
 
-def test_list_datasets_names_groups_and_manifests(cli) -> None:
-    done = cli("list", "datasets")
+def test_list_datasets_says_what_they_hold_whether_they_are_here_and_where_to_get_them(
+    cli, work: Path
+) -> None:
+    lists = ("train800.txt", "val200.txt", "train800val200.txt", "test.txt")
+    for name in lists:
+        (work / "all" / "vtab-1k" / "dtd").mkdir(parents=True, exist_ok=True)
+        (work / "all" / "vtab-1k" / "dtd" / name).write_text("")
+    (work / "all" / "imagenet-a").mkdir()
+    (work / "all" / "nabirds").mkdir()
+    (work / "all" / "nabirds" / "train.json").write_text("{}")
+    done = cli("list", "datasets", "--data-dir", "all")
     assert (done.status, done.err) == (0, "")
-    rows = {line.split()[0]: line.split()[1:] for line in done.out.splitlines()[1:]}
-    assert rows.keys() == {"folder", *data.mini_tasks()}
-    assert {rows[name][0] for name in data.mini_tasks()} == {
-        "natural",
-        "specialized",
-        "structured",
-    }
-    assert all(len(rows[name][1]) == 12 for name in data.mini_tasks())
-    assert rows["folder"][-2:] == ["dataset=folder", "dataset.root=PATH"]
+    header, *lines, last = done.out.splitlines()
+    assert header.split()[:8] == [
+        "DATASET",
+        "SUITE",
+        "GROUP",
+        "CLASSES",
+        "TRAIN",
+        "VAL",
+        "TEST",
+        "HERE",
+    ]
+    assert last.startswith("looked in all: data_dir=DIR or PEFTBENCH_DATA names the folder ")
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+    assert rows.keys() == catalogue("dataset").keys()
+    assert rows["mini/digits"] == "mini specialized 10 200 50 1000 shipped -"
+    assert rows["folder"].endswith("your own images: dataset=folder dataset.root=PATH")
+    here = "vtab1k natural 47 800 200 1880 yes (vtab1k) XiN0919/VTAB-1k on Hugging Face"
+    assert rows["vtab/dtd"].startswith(here)
+    assert rows["vtab/pets"].startswith("vtab1k natural 37 800 200 3669 no XiN0919/VTAB-1k")
+    assert rows["fgvc/nabirds"].startswith("fgvc - 555 21536 2393 24633 in part the archive")
+    assert rows["fewshot/pets"].startswith("fewshot - 37 1-16 a class 736 3669 no ")
+    assert rows["imagenet_a"].startswith("imagenet_shift - 200 - - 7500 yes (imagenet-a) ")
 
 
-def test_list_experiments_asks_their_questions(cli) -> None:
+def test_list_experiments_asks_their_questions_and_says_what_they_cost(cli, work: Path) -> None:
+    (work / "experiments").mkdir()
+    text = yaml.safe_dump({"hydra": {"sweeper": {"params": {"seed": "range(7)"}}}})
+    (work / "experiments" / "mine.yaml").write_text(f"# @package _global_\n{text}")
     done = cli("list", "experiments")
     assert (done.status, done.err) == (0, "")
-    rows = dict(line.split(maxsplit=1) for line in done.out.splitlines()[1:])
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in done.out.splitlines()}
     files = {path.stem for path in (config_dir().parent / "experiments").glob("*.yaml")}
-    assert rows.keys() == files
-    assert all(question.rstrip().endswith(("?", ".")) for question in rows.values())
+    assert rows.keys() == {"EXPERIMENT", "mine", *files}
+    assert rows["EXPERIMENT"] == "RUNS GPU HOURS QUESTION TABLE"
+    assert rows["mine"] == "7 - - -"  # a file without a head is counted all the same
+    assert rows["demo"] == (
+        "16 0 do tuning methods differ on two small sets of real images? none of a paper"
+    )
+    assert rows["vpt_table1"].startswith("1680 + 18432 trials 1100 which of 14 ways of tuning ")
 
 
 def test_list_runs_of_an_empty_folder_says_so(cli, work: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 from tiny_runs import compose, files_below, write_images
 
 from peftbench import cli as module
-from peftbench import data
 from peftbench.config import build
 from peftbench.methods import METHODS
 
@@ -67,27 +68,39 @@ def test_every_make_target_of_the_readme_exists() -> None:
     assert phony is not None and set(phony.group(1).split()) <= targets
 
 
-def default(variable: str) -> str:
-    """What a variable of the Makefile is unless the user says otherwise."""
-    found = re.search(rf"^{variable} \?= (.*)$", MAKEFILE, re.M)
-    assert found is not None
-    return found.group(1)
+def swept(*variables: str) -> list[str]:
+    """Words of the command behind `make sweep VARIABLE=VALUE...`."""
+    make = ["make", "-n", "-C", str(ROOT), "sweep", "VENV=.nowhere", *variables]
+    unset = ("BACKBONE", "EXPERIMENT", "METHODS", "DATASETS", "SEEDS", "LIMIT", "MAKEFLAGS")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    printed = subprocess.run(make, env=environment, capture_output=True, text=True, check=True)
+    line = next(line for line in printed.stdout.splitlines() if "peftbench run" in line)
+    return shlex.split(line)[1:]
 
 
-def test_make_sweep_runs_every_method(cli) -> None:
-    done = cli("plan", f"method={default('METHODS')}", "dataset=mini/digits")
+def test_make_sweep_is_an_experiment_that_variables_narrow() -> None:
+    common = ["results_dir=results"]
+    assert swept() == ["run", "-m", "experiments=mini", *common]
+    assert swept("BACKBONE=vit_b16", "RESULTS=here") == [
+        "run", "-m", "experiments=peftbench_vtab", "backbone=vit_b16", "results_dir=here"
+    ]  # fmt: skip
+    lite = swept("BACKBONE=efficientnet_lite0")
+    assert lite == ["run", "-m", "experiments=mini", "backbone=efficientnet_lite0", *common]
+    narrow = ("EXPERIMENT=vpt_swin", "METHODS=linear,mlp/3", "DATASETS=vtab/dtd", "SEEDS=42")
+    assert swept(*narrow, "LIMIT=20", "LAUNCHER=plan") == [
+        "run", "-m", "experiments=vpt_swin", "method=linear,mlp/3", "dataset=vtab/dtd", "seed=42",
+        "dataset.limit=20", "hydra/launcher=plan", *common,
+    ]  # fmt: skip
+
+
+def test_an_experiment_is_narrowed_by_what_the_command_line_says(cli) -> None:
+    done = cli("plan", "experiments=mini", "method=glob(l*)", "seed=4", "dataset=glob(mini/s*)")
     assert (done.status, done.err) == (0, "")
-    for name in METHODS:
-        assert f"{name} x vit_mini x mini/digits, seed 0" in done.out
-
-
-def test_make_sweep_runs_every_mini_data_set(cli) -> None:
-    done = cli("plan", f"dataset={default('DATASETS')}", f"recipe={default('RECIPE')}")
-    assert (done.status, done.err) == (0, "")
-    for task in data.mini_tasks():
-        assert f"linear x vit_mini x {task}, seed 0\n" in done.out
-    count = len(data.mini_tasks())
-    assert f"{count} jobs: 0 done, 0 unsupported, {count} to run\n" in done.out
+    # rows of a method, such as mlp/5, are no methods of their own
+    for name in (name for name in METHODS if name.startswith("l")):
+        for task in ("mini/sprites_location", "mini/sprites_orientation"):
+            assert f"{name} x vit_mini x {task}, seed 4" in done.out
+    assert "4 jobs: 0 done, 0 unsupported, 4 to run\n" in done.out
 
 
 @pytest.mark.parametrize("command", [("plan",), ("run", "-m")])

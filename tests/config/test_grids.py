@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_runs import compose
 
-from peftbench.config import build, config_dir
+from peftbench.config import config_dir, pinned
 from peftbench.errors import ConfigError, UnknownName
-from peftbench.grids import Grid, find, read
+from peftbench.grids import Grid, find, named, read
 from peftbench.methods import METHODS
+from peftbench.spec import Recipe
 from peftbench.training.optim import check_recipe
 
 FILES = sorted((config_dir() / "grid").glob("*.yaml"))
@@ -88,14 +88,52 @@ def test_a_method_without_a_grid_is_refused_with_those_that_have_one() -> None:
         find(read(config_dir() / "grid" / "vpt.yaml"), "lora")
 
 
-@pytest.mark.parametrize(("protocol", "grid"), GRIDS, ids=lambda part: getattr(part, "name", part))
-def test_every_method_of_a_grid_takes_its_last_point(protocol: str, grid: Grid) -> None:
-    chosen = [f"protocol={protocol}"] if protocol != "osu" else []
+@pytest.mark.parametrize(("file", "grid"), GRIDS, ids=lambda part: getattr(part, "name", part))
+def test_every_method_of_a_grid_takes_every_point(file: str, grid: Grid) -> None:
     assert set(grid.methods) <= set(METHODS)
     assert "/" in grid.source
     for method in grid.methods:
-        spec = build(compose(*chosen, f"method={method}", *grid.overrides()[-1]))
-        check_recipe(spec.recipe)
+        for point in grid.points():
+            values: dict[str, dict] = {"method": {}, "recipe": {}}
+            for key, value in point:
+                section, _, name = key.partition(".")
+                values[section][name] = tuple(value) if isinstance(value, list) else value
+            METHODS[method](**values["method"])
+            check_recipe(Recipe(**values["recipe"]))
+
+
+@pytest.mark.parametrize(
+    ("file", "method", "trials"),
+    [
+        ("vpt_swin", "vpt_deep", 4 * 40),
+        ("vpt_ssl", "linear", 52),
+        ("vpt_convnets", "full", 20),
+        ("vpt_convnets", "vpt_pad", 6 * 36),
+        ("fact_fewshot", "lora", 5),
+        ("fact_fewshot", "fact_tk", 5),
+    ],
+)
+def test_a_grid_for_other_nets_has_this_many_trials(file: str, method: str, trials: int) -> None:
+    assert len(find(named(file), method)) == trials
+
+
+def test_a_row_that_fixes_a_value_does_not_search_it() -> None:
+    grid = find(named("vpt"), "adapter_vpt")
+    assert pinned("adapter_vpt/64") == {"method.reduction"}
+    assert pinned("adapter_vpt") == frozenset()
+    free = grid.without(pinned("adapter_vpt/64"))
+    assert (len(grid), len(free)) == (24, 8)
+    assert free.points()[-1] == (
+        ("recipe.lr", 0.0001),
+        ("recipe.optimizer", "momentum"),
+        ("recipe.weight_decay", 0.0),
+        ("recipe.eps", None),
+    )
+
+
+def test_an_unknown_grid_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(UnknownName, match=r"tuner\.grid 'vtp'. Did you mean: vpt"):
+        named("vtp")
 
 
 def test_no_method_has_two_grids_in_a_file() -> None:

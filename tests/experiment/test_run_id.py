@@ -17,6 +17,7 @@ from peftbench.methods.lora import LoRA
 from peftbench.results.identity import run_id_of
 from peftbench.spec import (
     BackboneSpec,
+    DatasetFacts,
     DatasetSpec,
     Phase,
     Precision,
@@ -165,7 +166,8 @@ def test_the_seed_of_random_weights_is_part_of_the_identity_only_where_it_is_rea
 
 
 @pytest.mark.parametrize(
-    "field", [f.name for f in dataclasses.fields(DatasetSpec) if f.name != "root"]
+    "field",
+    [f.name for f in dataclasses.fields(DatasetSpec) if f.name not in ("root", "layout", "facts")],
 )
 def test_every_field_of_the_data_set_is_part_of_the_identity(field: str) -> None:
     changed = dataclasses.replace(LITERAL, dataset=with_field(LITERAL.dataset, field))
@@ -185,6 +187,15 @@ def test_every_field_of_the_recipe_is_part_of_the_identity(field: str) -> None:
 
 
 LATER = [f for f in dataclasses.fields(Recipe) if f.metadata.get("later")]
+LATER_OF_DATA = [f.name for f in dataclasses.fields(DatasetSpec) if f.metadata.get("later")]
+
+
+@pytest.mark.parametrize("field", LATER_OF_DATA)
+def test_a_later_field_of_the_data_set_is_recorded_only_where_it_is_used(field: str) -> None:
+    written = dataclasses.replace(LITERAL, dataset=with_field(LITERAL.dataset, field))
+    assert field not in LITERAL.describe()["dataset"]
+    assert field in written.describe()["dataset"]
+    assert "facts" not in written.describe()["dataset"]
 
 
 def test_a_field_that_came_later_is_left_out_where_it_has_its_default() -> None:
@@ -223,7 +234,9 @@ def test_names_for_people_are_no_part_of_the_identity() -> None:
         LITERAL,
         backbone=dataclasses.replace(LITERAL.backbone, title="my favourite"),
         recipe=dataclasses.replace(LITERAL.recipe, name="another name"),
-        dataset=dataclasses.replace(LITERAL.dataset, root="/somewhere/else"),
+        dataset=dataclasses.replace(
+            LITERAL.dataset, root="/somewhere/else", layout="vtab1k", facts=DatasetFacts("Digits")
+        ),
     )
     assert renamed.run_id == LITERAL.run_id
 

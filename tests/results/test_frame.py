@@ -105,6 +105,8 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "device": "cpu",
         "dtype": "float32",
         "limit": NA,
+        "data_settings": NA,
+        "shift_metrics": NA,
         "started": "2025-01-01T00:00:00+00:00",
         "finished": "2025-01-01T00:01:00+00:00",
     }
@@ -368,3 +370,13 @@ def test_results_that_are_not_there_are_refused_in_one_line(tmp_path):
         with pytest.raises(StoreError, match=message) as error:
             peftbench.results(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_what_a_data_set_was_asked_and_shifted_test_sets_have_columns(make_record):
+    record = make_record()
+    record.spec["dataset"] |= {"shots": 4, "shot_seed": 1, "final_trains_on": "train"}
+    record.metrics.update({"last_epoch/top1": 0.5, "imagenet_a/top1": 0.25, "imagenet_c/mce": 0.75})
+    row = frame([record]).iloc[0]
+    # which list of shots trains varies as the seed does, so that it tells no rows apart
+    assert row["data_settings"] == "shots=4,final_trains_on=train"
+    assert row["shift_metrics"] == "imagenet_a/top1=0.25,imagenet_c/mce=0.75"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
+from peftbench.training import device
 from peftbench.training.device import Pixels, autocast, choose_device, choose_dtype
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -30,6 +32,22 @@ def test_pixels_are_normalised_channel_by_channel() -> None:
         [[[(1 - 0.5) / 0.25, -2.0]], [[0.0, -2.0]], [[0.0, 0.0]]],
     ]
     torch.testing.assert_close(x, torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+def test_images_that_are_too_many_for_the_device_stay_in_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    index = torch.tensor([3, 0, 3])
+    kept = Pixels(mapped, (0.5,) * 3, (0.25,) * 3, CPU)
+    monkeypatch.setattr(device, "RESIDENT_BYTES", images.nbytes - 1)
+    streamed = Pixels(mapped, (0.5,) * 3, (0.25,) * 3, CPU)
+    assert (len(kept.images), len(streamed.images)) == (5, 0)
+    assert len(streamed) == 5
+    assert torch.equal(streamed.batch(index), kept.batch(index))
+    assert torch.equal(streamed.batch(slice(1, 4)), kept.batch(slice(1, 4)))
 
 
 def test_a_batch_is_a_copy_that_a_model_may_write_into() -> None:

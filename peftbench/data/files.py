@@ -1,0 +1,142 @@
+"""Pictures and where they are: in files below a folder, or in arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from peftbench.data import images
+from peftbench.data.listing import SplitList
+from peftbench.errors import DataError
+from peftbench.spec import Preprocessing
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+
+
+class Pictures(Protocol):
+    """Something that holds pictures by name."""
+
+    def digests(self, names: Sequence[str]) -> tuple[str, ...]:
+        """SHA-256 of the stored bytes of each; `DataError` where one is not there."""
+
+    def open(self, name: str) -> Image.Image:
+        """The decoded picture as RGB; `DataError` where it is broken."""
+
+
+@dataclass(frozen=True)
+class FilePictures:
+    """Files, named by their path below a folder."""
+
+    root: Path
+
+    def digests(self, names: Sequence[str]) -> tuple[str, ...]:
+        return digests(self.root, names)
+
+    def open(self, name: str) -> Image.Image:
+        path = self.root / name
+        return images.decode(path, str(path))
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayPictures:
+    """Arrays (N, H, W, 3) uint8 by the name of their part; row 3 of "train" is "train/00003"."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    def digests(self, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(hashlib.sha256(self._array(name).tobytes()).hexdigest() for name in names)
+
+    def open(self, name: str) -> Image.Image:
+        return Image.fromarray(self._array(name))
+
+    def _array(self, name: str) -> np.ndarray:
+        part, _, row = name.partition("/")
+        array: np.ndarray = self.arrays[part][int(row)]
+        return array
+
+
+def decode(
+    pictures: Pictures, part: SplitList, preprocessing: Preprocessing, title: str
+) -> np.ndarray:
+    """The images of a part, in its order, from the cache or into it: (N, S, S, 3) uint8."""
+    content = "\n".join([images.geometry_key(preprocessing), *part.digests])
+
+    def make(row: int) -> np.ndarray:
+        return images.fit(pictures.open(part.names[row]), preprocessing)
+
+    key = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return images.cached_array(key, part.names, preprocessing.size, make, title)
+
+
+def folders(folder: Path) -> list[Path]:
+    """Folders directly inside, those with a dot in front left out."""
+    return by_name(path for path in folder.iterdir() if path.is_dir() and not hidden(path))
+
+
+def pictures_in(folder: Path, deep: bool) -> list[Path]:
+    """Files that end like a picture, `deep` in all folders below too."""
+    found: list[Path] = []
+    for path in folder.iterdir():
+        if hidden(path):
+            continue
+        if path.is_dir():
+            found += pictures_in(path, deep) if deep else []
+        elif path.suffix.lower() in SUFFIXES:
+            found.append(path)
+    return by_name(found)
+
+
+def by_name(paths: Iterable[Path]) -> list[Path]:
+    """Sorted by bytes: the order must not depend on the machine's locale or file system."""
+    return sorted(paths, key=lambda path: os.fsencode(path.as_posix()))
+
+
+def hidden(path: Path) -> bool:
+    """Whether the name begins with a dot."""
+    return path.name.startswith(".")
+
+
+def digests(root: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """SHA-256 of each file. Files whose size and time are unchanged are not read again."""
+    key = hashlib.sha256(os.fsencode(root)).hexdigest()[:32]
+    memory = images.cache_dir() / "digests" / f"{key}.json"
+    known: dict[str, list[object]] = {}
+    try:
+        loaded = json.loads(memory.read_text(encoding="utf-8"))
+        known = loaded if isinstance(loaded, dict) else {}
+    except (OSError, ValueError):  # absent or damaged: everything is hashed again
+        pass
+
+    def digest(name: str) -> list[object]:
+        status = (root / name).stat()
+        seen = known.get(name)
+        if isinstance(seen, list) and seen[:2] == [status.st_size, status.st_mtime_ns]:
+            return seen
+        return [status.st_size, status.st_mtime_ns, images.file_digest(root / name)]
+
+    try:
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            found = dict(zip(names, pool.map(digest, names), strict=True))
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {error.filename}: {error.strerror}. Repair or remove it."
+        ) from error
+    if any(known.get(name) != entry for name, entry in found.items()):
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            with images.replaced(memory) as temporary:
+                temporary.write_text(json.dumps({**known, **found}), encoding="utf-8")
+        except OSError:  # it only saves time, so a read-only cache is no error here
+            pass
+    return tuple(str(found[name][2]) for name in names)
