@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,12 +39,6 @@ class Augmentation:
         ]
         self.mix = v2.RandomChoice(chosen) if chosen else None
 
-    @property
-    def draws(self) -> bool:
-        """Whether a batch needs random numbers besides its coins."""
-        cropped = self.recipe.augmentation == "crop_flip"
-        return cropped or self.mix is not None or self.recipe.random_erasing > 0
-
     def state_dict(self) -> dict[str, Any]:
         """The state of its randomness."""
         return {"generator": self.generator.get_state()}
@@ -53,25 +47,71 @@ class Augmentation:
         """Draw on from there."""
         self.generator.set_state(state["generator"])
 
-    def __call__(self, x: Tensor, y: Tensor, coins: Tensor) -> tuple[Tensor, Tensor]:
+    def needed(self, rows: Sequence[int], batch_size: int) -> list[int]:
+        """Rows of a batch from which the augmented `rows` are made, sorted.
+
+        An image is mixed with the one before it, and the first with the last.
+        """
+        before = [(row - 1) % batch_size for row in rows] if self.mix is not None else []
+        return sorted({*rows, *before})
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        coins: Tensor,
+        rows: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Images and what the loss compares with: y, or shares of the classes if images mix.
 
+        With `rows`, sorted, only these of a batch of `batch_size` are made, and they are what the
+        whole batch would have there: what the others need is drawn all the same.
+
         Args:
-            x: (B, 3, S, S) normalised images.
-            y: (B,) classes; the targets of mixed images are (B, C) and sum to one.
+            x: (B, 3, S, S) normalised images, or those that are `needed`.
+            y: (B,) their classes; the targets of mixed images are (B, C) and sum to one.
             coins: (B,) uniform in [0, 1); an image is mirrored where its coin is below 1/2.
         """
+        count = len(x) if batch_size is None else batch_size
+        rows = range(count) if rows is None else rows
+        given = self.needed(rows, count)
+        if len(given) != len(x):
+            raise ValueError(f"{len(x)} images for rows that are made from {len(given)}")
         with _drawing_from(self.generator):
             if self.recipe.augmentation == "crop_flip":
                 crop = v2.RandomResizedCrop(list(x.shape[-2:]), CROP_SCALE, CROP_RATIO)
-                x = torch.stack([crop(image) for image in x])
+                x = _each(crop, lambda: crop.make_params([x[0]]), x, given, count)
             if self.recipe.augmentation in ("flip", "crop_flip"):
                 x = torch.where(coins.view(-1, 1, 1, 1) < 0.5, x.flip(-1), x)
             if self.mix is not None:
                 x, y = self.mix(x, y)
+                place = {row: i for i, row in enumerate(given)}
+                kept = torch.tensor([place[row] for row in rows], device=x.device)
+                x, y = x[kept], y[kept]
             if self.recipe.random_erasing:
-                x = torch.stack([self.erase(image) for image in x])
+                blank = torch.empty(x.shape[1:])
+                x = _each(self.erase, lambda: self.erase(blank), x, rows, count)
         return x, y
+
+
+def _each(
+    change: Callable[[Tensor], Tensor],
+    draw: Callable[[], object],
+    x: Tensor,
+    rows: Sequence[int],
+    batch_size: int,
+) -> Tensor:
+    """`x`, the `rows` of a batch, each changed; for all others `draw` draws what `change` would."""
+    images = iter(x)
+    changed = []
+    own = set(rows)
+    for row in range(batch_size):
+        if row in own:
+            changed.append(change(next(images)))
+        else:
+            draw()
+    return torch.stack(changed)
 
 
 def _other_seed(seed: int) -> int:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftbench.data import TrainSplit
-from peftbench.errors import ConfigError, Diverged, SplitRoleError
+from peftbench.errors import Diverged, SplitRoleError
 from peftbench.results.record import EpochRow
 from peftbench.spec import Preprocessing, Recipe
 from peftbench.training.augment import Augmentation
@@ -23,7 +23,7 @@ from peftbench.training.average import WeightAverage
 from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.device import Pixels, autocast, synchronise
 from peftbench.training.optim import Schedule, make_optimizer
-from peftbench.training.world import ALONE, World
+from peftbench.training.world import ALONE, Part, World
 
 WARMUP_STEPS = 3  # not timed: allocator, kernels and caches settle
 
@@ -143,16 +143,19 @@ def fit(
     `batch_bounds` for the last of an epoch. With a moving average, the model has the averages when
     `on_epoch` is called and when training is over; it ends where `on_epoch` gives true.
     `num_classes` is read where images are mixed, and is what the labels show unless given. With
-    `micro_batch`, so many images go through the model at a time and their gradients add up to that
-    of the batch; batch normalisation in train mode then sees the smaller number.
+    `micro_batch`, so many images go through the model at a time, in all processes together, and
+    their gradients add up to that of the batch; batch normalisation in train mode then sees the
+    smaller number.
 
     Several processes share each batch of `recipe.batch_size` images and make the same step as one
-    would, up to rounding and the random numbers of dropout. With `checkpoints`, training goes on
-    from the state on disk, bit for bit as if it had not been interrupted; `observers` are what
-    `on_epoch` keeps, and epochs from before are not told again. `history` gets a row an epoch.
+    would, up to rounding: the images are augmented as there, and batch normalisation sees those of
+    all processes. Only dropout and drop-path are drawn by each process for its own.
+
+    With `checkpoints`, training goes on from the state on disk, bit for bit as if it had not been
+    interrupted; `observers` are what `on_epoch` keeps, and epochs from before are not told again.
+    `history` gets a row an epoch.
 
     Raises:
-        ConfigError: several processes, and a norm whose batch statistics train.
         Diverged: the loss of an epoch is not finite.
         SplitRoleError: anything but a train split was handed over.
     """
@@ -166,6 +169,7 @@ def fit(
     used = bounds[-1][1]  # images of an epoch
     optimizer = make_optimizer(recipe, trainable)
     schedule = Schedule(recipe, optimizer, len(bounds))
+    objective = world.wrap(Objective(model, recipe.label_smoothing, regulariser), device)
     average = WeightAverage(trainable, recipe.ema_decay)
     progress = Progress(
         order=torch.Generator().manual_seed(seed),
@@ -173,7 +177,7 @@ def fit(
         correct=torch.zeros((), device=device, dtype=torch.long),
         history=[] if history is None else history,
     )
-    parts: dict[str, Stateful] = {
+    kept: dict[str, Stateful] = {
         "progress": progress,
         "weights": Weights(model, trainable),
         "optimizer": optimizer,
@@ -183,35 +187,32 @@ def fit(
     }
     step_seconds: list[float] = []
     timed_images, first_step = 0, 0
-    if checkpoints is not None and checkpoints.restore(parts):
+    if checkpoints is not None and checkpoints.restore(kept):
         first_step = progress.step
         progress.keep_if_leading(world)
     while progress.epoch < recipe.total_epochs:
         began = time.perf_counter()
         set_mode()
-        check_statistics(model, world)
         progress.epoch_order = progress.order.get_state()
         shuffled = torch.randperm(len(pixels), generator=progress.order).to(device)
         coins = torch.rand(len(pixels), generator=progress.order).to(device)
         for start, stop in bounds[progress.position :]:
             tick = time.perf_counter()
             schedule.begin_step(progress.epoch, progress.step)
-            share = world.share(stop - start)
-            index = shuffled[start:stop]
-            x, y, target = _batch(pixels, labels, index, coins[start:stop], augment, share)
+            size = stop - start
+            parts = [world.part(piece) for piece in pieces(size, micro_batch)]
+            x, y, target = _batch(
+                pixels, labels, shuffled[start:stop], coins[start:stop], augment, parts
+            )
             optimizer.zero_grad(set_to_none=True)
-            for piece in pieces(len(x), micro_batch):
-                with autocast(device, dtype):
-                    logits = model(x[piece]).float()
-                    loss = F.cross_entropy(
-                        logits, target[piece], label_smoothing=recipe.label_smoothing
-                    )
-                    objective = loss if regulariser is None else loss + regulariser()
-                (objective * (len(logits) / len(index))).backward()
+            for part, own in zip(parts, _places(parts), strict=True):
+                with world.passing(objective, part, last=part is parts[-1]):
+                    with autocast(device, dtype):
+                        total, loss, logits = objective(x[own], target[own])
+                    (total * part.scale(size, world.size)).backward()
                 with torch.no_grad():
-                    progress.total_loss += loss * len(logits)
-                    progress.correct += (logits.argmax(1) == y[piece]).sum()
-            world.add_up_gradients(trainable)
+                    progress.total_loss += loss * part.count
+                    progress.correct += (logits.argmax(1) == y[own])[: part.count].sum()
             if recipe.clip_grad is not None:
                 nn.utils.clip_grad_norm_(trainable, recipe.clip_grad)
             optimizer.step()
@@ -220,12 +221,12 @@ def fit(
             progress.position += 1
             if device.type != "cuda" and progress.step > first_step + WARMUP_STEPS:
                 step_seconds.append(time.perf_counter() - tick)
-                timed_images += stop - start
+                timed_images += size
             if checkpoints is not None and checkpoints.due(progress.step):
                 progress.epoch_seconds += time.perf_counter() - began
                 began = time.perf_counter()
                 progress.sum_to_leader(world)
-                checkpoints.save(parts)
+                checkpoints.save(kept)
         synchronise(device)  # the only wait for the device in an epoch
         seconds = progress.epoch_seconds + time.perf_counter() - began
         if device.type == "cuda" and progress.step > first_step + len(bounds):
@@ -256,38 +257,55 @@ def fit(
     return Fit(progress.history, step_seconds, rate, progress.seconds_before, steps)
 
 
+class Objective(nn.Module):
+    """What a step minimises: cross-entropy, and a method's regulariser if it has one."""
+
+    def __init__(
+        self, model: nn.Module, label_smoothing: float, regulariser: Callable[[], Tensor] | None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+        self.regulariser = regulariser
+
+    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The objective, its cross-entropy, and logits (B, C) of images x (B, 3, S, S)."""
+        logits = self.model(x).float()
+        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        total = loss if self.regulariser is None else loss + self.regulariser()
+        return total, loss, logits
+
+
 def _batch(
     pixels: Pixels,
     labels: Tensor,
     index: Tensor,
     coins: Tensor,
     augment: Augmentation,
-    share: slice,
+    parts: Sequence[Part],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, classes and targets of one process's share of the batch `index`.
+    """Images, classes and targets of one process's parts of the batch `index`.
 
-    A recipe that crops, mixes or erases draws for the whole batch in every process, so that each
-    image gets what it would get in one process alone.
+    Each image gets what it would get in one process alone.
     """
-    y = labels[index]
-    if not augment.draws:
-        index, coins, y = index[share], coins[share], y[share]
-        x, target = augment(pixels.batch(index), y, coins)
-        return x, y, target
-    x, target = augment(pixels.batch(index), y, coins)
-    return x[share], y[share], target[share]
+    rows = [row for part in parts for row in part.rows]
+    needed = augment.needed(rows, len(index))
+    own = _pick(index, needed)
+    x, target = augment(pixels.batch(own), labels[own], _pick(coins, needed), rows, len(index))
+    return x, labels[_pick(index, rows)], target
 
 
-def check_statistics(model: nn.Module, world: World) -> None:
-    """Raise `ConfigError` where processes would each normalise by the statistics of their share."""
-    norms = [
-        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
-    ]
-    if norms and not world.alone:
-        raise ConfigError(
-            f"{len(norms)} batch norms train with the statistics of their batch, and {world.size} "
-            "processes would each see a part of it. Use processes=1."
-        )
+def _pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """Rows of a tensor, sorted and each once; without waiting for the device."""
+    if len(rows) == len(tensor):
+        return tensor
+    return tensor[torch.tensor(rows).to(tensor.device, non_blocking=True)]
+
+
+def _places(parts: Sequence[Part]) -> list[slice]:
+    """Where the rows of each part are among the rows of all parts."""
+    ends = list(itertools.accumulate((len(part.rows) for part in parts), initial=0))
+    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
 def pieces(length: int, micro_batch: int | None) -> list[slice]:
@@ -295,8 +313,6 @@ def pieces(length: int, micro_batch: int | None) -> list[slice]:
 
     They are of nearly equal size, so that none is a single image unless all are.
     """
-    if length == 0:  # a process without a share
-        return []
     count = 1 if micro_batch is None else math.ceil(length / micro_batch)
     bounds = [round(length * i / count) for i in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]

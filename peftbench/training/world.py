@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from peftbench.errors import ConfigError
+from peftbench.training.batchnorm import GlobalStatistics, uses_batch_statistics
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
+
+REMARKS = (  # of torch's, which ask for nothing
+    "find_unused_parameters=True was specified",  # though every tensor of this model is read
+    "Grad strides do not match bucket view strides",  # of a tensor with a side of length one
+    "`broadcast_buffers` is deprecated",  # what takes its place is not in older versions
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process computes of the images that go through the model at the same time."""
+
+    rows: range  # their positions in the batch
+    count: int  # how many of them count; 0 where a process has none and repeats another's
+    total: int  # images of all processes
+
+    def scale(self, batch: int, processes: int) -> float:
+        """The weight of this part's mean loss: its share of `batch` images.
+
+        torch averages gradients over processes, so that shares of one size would need none of it.
+        """
+        return self.count * processes / batch
 
 
 @dataclass(frozen=True)
 class World:
-    """One of `size` processes that hold the same model and see shares of each batch.
-
-    Gradients are added up, not averaged: each process divides its loss by the images of the whole
-    batch, so that shares may be uneven, or empty, and the step is that of one process with the
-    whole batch. torch's DistributedDataParallel averages over processes, which is the mean over
-    images only if their shares are equal.
-    """
+    """One of `size` processes that hold the same model and see shares of each batch."""
 
     rank: int = 0
     size: int = 1
@@ -38,32 +59,55 @@ class World:
         """Whether this process writes records, checkpoints and logs."""
         return self.rank == 0
 
-    def share(self, length: int) -> slice:
-        """This process's part of `length` things, which are dealt out in order."""
-        return slice(length * self.rank // self.size, length * (self.rank + 1) // self.size)
+    def part(self, piece: slice) -> Part:
+        """This process's share of the rows of a batch that go through the model at the same time.
+
+        Shares follow one another and are of nearly equal size. Where there are fewer images than
+        processes, some repeat one that does not count, so that all take part in every exchange.
+        """
+        total = piece.stop - piece.start
+        start = piece.start + total * self.rank // self.size
+        stop = piece.start + total * (self.rank + 1) // self.size
+        if start == stop:
+            return Part(range(piece.start, piece.start + 1), 0, total)
+        return Part(range(start, stop), stop - start, total)
+
+    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """`module` whose gradients are the means over all processes; alone, itself."""
+        if self.alone:
+            return module
+        for remark in REMARKS:
+            warnings.filterwarnings("ignore", remark)
+        return DistributedDataParallel(
+            module,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # statistics are those of the whole batch everywhere
+            find_unused_parameters=True,  # some released methods have tensors that nothing reads
+        )
+
+    @contextlib.contextmanager
+    def passing(self, wrapped: nn.Module, part: Part, last: bool) -> Iterator[None]:
+        """Around forward and backward of a part; gradients are exchanged in the `last` of a step.
+
+        Batch normalisation sees the images of all processes.
+        """
+        if not isinstance(wrapped, DistributedDataParallel):
+            yield
+            return
+        exchange: AbstractContextManager[Any] = contextlib.nullcontext()
+        if not last:
+            exchange = wrapped.no_sync()
+        statistics: AbstractContextManager[Any] = contextlib.nullcontext()
+        if uses_batch_statistics(wrapped):
+            statistics = GlobalStatistics(part.count, part.total)
+        with exchange, statistics:
+            yield
 
     def add_up(self, values: Tensor) -> Tensor:
         """`values` summed over the processes, in place."""
         if not self.alone:
             dist.all_reduce(values)
         return values
-
-    def add_up_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """The gradient of the whole batch in every process; none where no process has one."""
-        if self.alone:
-            return
-        has = torch.tensor([float(p.grad is not None) for p in parameters])
-        device = parameters[0].device
-        parts = [
-            (torch.zeros_like(p) if p.grad is None else p.grad).flatten().float()
-            for p in parameters
-        ]
-        flat = self.add_up(torch.cat([*parts, has.to(device)]))
-        executed = flat[-len(parameters) :].tolist()
-        start = 0
-        for p, ran in zip(parameters, executed, strict=True):
-            p.grad = flat[start : start + p.numel()].view_as(p).to(p.dtype) if ran else None
-            start += p.numel()
 
     def collect(self, own: Any) -> list[Any]:
         """What each process has, by rank."""
@@ -110,7 +154,8 @@ def join(world: World, device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # words are exchanged on the CPU, where they do not wait for the GPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 

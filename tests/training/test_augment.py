@@ -155,3 +155,20 @@ def test_one_image_alone_can_be_mixed_with_itself() -> None:
     ((images, targets),) = augmented(images=(x, y, coins), mixup=0.8)
     torch.testing.assert_close(images, x)
     torch.testing.assert_close(targets, torch.eye(CLASSES)[:1])
+
+
+@pytest.mark.parametrize("fields", [{"augmentation": "flip"}, *KINDS, EVERYTHING], ids=str)
+def test_a_process_makes_of_its_rows_what_one_process_makes_of_them(
+    fields: dict[str, Any],
+) -> None:
+    recipe = dataclasses.replace(Recipe(), **fields)
+    whole, share = Augmentation(recipe, CLASSES, seed=0), Augmentation(recipe, CLASSES, seed=0)
+    x, y, coins = batch(count=7)
+    for rows in ([0, 1, 2], [3, 4, 5, 6], [0, 6], [5], list(range(7))):  # of batches in turn
+        images, targets = whole(x, y, coins)
+        needed = share.needed(rows, 7)
+        own, own_targets = share(x[needed], y[needed], coins[needed], rows, 7)
+        assert torch.equal(own, images[rows])
+        assert torch.equal(own_targets, targets[rows])
+    mixes = bool({"mixup", "cutmix"} & fields.keys())
+    assert share.needed([0, 3], 7) == ([0, 2, 3, 6] if mixes else [0, 3])

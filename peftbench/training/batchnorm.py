@@ -1,0 +1,109 @@
+"""Batch normalisation over the images of all processes that train one model together.
+
+torch has `nn.SyncBatchNorm`, for GPUs alone and with other modules in the model. Here the modules
+stay what they are, timm's and a method's own, and what they call is computed over all processes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+_SIGNATURE = inspect.signature(F.batch_norm)
+
+
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Whether a batch norm of `model` normalises with the statistics of the batch."""
+    return any(
+        isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        for module in model.modules()
+    )
+
+
+class GlobalStatistics(TorchFunctionMode):
+    """Inside, `F.batch_norm` takes mean and variance over the batches of all processes.
+
+    Args:
+        count: images of this process that count, 0 or all of its batch.
+        total: images of all processes.
+    """
+
+    def __init__(self, count: int, total: int) -> None:
+        super().__init__()
+        self.count = count
+        self.total = total
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.batch_norm:
+            call = _SIGNATURE.bind(*args, **(kwargs or {}))
+            call.apply_defaults()
+            if call.arguments["training"]:
+                return self._normalised(**call.arguments)
+        return func(*args, **(kwargs or {}))
+
+    def _normalised(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        """What `F.batch_norm` gives; input: (B, C, ...), or (B x L, C)."""
+        x = input if input.dtype is torch.float64 else input.float()
+        channels = x.shape[1]
+        others = [d for d in range(x.ndim) if d != 1]
+        shape = [1, channels] + [1] * (x.ndim - 2)
+        own = 1.0 if self.count else 0.0  # an image that does not count is in no sum
+        # values of one channel: those of an image, times all images
+        values = x.numel() // channels // max(1, self.count) * self.total
+        if values < 2:
+            raise ValueError("batch normalisation needs more than one value for each channel")
+        mean = _GlobalSum.apply(own * x.sum(others)) / values
+        centred = x - mean.view(shape)
+        variance = _GlobalSum.apply(own * centred.square().sum(others)) / values
+        with torch.no_grad():
+            if running_mean is not None:
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            if running_var is not None:
+                unbiased = variance * (values / (values - 1))
+                running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        y = centred * torch.rsqrt(variance + eps).view(shape)
+        if weight is not None:
+            y = y * weight.view(shape)
+        if bias is not None:
+            y = y + bias.view(shape)
+        return y.to(input.dtype)
+
+
+class _GlobalSum(torch.autograd.Function):
+    """The sum over all processes; so is its gradient, since each process has a loss of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
