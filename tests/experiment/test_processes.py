@@ -54,7 +54,12 @@ def confidence(spec: RunSpec, store: ResultsStore) -> np.ndarray:
 def test_processes_that_share_the_batches_predict_what_one_does(
     store: ResultsStore, method: str | Method, size: int
 ) -> None:
-    spec = tiny_spec(method, dataset=digits(11), recipe=RECIPE)
+    recipe = dict(RECIPE)
+    if isinstance(method, MLPHead):
+        # batch norm takes a bias away again, whose gradient is zero but for rounding: Adam would
+        # make a whole step of that
+        recipe |= {"optimizer": "momentum", "momentum": 0.9}
+    spec = tiny_spec(method, dataset=digits(11), recipe=recipe)
     alone = ResultsStore(store.root.parent / "alone")
     expected = experiment.run(spec, alone)
     assert run_together(spec, store, size) == [0] * size
@@ -62,7 +67,7 @@ def test_processes_that_share_the_batches_predict_what_one_does(
     assert record.status is Status.OK
     assert record.cost is not None and record.cost.processes == size
     assert [r.run_id for r in store.records()] == [spec.run_id]
-    # sums are rounded in another order; six steps of Adam at 1e-2 make little of that
+    # sums are rounded in another order; six steps at 1e-2 make little of that
     np.testing.assert_allclose(confidence(spec, store), confidence(spec, alone), atol=2e-4)
     for row, other in zip(record.history, expected.history, strict=True):
         assert row.loss == pytest.approx(other.loss, abs=2e-4)
