@@ -161,6 +161,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="rows of their own for runs that selected the epoch on test, as some papers did",
     )
+    report.add_argument(
+        "--limited",
+        action="store_true",
+        help="also runs on a part of the images (dataset.limit), in rows of their own",
+    )
     report.add_argument("--no-figures", action="store_true")
     report.add_argument(
         "--only", choices=("tables", "figures", "page"), help="one part; all three unless given"
@@ -189,6 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_results(reproduce)
     _add_rows(reproduce)
     reproduce.set_defaults(command=_reproduce)
+    for reader in (report, advise, reproduce):
+        reader.add_argument(
+            "--dirty", action="store_true", help="also runs whose code differed from its commit"
+        )
 
     export = commands.add_parser("export", help="the tuned task of a run as a folder to keep")
     export.add_argument("run_id", metavar="RUN_ID", help="or its first digits; see `list runs`")
@@ -558,6 +567,8 @@ def _report(options: argparse.Namespace) -> int:
         options.results_dir,
         where=options.where,
         best_on_test=options.best_on_test,
+        limited=options.limited,
+        dirty=options.dirty,
         formats=formats,
         style=options.format,
         experiment=options.experiment,
@@ -574,17 +585,20 @@ def _report(options: argparse.Namespace) -> int:
 def _advise(options: argparse.Namespace) -> int:
     from peftbench import units
     from peftbench.report import advice
-    from peftbench.results.frame import load
+    from peftbench.results.frame import committed, load
 
     budget = advice.Budget(
         params=None if options.max_params is None else units.count(options.max_params),
         latency_ms=None if options.max_latency is None else units.milliseconds(options.max_latency),
         memory_bytes=None if options.max_memory is None else units.byte_count(options.max_memory),
     )
-    found = advice.advise(
-        load(options.results_dir), budget, datasets=options.dataset, backbones=options.backbone
-    )
+    runs, left_out = load(options.results_dir), list[str]()
+    if not options.dirty:
+        runs, left_out = committed(runs)
+    found = advice.advise(runs, budget, datasets=options.dataset, backbones=options.backbone)
     print(advice.to_text(found, budget), end="", flush=True)
+    for line in left_out:
+        print(f"Left out: {line}.", flush=True)
     return OK if any(one.chosen for one in found) else FAILED
 
 
@@ -609,7 +623,7 @@ def _report_published(options: argparse.Namespace) -> int:
 def _reproduce(options: argparse.Namespace) -> int:
     from peftbench.report.papers.reproduce import reproduce
 
-    told = reproduce(options.table, options.results_dir, options.where)
+    told = reproduce(options.table, options.results_dir, options.where, dirty=options.dirty)
     print(told.text, end="")
     for error in told.broken:
         print(f"peftbench: {error}", file=sys.stderr)

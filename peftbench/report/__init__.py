@@ -40,6 +40,7 @@ def build(
     metric: str = "top1",
     limited: bool = False,
     best_on_test: bool = False,
+    dirty: bool = False,
     formats: Sequence[str] = ("png", "pdf", "svg"),
     kinds: Collection[str] | None = None,
     style: str = "text",
@@ -55,7 +56,8 @@ def build(
     (such as `backbone=vit_mini`) narrows the printed table, the statistics, the figures and the
     page, which then have names of their own. `out` is `root` unless given. With `best_on_test` the
     table shows the runs that selected the epoch on test as well, in rows of their own; figures and
-    page never do. `formats` and `kinds` (`report.figures.KINDS`) choose among the figures; no
+    page never do. With `limited`, runs on a part of the images count too, and with `dirty` those
+    whose code differed from its commit. `formats` and `kinds` (`report.figures.KINDS`) choose among the figures; no
     `formats` means no figures. `style` is "text" for a reader, who also learns of files and
     problems, or "markdown" or "csv" for the table alone. `parts` are what is written. With
     `experiment` the tables of papers that it measures are written to `out/tables` and stand in
@@ -66,7 +68,7 @@ def build(
         UnknownName: there is no such experiment or table, column or value.
     """
     from peftbench.report import papers, statistics, tables
-    from peftbench.results.frame import frame, select, write_table
+    from peftbench.results.frame import committed, frame, select, write_table
 
     root = Path(root)
     folder = root if out is None else Path(out)
@@ -80,6 +82,10 @@ def build(
         return Report("\n".join([*notes, hint]), broken=scan.broken)
     everything = frame(scan.records)
     chosen = select(everything, where)
+    matching = len(chosen)
+    left_out: list[str] = []
+    if not dirty:
+        chosen, left_out = committed(chosen)
     name = _slug("__".join(where)) if where else ""
     paths: list[Path] = []
     front = printed = ""
@@ -90,7 +96,7 @@ def build(
             everything,
             scan.records,
             folder,
-            papers.Options(tuple(where), best_on_test, limited, incomplete),
+            papers.Options(tuple(where), best_on_test, limited, incomplete, dirty),
             published=published,
             style="csv" if style == "csv" else "md",
         )
@@ -100,10 +106,14 @@ def build(
         if experiment is not None and not layouts:
             notes.append(f"No table of a paper is described for experiment {experiment}.")
     if chosen.empty:
-        notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
+        notes += [f"Left out: {line}." for line in left_out]
+        if not matching:
+            notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
         return Report(_text(front, paths, notes), tuple(paths), scan.broken)
     if TABLES in parts:
-        cells = tables.summary(chosen, metric=metric, limited=limited, best_on_test=best_on_test)
+        cells = tables.summary(
+            chosen, metric=metric, limited=limited, best_on_test=best_on_test, left_out=left_out
+        )
         found = statistics.comparisons(
             chosen, store, metric=metric, limited=limited, best_on_test=best_on_test
         )

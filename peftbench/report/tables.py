@@ -51,6 +51,7 @@ def summary(
     metric: str = "top1",
     limited: bool = False,
     best_on_test: bool = False,
+    left_out: Sequence[str] = (),
 ) -> pd.DataFrame:
     """One row a cell with the columns of `SUMMARY_COLUMNS`, in the order in which tables show it.
 
@@ -59,11 +60,11 @@ def summary(
     The same holds of runs that selected the epoch on test, and `best_on_test`.
     Settings of one method that were run on the same data set are different rows, labelled by what
     differs. Runs on other weights, files or versions are never averaged. `attrs["left_out"]` says
-    what is not in the cells, and why.
+    what is not in the cells, and why; it begins with what the caller has `left_out`.
     """
     if metric not in SCORES:
         raise unknown_name("metric", metric, SCORES)
-    runs, left_out = _eligible(table, metric, limited, best_on_test)
+    runs, told = _eligible(table, metric, limited, best_on_test)
     variants = _variants(runs)
     sections: dict[tuple[str, str], list[_Run]] = defaultdict(list)
     for run in runs:
@@ -81,7 +82,7 @@ def summary(
             for column in SUMMARY_COLUMNS
         }
     )
-    result.attrs = {"metric": metric, "left_out": left_out}
+    result.attrs = {"metric": metric, "left_out": [*left_out, *told]}
     return result
 
 

@@ -229,6 +229,20 @@ def select(table: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
     return table[chosen].reset_index(drop=True)
 
 
+def committed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of runs whose code can be had again, and a line about the others if there are any.
+
+    Code that differed from its commit is nowhere kept. Runs of an installed package, which knows
+    its version and no commit, count.
+    """
+    changed = table["git_dirty"].fillna(False).astype(bool)
+    if not changed.any():
+        return table, []
+    several = "s" if changed.sum() > 1 else ""
+    line = f"{changed.sum()} run{several} of code that differs from its commit (--dirty shows them)"
+    return table[~changed].reset_index(drop=True), [line]
+
+
 def write_table(table: pd.DataFrame, root: Path | str) -> Written:
     """`root/table.csv` and `root/table.parquet`, each replaced as a whole.
 

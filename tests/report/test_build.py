@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -143,3 +144,16 @@ def test_each_part_can_be_asked_for_alone(root):
     assert only["page"].text == f"Written:\n  {root / 'report.html'}"
     narrowed = reports.build(root, ["method=linear"], parts=("page",))
     assert relative(narrowed.paths, root) == ["report_method_linear.html"]
+
+
+def test_runs_of_changed_code_stay_out_unless_asked_for(root, make_record):
+    record = make_record("bias", "a", 3, 0.75, tuned=10)
+    origin = dataclasses.replace(record.provenance, git_dirty=True)
+    ResultsStore(root).add(dataclasses.replace(record, provenance=origin))
+    line = "1 run of code that differs from its commit (--dirty shows them)"
+    report = build(root, formats=["svg"])
+    assert line in report.text and "75.0" not in report.text
+    assert "75.0" in build(root, formats=["svg"], dirty=True).text
+    assert len(read_table(root / "table.csv")) == 6  # the table of runs has every run
+    alone = build(root, ["method=bias", "seed=3"])
+    assert f"Left out: {line}." in alone.text and "No run has" not in alone.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import paper_runs
 import pytest
 from paper_runs import FGVC, LENGTHS, VTAB, of_published, run
@@ -286,3 +288,13 @@ def test_metrics_of_a_record_beyond_the_columns_of_the_table_of_runs():
     assert cell(table, "SSF", "imagenet/imagenet_a").value == pytest.approx(30)
     assert cell(table, "SSF", "imagenet/imagenet_c").value == pytest.approx(40)
     assert cell(table, "SSF", "imagenet/imagenet_r").state == "missing"
+
+
+def test_a_run_of_changed_code_fills_no_cell_unless_asked_to(numbers):
+    clean = run("Linear", "dtd", 60.0)
+    origin = dataclasses.replace(clean.provenance, git_dirty=True)
+    records = [dataclasses.replace(clean, provenance=origin)]
+    table = filled("vpt_vtab", records)
+    assert value(table, "Linear", "vtab/dtd") is None
+    assert any("1 run of code that differs" in line for line in table.remarks)
+    assert value(filled("vpt_vtab", records, dirty=True), "Linear", "vtab/dtd") == 60.0

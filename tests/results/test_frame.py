@@ -14,6 +14,7 @@ from peftbench.errors import ConfigError, StoreError
 from peftbench.results.frame import (
     COLUMNS,
     EPOCH_COLUMNS,
+    committed,
     epochs,
     frame,
     read_table,
@@ -380,3 +381,18 @@ def test_what_a_data_set_was_asked_and_shifted_test_sets_have_columns(make_recor
     # which list of shots trains varies as the seed does, so that it tells no rows apart
     assert row["data_settings"] == "shots=4,final_trains_on=train"
     assert row["shift_metrics"] == "imagenet_a/top1=0.25,imagenet_c/mce=0.75"
+
+
+def test_runs_of_changed_code_are_told_from_those_that_can_be_had_again(make_record):
+    clean = make_record()
+    origin = clean.provenance
+    changed = [
+        dataclasses.replace(
+            clean, run_id=name, provenance=dataclasses.replace(origin, git_dirty=dirty)
+        )
+        for name, dirty in (("a" * 16, True), ("b" * 16, None), ("c" * 16, True))
+    ]
+    kept, lines = committed(frame([clean, *changed]))
+    assert set(kept["run_id"]) == {clean.run_id, "b" * 16}  # an installed package has no commit
+    assert lines == ["2 runs of code that differs from its commit (--dirty shows them)"]
+    assert committed(kept)[1] == []

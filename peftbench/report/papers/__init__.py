@@ -29,6 +29,7 @@ class Options:
     best_on_test: bool = False  # also runs that selected the epoch on test
     limited: bool = False  # also runs on a part of the images
     incomplete: bool = False  # averages over rows with holes, marked
+    dirty: bool = False  # also runs whose code differed from its commit
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from peftbench.report.papers.formulas import Counts, Made, Taken, draws, make
 from peftbench.report.papers.model import BASELINE, Cell, Table, TableBlock, TableRow
 from peftbench.report.papers.printed import Collection
 from peftbench.report.tables import MISSING, MIXED, OK, Run
-from peftbench.results.frame import select
+from peftbench.results.frame import committed, select
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import current
 
@@ -99,6 +99,9 @@ class _Pool:
         pool = pool[~pool[BY_TAG].isin(others)].reset_index(drop=True)
         found: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
         left_out = [_told(others, len(paper.blocks) == 1)] if others else []
+        if not options.dirty:
+            pool, told = committed(pool)
+            left_out += told
         for metric in dict.fromkeys(task.metric for task in paper.tasks.values()):
             if metric not in pool.columns:
                 left_out.append(f"{metric}, which no run has")

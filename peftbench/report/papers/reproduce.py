@@ -77,17 +77,20 @@ class Told:
     broken: tuple[StoreError, ...] = ()  # files in the store that are not readable records
 
 
-def reproduce(name: str, root: Path | str, where: Sequence[str] = ()) -> Told:
+def reproduce(
+    name: str, root: Path | str, where: Sequence[str] = (), *, dirty: bool = False
+) -> Told:
     """The table `name`, filled from the records below `root`, against its paper.
 
-    Where the paper reports the best epoch on test, so do the runs that are compared with it.
+    Where the paper reports the best epoch on test, so do the runs that are compared with it. Runs
+    whose code differed from its commit count with `dirty` only.
 
     Raises:
         UnknownName: there is no such table, column or value.
     """
     paper = catalogue.find(name)
     scan = ResultsStore(root).scan()
-    options = Options(tuple(where), best_on_test=selects_on_test(paper))
+    options = Options(tuple(where), best_on_test=selects_on_test(paper), dirty=dirty)
     runs = with_details(frame(scan.records), scan.records, paper)
     if runs.empty:
         options = replace(options, where=())  # whose values no run could have
