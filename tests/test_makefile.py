@@ -30,17 +30,21 @@ def sweep(*variables: str) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_variables_of_make_narrow_a_sweep_or_an_experiment_and_choose_who_runs_it() -> None:
-    default = ["method=glob(*)", "backbone=vit_mini", "dataset=glob(mini/*)", "seed=0,1,2"]
-    assert sweep() == [*default, "recipe=short", "results_dir=results"]
+    assert sweep() == ["experiments=mini", "results_dir=results"]
     narrowed = sweep("METHODS=linear,lora", "SEEDS=0", "LIMIT=50", "LAUNCHER=ray", "RECIPE=default")
     assert narrowed == [
-        *("method=linear,lora", "backbone=vit_mini", "dataset=glob(mini/*)", "seed=0"),
-        *("recipe=default", "dataset.limit=50", "hydra/launcher=ray", "results_dir=results"),
+        *("experiments=mini", "method=linear,lora", "seed=0", "recipe=default"),
+        *("dataset.limit=50", "hydra/launcher=ray", "results_dir=results"),
     ]
-    # an experiment says what it needs itself
+    # large backbones have a suite of their own
+    mini = ["experiments=mini", "backbone=efficientnet_lite0", "results_dir=results"]
+    assert sweep("BACKBONE=efficientnet_lite0") == mini
+    vtab = ["experiments=peftbench_vtab", "backbone=vit_b16", "data_dir=/d", "results_dir=results"]
+    assert sweep("BACKBONE=vit_b16", "DATA=/d") == vtab
+    # an experiment keeps its own backbones
     assert sweep("EXPERIMENT=demo") == ["experiments=demo", "results_dir=results"]
     own = "hydra.launcher.partition=gpu hydra.launcher.time=60"
     assert sweep("EXPERIMENT=demo", "SEEDS=0,1", "LAUNCHER=slurm", f"OVERRIDES={own}") == [
-        *("experiments=demo", "seed=0,1", "hydra/launcher=slurm", "results_dir=results"),
-        *own.split(),
+        *("experiments=demo", "seed=0,1", "hydra/launcher=slurm", *own.split()),
+        "results_dir=results",
     ]

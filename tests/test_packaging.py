@@ -211,6 +211,7 @@ def test_a_method_of_ones_own_runs_beside_a_wheel_unpacked_far_from_the_clone(
     name = install_their_method(site)
     sweep = ["run", "-m", f"method=linear,{name}", "dataset=mini/digits", "recipe.epochs=1"]
     sweep += ["recipe.warmup_epochs=0", "backbone.image_size=12"]
+    sweep += ["hydra.launcher.jobs=1", "hydra.launcher.jobs_per_process=2"]
     chosen = " or ".join(f"{name}-{backbone}" for backbone in BACKBONES)
     tests = [str(ROOT / "tests" / "contract"), "-k", chosen, "-rA"]
     tests += ["-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "setup.cfg")]

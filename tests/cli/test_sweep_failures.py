@@ -74,7 +74,7 @@ def test_every_kind_of_failure_is_a_row_with_its_cause_and_the_others_finish(wor
     done = subprocess.run(
         [
             *(sys.executable, "-m", "peftbench", "run", "-m", *QUICK, "recipe.epochs=2"),
-            "method=ruin_crash,ruin_memory,ruin_late,bias_hot,ruin_well,linear",
+            "method=ruin_late,ruin_crash,ruin_memory,bias_hot,ruin_well,linear",
             *("hydra.launcher.jobs=2", "hydra.launcher.timeout=25"),
         ],
         cwd=work,

@@ -19,6 +19,8 @@ from peftbench.results.store import ResultsStore
 PATIENCE = 120.0
 GRID = ("tuner=grid", "tuner.space.recipe.lr=[0.03,0.01,0.003]", "~tuner.space.recipe.weight_decay")
 OPTUNA = ("tuner=optuna", "tuner.trials=3")
+# one process for all jobs of a slot; that they record the same is tested with plain sweeps
+SHARED = "hydra.launcher.jobs_per_process=8"
 SMALL = [a for a in QUICK if not a.startswith("dataset.limit")] + ["dataset.limit=40"]
 
 
@@ -35,11 +37,13 @@ def finals(root: Path) -> list[tuple[str, int, float, dict | None]]:
     )
 
 
-@pytest.mark.parametrize("tuner", [GRID, OPTUNA], ids=["grid", "optuna"])
+@pytest.mark.parametrize(
+    "tuner", [GRID, pytest.param(OPTUNA, marks=pytest.mark.slow)], ids=["grid", "optuna"]
+)
 def test_every_method_gets_the_same_budget_and_the_winner_is_tested_once_a_seed(
     cli, work: Path, tuner: tuple[str, ...]
 ) -> None:
-    sweep = ("run", "-m", *SMALL, *tuner, "method=linear,bias,vpt_pad", "seed=3,4")
+    sweep = ("run", "-m", *SMALL, *tuner, "method=linear,bias,vpt_pad", "seed=3,4", SHARED)
     done = cli(*sweep, "hydra.launcher.jobs=2")
     assert (done.status, done.err) == (0, "")
     first = "2 cells of 3 trials x 1 epochs, 4 final runs: 0 already done, 12 to run, 2 at a time"
@@ -66,11 +70,13 @@ def test_every_method_gets_the_same_budget_and_the_winner_is_tested_once_a_seed(
     assert records(work / "results") == found
 
 
-@pytest.mark.parametrize("tuner", [GRID, OPTUNA], ids=["grid", "optuna"])
+@pytest.mark.parametrize(
+    "tuner", [pytest.param(GRID, marks=pytest.mark.slow), OPTUNA], ids=["grid", "optuna"]
+)
 def test_a_killed_search_goes_on_and_finds_the_same_winner(
     cli, work: Path, tuner: tuple[str, ...]
 ) -> None:
-    sweep = ["run", "-m", *SMALL, *tuner, "method=bias", "seed=0", "hydra.launcher.jobs=1"]
+    sweep = ["run", "-m", *SMALL, *tuner, "method=bias", "seed=0", "hydra.launcher.jobs=1", SHARED]
     assert cli(*sweep, "results_dir=whole").status == 0
     with subprocess.Popen(
         [sys.executable, "-m", "peftbench", *sweep],

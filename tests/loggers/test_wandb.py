@@ -14,7 +14,7 @@ from records import record
 from tiny_runs import tiny_spec
 from wandb_log import read_runs
 
-from peftbench import experiment, launcher
+from peftbench import experiment, planner
 from peftbench.launcher import _sweep_name
 from peftbench.loggers import WARNING, LoggerSettings, ledger, make
 from peftbench.loggers.wandb import (
@@ -197,7 +197,7 @@ def test_a_sweep_is_named_after_its_experiment_or_by_what_it_asks_for() -> None:
 
 def test_every_job_of_a_sweep_gets_the_group(monkeypatch: pytest.MonkeyPatch, cli) -> None:
     jobs = []
-    monkeypatch.setattr(launcher, "show", lambda found, store, slots: jobs.extend(found))
+    monkeypatch.setattr(planner, "show", lambda found, store, slots: jobs.extend(found))
     cli("plan", "logger=wandb", "seed=0,1")
     groups = {override for job in jobs for override in job.overrides if "logger.group" in override}
     assert len(jobs) == 2 and len(groups) == 1

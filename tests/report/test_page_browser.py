@@ -159,7 +159,9 @@ def test_points_tell_of_themselves_to_pointer_and_keyboard(opened):
     page.keyboard.press("Enter")
     assert page.url.endswith("#method-lora") and page.locator("#method-lora").is_visible()
     page.locator("#price").select_option("train_time")
-    page.locator('#scatter .point[data-label="full"] .mark').hover(force=True)
+    full = page.locator('#scatter .point[data-label="full"] .mark')
+    full.evaluate("mark => mark.scrollIntoView({block: 'center'})")  # not below the menu
+    full.hover(force=True)  # its interval crosses it
     assert "training, s: 10.5 (10.0 to 11.0)" in tip.inner_text()
 
 

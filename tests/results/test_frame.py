@@ -106,7 +106,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "device": "cpu",
         "dtype": "float32",
         "limit": NA,
-        "data_settings": NA,
+        "data_settings": "shots=4",
         "shift_metrics": NA,
         "started": "2025-01-01T00:00:00+00:00",
         "finished": "2025-01-01T00:01:00+00:00",
