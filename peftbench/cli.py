@@ -124,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="what there is to choose from, and what has run")
     listing.add_argument(
-        "what", choices=("methods", "backbones", "datasets", "experiments", "tables", "runs")
+        "what",
+        choices=(
+            *("methods", "backbones", "datasets", "protocols", "experiments", "tables", "runs"),
+        ),
     )
     listing.add_argument("--status", help="runs of this status only; 'failed' for all failures")
     _add_results(listing)

@@ -15,7 +15,7 @@ from peftbench.spec import DatasetSpec
 
 
 def text(what: str, results_dir: str, status: str | None, data_dir: str | None = None) -> str:
-    """Aligned columns about methods, backbones, datasets, experiments, tables or runs."""
+    """Aligned columns about methods, backbones, datasets, protocols, experiments, tables, runs."""
     if what == "runs":
         return _runs(results_dir, status)
     if status is not None:
@@ -25,6 +25,7 @@ def text(what: str, results_dir: str, status: str | None, data_dir: str | None =
     return {
         "methods": _methods,
         "backbones": _backbones,
+        "protocols": _protocols,
         "experiments": _experiments,
         "tables": _tables,
     }[what]()
@@ -130,6 +131,33 @@ def _where(data_dir: str | None) -> str:
         f"looked in {data_dir or 'no folder'}: data_dir=DIR or PEFTBENCH_DATA names the folder for "
         "all public data sets, and dataset.root=DIR that of one\n"
     )
+
+
+def _protocols() -> str:
+    from peftbench.config import catalogue
+    from peftbench.spec import PreprocessingSpec, Protocol, Selection
+
+    rows: list[tuple[object, ...]] = [
+        ("PROTOCOL", "RECIPE", "PIXELS", "EPOCH REPORTED", "SEEDS", "AVERAGE", "PARAMETERS")
+    ]
+    for name, entry in sorted(catalogue("protocol").items()):
+        chosen = [d for d in entry.get("defaults", []) if isinstance(d, dict)]
+        recipe = next((d["override /recipe"] for d in chosen if "override /recipe" in d), "default")
+        pixels = PreprocessingSpec(**entry.get("preprocessing", {}))
+        reporting = {k: entry[k] for k in ("seeds", "average", "parameters") if k in entry}
+        declared = Protocol(name, **reporting)
+        rows.append(
+            (
+                name,
+                recipe,
+                f"{pixels.normalisation}, {pixels.resize}, {pixels.interpolation}",
+                Selection(**entry.get("selection", {})).rule,
+                ",".join(map(str, declared.seeds)),
+                declared.average,
+                declared.parameters,
+            )
+        )
+    return columns(rows)
 
 
 def _experiments() -> str:

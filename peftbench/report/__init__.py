@@ -59,9 +59,9 @@ def build(
     page never do. With `limited`, runs on a part of the images count too, and with `dirty` those
     whose code differed from its commit. `formats` and `kinds` (`report.figures.KINDS`) choose among
     the figures; no `formats` means no figures. `style` is "text" for a reader, who also learns of
-    files and problems, or "markdown" or "csv" for the table alone. `parts` are what is written. With
-    `experiment` the tables of papers that it measures are written to `out/tables` and stand in
-    front: with what the papers print below each row if `published`, and with averages over rows
+    files and problems, or "markdown" or "csv" for the table alone. `parts` are what is written.
+    With `experiment` the tables of papers that it measures are written to `out/tables` and stand
+    in front: with what the papers print below each row if `published`, and with averages over rows
     with holes, marked, if `incomplete`.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -428,3 +429,24 @@ def test_report_prints_the_table_in_the_format_that_was_asked_for(
     done = cli("report", "--no-figures", "--format", name)
     assert done.status == 0
     assert expected[name](cells).strip() in done.out
+
+
+def test_protocols_stand_side_by_side(cli) -> None:
+    done = cli("list", "protocols")
+    assert (done.status, done.err) == (0, "")
+    head, *rows = [re.split(r" {2,}", line) for line in done.out.splitlines()]
+    found = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+    assert found.keys() == {"adapter_plus", "fact", "peftbench", "ssf", "vpetl", "vpt"}
+    assert found["vpt"] == {
+        "RECIPE": "vpt",
+        "PIXELS": "imagenet, squash, bilinear",
+        "EPOCH REPORTED": "last",
+        "SEEDS": "42,44,82,100,800",
+        "AVERAGE": "mean_groups",
+        "PARAMETERS": "with_head",
+    }
+    # those whose authors reported the best epoch on test
+    assert {n for n, row in found.items() if row["EPOCH REPORTED"] == "best_on_test"} == {
+        *("ssf", "fact", "vpetl")
+    }
+    assert found["peftbench"]["PIXELS"].startswith("checkpoint")  # what nothing says is the default
