@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 
+from tqdm import tqdm
+
 from peftbench.errors import ConfigError
 from peftbench.plan import refusal
 from peftbench.results.record import RunRecord
@@ -82,7 +84,7 @@ class TunedWork(Work):
 
     def begin(self) -> list[Job]:
         ready = [job for job in self.refused if job.spec.run_id not in self.done]
-        for cell in self.cells:
+        for cell in tqdm(self.cells, "trials", unit=" cells", leave=False, delay=2, disable=None):
             ready += self._go_on(cell)
         total = len(self.refused) + self.finals + self.trials
         already = len(self.refused) - sum(j in self.refused for j in ready)
