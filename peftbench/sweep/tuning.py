@@ -128,9 +128,9 @@ def make_cells(
     cells = []
     for key, members in groups.items():
         overrides, spec = members[0]
-        shared = tuple(o for o in overrides if not o.startswith("seed="))
+        shared = tuple(o for o in overrides if not o.startswith("seed=") and not _is_of_tuner(o))
         search = _paper_search(tuner, shared, spec) if tuner.grid else _search(tuner, journals, key)
-        finals = [final for final, _ in members]
+        finals = [tuple(o for o in final if not _is_of_tuner(o)) for final, _ in members]
         cells.append(Cell(shared, finals, search, tuner, spec.recipe.total_epochs, pruner))
     if not tuner.grid:  # papers searched their methods with budgets of their own
         check_budgets({f"{c.overrides}": c.search for c in cells})
@@ -195,6 +195,14 @@ def _paper_search(tuner: TunerConfig, overrides: Sequence[str], spec: RunSpec) -
 def paper_grid(name: str, method: str) -> grids.Grid:
     """The grid of `method` in `conf/grid/NAME.yaml`."""
     return grids.find(grids.named(name), method)
+
+
+def _is_of_tuner(override: str) -> bool:
+    """Whether an override says how to search, which means nothing to a single run.
+
+    Such as `~tuner.space.recipe.lr` would have each of many thousand trials composed from files.
+    """
+    return override.lstrip("+~").partition("=")[0].partition(".")[0] == "tuner"
 
 
 def _without_seed(spec: RunSpec) -> str:

@@ -60,3 +60,12 @@ def test_a_method_that_the_paper_did_not_search_is_refused() -> None:
     wrong = TunerConfig(name="optuna", trials=3, grid="vpt")
     with pytest.raises(ConfigError, match=r"tuner\.grid=vpt needs tuner=grid"):
         make_cells([job("linear", tiny_spec("linear"), 0)], wrong, "nowhere")
+
+
+def test_runs_of_a_search_are_not_told_how_it_searches() -> None:
+    """Hydra composes a job with ~KEY as a whole, 0.2 s for each of many thousand trials."""
+    said = ("tuner=grid", "tuner.grid=vpt", "~tuner.space.recipe.lr", "+tuner.x=1", "tuning=null")
+    jobs = [(("method=linear", *said, "seed=3"), tiny_spec("linear", seed=3))]
+    (cell,) = make_cells(jobs, PAPER, "nowhere")
+    assert cell.overrides == ("method=linear", "tuning=null")
+    assert cell.finals == [("method=linear", "tuning=null", "seed=3")]
