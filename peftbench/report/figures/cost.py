@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from peftbench.registry import unknown_name
 from peftbench.report.costs import COSTS
 from peftbench.report.figures.points import Panel, Point, frontier, panels
-from peftbench.report.figures.style import GREY, STYLE, darker, empty, look
+from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, look
 from peftbench.report.labels import Box, place
 from peftbench.report.tables import SCORES
 
@@ -104,19 +104,7 @@ def _draw(axes: Axes, panel: Panel, cost: str, score: str) -> None:
     remarks = _remarks(panel.points)
     if panel.missing:
         remarks += textwrap.wrap(f"not shown, incomplete: {', '.join(panel.missing)}", 100)
-    axes.set_title(
-        panel.title, loc="left", fontsize=10, fontweight="bold", pad=6 + 11 * len(remarks)
-    )
-    axes.annotate(
-        "\n".join(remarks),
-        (0, 1),
-        (0, 4),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        va="bottom",
-        fontsize=8,
-        color=GREY,
-    )
+    entitle(axes, panel.title, remarks)
 
 
 def _sides(centre: float, ends: tuple[float, float] | None) -> list[list[float]] | None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftbench.report.comparison import scored
-from peftbench.report.figures.style import GREY, STYLE, darker, empty, look
+from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, look
 from peftbench.statistics import ranks, scores
 
 LINE = 0.21  # inches for one name
@@ -144,17 +144,7 @@ def _diagram(axes: Axes, ranking: Ranking, height: float) -> None:
             fontsize=8,
             color=darker(colour),
         )
-    axes.set_title(f"{ranking.title}\n", loc="left", fontsize=10, fontweight="bold", x=0.0, pad=4)
-    axes.annotate(
-        _remark(ranking),
-        (0, 1),
-        (0, 4),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        va="bottom",
-        fontsize=8,
-        color=GREY,
-    )
+    entitle(axes, ranking.title, _remark(ranking).splitlines())
 
 
 def _remark(ranking: Ranking) -> str:

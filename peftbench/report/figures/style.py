@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -88,6 +89,21 @@ def empty(text: str) -> Figure:
 def is_empty(figure: Figure) -> bool:
     """Whether `empty` made the figure."""
     return figure.get_label() == EMPTY
+
+
+def entitle(axes: Axes, title: str, remarks: Sequence[str]) -> None:
+    """A title at the left, and below it what a reader must know, one remark a line."""
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", pad=6 + 11 * len(remarks))
+    axes.annotate(
+        "\n".join(remarks),
+        (0, 1),
+        (0, 4),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="bottom",
+        fontsize=8,
+        color=GREY,
+    )
 
 
 def save(figure: Figure, stem: Path | str, formats: Sequence[str] = FORMATS) -> list[Path]:
