@@ -68,6 +68,7 @@ def build(
         UnknownName: there is no such experiment or table, column or value.
     """
     from peftbench.report import papers, statistics, tables
+    from peftbench.report.comparison import reliability
     from peftbench.results.frame import committed, frame, select, write_table
 
     root = Path(root)
@@ -124,7 +125,9 @@ def build(
             printed = to(cells)
     if FIGURES in parts and formats:
         place = folder / "figures" / name
-        drawn = _figures(chosen, scan.records, place, formats, kinds, metric, limited)
+        wanted = kinds is None or "calibration" in kinds
+        bins = reliability(chosen, store, limited=limited) if wanted else None
+        drawn = _figures(chosen, scan.records, bins, place, formats, kinds, metric, limited)
         paths += drawn.paths
         notes += drawn.notes
     if PAGE in parts:
@@ -152,6 +155,7 @@ def _statistics(found: Sequence[Comparison], stem: Path, metric: str) -> list[Pa
 def _figures(
     table: pd.DataFrame,
     records: Sequence[RunRecord],
+    bins: pd.DataFrame | None,
     place: Path,
     formats: Sequence[str],
     kinds: Collection[str] | None,
@@ -163,7 +167,7 @@ def _figures(
 
     paths: list[Path] = []
     drawn: set[str] = set()
-    made = figures.every(table, epochs(records), metric=metric, limited=limited, kinds=kinds)
+    made = figures.every(table, epochs(records), bins, metric=metric, limited=limited, kinds=kinds)
     for backbone, name, figure in made:
         paths += figures.save(figure, place / _slug(name), formats)
         drawn.add(backbone)

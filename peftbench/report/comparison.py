@@ -114,8 +114,7 @@ def compare(
     if len(means) < 2:
         return None
     notes = [*remarks, *(f"{x.label} is left out: no {_some(x.lacks)}" for x in lacking)]
-    overall = means.mean(axis=1)
-    labels = tuple(sorted(map(str, means.index), key=lambda name: (-overall[name], name)))
+    labels = _ordered(means)
     datasets = tuple(map(str, means.columns))
     found = [best.not_distinguishable(kept, over=over) for over in (SEEDS, DATASETS)]
     samples = scores.samples(kept, datasets)
@@ -149,6 +148,48 @@ def compare(
     )
 
 
+def reliability(
+    table: pd.DataFrame,
+    store: ResultsStore,
+    *,
+    limited: bool = False,
+    best_on_test: bool = False,
+) -> pd.DataFrame:
+    """Bins of confidence (`images.calibration_bins`) of the methods whose images can be compared.
+
+    Over the test images of all data sets and the seeds that all methods share. Columns: `backbone`,
+    `suite`, `label`, `method`, those of the bins, and `runs`, the seeds. Empty where no predictions
+    are kept.
+    """
+    runs, _ = scored(table, limited=limited, best_on_test=best_on_test)
+    found = []
+    for _, part in runs.groupby(["heading", "suite"], sort=True):
+        kept, _ = scores.complete(part)
+        if kept.empty:
+            continue
+        read = _read(kept, _leading(kept), store, [])
+        if read is None:
+            continue
+        first = kept.iloc[0]
+        methods = dict(zip(kept["label"], kept["method"], strict=True))
+        for label in read.labels:
+            bins = images.calibration_bins(read.sure[label].ravel(), read.hits(label).ravel())
+            place = {"backbone": first["backbone"], "suite": first["suite"], "label": label}
+            found.append(bins.assign(**place, method=methods[label], runs=read.runs))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _leading(kept: pd.DataFrame) -> tuple[str, ...]:
+    """The methods whose predictions are read."""
+    return _ordered(scores.means(kept))[:MOST_WITH_IMAGES]
+
+
+def _ordered(means: pd.DataFrame) -> tuple[str, ...]:
+    """Labels of `scores.means`, the highest mean first."""
+    overall = means.mean(axis=1)
+    return tuple(sorted(map(str, means.index), key=lambda name: (-overall[name], name)))
+
+
 def _intervals(
     kept: pd.DataFrame, labels: tuple[str, ...], datasets: tuple[str, ...]
 ) -> list[tuple[str, str, Interval]]:
@@ -170,9 +211,48 @@ def _intervals(
     return out
 
 
+@dataclass(frozen=True)
+class _Read:
+    """Predictions of some methods on the same images with the same seeds."""
+
+    labels: tuple[str, ...]
+    classes: dict[str, Any]  # (seeds, images)
+    sure: dict[str, Any]  # confidence, of the same shape
+    truth: Any  # (images,)
+    runs: int
+
+    def hits(self, label: str) -> Any:
+        """Which predictions are right."""
+        return self.classes[label] == self.truth
+
+
 def _images(
     kept: pd.DataFrame, labels: tuple[str, ...], store: ResultsStore, notes: list[str]
 ) -> Images | None:
+    """`None`, and a remark, where the predictions that are there cannot be compared."""
+    read = _read(kept, labels, store, notes)
+    if read is None:
+        return None
+    hits = {x: read.hits(x) for x in labels}
+    rows = [
+        {"first": a, "second": b, **vars(images.mcnemar(hits[a], hits[b]))}
+        for a, b in combinations(labels, 2)
+    ]
+    tests = pd.DataFrame(rows)
+    bins = {x: images.calibration_bins(read.sure[x].ravel(), hits[x].ravel()) for x in labels}
+    return Images(
+        labels=labels,
+        tests=tests.assign(p_holm=ranks.holm(tests["p"].to_numpy(float))),
+        agreement=images.agreement(read.classes),
+        ensembles=images.ensembles(read.classes, read.sure, read.truth),
+        ece={x: images.calibration_error(bins[x]) for x in labels},
+        runs=read.runs,
+    )
+
+
+def _read(
+    kept: pd.DataFrame, labels: tuple[str, ...], store: ResultsStore, notes: list[str]
+) -> _Read | None:
     """`None`, and a remark, where the predictions that are there cannot be compared."""
     runs = kept[kept["label"].isin(labels)]
     shared = set.intersection(
@@ -209,23 +289,7 @@ def _images(
         return None
     classes = {x: np.stack([one.classes for one in loaded[x]]) for x in labels}
     sure = {x: np.stack([one.confidence for one in loaded[x]]).astype(float) for x in labels}
-    hits = {x: classes[x] == truth[0] for x in labels}
-    rows = [
-        {"first": a, "second": b, **vars(images.mcnemar(hits[a], hits[b]))}
-        for a, b in combinations(labels, 2)
-    ]
-    tests = pd.DataFrame(rows)
-    return Images(
-        labels=labels,
-        tests=tests.assign(p_holm=ranks.holm(tests["p"].to_numpy(float))),
-        agreement=images.agreement(classes),
-        ensembles=images.ensembles(classes, sure, truth[0]),
-        ece={
-            x: images.calibration_error(images.calibration_bins(sure[x].ravel(), hits[x].ravel()))
-            for x in labels
-        },
-        runs=len(shared),
-    )
+    return _Read(labels, classes, sure, truth[0], len(shared))
 
 
 def _commonest(values: pd.Series[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peftbench.report.figures.calibration import calibration
 from peftbench.report.figures.cost import (
     accuracy_against,
     accuracy_against_parameters,
@@ -22,6 +23,7 @@ __all__ = [
     "accuracy_against",
     "accuracy_against_parameters",
     "bars",
+    "calibration",
     "critical_difference",
     "data_scale_curves",
     "drawable",

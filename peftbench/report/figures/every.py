@@ -6,12 +6,14 @@ The matrix of win rates is not among them: `statistics.md` has its numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from peftbench.registry import unknown_name
+from peftbench.report.figures.calibration import calibration
 from peftbench.report.figures.cost import accuracy_against
 from peftbench.report.figures.curves import data_scale_curves, few_shot_curves, sensitivity
 from peftbench.report.figures.learning import learning_curves
@@ -19,19 +21,29 @@ from peftbench.report.figures.ranks import critical_difference
 from peftbench.report.figures.style import is_empty
 from peftbench.report.figures.tasks import bars, heat_map
 
-Draw = Callable[[pd.DataFrame, pd.DataFrame, str, bool], Figure]
+
+@dataclass(frozen=True)
+class Source:
+    """What a figure of one backbone, or of one of its suites, can be drawn from."""
+
+    table: pd.DataFrame
+    epochs: pd.DataFrame
+    bins: pd.DataFrame  # of `peftbench.report.comparison.reliability`
+    metric: str
+    limited: bool
+
+
+Draw = Callable[[Source], Figure]
 
 
 def _cells(draw: Callable[..., Figure], *settings: str) -> Draw:
     """Of a figure that shows cells of the tables."""
-    return lambda table, epochs, metric, limited: draw(
-        table, *settings, metric=metric, limited=limited
-    )
+    return lambda of: draw(of.table, *settings, metric=of.metric, limited=of.limited)
 
 
 def _runs(draw: Callable[..., Figure], *settings: str) -> Draw:
     """Of a figure that shows runs of every size."""
-    return lambda table, epochs, metric, limited: draw(table, *settings, metric=metric)
+    return lambda of: draw(of.table, *settings, metric=of.metric)
 
 
 # by the name of the file; {score} is the metric
@@ -44,21 +56,24 @@ KINDS: Mapping[str, Draw] = MappingProxyType(
         "tasks_{score}": _cells(bars),
         "heat_map_{score}": _cells(heat_map),
         "critical_difference_{score}": _cells(critical_difference),
-        "learning_curves": lambda table, epochs, metric, limited: learning_curves(
-            table, epochs, limited=limited
-        ),
+        "calibration": lambda of: calibration(of.bins),
+        "learning_curves": lambda of: learning_curves(of.table, of.epochs, limited=of.limited),
         "few_shot_{score}": _runs(few_shot_curves),
         "data_scale_{score}": _runs(data_scale_curves),
         "sensitivity_to_lr_{score}": _runs(sensitivity, "lr"),
         "sensitivity_to_weight_decay_{score}": _runs(sensitivity, "weight_decay"),
     }
 )
-BY_SUITE = ("learning_curves",)  # a figure for each suite; the others have panels for them
+BY_SUITE = (
+    "calibration",
+    "learning_curves",
+)  # a figure for each suite; the others have panels for them
 
 
 def every(
     table: pd.DataFrame,
     epochs: pd.DataFrame,
+    bins: pd.DataFrame | None = None,
     *,
     metric: str = "top1",
     limited: bool = False,
@@ -66,6 +81,7 @@ def every(
 ) -> Iterator[tuple[str, str, Figure]]:
     """Backbone, name and figure of each of `kinds`, all unless given.
 
+    `bins` are those of `peftbench.report.comparison.reliability`, for what shows single images.
     One that would be empty is left out. Names are unique, and are not yet names of files.
     """
     for name in kinds or ():
@@ -79,15 +95,20 @@ def every(
             if kinds is not None and kind not in kinds:
                 continue
             name = f"{kind.format(score=score)}_{backbone}"
-            chosen = {name: part}
+            pictures = _rows(bins, "backbone", backbone)
+            chosen = {name: (part, pictures)}
             if kind in BY_SUITE and len(suites) > 1:
                 chosen = {
-                    f"{name}_{suite}": part[part["suite"].fillna("") == suite].reset_index(
-                        drop=True
-                    )
-                    for suite in suites
+                    f"{name}_{s}": (_rows(part, "suite", s), _rows(pictures, "suite", s))
+                    for s in suites
                 }
-            for stem, rows in chosen.items():
-                figure = draw(rows, epochs, metric, limited)
+            for stem, (rows, of_suite) in chosen.items():
+                figure = draw(Source(rows, epochs, of_suite, metric, limited))
                 if not is_empty(figure):
                     yield str(backbone), stem, figure
+
+
+def _rows(table: pd.DataFrame | None, column: str, value: str) -> pd.DataFrame:
+    if table is None or table.empty:
+        return pd.DataFrame()
+    return table[table[column].fillna("") == value].reset_index(drop=True)
