@@ -174,7 +174,7 @@ def test_a_killed_job_is_a_failure_and_the_others_finish(cli, work: Path) -> Non
 
 
 def test_ctrl_c_is_recorded_leaves_nothing_running_and_a_rerun_finishes(cli, work: Path) -> None:
-    sweep = (*QUICK, "recipe.epochs=40", "seed=0,1", "hydra.launcher.jobs=1")
+    sweep = (*QUICK, "recipe.epochs=30", "seed=0,1", "hydra.launcher.jobs=1")
     sweep += ("hydra.launcher.jobs_per_process=2",)
     with subprocess.Popen(
         [sys.executable, "-m", "peftbench", "run", "-m", *sweep],
