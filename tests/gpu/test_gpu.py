@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import QUICK
 
 from peftbench import data, experiment
 from peftbench.methods import METHODS, discover
@@ -71,3 +74,24 @@ def test_augmentation_is_the_same_on_the_gpu_as_on_the_cpu() -> None:
         on_gpu, shares = there(x.cuda(), y.cuda(), coins.cuda())
         torch.testing.assert_close(on_gpu.cpu(), images, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(shares.cpu(), targets)
+
+
+def test_two_jobs_on_one_card_finish(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "peftbench", "run", "-m", *QUICK, "seed=0,1"),
+            *("hydra.launcher.gpus=1", "hydra.launcher.jobs_per_gpu=2"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "2 jobs: 0 already done, 2 to run, 2 at a time"
+    records = list(ResultsStore(tmp_path / "results").records())
+    assert [record.status for record in records] == [Status.OK] * 2
+    name = torch.cuda.get_device_name()
+    assert all(record.cost is not None and record.cost.device == name for record in records)
+    # they ran at the same time: each began before the other ended
+    first, second = records
+    assert first.started < second.finished and second.started < first.finished
