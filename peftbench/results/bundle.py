@@ -35,8 +35,10 @@ from peftbench.results.store import ResultsStore, current, method_of, preference
 FORMAT = 1  # raised when a bundle is laid out in another way
 INDEX, ROWS = "bundle.json", "rows.csv"
 CARD, PREDICTIONS = "card.json", "predictions.npz"
-RECORD_NAME = re.compile(r"runs/([^/\\]+)/([0-9a-f]{16})\.json")
-EXTRA_NAME = re.compile(rf"runs/([^/\\]+)/([0-9a-f]{{16}})/({re.escape(CARD)}|{PREDICTIONS})")
+RECORD_NAME = re.compile(r"runs/([^/\\.][^/\\]*)/([0-9a-f]{16})\.json")
+EXTRA_NAME = re.compile(
+    rf"runs/([^/\\.][^/\\]*)/([0-9a-f]{{16}})/({re.escape(CARD)}|{PREDICTIONS})"
+)
 MADE = (1980, 1, 1, 0, 0, 0)  # the oldest date that a zip file can hold: no date of its own
 LARGEST = 256 * 2**20  # bytes of one file, far above any record, card or predictions
 ROW_KEYS = ("run_id", "status", "method", "dataset", "seed", "phase", "top1", "loss")
