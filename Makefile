@@ -60,14 +60,20 @@ sweep: setup ## EXPERIMENT on BACKBONE: mini, or peftbench_vtab for larger ones;
 
 table: tables
 
+# what is asked for together is made by one process, which reads the records once
+PARTS := $(patsubst table,tables,$(filter table tables figures report,$(MAKECMDGOALS)))
+ONLY = $(patsubst report,page,$(PARTS))
+MAKE_PARTS = $(if $(filter $@,$(firstword $(PARTS))),@$(BIN)/peftbench report \
+  --results-dir $(RESULTS) $(addprefix --only ,$(ONLY)),@:)
+
 tables: setup ## results/table.csv, .parquet and the printed table, from results/runs
-	@$(BIN)/peftbench report --results-dir $(RESULTS) --only tables
+	$(MAKE_PARTS)
 
 figures: setup ## results/figures, from results/runs
-	@$(BIN)/peftbench report --results-dir $(RESULTS) --only figures
+	$(MAKE_PARTS)
 
 report: setup ## results/report.html: one page that opens without a network
-	@$(BIN)/peftbench report --results-dir $(RESULTS) --only page
+	$(MAKE_PARTS)
 
 docs: setup ## docs/*.md: methods, their parameters, which backbones they support
 	@$(BIN)/python tools/make_docs.py

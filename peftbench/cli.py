@@ -171,7 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--no-figures", action="store_true")
     report.add_argument(
-        "--only", choices=("tables", "figures", "page"), help="one part; all three unless given"
+        "--only",
+        choices=("tables", "figures", "page"),
+        action="append",
+        help="one part; may be given several times; all three unless given",
     )
     report.set_defaults(command=_report)
 
@@ -577,7 +580,7 @@ def _report(options: argparse.Namespace) -> int:
         experiment=options.experiment,
         published=options.published,
         incomplete=options.incomplete,
-        parts=report.PARTS if options.only is None else (options.only,),
+        parts=report.PARTS if options.only is None else options.only,
     )
     print(made.text)
     for error in made.broken if options.format != "text" else ():

@@ -29,6 +29,26 @@ def sweep(*variables: str) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("goals", "parts"),
+    [
+        (("tables", "figures", "report"), ["tables", "figures", "page"]),
+        (("report", "table"), ["page", "tables"]),
+        (("figures",), ["figures"]),
+    ],
+)
+def test_parts_of_a_report_that_are_made_together_are_made_at_once(
+    goals: tuple[str, ...], parts: list[str]
+) -> None:
+    done = subprocess.run(
+        ["make", "-n", *goals, "RESULTS=there"], cwd=ROOT, capture_output=True, text=True
+    )
+    (line,) = (line for line in done.stdout.splitlines() if " report " in line)
+    only = [word for part in parts for word in ("--only", part)]
+    assert shlex.split(line)[1:] == ["report", "--results-dir", "there", *only]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_variables_of_make_narrow_a_sweep_or_an_experiment_and_choose_who_runs_it() -> None:
     assert sweep() == ["experiments=mini", "results_dir=results"]
     narrowed = sweep("METHODS=linear,lora", "SEEDS=0", "LIMIT=50", "LAUNCHER=ray", "RECIPE=default")

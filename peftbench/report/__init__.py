@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from peftbench.errors import StoreError
+from peftbench.report.names import slug
 from peftbench.results.store import ResultsStore, Scan, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from peftbench.report.comparison import Comparison
+    from peftbench.report.figures.beside import Beside
     from peftbench.results.frame import Written
-    from peftbench.results.record import RunRecord
 
 TABLES, FIGURES, PAGE = "tables", "figures", "page"
 PARTS = (TABLES, FIGURES, PAGE)
@@ -68,8 +69,7 @@ def build(
         UnknownName: there is no such experiment or table, column or value.
     """
     from peftbench.report import papers, statistics, tables
-    from peftbench.report.comparison import reliability
-    from peftbench.results.frame import committed, frame, select, write_table
+    from peftbench.results.frame import committed, epochs, frame, select, write_table
 
     root = Path(root)
     folder = root if out is None else Path(out)
@@ -87,7 +87,7 @@ def build(
     left_out: list[str] = []
     if not dirty:
         chosen, left_out = committed(chosen)
-    name = _slug("__".join(where)) if where else ""
+    name = slug("__".join(where)) if where else ""
     paths: list[Path] = []
     front = printed = ""
     if TABLES in parts:
@@ -111,29 +111,48 @@ def build(
         if not matching:
             notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
         return Report(_text(front, paths, notes), tuple(paths), scan.broken)
-    if TABLES in parts:
-        cells = tables.summary(
-            chosen, metric=metric, limited=limited, best_on_test=best_on_test, left_out=left_out
-        )
-        found = statistics.comparisons(
-            chosen, store, metric=metric, limited=limited, best_on_test=best_on_test
-        )
-        stem = folder / (f"statistics_{name}" if name else "statistics")
-        paths += _statistics(found, stem, tables.SCORES[metric])
-        if style == "text" or not front:
-            to = {"markdown": tables.to_markdown, "csv": tables.to_csv}.get(style, tables.to_text)
-            printed = to(cells)
+    begun = None  # figures take longest, so that they begin first
     if FIGURES in parts and formats:
-        place = folder / "figures" / name
-        wanted = kinds is None or "calibration" in kinds
-        bins = reliability(chosen, store, limited=limited) if wanted else None
-        drawn = _figures(chosen, scan.records, bins, place, formats, kinds, metric, limited)
-        paths += drawn.paths
-        notes += drawn.notes
+        from peftbench.report.figures import KINDS
+        from peftbench.report.figures.beside import Beside, Order
+
+        order = Order(
+            root=str(root),
+            where=list(where),
+            dirty=dirty,
+            place=str(folder / "figures" / name),
+            formats=list(formats),
+            kinds=list(KINDS if kinds is None else kinds),
+            metric=metric,
+            limited=limited,
+        )
+        begun = Beside(order, chosen, epochs(scan.records))
+    with contextlib.nullcontext() if begun is None else contextlib.closing(begun):
+        if TABLES in parts:
+            cells = tables.summary(
+                chosen,
+                metric=metric,
+                limited=limited,
+                best_on_test=best_on_test,
+                left_out=left_out,
+            )
+            found = statistics.comparisons(
+                chosen, store, metric=metric, limited=limited, best_on_test=best_on_test
+            )
+            stem = folder / (f"statistics_{name}" if name else "statistics")
+            paths += _statistics(found, stem, tables.SCORES[metric])
+            if style == "text" or not front:
+                styles = {"markdown": tables.to_markdown, "csv": tables.to_csv}
+                printed = styles.get(style, tables.to_text)(cells)
+        page = folder / (f"report_{name}.html" if name else "report.html")
+        if PAGE in parts:
+            _page(chosen, scan, store, page)
+        if begun is not None:
+            drawn = _finished(begun, chosen)
+            paths += drawn.paths
+            notes += drawn.notes
     if PAGE in parts:
-        path = folder / (f"report_{name}.html" if name else "report.html")
-        _page(chosen, scan, store, path)
-        paths.append(path)
+        paths.append(page)
     text = front + printed
     text = _text(text, paths, notes) if style == "text" else text.rstrip("\n")
     return Report(text, tuple(paths), scan.broken)
@@ -152,30 +171,16 @@ def _statistics(found: Sequence[Comparison], stem: Path, metric: str) -> list[Pa
     return paths
 
 
-def _figures(
-    table: pd.DataFrame,
-    records: Sequence[RunRecord],
-    bins: pd.DataFrame | None,
-    place: Path,
-    formats: Sequence[str],
-    kinds: Collection[str] | None,
-    metric: str,
-    limited: bool,
-) -> Written:
-    from peftbench.report import figures
-    from peftbench.results.frame import Written, epochs
+def _finished(begun: Beside, table: pd.DataFrame) -> Written:
+    from peftbench.results.frame import Written
 
-    paths: list[Path] = []
-    drawn: set[str] = set()
-    made = figures.every(table, epochs(records), bins, metric=metric, limited=limited, kinds=kinds)
-    for backbone, name, figure in made:
-        paths += figures.save(figure, place / _slug(name), formats)
-        drawn.add(backbone)
+    figures = begun.finish()
+    drawn = {figure.backbone for figure in figures}
     notes = [
         f"No figure for {backbone}: no method has all data sets yet."
         for backbone in sorted(set(map(str, table["backbone"].dropna())) - drawn)
     ]
-    return Written(tuple(paths), tuple(notes))
+    return Written(tuple(path for figure in figures for path in figure.paths), tuple(notes))
 
 
 def _page(table: pd.DataFrame, scan: Scan, store: ResultsStore, path: Path) -> None:
@@ -195,8 +200,3 @@ def _text(table: str, paths: Sequence[Path], notes: Sequence[str]) -> str:
 
 def _write(file: IO[bytes], text: str) -> None:
     file.write(text.encode("utf-8", "backslashreplace"))  # lone surrogates of file names
-
-
-def _slug(text: str) -> str:
-    """`text` as a file name."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("._") or "all"

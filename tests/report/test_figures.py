@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import sys
 
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
 from peftbench.report import figures
-from peftbench.report.figures import LOOKS, accuracy_against_parameters, look, save
+from peftbench.report.figures import LOOKS, accuracy_against_parameters, beside, look, save
 from peftbench.report.labels import Box, place
 from peftbench.results.frame import frame
 from peftbench.results.record import Status
+from peftbench.results.store import ResultsStore
 
 # Means over data sets a and b (same scores on both): linear 0 params 50 %, bias 60 %, lora 70 %,
 # full 65 %. lora beats full with fewer parameters, so the frontier is linear, bias, lora.
@@ -173,3 +177,24 @@ def test_known_methods_look_different_from_each_other_and_on_white():
 def test_an_unknown_method_keeps_its_look_and_takes_no_known_one():
     assert look("mine") == look("mine") and look("mine") not in LOOKS.values()
     assert len({look(f"method_{i}") for i in range(30)}) > 15
+
+
+def test_a_failure_beside_is_drawn_and_raised_here(tmp_path, make_record, monkeypatch):
+    store = ResultsStore(tmp_path / "results")
+    store.add(make_record("linear", "a", 0, 0.5, tuned=0))
+    kinds = ["{score}_vs_parameters", "tasks_{score}", "heat_map_{score}"]
+    about = {"root": str(store.root), "where": [], "dirty": False, "metric": "top1"}
+    order = beside.Order(**about, place=str(tmp_path), formats=["svg"], kinds=kinds, limited=False)
+    frames = (frame(store), pd.DataFrame())
+    whole = beside.Beside(order, *frames).finish()
+    assert [(one.backbone, one.kind) for one in whole] == [("vit_mini", kind) for kind in kinds]
+    files = {path.name: path.read_bytes() for one in whole for path in one.paths}
+    assert len(files) == 3
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # a process that ends at once
+    again = beside.Beside(
+        dataclasses.replace(order, place=str(tmp_path / "again")), *frames
+    ).finish()
+    assert {path.name: path.read_bytes() for one in again for path in one.paths} == files
+    begun = beside.Beside(order, *frames)
+    begun.close()  # as where another part of the report fails
+    assert begun.process is not None and begun.process.returncode is not None
