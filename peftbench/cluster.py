@@ -8,6 +8,7 @@ and know neither finished jobs nor dead ones, so these are launchers of our own 
 from __future__ import annotations
 
 import importlib.util
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +84,9 @@ class _ClusterLauncher(QueueLauncher):
 
         return Place(self.title(), (), queue)
 
+    @abstractmethod
     def title(self) -> str:
-        raise NotImplementedError
+        """Where the jobs go, as the first line of a sweep says it."""
 
 
 class SlurmLauncher(_ClusterLauncher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +20,7 @@ from PIL import Image
 from peftbench import config, cost, data
 from peftbench.methods import METHODS, Method, discover
 from peftbench.results.record import RunRecord
+from peftbench.results.store import ResultsStore
 from peftbench.spec import BackboneSpec, DatasetSpec, Recipe, RunSpec
 
 discover()
@@ -79,6 +81,16 @@ def compose(*overrides: str) -> DictConfig:
     config.register()
     with hydra.initialize_config_dir(str(config.config_dir()), version_base="1.3"):
         return hydra.compose("config", overrides=list(overrides))
+
+
+BIAS_HOT = (
+    "# @package _global_\ndefaults: [/schema/method/bias@method]\nrecipe: {lr: 1e30}\n"  # diverges
+)
+
+
+def statuses(root: Path) -> Counter[str]:
+    """How many records of a results folder have which status."""
+    return Counter(str(record.status) for record in ResultsStore(root).records())
 
 
 @contextmanager

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import QUICK
+from tiny_runs import BIAS_HOT, QUICK, statuses
 
 from peftbench.cluster import RayLauncher, SlurmLauncher
 from peftbench.errors import ConfigError
@@ -17,18 +16,12 @@ from peftbench.planner import PlanLauncher
 from peftbench.results.store import ResultsStore
 
 
-def statuses(root: Path) -> Counter[str]:
-    return Counter(str(record.status) for record in ResultsStore(root).records())
-
-
 @pytest.fixture
 def hot(work: Path) -> None:
     """A choice of `method` that diverges."""
     folder = work / "conf" / "method"
     folder.mkdir(parents=True)
-    (folder / "bias_hot.yaml").write_text(
-        "# @package _global_\ndefaults: [/schema/method/bias@method]\nrecipe: {lr: 1e30}\n"
-    )
+    (folder / "bias_hot.yaml").write_text(BIAS_HOT)
 
 
 def test_submitit_runs_a_sweep_on_this_machine_and_a_rerun_what_failed(

@@ -11,13 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import QUICK, compose, repeatable
+from tiny_runs import BIAS_HOT, QUICK, compose, repeatable, statuses
 
 from peftbench.config import build
 from peftbench.results.store import ResultsStore
@@ -40,10 +39,6 @@ def locks(root: Path) -> list[Path]:
     return [path for path in root.rglob("*.lock") if path.name != ".store.lock"]
 
 
-def statuses(root: Path) -> Counter[str]:
-    return Counter(str(record.status) for record in ResultsStore(root).records())
-
-
 @pytest.fixture
 def ragged(work: Path) -> None:
     """Choices of `method` that make no sense, or diverge."""
@@ -52,9 +47,7 @@ def ragged(work: Path) -> None:
     (folder / "partial_99.yaml").write_text(
         "defaults: [/schema/method/partial@_here_]\nnum_blocks: 99\n"
     )
-    (folder / "bias_hot.yaml").write_text(
-        "# @package _global_\ndefaults: [/schema/method/bias@method]\nrecipe: {lr: 1e30}\n"
-    )
+    (folder / "bias_hot.yaml").write_text(BIAS_HOT)
 
 
 def test_a_sweep_runs_every_job_in_a_process_and_a_rerun_what_is_left(

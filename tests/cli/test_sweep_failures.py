@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny_runs import QUICK
+from tiny_runs import BIAS_HOT, QUICK
 
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
@@ -68,9 +68,7 @@ def test_every_kind_of_failure_is_a_row_with_its_cause_and_the_others_finish(wor
         (folder / f"ruin_{how}.yaml").write_text(
             f"defaults: [/schema/method/ruin@_here_]\nhow: {how}\n"
         )
-    (folder / "bias_hot.yaml").write_text(
-        "# @package _global_\ndefaults: [/schema/method/bias@method]\nrecipe: {lr: 1e30}\n"
-    )
+    (folder / "bias_hot.yaml").write_text(BIAS_HOT)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "peftbench", "run", "-m", *QUICK, "recipe.epochs=2"),
