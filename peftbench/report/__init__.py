@@ -57,8 +57,8 @@ def build(
     (such as `backbone=vit_mini`) narrows the printed table, the statistics, the figures and the
     page, which then have names of their own. `out` is `root` unless given. With `best_on_test` the
     table shows the runs that selected the epoch on test as well, in rows of their own; figures and
-    page never do. With `limited`, runs on a part of the images count too, and with `dirty` those
-    whose code differed from its commit. `formats` and `kinds` (`report.figures.KINDS`) choose among
+    page never do. With `limited`, runs on a part of the images count as well, but for the page, and
+    with `dirty` those whose code differed from its commit. `formats` and `kinds` (`report.figures.KINDS`) choose among
     the figures; no `formats` means no figures. `style` is "text" for a reader, who also learns of
     files and problems, or "markdown" or "csv" for the table alone. `parts` are what is written.
     With `experiment` the tables of papers that it measures are written to `out/tables` and stand
