@@ -53,17 +53,17 @@ def build(
     """Tables, figures and page of the runs below `root`, which need no accelerator and no data.
 
     `out/table.csv` and `out/table.parquet` hold every run, `out/statistics.md` and
-    `out/statistics.csv` intervals, ranks and tests where two methods can be compared. `where`
-    (such as `backbone=vit_mini`) narrows the printed table, the statistics, the figures and the
-    page, which then have names of their own. `out` is `root` unless given. With `best_on_test` the
-    table shows the runs that selected the epoch on test as well, in rows of their own; figures and
-    page never do. With `limited`, runs on a part of the images count as well, but for the page, and
-    with `dirty` those whose code differed from its commit. `formats` and `kinds` (`report.figures.KINDS`) choose among
-    the figures; no `formats` means no figures. `style` is "text" for a reader, who also learns of
-    files and problems, or "markdown" or "csv" for the table alone. `parts` are what is written.
-    With `experiment` the tables of papers that it measures are written to `out/tables` and stand
-    in front: with what the papers print below each row if `published`, and with averages over rows
-    with holes, marked, if `incomplete`.
+    `out/statistics.csv` intervals, ranks and tests where two methods can be compared. `where` (such
+    as `backbone=vit_mini`) narrows the printed table, the statistics, the figures and the page,
+    which then have names of their own. `out` is `root` unless given. With `best_on_test` the table
+    shows the runs that selected the epoch on test as well, in rows of their own; figures and page
+    never do. With `limited`, runs on a part of the images count as well, but for the page, and with
+    `dirty` those whose code differed from its commit. `formats` and `kinds`
+    (`report.figures.KINDS`) choose among the figures; no `formats` means no figures. `style` is
+    "text" for a reader, who also learns of files and problems, or "markdown" or "csv" for the table
+    alone. `parts` are what is written. With `experiment` the tables of papers that it measures are
+    written to `out/tables` and stand in front: with what the papers print below each row if
+    `published`, and with averages over rows with holes, marked, if `incomplete`.
 
     Raises:
         UnknownName: there is no such experiment or table, column or value.
