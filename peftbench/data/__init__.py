@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import TypeAlias
 
 import numpy as np
 
@@ -84,18 +85,32 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
             len(listing.test),
         )
     parts = {split: _limited(part, spec, split) for split, part in listing.splits()}
-    alone = phase is Phase.TUNE or spec.final_trains_on == TRAIN_ONLY
-    if not alone:
-        parts["train"] = _joined(parts["train"], parts["val"])
 
-    def read(split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        part = parts[split]
-        pixels = listing.decode(part, preprocessing, split)
+    def read(title: str, part: SplitList) -> _Images:
+        pixels = listing.decode(part, preprocessing, title)
         return pixels, np.asarray(part.labels, dtype=np.int64), part.names
 
-    train = TrainSplit(*read("train"))
-    report = ValSplit(*read("val")) if phase is Phase.TUNE else TestSplit(*read("test"))
-    return Splits(train, report, listing.class_names, listing.manifest, listing.notes)
+    report: ValSplit | TestSplit
+    cut = len(parts["train"])
+    if spec.final_trains_on == TRAIN_ONLY:
+        train = read("train", parts["train"])
+        val = read("val", parts["val"]) if phase is Phase.TUNE else _rows(train, slice(0))
+    else:  # one array for both phases, so that no image is decoded twice
+        train = read("train and val", _joined(parts["train"], parts["val"]))
+        val = _rows(train, slice(cut, None))
+    if phase is Phase.TUNE:
+        train, report = _rows(train, slice(cut)), ValSplit(*val)
+    else:
+        report = TestSplit(*read("test", parts["test"]))
+    return Splits(TrainSplit(*train), report, listing.class_names, listing.manifest, listing.notes)
+
+
+_Images: TypeAlias = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # pixels, labels, names
+
+
+def _rows(images: _Images, rows: slice) -> _Images:
+    pixels, labels, names = images
+    return pixels[rows], labels[rows], names[rows]
 
 
 def _limited(part: SplitList, spec: DatasetSpec, split: str) -> SplitList:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from peftbench.data import images
+from peftbench.data import images, pixels
 from peftbench.data.listing import SplitList
 from peftbench.errors import DataError
 from peftbench.spec import Preprocessing
@@ -67,16 +67,19 @@ class ArrayPictures:
 
 
 def decode(
-    pictures: Pictures, part: SplitList, preprocessing: Preprocessing, title: str
+    pictures: Pictures,
+    part: SplitList,
+    preprocessing: Preprocessing,
+    title: str,
+    beside: Path | None = None,
 ) -> np.ndarray:
-    """The images of a part, in its order, from the cache or into it: (N, S, S, 3) uint8."""
-    content = "\n".join([images.geometry_key(preprocessing), *part.digests])
+    """The images of a part, in its order: (N, S, S, 3) uint8, from the pixel store or into it."""
 
     def make(row: int) -> np.ndarray:
         return images.fit(pictures.open(part.names[row]), preprocessing)
 
-    key = hashlib.sha256(content.encode()).hexdigest()[:32]
-    return images.cached_array(key, part.names, preprocessing.size, make, title)
+    key = pixels.key(part.digests, preprocessing)
+    return pixels.stored(key, len(part), preprocessing.size, make, title=title, beside=beside)
 
 
 def folders(folder: Path) -> list[Path]:

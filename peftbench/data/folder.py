@@ -46,7 +46,7 @@ def read_folder(spec: DatasetSpec) -> Listing:
     pictures = files.FilePictures(root)
 
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
-        return files.decode(pictures, part, preprocessing, f"{spec.name} {split}")
+        return files.decode(pictures, part, preprocessing, f"{spec.name} {split}", root)
 
     return Listing(
         title=root.name,

@@ -1,4 +1,4 @@
-"""Pictures to square uint8 arrays: decoding, resizing, and a cache of resized arrays on disk."""
+"""Pictures to square uint8 arrays: decoding and resizing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from peftbench.errors import ConfigError, DataError
 from peftbench.registry import unknown_name
@@ -29,7 +27,6 @@ _BROKEN = (
     struct.error,
     Image.DecompressionBombError,
 )
-_VERIFIED_BYTES = 2**30  # larger arrays are checked by shape and size only: hashing takes too long
 
 
 def decode(source: str | Path | BinaryIO, name: str) -> Image.Image:
@@ -117,61 +114,9 @@ def geometry_key(preprocessing: Preprocessing) -> str:
 
 
 def cache_dir() -> Path:
-    """Where derived arrays are kept: `PEFTBENCH_CACHE`, or `~/.cache/peftbench`."""
+    """Where what is derived from data is kept: `PEFTBENCH_CACHE`, or `~/.cache/peftbench`."""
     named = os.environ.get("PEFTBENCH_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "peftbench"
-
-
-def cached_array(
-    key: str,
-    names: Sequence[str],
-    size: int,
-    make: Callable[[int], np.ndarray],
-    title: str,
-) -> np.ndarray:
-    """The images `make(row)` of all `names`, memory-mapped from the cache: (N, S, S, 3) uint8.
-
-    They are made once for each `key`; a file that is damaged is made again.
-    """
-    folder = cache_dir() / "arrays"
-    path = folder / f"{key}.npy"
-    shape = (len(names), size, size, 3)
-    found = _open_checked(path, shape)
-    if found is not None:
-        return found
-    with _writable(folder), replaced(path) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            rows = tqdm(  # None: shown when stderr is a terminal
-                pool.map(make, range(len(names))), total=len(names), desc=title, disable=None
-            )
-            for row, image in enumerate(rows):
-                array[row] = image
-        array.flush()
-        del array
-        digest = file_digest(temporary)
-        with replaced(_digest_path(path)) as digest_file:
-            digest_file.write_text(digest, encoding="ascii")
-    made: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return made
-
-
-def _open_checked(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.shape != shape or array.dtype != np.uint8:
-            return None
-        if array.nbytes <= _VERIFIED_BYTES:
-            stored = _digest_path(path).read_text(encoding="ascii")
-            if stored != file_digest(path):
-                return None
-        return array
-    except (OSError, ValueError, EOFError):  # absent, cut short, or not an array at all
-        return None
-
-
-def _digest_path(path: Path) -> Path:
-    return path.with_suffix(".sha256")
 
 
 def file_digest(path: Path) -> str:
@@ -189,15 +134,3 @@ def replaced(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise DataError(
-            f"Cannot write resized images to {folder}: {error.strerror or error}. "
-            "Set PEFTBENCH_CACHE to a folder with space that you may write to."
-        ) from error

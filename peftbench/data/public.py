@@ -67,7 +67,8 @@ def read_public(spec: DatasetSpec) -> Listing:
     lines.append(f"classes\t{len(contents.class_names)}\n")
 
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
-        return files.decode(contents.pictures, part, preprocessing, f"{spec.name} {split}")
+        title = f"{spec.name} {split}"
+        return files.decode(contents.pictures, part, preprocessing, title, place.folder)
 
     return Listing(
         title=spec.facts.title or spec.name,

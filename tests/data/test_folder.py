@@ -260,8 +260,8 @@ def test_resized_images_are_decoded_once(
 ) -> None:
     root = make_folder({"cat": 6, "dog": 6})
     first = data.load(spec(root), Phase.TUNE, small)
-    files = sorted(path.name for path in (cache / "arrays").iterdir())
-    assert len(files) == 4  # train and val, each an array and its hash; nothing temporary
+    files = sorted(path.suffix for path in (cache / "pixels").iterdir())
+    assert files == [".json", ".lock", ".npy"]  # train and val are one array; nothing temporary
 
     def fail(*_: object) -> None:
         raise AssertionError("decoded again")
@@ -296,10 +296,10 @@ def test_a_damaged_cache_is_built_again(make_folder, small: Preprocessing, cache
         np.save(path, np.zeros((1, 2, 2, 3), dtype=np.uint8))
 
     def forget_the_hash(path: Path) -> None:
-        path.with_suffix(".sha256").unlink()
+        path.with_suffix(".json").unlink()
 
     for damage in (cut, flip_a_pixel, empty, replace_by_another_array, forget_the_hash):
-        for path in (cache / "arrays").glob("*.npy"):
+        for path in (cache / "pixels").glob("*.npy"):
             damage(path)
         found = data.load(spec(root), Phase.TUNE, small).train.images
         assert np.array_equal(found, expected), damage.__name__
@@ -313,7 +313,7 @@ def test_nothing_half_written_stays_after_a_failure(
         path.write_bytes(b"broken")
     with pytest.raises(DataError):
         data.load(spec(root), Phase.TUNE, small)
-    assert list((cache / "arrays").iterdir()) == []
+    assert [path.suffix for path in (cache / "pixels").iterdir()] == [".lock"]
 
 
 def test_a_cache_that_cannot_be_written_says_what_to_set(
