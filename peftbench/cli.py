@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from peftbench import __version__, results_cli
+from peftbench import __version__, data_cli, results_cli
 from peftbench.errors import ConfigError, PeftbenchError
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="one run, or with -m a sweep", add_help=False)
     commands.add_parser("plan", help="what a sweep would do, without doing it", add_help=False)
 
+    data_cli.add_commands(commands)
     listing = commands.add_parser("list", help="what there is to choose from, and what has run")
     listing.add_argument(
         "what",

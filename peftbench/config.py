@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from peftbench import data, loggers, methods, shipped
 from peftbench.backbones.load import hash_checkpoint
+from peftbench.data.sources import Source, source_of
 from peftbench.errors import ConfigError
 from peftbench.loggers import LoggerSettings
 from peftbench.registry import unknown_name
@@ -241,6 +242,11 @@ def dataset_specs(data_dir: str | None) -> dict[str, DatasetSpec]:
         except TypeError as e:
             raise ConfigError(f"dataset={name}: {e}. Remove that key from its file.") from e
     return specs
+
+
+def sources() -> dict[str, Source]:
+    """Where data sets come from, by name; `ConfigError` where a file makes no sense."""
+    return {name: source_of(name, entry) for name, entry in catalogue("source").items()}
 
 
 def _shift(name: str, data_dir: str | None) -> DatasetSpec:

@@ -100,9 +100,13 @@ class DatasetFacts:
     layouts: tuple[str, ...] = ()  # that it comes in, the preferred one first
     licence: str = ""
     source: str = ""  # where to get it
+    built_from: tuple[str, ...] = ()  # configured sources of raw archives that we convert
+    prepared_from: tuple[str, ...] = ()  # configured sources that unpack to what is read
+    oddities: tuple[str, ...] = ()  # what people trip over
 
     def __post_init__(self) -> None:
-        for key in ("folders", "layouts"):  # configurations deliver lists
+        lists = ("folders", "layouts", "built_from", "prepared_from", "oddities")
+        for key in lists:  # as which configurations deliver them
             object.__setattr__(self, key, tuple(getattr(self, key)))
 
 

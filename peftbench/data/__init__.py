@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from peftbench.data import folder as _folder  # noqa: F401  # registers its reader
+from peftbench.data import manifest
 from peftbench.data import mini as _mini
 from peftbench.data import public as _public  # noqa: F401  # registers its reader
 from peftbench.data.cards import card
@@ -52,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 def identify(spec: DatasetSpec) -> DatasetSpec:
     """`spec` with its suite, group and manifest hash filled in; files are hashed, not decoded."""
-    listing = READERS[spec.reader](spec)
+    listing = _listed(spec)
     return dataclasses.replace(
         spec,
         suite=listing.suite,
@@ -69,7 +70,7 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
     test. Files that no longer match `spec.manifest` raise `DataError`.
     """
     check_geometry(preprocessing)
-    listing = READERS[spec.reader](spec)
+    listing = _listed(spec)
     if spec.manifest and spec.manifest != listing.manifest:
         raise DataError(
             f"Data set {spec.name!r} has manifest {listing.manifest[:12]}, but the run was built "
@@ -103,6 +104,13 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
     else:
         report = TestSplit(*read("test", parts["test"]))
     return Splits(TrainSplit(*train), report, listing.class_names, listing.manifest, listing.notes)
+
+
+def _listed(spec: DatasetSpec) -> Listing:
+    """As its reader lists it; `DataError` where it was prepared and is no longer what it was."""
+    listing = READERS[spec.reader](spec)
+    manifest.check(spec, listing)
+    return listing
 
 
 _Images: TypeAlias = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # pixels, labels, names

@@ -2,41 +2,84 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from peftbench.data.listing import READERS, Listing
+from peftbench.data import manifest
+from peftbench.data.listing import READERS
+from peftbench.data.manifest import Manifest
 from peftbench.spec import DatasetSpec
+
+NAMED = 12  # absent classes that a card names
 
 
 def card(spec: DatasetSpec) -> str:
-    """Markdown with counts, classes, licence and source; no image is decoded."""
+    """Markdown with counts, classes, oddities, licence and source; no image is decoded.
+
+    A data set that was never prepared is listed, and hashed, now.
+    """
     listing = READERS[spec.reader](spec)
-    belongs = ""
-    if listing.suite:
-        belongs = f"Suite {listing.suite}, version {listing.suite_version}"
-        belongs += f"; group {listing.group}." if listing.group else "."
-    facts = [f"# {spec.name}: {listing.title}", ""]
-    facts += [belongs, ""] if belongs else []
-    facts += [
-        f"* Licence: {listing.licence}",
-        f"* Source: {listing.source}",
-        f"* Manifest: `{listing.manifest}`",
-        f"* Test images that are also in train or val, byte for byte: {listing.copies_in_test()}",
+    stored = manifest.stored(listing.origin.home, spec) if listing.origin is not None else None
+    return page(stored or Manifest.of(spec, listing), listing.notice)
+
+
+def page(made: Manifest, notice: str = "") -> str:
+    """The card that a manifest makes."""
+    lines = [f"# {made.name}: {made.title}", ""]
+    if made.suite:
+        belongs = f"Suite {made.suite}, version {made.suite_version}"
+        lines += [belongs + (f"; group {made.group}." if made.group else "."), ""]
+    encodings = ", ".join(f"{suffix} {count:,}" for suffix, count in made.encodings().items())
+    lines += [
+        f"* Licence: {made.licence}",
+        f"* Source: {made.source}",
+        *([f"* Layout: {made.layout}"] if made.layout else []),
+        f"* Stored as: {encodings}",
+        f"* Manifest: `{made.rollup}`",
+    ]
+    if "test" in made.splits:
+        copies = made.copies_in_test()
+        lines.append(f"* Test images that are also in train or val, byte for byte: {copies}")
+    lines += [f"* {remark}" for remark in (*made.notes, *made.oddities)]
+    return "\n".join([*lines, "", *_splits(made), "", *_classes(made)]) + (
+        f"\n\n## Notice\n\n{notice.rstrip()}\n" if notice else "\n"
+    )
+
+
+def published(spec: DatasetSpec) -> str:
+    """The card of a data set that is not on this machine."""
+    facts = spec.facts
+    sizes = {"classes": facts.classes, "train": facts.train, "val": facts.val, "test": facts.test}
+    told = ", ".join(f"{what} {count:,}" for what, count in sizes.items() if count is not None)
+    lines = [
+        f"# {spec.name}: {facts.title}",
         "",
-        *_counts(listing),
+        f"Not on this machine. Suite {spec.suite}, version {spec.suite_version}"
+        + (f"; group {spec.group}." if spec.group else "."),
+        "",
+        f"* Licence: {facts.licence}",
+        f"* Source: {facts.source}",
+        f"* Published: {told}",
+        *(f"* {oddity}" for oddity in facts.oddities),
+        "",
+        f"peftbench data prepare {spec.name}",
     ]
-    if listing.notice:
-        facts += ["", "## Notice", "", listing.notice.rstrip()]
-    return "\n".join(facts) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def _counts(listing: Listing) -> list[str]:
-    per_split = [
-        np.bincount(part.labels, minlength=len(listing.class_names)).tolist()
-        for _, part in listing.splits()
-    ]
-    rows = ["| class | train | val | test |", "|---|---|---|---|"]
-    for name, *counts in zip(listing.class_names, *per_split, strict=True):
-        rows.append(f"| {name} | " + " | ".join(str(count) for count in counts) + " |")
-    totals = " | ".join(f"**{sum(counts)}**" for counts in per_split)
-    return [*rows, f"| **{len(listing.class_names)} classes** | {totals} |"]
+def _splits(made: Manifest) -> list[str]:
+    rows = ["| split | images | classes | absent |", "|---|---|---|---|"]
+    total = len(made.class_names)
+    for split, counts in made.counts().items():
+        absent = [made.class_names[i] for i, count in enumerate(counts) if not count]
+        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+        told = ", ".join(absent[:NAMED]) + more or "none"
+        rows.append(f"| {split} | {sum(counts):,} | {total - len(absent)} of {total} | {told} |")
+    return rows
+
+
+def _classes(made: Manifest) -> list[str]:
+    counts = made.counts()
+    rows = ["| class | " + " | ".join(counts) + " |", "|---" * (len(counts) + 1) + "|"]
+    for number, name in enumerate(made.class_names):
+        cells = " | ".join(str(of_split[number]) for of_split in counts.values())
+        rows.append(f"| {name} | {cells} |")
+    totals = " | ".join(f"**{sum(of_split)}**" for of_split in counts.values())
+    return [*rows, f"| **{len(made.class_names)} classes** | {totals} |"]

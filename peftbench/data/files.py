@@ -9,29 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from peftbench.data import images, pixels
-from peftbench.data.listing import SplitList
+from peftbench.data.listing import Pictures, SplitList
 from peftbench.errors import DataError
 from peftbench.spec import Preprocessing
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
-
-
-class Pictures(Protocol):
-    """Something that holds pictures by name."""
-
-    def digests(self, names: Sequence[str]) -> tuple[str, ...]:
-        """SHA-256 of the stored bytes of each; `DataError` where one is not there."""
-
-    def open(self, name: str) -> Image.Image:
-        """The decoded picture as RGB; `DataError` where it is broken."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +36,9 @@ class FilePictures:
         path = self.root / name
         return images.decode(path, str(path))
 
+    def path(self, name: str) -> Path:
+        return self.root / name
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayPictures:
@@ -59,6 +51,9 @@ class ArrayPictures:
 
     def open(self, name: str) -> Image.Image:
         return Image.fromarray(self._array(name))
+
+    def path(self, name: str) -> None:
+        return None
 
     def _array(self, name: str) -> np.ndarray:
         part, _, row = name.partition("/")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.data import files
-from peftbench.data.listing import Listing, SplitList, read_dataset, rollup
+from peftbench.data.listing import Listing, Origin, SplitList, read_dataset, rollup_of
 from peftbench.data.splits import stratified_split
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Preprocessing
@@ -40,9 +40,7 @@ def read_folder(spec: DatasetSpec) -> Listing:
         class_names, parts = _own_parts(root, spec)
     else:
         class_names, parts = _drawn_parts(root, spec)
-    lines = [line for split, part in parts.items() for line in part.rollup_lines(split)]
-    lines.append(f"parameters\t{spec.val_fraction!r}\t{spec.test_fraction!r}\t{spec.split_seed}\n")
-
+    extra = f"parameters\t{spec.val_fraction!r}\t{spec.test_fraction!r}\t{spec.split_seed}\n"
     pictures = files.FilePictures(root)
 
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
@@ -60,8 +58,10 @@ def read_folder(spec: DatasetSpec) -> Listing:
         train=parts["train"],
         val=parts["val"],
         test=parts["test"],
-        manifest=rollup(lines),
+        manifest=rollup_of(parts, extra),
         decode=decode,
+        origin=Origin(root, "class folders", pictures),
+        extra=extra,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from peftbench.errors import ConfigError, DataError
 from peftbench.registry import unknown_name
@@ -57,6 +57,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def peculiarity(path: Path) -> str | None:
+    """What `decode` does to a picture beyond decoding it, if it is no ordinary one."""
+    with Image.open(path) as opened:
+        if getattr(opened, "n_frames", 1) > 1:
+            return "are animated; their first frame is read"
+        if opened.mode == "CMYK":
+            return "are CMYK and become RGB"
+        if opened.mode.startswith("I"):
+            return "have 16 bits a pixel and are scaled to 8"
+        if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
+            return "are transparent and lie on white"
+        if opened.mode == "P":
+            return "have a palette and become RGB"
+        if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return "are turned upright, as their EXIF tag says"
+    return None
 
 
 def check_geometry(preprocessing: Preprocessing) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from peftbench.registry import Registry
 from peftbench.spec import DatasetSpec, Preprocessing
@@ -41,6 +43,31 @@ class SplitList:
 Decode: TypeAlias = Callable[[SplitList, Preprocessing, str], np.ndarray]
 
 
+class Pictures(Protocol):
+    """Something that holds pictures by name."""
+
+    def digests(self, names: Sequence[str]) -> tuple[str, ...]:
+        """SHA-256 of the stored bytes of each; `DataError` where one is not there."""
+
+    def open(self, name: str) -> Image.Image:
+        """The decoded picture as RGB; `DataError` where it is broken."""
+
+    def path(self, name: str) -> Path | None:
+        """The file that holds the picture and nothing else, if there is one."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a data set was read from, and as what."""
+
+    home: Path  # its folder
+    layout: str
+    pictures: Pictures
+    lists: tuple[str, ...] = ()  # files below its folder that say what is in which split
+    # splits that the manifest covers, where they are not those of the listing
+    covered: Mapping[str, SplitList] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Listing:
     """A data set as listed: three disjoint splits, their classes, and how to get the pixels."""
@@ -59,6 +86,12 @@ class Listing:
     manifest: str  # roll-up hash over names, labels, bytes and splits
     decode: Decode  # (images, preprocessing, name of the split) -> (N, S, S, 3) uint8
     notes: tuple[str, ...] = ()  # what the record of a run must say about its data
+    origin: Origin | None = None  # of data that lies in a folder
+    extra: str = ""  # one more line of the roll-up, about what is not in the splits
+
+    def covered(self) -> Mapping[str, SplitList]:
+        """The splits from which the roll-up hash is made."""
+        return (self.origin.covered if self.origin else {}) or dict(self.splits())
 
     def splits(self) -> tuple[tuple[str, SplitList], ...]:
         """The three splits with their names."""
@@ -74,6 +107,12 @@ Reader: TypeAlias = Callable[[DatasetSpec], Listing]
 
 READERS: Registry[Reader] = Registry("data set reader")
 read_dataset = READERS.register
+
+
+def rollup_of(splits: Mapping[str, SplitList], extra: str) -> str:
+    """SHA-256 over the sorted lines of all images and the `extra` one, in hexadecimal."""
+    lines = [line for name, part in splits.items() for line in part.rollup_lines(name)]
+    return rollup([*lines, *([extra] if extra else [])])
 
 
 def rollup(lines: list[str]) -> str:

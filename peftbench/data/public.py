@@ -15,7 +15,7 @@ import numpy as np
 
 from peftbench.data import files
 from peftbench.data.layouts import LAYOUTS, Contents, Layout, Match, Rows, match
-from peftbench.data.listing import Listing, SplitList, read_dataset, rollup
+from peftbench.data.listing import Listing, Origin, SplitList, read_dataset, rollup_of
 from peftbench.data.splits import stratified_cut
 from peftbench.errors import DataError
 from peftbench.registry import unknown_name
@@ -63,8 +63,9 @@ def read_public(spec: DatasetSpec) -> Listing:
     notes += _absent_classes(spec, place, contents, rows)
     parts = {split: _split_list(contents, part) for split, part in rows.items()}
     covered = {name: _split_list(contents, part) for name, part in contents.covered.items()}
-    lines = [line for name, part in (covered or parts).items() for line in part.rollup_lines(name)]
-    lines.append(f"classes\t{len(contents.class_names)}\n")
+    extra = f"classes\t{len(contents.class_names)}\n"
+    found = match(place.folder, place.layout, spec).found
+    lists = tuple(path for path in found if not path.endswith("/"))
 
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
         title = f"{spec.name} {split}"
@@ -82,9 +83,11 @@ def read_public(spec: DatasetSpec) -> Listing:
         train=parts["train"],
         val=parts["val"],
         test=parts["test"],
-        manifest=rollup(lines),
+        manifest=rollup_of(covered or parts, extra),
         decode=decode,
         notes=tuple(notes),
+        origin=Origin(place.folder, place.layout.name, contents.pictures, lists, covered),
+        extra=extra,
     )
 
 

@@ -17,9 +17,9 @@ from typing import NoReturn
 import numpy as np
 
 from peftbench.data import images
-from peftbench.data.files import folders
+from peftbench.data.files import FilePictures, folders
 from peftbench.data.layouts.classes import class_folders, images_of
-from peftbench.data.listing import read_dataset
+from peftbench.data.listing import Listing, Origin, SplitList, read_dataset, rollup_of
 from peftbench.data.public import Absent, Ambiguous
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Preprocessing
@@ -50,7 +50,11 @@ ALEXNET = {
 @read_dataset("shift")
 def read_shift(spec: DatasetSpec) -> NoReturn:
     """Always `DataError`: nothing can be trained on it."""
-    raise DataError(
+    raise _test_only(spec)
+
+
+def _test_only(spec: DatasetSpec) -> DataError:
+    return DataError(
         f"{spec.name} holds test images only. Train on ImageNet and test on both: "
         f"dataset=imagenet1k dataset.shifts=[{spec.name}]"
     )
@@ -98,21 +102,65 @@ def load_shift(
     Raises:
         DataError: it is absent, incomplete, or has classes that the model does not know.
     """
-    folder = find_shift(spec)
+    for name, place in _places(spec, find_shift(spec)).items():
+        yield _part(spec, name, place, class_names, preprocessing)
+
+
+def list_shift(spec: DatasetSpec) -> Listing:
+    """The images of a shift set, all of them hashed; nothing of it trains.
+
+    Raises:
+        DataError: it is absent or incomplete.
+    """
+    home = find_shift(spec)
+    pictures = FilePictures(home)
+    class_names: tuple[str, ...] = ()
+    covered = {}
+    for name, place in _places(spec, home).items():
+        folder, found = _inside(place)
+        rows = images_of(home, folder, found)
+        _check_counts(spec, name, folder, found, rows)
+        class_names = class_names or found
+        names = tuple(path for path, _ in rows)
+        split = name.removeprefix(f"{spec.name}/") if corrupted(spec) else "test"
+        labels = tuple(label for _, label in rows)
+        covered[split] = SplitList(names, labels, pictures.digests(names))
+    nothing = SplitList((), (), ())
+
+    def refuse(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
+        raise _test_only(spec)
+
+    return Listing(
+        title=spec.facts.title,
+        suite=spec.suite,
+        suite_version=spec.suite_version,
+        group=spec.group,
+        licence=spec.facts.licence,
+        source=f"{spec.facts.source}; read from {home}",
+        notice="",
+        class_names=class_names,
+        train=nothing,
+        val=nothing,
+        test=covered.get("test", nothing),
+        manifest=rollup_of(covered, ""),
+        decode=refuse,
+        origin=Origin(home, "class folders", pictures, covered=covered),
+    )
+
+
+def _places(spec: DatasetSpec, home: Path) -> dict[str, Path]:
+    """Folders of a shift set by the name of their part: one, or 75 of ImageNet-C."""
     if not corrupted(spec):
-        yield _part(spec, spec.name, folder, class_names, preprocessing)
-        return
-    places = [(c, s, folder / c / s) for c in ALEXNET for s in SEVERITIES]
-    lacking = [f"{c}/{s}" for c, s, place in places if not place.is_dir()]
+        return {spec.name: home}
+    places = {f"{c}/{s}": home / c / s for c in ALEXNET for s in SEVERITIES}
+    lacking = [name for name, place in places.items() if not place.is_dir()]
     if lacking:
         raise DataError(
-            f"{spec.name}: {folder} lacks {len(lacking)} of {len(places)} folders, first "
+            f"{spec.name}: {home} lacks {len(lacking)} of {len(places)} folders, first "
             f"{lacking[0]}. Its mean counts {len(ALEXNET)} corruptions in {len(SEVERITIES)} "
             "severities; unpack them all."
         )
-    for corruption, severity, place in places:
-        name = f"{spec.name}/{corruption}/{severity}"
-        yield _part(spec, name, place, class_names, preprocessing)
+    return {f"{spec.name}/{name}": place for name, place in places.items()}
 
 
 def corrupted(spec: DatasetSpec) -> bool:
@@ -156,10 +204,7 @@ def _part(
     class_names: Sequence[str],
     preprocessing: Preprocessing,
 ) -> ShiftSet:
-    found = class_folders(folder)
-    inner = folders(folder)
-    if len(inner) == 1 and folders(inner[0]):  # archives often hold one folder
-        folder, found = inner[0], class_folders(inner[0])
+    folder, found = _inside(folder)
     number = {class_name: i for i, class_name in enumerate(class_names)}
     if all(class_name.isdecimal() for class_name in found):
         number = {str(i): i for i in range(len(class_names))}
@@ -170,6 +215,30 @@ def _part(
             f"the training set, first {strange[0]!r}. Both must be named as ImageNet's synsets."
         )
     rows = images_of(folder, folder, found)
+    _check_counts(spec, name, folder, found, rows)
+    return ShiftSet(
+        name,
+        DecodedImages([folder / path for path, _ in rows], preprocessing),
+        np.asarray([label for _, label in rows], dtype=np.int64),
+        np.asarray([number[class_name] for class_name in found], dtype=np.int64),
+    )
+
+
+def _inside(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder of the class folders, and their names; archives often hold one folder more."""
+    inner = folders(folder)
+    if len(inner) == 1 and folders(inner[0]):
+        folder = inner[0]
+    return folder, class_folders(folder)
+
+
+def _check_counts(
+    spec: DatasetSpec,
+    name: str,
+    folder: Path,
+    found: Sequence[str],
+    rows: Sequence[tuple[str, int]],
+) -> None:
     for what, count, expected in (
         ("class folders", len(found), spec.facts.classes),
         ("images", len(rows), spec.facts.test),
@@ -179,9 +248,3 @@ def _part(
                 f"{name} has {count:,} {what} in {folder}, and {expected:,} are published. It is "
                 "incomplete or another version."
             )
-    return ShiftSet(
-        name,
-        DecodedImages([folder / path for path, _ in rows], preprocessing),
-        np.asarray([label for _, label in rows], dtype=np.int64),
-        np.asarray([number[class_name] for class_name in found], dtype=np.int64),
-    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from peftbench.data.files import Pictures
+from peftbench.data.listing import Pictures
 from peftbench.errors import DataError
 from peftbench.registry import Registry
 from peftbench.spec import DatasetSpec

@@ -1,0 +1,295 @@
+"""The manifest of a prepared data set: what every file of it was, and whether it still is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from peftbench.data.images import cache_dir, file_digest, replaced
+from peftbench.data.listing import Listing, Origin, SplitList, rollup_of
+from peftbench.errors import DataError
+from peftbench.spec import DatasetSpec
+
+FORMAT = 1
+FOLDER = ".peftbench"  # beside the data
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set as it was prepared; `rollup` is the hash by which runs know it."""
+
+    name: str
+    title: str
+    suite: str
+    suite_version: int
+    group: str
+    layout: str
+    licence: str
+    source: str
+    notes: tuple[str, ...]
+    oddities: tuple[str, ...]
+    class_names: tuple[str, ...]
+    images: str | None  # folder below which the names are found; None: not one file an image
+    lists: Mapping[str, str]  # SHA-256 of the files that say what is in which split
+    splits: Mapping[str, SplitList]
+    extra: str
+    rollup: str
+
+    @classmethod
+    def of(cls, spec: DatasetSpec, listing: Listing) -> Manifest:
+        """What a reader has listed; its lists are hashed now."""
+        origin = listing.origin
+        images, lists = None, {}
+        if origin is not None:
+            images = _image_folder(origin)
+            lists = {path: file_digest(origin.home / path) for path in origin.lists}
+        return cls(
+            name=spec.name,
+            title=listing.title,
+            suite=listing.suite,
+            suite_version=listing.suite_version,
+            group=listing.group,
+            layout=origin.layout if origin else "",
+            licence=listing.licence,
+            source=listing.source,
+            notes=listing.notes,
+            oddities=spec.facts.oddities,
+            class_names=listing.class_names,
+            images=images,
+            lists=lists,
+            splits=listing.covered(),
+            extra=listing.extra,
+            rollup=listing.manifest,
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """Images in each split."""
+        return {split: len(part) for split, part in self.splits.items()}
+
+    def present(self) -> dict[str, int]:
+        """Classes with at least one image in each split."""
+        return {split: len(set(part.labels)) for split, part in self.splits.items()}
+
+    def counts(self) -> dict[str, list[int]]:
+        """Images of each class, by split."""
+        return {
+            split: np.bincount(part.labels, minlength=len(self.class_names)).tolist()
+            for split, part in self.splits.items()
+        }
+
+    def copies_in_test(self) -> int:
+        """How many test images are byte for byte also in another split."""
+        others = {
+            digest
+            for split, part in self.splits.items()
+            if split != "test"
+            for digest in part.digests
+        }
+        tested = self.splits["test"].digests if "test" in self.splits else ()
+        return sum(digest in others for digest in tested)
+
+    def encodings(self) -> dict[str, int]:
+        """Images by the ending of their names, the most common first."""
+        found: dict[str, int] = {}
+        for part in self.splits.values():
+            for name in part.names:
+                suffix = Path(name).suffix.lower().lstrip(".") or "array"
+                found[suffix] = found.get(suffix, 0) + 1
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    def to_text(self) -> str:
+        """JSON with one line for each image."""
+        head = {
+            "format": FORMAT,
+            "name": self.name,
+            "title": self.title,
+            "suite": self.suite,
+            "suite_version": self.suite_version,
+            "group": self.group,
+            "layout": self.layout,
+            "licence": self.licence,
+            "source": self.source,
+            "notes": self.notes,
+            "oddities": self.oddities,
+            "sizes": self.sizes(),
+            "classes_present": self.present(),
+            "rollup": self.rollup,
+            "extra": self.extra,
+            "images": self.images,
+            "lists": dict(self.lists),
+            "classes": self.class_names,
+        }
+        splits = []
+        for split, part in self.splits.items():
+            rows = zip(part.names, part.labels, part.digests, strict=True)
+            lines = ",\n".join(json.dumps(row) for row in rows)
+            splits.append(f"{json.dumps(split)}: [\n{lines}\n]")
+        body = json.dumps(head, indent=1).removesuffix("\n}")
+        return f'{body},\n "splits": {{\n' + ",\n".join(splits) + "\n}}\n"
+
+    @classmethod
+    def from_text(cls, text: str, where: str) -> Manifest:
+        """The manifest that `to_text` wrote; `DataError` where it was changed since."""
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            if raw["format"] != FORMAT:
+                raise ValueError(f"format {raw['format']!r} is not {FORMAT}")
+            splits = {split: _split_list(rows) for split, rows in raw["splits"].items()}
+            found = cls(
+                name=raw["name"],
+                title=raw["title"],
+                suite=raw["suite"],
+                suite_version=raw["suite_version"],
+                group=raw["group"],
+                layout=raw["layout"],
+                licence=raw["licence"],
+                source=raw["source"],
+                notes=tuple(raw["notes"]),
+                oddities=tuple(raw["oddities"]),
+                class_names=tuple(raw["classes"]),
+                images=raw["images"],
+                lists=raw["lists"],
+                splits=splits,
+                extra=raw["extra"],
+                rollup=raw["rollup"],
+            )
+            if rollup_of(splits, found.extra) != found.rollup:
+                raise ValueError("its images do not have its roll-up hash")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            raise DataError(
+                f"The manifest {where} is damaged: {reason}. Remove it and prepare the data set "
+                "again."
+            ) from error
+        return found
+
+
+def _split_list(rows: list[list[Any]]) -> SplitList:
+    names, labels, digests = zip(*rows, strict=True) if rows else ((), (), ())
+    return SplitList(tuple(names), tuple(labels), tuple(digests))
+
+
+def file_name(spec: DatasetSpec) -> str:
+    """Of the manifest: one folder may hold several data sets."""
+    shots = f"-{spec.shots}shot" if spec.shots is not None else ""
+    return f"{spec.name.replace('/', '-')}{shots}.json"
+
+
+def places(home: Path, spec: DatasetSpec) -> tuple[Path, Path]:
+    """Where the manifest is looked for: beside the data, else in the user's cache."""
+    key = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:16]
+    name = file_name(spec)
+    return home / FOLDER / name, cache_dir() / "manifests" / key / name
+
+
+def write(manifest: Manifest, home: Path, spec: DatasetSpec) -> Path:
+    """Put the manifest beside the data, or into the user's cache where that cannot be written."""
+    error: OSError | None = None
+    for path in places(home, spec):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(path) as temporary:
+                temporary.write_text(manifest.to_text(), encoding="utf-8")
+            return path
+        except OSError as e:
+            error = e
+    raise DataError(f"Cannot write the manifest of {spec.name}: {error}.") from error
+
+
+def stored(home: Path, spec: DatasetSpec) -> Manifest | None:
+    """The manifest of a data set, or `None` where it was never prepared."""
+    for path in places(home, spec):
+        if path.is_file():
+            return Manifest.from_text(path.read_text(encoding="utf-8"), str(path))
+    return None
+
+
+def check(spec: DatasetSpec, listing: Listing) -> None:
+    """`DataError` where a prepared data set is no longer what its manifest says."""
+    if listing.origin is None:
+        return
+    known = stored(listing.origin.home, spec)
+    if known is None or known.rollup == listing.manifest or known.extra != listing.extra:
+        return
+    raise DataError(
+        f"{spec.name} in {listing.origin.home} is not what it was when it was prepared: "
+        f"{difference(known, listing) or 'its splits differ'}. Restore it, or take it as it is "
+        f"now: peftbench data prepare {spec.name}"
+    )
+
+
+def difference(known: Manifest, listing: Listing) -> str | None:
+    """The first thing in which a listing differs from a manifest, if there is one."""
+    if known.class_names != listing.class_names:
+        counts = f"{len(listing.class_names)} classes, and {len(known.class_names)} were prepared"
+        pairs = zip(known.class_names, listing.class_names, strict=False)
+        first = next((f"; first {old!r}, now {new!r}" for old, new in pairs if old != new), "")
+        return f"it has {counts}{first}"
+    now = listing.covered()
+    for split, part in known.splits.items():
+        if split not in now:
+            return f"it has no {split}"
+        rows = {
+            name: (label, digest)
+            for name, label, digest in zip(
+                now[split].names, now[split].labels, now[split].digests, strict=True
+            )
+        }
+        for name, label, digest in zip(part.names, part.labels, part.digests, strict=True):
+            if name not in rows:
+                return f"{name} is no longer in {split}"
+            if rows[name][0] != label:
+                return f"{name} in {split} has label {rows[name][0]}, and had {label}"
+            if rows[name][1] != digest:
+                return f"the bytes of {name} in {split} have changed"
+        added = set(rows) - set(part.names)
+        if added:
+            return f"{min(added)} in {split} was not there"
+        if len(now[split]) != len(part):
+            return f"{split} has {len(now[split])} rows, and had {len(part)}"
+    return None
+
+
+def first_wrong_file(known: Manifest, home: Path) -> str | None:
+    """The first file, in the order of the manifest, that is absent or has other bytes.
+
+    All bytes are read again, whatever the times of the files say.
+    """
+    wanted = [(home / relative, digest) for relative, digest in known.lists.items()]
+    if known.images is not None:
+        wanted += [
+            (home / known.images / name, digest)
+            for part in known.splits.values()
+            for name, digest in zip(part.names, part.digests, strict=True)
+        ]
+
+    def wrong(entry: tuple[Path, str]) -> str | None:
+        path, digest = entry
+        if not path.is_file():
+            return f"{path} is missing"
+        size = path.stat().st_size
+        return None if file_digest(path) == digest else f"{path} ({size:,} bytes) has changed"
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        found = tqdm(  # None: shown when stderr is a terminal
+            pool.map(wrong, wanted), total=len(wanted), desc=f"verify {known.name}", disable=None
+        )
+        for text in found:
+            if text is not None:
+                pool.shutdown(cancel_futures=True)
+                return text
+    return None
+
+
+def _image_folder(origin: Origin) -> str | None:
+    root = origin.pictures.path(".")
+    return None if root is None else os.path.relpath(root, origin.home)
