@@ -199,6 +199,8 @@ def _some(folder: Path, most: int = 3) -> str:
 def _advice(spec: DatasetSpec, layouts: list[Layout]) -> str:
     do = "; or ".join(layout.about for layout in layouts)
     source = f" Get it: {spec.facts.source}." if spec.facts.source else ""
+    if spec.facts.built_from or spec.facts.prepared_from:
+        source += f" peftbench data prepare {spec.name} fetches it or says how."
     return f"What would do: {do}.{source} {WHERE}."
 
 

@@ -182,8 +182,8 @@ def find_shift(spec: DatasetSpec) -> Path:
     kind = "<corruption>/<severity>/<class>/" if corrupted(spec) else "<class>/"
     raise Absent(
         f"{spec.name} is not in {root}: looked for {', '.join(spec.facts.folders)}, with the "
-        f"images in {kind}. Get it: {spec.facts.source}. data_dir=DIR or PEFTBENCH_DATA names the "
-        "folder."
+        f"images in {kind}. Get it: {spec.facts.source}. peftbench data prepare {spec.name} "
+        "fetches it or says how. data_dir=DIR or PEFTBENCH_DATA names the folder."
     )
 
 
