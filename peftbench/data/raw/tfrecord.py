@@ -20,7 +20,7 @@ from peftbench.errors import DataError
 POLYNOMIAL = 0x82F63B78  # Castagnoli, bits reversed
 ALL = 0xFFFFFFFF
 MASK = 0xA282EAD8
-LANE = 64  # bytes that a lane takes one after another, while all lanes step together
+LANE = 32  # bytes that a lane takes one after another, while all lanes step together
 SHORT = 128  # fewer bytes are quicker in plain Python
 LONGEST = 1 << 28  # bytes; a greater length is damage, not an image
 
