@@ -67,6 +67,15 @@ def test_the_plain_order_of_these_tests_is_that_of_tensorflow_datasets_too() -> 
         assert digest(order) == TFDS["orders"][name]["sha256"]
 
 
+def test_the_val_images_of_clevr_end_as_vpt_publishes_them() -> None:
+    # vtab_trainval_splits.json of VPT, made with TensorFlow Datasets 4.4
+    split, keys = KEYS["clevr"]
+    names = keys()
+    ends = [names[row] for row in shuffled(split, names)[63_195:63_200]]
+    numbers = ("059928", "006608", "021164", "054142", "047496")
+    assert ends == [f"CLEVR_train_{number}.png" for number in numbers]
+
+
 def test_a_key_that_comes_twice_is_named() -> None:
     with pytest.raises(DataError, match=r"split train holds the record 'b\.png' twice"):
         shuffled("train", ["a.png", "b.png", "c.png", "b.png"])

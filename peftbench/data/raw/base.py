@@ -21,12 +21,14 @@ Image = np.ndarray | Path | bytes
 
 VERSION = "4.9.9"  # of TFDS, whose record order and builders are followed
 ORDER_NOTE = (
-    f"records are taken in the order of TensorFlow Datasets {VERSION}, and another version may "
-    "have another order"
+    f"images are chosen by the record order of TensorFlow Datasets {VERSION}, which another "
+    "version may change; a folder exported through it can number the same images otherwise, "
+    "because it reads several files in turn"
 )
 COPIED_NOTE = (
     "JPEG files are copied byte for byte; Pillow and TensorFlow decode them with different "
-    "libraries, so that pixels can differ by a few levels"
+    "libraries, so that pixels can differ by a few levels, and only the reader here turns "
+    "pictures upright by their EXIF tag"
 )
 EXACT_NOTE = "images are stored without loss, pixel for pixel those of the archive"
 

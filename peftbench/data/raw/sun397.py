@@ -126,8 +126,8 @@ add(
         (
             ORDER_NOTE,
             "images above 120,000 pixels are shrunk and all are encoded again as JPEG, as "
-            "TensorFlow Datasets does; it uses OpenCV and another JPEG encoder, so that pixels "
-            "differ by a few levels",
+            "TensorFlow Datasets does with OpenCV, whose sums round otherwise, so that pixels of "
+            "shrunk images differ by about one level",
             f"the quality is 95, which the code of version {VERSION} comes to, and not the 72 of "
             "its description",
             "two images are left out, as in that version; earlier builds of the same number may "
