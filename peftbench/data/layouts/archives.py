@@ -6,10 +6,8 @@ Only Flowers has a val split of its own; of the others it is cut from train by t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from peftbench.data import matlab
 from peftbench.data.files import FilePictures
 from peftbench.data.layouts.base import (
     Contents,
@@ -74,43 +72,17 @@ add(
 )
 
 
-def _mat(path: Path) -> dict[str, Any]:
-    """The variables of a MATLAB file, cells and structures as lists and dictionaries."""
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError as error:
-        raise DataError(
-            f"Reading {path} needs SciPy. Install it with: pip install 'peftbench[data]'"
-        ) from error
-    try:
-        variables: dict[str, Any] = loadmat(str(path), simplify_cells=True)
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
-        raise DataError(f"Cannot read {path}: {error}. Fetch it again.") from error
-    return variables
-
-
-def _column(path: Path, variables: dict[str, Any], key: str) -> list[Any]:
-    """A variable as a list, also where it holds one element."""
-    if key not in variables:
-        raise DataError(f"{path} has no variable {key!r}. Fetch it again.")
-    value = variables[key]
-    if isinstance(value, list | dict | str):
-        return value if isinstance(value, list) else [value]
-    return list(np.atleast_1d(value).ravel())
-
-
 FLOWER_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
 
 
 def _read_flowers(folder: Path, spec: DatasetSpec) -> Contents:
     where = folder / "imagelabels.mat"
-    labels = [int(v) for v in _column(where, _mat(where), "labels")]
+    labels = [int(v) for v in matlab.column(where, matlab.read(where), "labels")]
     setid = folder / "setid.mat"
-    chosen = _mat(setid)
+    chosen = matlab.read(setid)
     pairs: dict[str, list[tuple[str, int]]] = {}
     for split, key in FLOWER_SPLITS.items():
-        numbers = [int(v) for v in _column(setid, chosen, key)]
+        numbers = [int(v) for v in matlab.column(setid, chosen, key)]
         beyond = [number for number in numbers if not 1 <= number <= len(labels)]
         if beyond:
             raise DataError(f"{setid}: {key} names image {beyond[0]} of {len(labels)}.")
@@ -133,9 +105,9 @@ def _read_dogs(folder: Path, spec: DatasetSpec) -> Contents:
     pairs: dict[str, list[tuple[str, int]]] = {}
     for split in ("train", "test"):
         path = existing(folder, f"{split}_list.mat", f"lists/{split}_list.mat")
-        variables = _mat(path)
-        names = [check_name(str(n), str(path)) for n in _column(path, variables, "file_list")]
-        labels = [int(v) for v in _column(path, variables, "labels")]
+        variables = matlab.read(path)
+        names = [check_name(str(n), str(path)) for n in matlab.column(path, variables, "file_list")]
+        labels = [int(v) for v in matlab.column(path, variables, "labels")]
         if len(names) != len(labels):
             raise DataError(f"{path} has {len(names)} files and {len(labels)} labels.")
         pairs[split] = list(zip(names, labels, strict=True))
@@ -170,7 +142,7 @@ def _read_cars(folder: Path, spec: DatasetSpec) -> Contents:
     }
     pairs = {}
     for split, path in lists.items():
-        rows = _column(path, _mat(path), "annotations")
+        rows = matlab.column(path, matlab.read(path), "annotations")
         try:
             pairs[split] = [
                 (check_name(f"cars_{split}/{row['fname']}", str(path)), int(row["class"]))
@@ -183,7 +155,7 @@ def _read_cars(folder: Path, spec: DatasetSpec) -> Contents:
             ) from error
     ids, parts = reindexed(pairs)
     meta = folder / "devkit" / "cars_meta.mat"
-    titles = [str(v) for v in _column(meta, _mat(meta), "class_names")]
+    titles = [str(v) for v in matlab.column(meta, matlab.read(meta), "class_names")]
     names = tuple(titles[i - 1] if 1 <= i <= len(titles) else str(i) for i in ids)
     return Contents(names, parts, FilePictures(folder))
 

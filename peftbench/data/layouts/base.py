@@ -73,16 +73,25 @@ def add(layout: Layout) -> Layout:
 
 def match(folder: Path, layout: Layout, spec: DatasetSpec) -> Match:
     """Which of the needed paths are there."""
+    return Match(folder, layout, *held(folder, layout.needs(spec)))
+
+
+def held(folder: Path, needs: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which of the needed paths are there, and which are missing.
+
+    A path that ends with a slash is a folder, "a|b" is either, and a star stands for any name.
+    """
     found: list[str] = []
     missing: list[str] = []
-    for need in layout.needs(spec):
+    for need in needs:
         there = [path for path in need.split("|") if _exists(folder, path)]
         (found if there else missing).append(there[0] if there else need)
-    return Match(folder, layout, tuple(found), tuple(missing))
+    return tuple(found), tuple(missing)
 
 
 def _exists(folder: Path, path: str) -> bool:
-    return (folder / path).is_dir() if path.endswith("/") else (folder / path).is_file()
+    candidates = folder.glob(path.rstrip("/")) if "*" in path else [folder / path]
+    return any(c.is_dir() if path.endswith("/") else c.is_file() for c in candidates)
 
 
 def existing(folder: Path, *paths: str) -> Path:

@@ -20,18 +20,30 @@ SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 
 
+def read_table(path: Path) -> np.ndarray:
+    """Rows of a coarse label, a fine label and 3072 pixels, memory-mapped: (N, 3074) uint8.
+
+    `DataError` where the file holds no whole rows.
+    """
+    size = path.stat().st_size
+    if not size or size % (PIXELS + 2):
+        raise DataError(
+            f"{path} has {size} bytes, which are no rows of {PIXELS + 2}. Fetch it again."
+        )
+    return np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, PIXELS + 2)
+
+
+def pixels(table: np.ndarray) -> np.ndarray:
+    """The images of a table, stored as a plane for red, green and blue: (N, 32, 32, 3) uint8."""
+    return table[:, 2:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+
+
 def _read_binary(folder: Path, spec: DatasetSpec) -> Contents:
     arrays, rows = {}, {}
     for split in ("train", "test"):
         path = folder / f"{split}.bin"
-        raw = np.fromfile(path, dtype=np.uint8)
-        if not len(raw) or len(raw) % (PIXELS + 2):
-            raise DataError(
-                f"{path} has {len(raw)} bytes, which are no rows of {PIXELS + 2}. Fetch it again."
-            )
-        table = raw.reshape(-1, PIXELS + 2)  # coarse label, fine label, pixels
-        # stored plane after plane: red, green, blue
-        arrays[split] = table[:, 2:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+        table = read_table(path)
+        arrays[split] = pixels(table)
         names = tuple(f"{split}/{row:05d}" for row in range(len(table)))
         rows[split] = Rows(names, tuple(table[:, 1].tolist()))
     class_names = tuple(read_text(folder / "fine_label_names.txt").split())

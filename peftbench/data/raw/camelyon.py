@@ -1,0 +1,86 @@
+"""Patch Camelyon from its HDF5 files."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftbench.data.raw.base import (
+    EXACT_NOTE,
+    ORDER_NOTE,
+    VTAB,
+    Counts,
+    Raw,
+    Records,
+    Splits,
+    add,
+    cut_own,
+)
+from peftbench.errors import DataError
+
+PARTS = {"train": "train", "validation": "valid", "test": "test"}  # of TFDS: in file names
+NEEDS = tuple(
+    f"camelyonpatch_level_2_split_{part}_{kind}.h5" for part in PARTS.values() for kind in "xy"
+)
+
+
+def splits(folder: Path, counts: Counts = VTAB) -> Splits:
+    """VTAB-1k of Patch Camelyon.
+
+    Raises `DataError` where h5py is missing or a file is damaged. Key of a record: the part and the
+    row, such as valid_7 (TFDS 4.9.9, datasets/patch_camelyon).
+    """
+    return cut_own((_records(folder, split, part) for split, part in PARTS.items()), counts)
+
+
+def _records(folder: Path, split: str, part: str) -> Records:
+    stem = f"camelyonpatch_level_2_split_{part}"
+    where = folder / f"{stem}_x.h5"
+    labels = np.asarray(_opened(folder / f"{stem}_y.h5", "y")).reshape(-1).tolist()
+
+    @functools.cache
+    def images() -> Any:
+        found = _opened(where, "x")
+        if found.shape != (len(labels), 96, 96, 3) or found.dtype != np.uint8:
+            raise DataError(
+                f"{where}: x is {found.dtype} {found.shape}, not the 96x96 images of {len(labels)} "
+                "labels. Fetch it again."
+            )
+        return found
+
+    return Records(
+        str(where),
+        split,
+        tuple(f"{part}_{row}" for row in range(len(labels))),
+        2,
+        lambda row: int(labels[row]),
+        lambda row: images()[row],
+    )
+
+
+def _opened(path: Path, name: str) -> Any:
+    """A data set of an HDF5 file, whose values are read when they are asked for."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(
+            f"Reading {path} needs h5py. Install it with: pip install 'peftbench[data]'"
+        ) from error
+    try:
+        return h5py.File(path, "r")[name]
+    except (OSError, KeyError) as error:
+        raise DataError(f"Cannot read {name} of {path}: {error}. Unpack it again.") from error
+
+
+add(
+    Raw(
+        "patch_camelyon",
+        "the six files camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5, unpacked from .gz",
+        NEEDS,
+        splits,
+        (ORDER_NOTE, EXACT_NOTE),
+    )
+)
