@@ -90,6 +90,19 @@ def dsprites(folder: Path, column: int, label: Callable[[int], int], count: int 
     return expected(rows[:32], rows[32:36], rows[36:])  # 80 and 10 % of 41, rounded down
 
 
+def dsprites_hdf5(folder: Path) -> None:
+    """The arrays of the .npz as the .hdf5 has them, in its place."""
+    import h5py
+
+    with (
+        np.load(folder / DSPRITES) as archive,
+        h5py.File((folder / DSPRITES).with_suffix(".hdf5"), "w") as file,
+    ):
+        file["imgs"] = archive["imgs"]
+        file["latents/classes"] = archive["latents_classes"]
+    (folder / DSPRITES).unlink()
+
+
 def matrix(array: np.ndarray) -> bytes:
     """The binary format of SmallNORB: at least three sizes, also for fewer dimensions."""
     magic = {np.dtype("uint8"): 0x1E3D4C55, np.dtype("int32"): 0x1E3D4C54}[array.dtype]

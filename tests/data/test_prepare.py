@@ -24,6 +24,7 @@ from peftbench.config import dataset_specs, sources
 from peftbench.data import manifest, prepare
 from peftbench.data.download import RemoteFile
 from peftbench.data.layouts import LAYOUTS
+from peftbench.data.raw import RAW
 from peftbench.data.sources import Archive, Source, source_of
 from peftbench.errors import ConfigError, DataError, UnknownName
 from peftbench.spec import DatasetSpec, Phase
@@ -167,6 +168,12 @@ def test_every_data_set_names_sources_that_there_are() -> None:
         assert "{" not in source.steps(Path("here")), source.name
         for archive in source.archives:
             assert archive.file.sha256 or archive.file.md5 or source.name == "vtab1k_dump"
+
+
+def test_sources_of_raw_archives_are_of_tasks_that_can_be_built() -> None:
+    specs = dataset_specs(None)
+    built = {name.partition("/")[2] for name, spec in specs.items() if spec.facts.built_from}
+    assert built == set(RAW)
 
 
 def test_sources_that_make_no_sense_are_refused() -> None:

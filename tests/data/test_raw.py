@@ -253,6 +253,22 @@ def test_a_raw_archive_becomes_vtab_1k(tmp_path: Path, task: str) -> None:
     assert set(WRITERS) | {"sun397"} == set(RAW)
 
 
+@h5py
+def test_both_files_of_dsprites_give_the_same_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    trees.dsprites(folder, 4, lambda x: x // 2)
+    writing.write(lowered("dsprites_location"), folder, tmp_path / "npz")
+    trees.dsprites_hdf5(folder)
+    writing.write(lowered("dsprites_location"), folder, tmp_path / "hdf5")
+    made = [
+        {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for out in (tmp_path / "npz", tmp_path / "hdf5")
+    ]
+    assert made[0] == made[1]
+    assert len(made[0]) == 2 * (COUNTS.train + COUNTS.val) + 5 + 5  # test; four lists and one more
+
+
 def test_every_task_of_vtab_is_built_or_left_out_with_a_reason() -> None:
     tasks = {name.removeprefix("vtab/") for name in dataset_specs(None) if name.startswith("vtab/")}
     assert set(RAW) | set(LEFT_OUT) == tasks

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from peftbench.data import hdf5
 from peftbench.data.raw.base import (
     EXACT_NOTE,
     ORDER_NOTE,
@@ -39,11 +40,11 @@ def splits(folder: Path, counts: Counts = VTAB) -> Splits:
 def _records(folder: Path, split: str, part: str) -> Records:
     stem = f"camelyonpatch_level_2_split_{part}"
     where = folder / f"{stem}_x.h5"
-    labels = np.asarray(_opened(folder / f"{stem}_y.h5", "y")).reshape(-1).tolist()
+    labels = np.asarray(hdf5.array(folder / f"{stem}_y.h5", "y")).reshape(-1).tolist()
 
     @functools.cache
     def images() -> Any:
-        found = _opened(where, "x")
+        found = hdf5.array(where, "x")
         if found.shape != (len(labels), 96, 96, 3) or found.dtype != np.uint8:
             raise DataError(
                 f"{where}: x is {found.dtype} {found.shape}, not the 96x96 images of {len(labels)} "
@@ -59,20 +60,6 @@ def _records(folder: Path, split: str, part: str) -> Records:
         lambda row: int(labels[row]),
         lambda row: images()[row],
     )
-
-
-def _opened(path: Path, name: str) -> Any:
-    """A data set of an HDF5 file, whose values are read when they are asked for."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise DataError(
-            f"Reading {path} needs h5py. Install it with: pip install 'peftbench[data]'"
-        ) from error
-    try:
-        return h5py.File(path, "r")[name]
-    except (OSError, KeyError) as error:
-        raise DataError(f"Cannot read {name} of {path}: {error}. Unpack it again.") from error
 
 
 add(

@@ -1,4 +1,4 @@
-"""dSprites: x position and orientation, each in 16 classes, from the published .npz."""
+"""dSprites: x position and orientation, each in 16 classes, from the published files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peftbench.data import hdf5
 from peftbench.data.raw.base import (
     ORDER_NOTE,
     VTAB,
@@ -19,11 +20,13 @@ from peftbench.data.raw.base import (
     add,
     cut_one,
     grey,
+    located,
     scratch,
 )
 from peftbench.errors import DataError
 
-FILE = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
+STEM = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64"
+NEED = f"{STEM}.hdf5|{STEM}.npz"
 SIDE = 64
 CLASSES = 16
 ORIENTATION, X_POSITION = 3, 4  # columns of latents_classes
@@ -50,7 +53,7 @@ def splits(folder: Path, column: int, rule: Callable[[int], int], counts: Counts
     Raises `DataError` where the file is damaged. Key of a record: its row (TFDS 4.9.9,
     datasets/dsprites). The images are unpacked once, one bit a pixel.
     """
-    path = folder / FILE
+    path = located(folder, NEED)
     factors = _factors(path)[:, column]
     bits = functools.cache(lambda: _bits(path, len(factors)))
 
@@ -71,8 +74,11 @@ def splits(folder: Path, column: int, rule: Callable[[int], int], counts: Counts
 def _factors(path: Path) -> np.ndarray:
     """The factors of each image as indices: (N, 6), integers."""
     try:
-        with np.load(path, allow_pickle=False) as archive:  # its `metadata` is pickled
-            factors: np.ndarray = archive["latents_classes"]
+        if path.suffix == ".hdf5":
+            factors = np.asarray(hdf5.array(path, "latents/classes"))
+        else:
+            with np.load(path, allow_pickle=False) as archive:  # its `metadata` is pickled
+                factors = archive["latents_classes"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, str(error)) from error
     if factors.ndim != 2 or factors.shape[1] != 6 or factors.dtype.kind not in "iu":
@@ -87,6 +93,21 @@ def _bits(path: Path, count: int) -> np.ndarray:
 
 
 def _packed(path: Path, count: int) -> Iterator[bytes]:
+    chunks = _stored if path.suffix == ".hdf5" else _zipped
+    for chunk in chunks(path, count):
+        if chunk.max() > 1:
+            raise _damaged(path, f"imgs holds the value {chunk.max()}, and masks hold 0 and 1")
+        yield np.packbits(chunk).tobytes()
+
+
+def _stored(path: Path, count: int) -> Iterator[np.ndarray]:
+    found = hdf5.array(path, "imgs")
+    _check_images(path, count, found.shape, found.dtype)
+    for start in range(0, count, _CHUNK):
+        yield found[start : start + _CHUNK].reshape(-1)
+
+
+def _zipped(path: Path, count: int) -> Iterator[np.ndarray]:
     with zipfile.ZipFile(path) as archive, archive.open("imgs.npy") as file:
         try:
             version = np.lib.format.read_magic(file)
@@ -98,16 +119,18 @@ def _packed(path: Path, count: int) -> Iterator[bytes]:
             shape, fortran, dtype = read(file)
         except ValueError as error:
             raise _damaged(path, str(error)) from error
-        if shape != (count, SIDE, SIDE) or fortran or dtype != np.uint8:
-            raise _damaged(path, f"imgs is {dtype} {shape}, and {count} images are labelled")
+        _check_images(path, count, (-1,) if fortran else shape, dtype)
         for start in range(0, count, _CHUNK):
             wanted = min(_CHUNK, count - start) * SIDE * SIDE
             chunk = np.frombuffer(file.read(wanted), dtype=np.uint8)
             if len(chunk) != wanted:
                 raise _damaged(path, "imgs is cut short")
-            if chunk.max() > 1:
-                raise _damaged(path, f"imgs holds the value {chunk.max()}, and masks hold 0 and 1")
-            yield np.packbits(chunk).tobytes()
+            yield chunk
+
+
+def _check_images(path: Path, count: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if shape != (count, SIDE, SIDE) or dtype != np.uint8:
+        raise _damaged(path, f"imgs is {dtype} {shape}, and {count} images are labelled")
 
 
 def _damaged(path: Path, reason: str) -> DataError:
@@ -117,16 +140,16 @@ def _damaged(path: Path, reason: str) -> DataError:
 NOTES = (
     ORDER_NOTE,
     "masks are stored without loss as 0 and 255, as VTAB makes them",
-    "TensorFlow Datasets reads the .hdf5 file of dSprites; its rows are taken to be those of the "
-    ".npz",
+    "TensorFlow Datasets reads the .hdf5 file of dSprites; where only the .npz is there, its rows "
+    "are taken to be the same",
 )
-ABOUT = f"dSprites as published: {FILE}"
+ABOUT = f"dSprites as published: {STEM}.hdf5 or .npz"
 
 add(
     Raw(
         "dsprites_location",
         ABOUT,
-        (FILE,),
+        (NEED,),
         functools.partial(splits, column=X_POSITION, rule=location),
         NOTES,
     )
@@ -135,7 +158,7 @@ add(
     Raw(
         "dsprites_orientation",
         ABOUT,
-        (FILE,),
+        (NEED,),
         functools.partial(splits, column=ORIENTATION, rule=orientation),
         NOTES,
     )
