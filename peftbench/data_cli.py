@@ -142,7 +142,7 @@ def _told(ready: Any) -> list[str]:
         name = made.suite if len(ready.manifests) > 1 else ready.name
         lines.append(f"{name}: {len(made.class_names)} classes, {sizes}{where}; ready")
     remarks = [*ready.remarks, *(ready.manifests[0].notes if ready.manifests else ())]
-    return [*lines, *(f"  {remark}" for remark in remarks)]
+    return [*lines, *(f"  {remark}" for remark in dict.fromkeys(remarks))]
 
 
 def _verify(options: argparse.Namespace) -> int:

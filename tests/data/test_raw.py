@@ -295,7 +295,7 @@ def test_the_built_folder_is_read(tmp_path: Path) -> None:
     assert data.load(spec, Phase.TUNE, SIZE).report.labels.tolist() == labels[6:]
     _, tested = final.report.open_once()
     assert tested.tolist() == [row.label for row in wanted["test"]]
-    assert final.notes[0] == "read as vtab1k"
+    assert final.notes[:2] == ("read as vtab1k", RAW["svhn"].notes[0])
 
 
 # Interruptions.

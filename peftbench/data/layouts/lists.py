@@ -54,6 +54,7 @@ def numbered(spec: DatasetSpec) -> tuple[str, ...]:
 
 VTAB_LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 VTAB_UNION = "train800val200.txt"
+VTAB_SOURCE = "source.json"  # beside the lists of a folder that was built from raw archives
 
 
 def _read_vtab1k(folder: Path, spec: DatasetSpec) -> Contents:
@@ -65,15 +66,20 @@ def _read_vtab1k(folder: Path, spec: DatasetSpec) -> Contents:
             f"{VTAB_LISTS['val']} together ({len(union)} lines, {len(parts['train'])} and "
             f"{len(parts['val'])}). Its lists are of different versions; export them again."
         )
-    lossy = any(name.lower().endswith((".jpg", ".jpeg")) for name in parts["train"].names)
-    return Contents(
-        numbered(spec),
-        parts,
-        FilePictures(folder),
-        ("images are JPEG copies, which lose detail that the original arrays have",)
-        if lossy
-        else (),
-    )
+    notes = _build_notes(folder / VTAB_SOURCE)
+    if not notes and any(n.lower().endswith((".jpg", ".jpeg")) for n in parts["train"].names):
+        notes = ("images are JPEG copies, which lose detail that the original arrays have",)
+    return Contents(numbered(spec), parts, FilePictures(folder), notes)
+
+
+def _build_notes(path: Path) -> tuple[str, ...]:
+    """What was said of a folder when it was built from raw archives."""
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(map(str, json.loads(read_text(path))["notes"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} does not say what the folder was built from: {error}.") from error
 
 
 add(

@@ -16,14 +16,13 @@ from tqdm import tqdm
 
 from peftbench.data.images import replaced
 from peftbench.data.layouts.base import held
-from peftbench.data.layouts.lists import VTAB_LISTS, VTAB_UNION
+from peftbench.data.layouts.lists import VTAB_LISTS, VTAB_SOURCE, VTAB_UNION
 from peftbench.data.raw.base import RAW, Image, Raw, RawSplit
 from peftbench.errors import DataError
 
 UNION = Path(VTAB_UNION).stem
 PARTS = (Path(VTAB_LISTS["train"]).stem, Path(VTAB_LISTS["val"]).stem)
 TEST = Path(VTAB_LISTS["test"]).stem
-SOURCE = "source.json"  # what a folder was built from
 SUFFIXES = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG\r\n\x1a\n", ".png"))  # by their first bytes
 
 # tasks of VTAB that cannot be built from their archives, and why
@@ -114,7 +113,7 @@ def _begin(raw: Raw, part: Path, splits: Mapping[str, RawSplit]) -> None:
         },
         indent=2,
     )
-    source = part / SOURCE
+    source = part / VTAB_SOURCE
     begun = source.read_text(encoding="utf-8") if source.is_file() else None
     if begun != text and (begun is not None or (part / "images").exists()):
         raise DataError(
