@@ -16,7 +16,7 @@ def card(spec: DatasetSpec) -> str:
     A data set that was never prepared is listed, and hashed, now.
     """
     listing = READERS[spec.reader](spec)
-    stored = manifest.stored(listing.origin.home, spec) if listing.origin is not None else None
+    stored = manifest.stored(listing.home.folder, spec) if listing.home is not None else None
     return page(stored or Manifest.of(spec, listing), listing.notice)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.data import files
-from peftbench.data.listing import Listing, Origin, SplitList, read_dataset, rollup_of
+from peftbench.data.listing import Home, Listing, SplitList, read_dataset, rollup_of
 from peftbench.data.splits import stratified_split
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Preprocessing
@@ -60,7 +60,7 @@ def read_folder(spec: DatasetSpec) -> Listing:
         test=parts["test"],
         manifest=rollup_of(parts, extra),
         decode=decode,
-        origin=Origin(root, "class folders", pictures),
+        home=Home(root, "class folders", pictures),
         extra=extra,
     )
 

@@ -57,10 +57,10 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Origin:
+class Home:
     """Where a data set was read from, and as what."""
 
-    home: Path  # its folder
+    folder: Path
     layout: str
     pictures: Pictures
     lists: tuple[str, ...] = ()  # files below its folder that say what is in which split
@@ -86,12 +86,12 @@ class Listing:
     manifest: str  # roll-up hash over names, labels, bytes and splits
     decode: Decode  # (images, preprocessing, name of the split) -> (N, S, S, 3) uint8
     notes: tuple[str, ...] = ()  # what the record of a run must say about its data
-    origin: Origin | None = None  # of data that lies in a folder
+    home: Home | None = None  # of data that lies in a folder
     extra: str = ""  # one more line of the roll-up, about what is not in the splits
 
     def covered(self) -> Mapping[str, SplitList]:
         """The splits from which the roll-up hash is made."""
-        return (self.origin.covered if self.origin else {}) or dict(self.splits())
+        return (self.home.covered if self.home else {}) or dict(self.splits())
 
     def splits(self) -> tuple[tuple[str, SplitList], ...]:
         """The three splits with their names."""

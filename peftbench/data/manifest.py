@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from peftbench.data.images import cache_dir, file_digest, replaced
-from peftbench.data.listing import Listing, Origin, SplitList, rollup_of
+from peftbench.data.listing import Home, Listing, SplitList, rollup_of
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec
 
@@ -47,18 +47,18 @@ class Manifest:
     @classmethod
     def of(cls, spec: DatasetSpec, listing: Listing) -> Manifest:
         """What a reader has listed; its lists are hashed now."""
-        origin = listing.origin
+        home = listing.home
         images, lists = None, {}
-        if origin is not None:
-            images = _image_folder(origin)
-            lists = {path: file_digest(origin.home / path) for path in origin.lists}
+        if home is not None:
+            images = _image_folder(home)
+            lists = {path: file_digest(home.folder / path) for path in home.lists}
         return cls(
             name=spec.name,
             title=listing.title,
             suite=listing.suite,
             suite_version=listing.suite_version,
             group=listing.group,
-            layout=origin.layout if origin else "",
+            layout=home.layout if home else "",
             licence=listing.licence,
             source=listing.source,
             notes=listing.notes,
@@ -215,13 +215,13 @@ def stored(home: Path, spec: DatasetSpec) -> Manifest | None:
 
 def check(spec: DatasetSpec, listing: Listing) -> None:
     """`DataError` where a prepared data set is no longer what its manifest says."""
-    if listing.origin is None:
+    if listing.home is None:
         return
-    known = stored(listing.origin.home, spec)
+    known = stored(listing.home.folder, spec)
     if known is None or known.rollup == listing.manifest or known.extra != listing.extra:
         return
     raise DataError(
-        f"{spec.name} in {listing.origin.home} is not what it was when it was prepared: "
+        f"{spec.name} in {listing.home.folder} is not what it was when it was prepared: "
         f"{difference(known, listing) or 'its splits differ'}. Restore it, or take it as it is "
         f"now: peftbench data prepare {spec.name}"
     )
@@ -290,6 +290,6 @@ def first_wrong_file(known: Manifest, home: Path) -> str | None:
     return None
 
 
-def _image_folder(origin: Origin) -> str | None:
-    root = origin.pictures.path(".")
-    return None if root is None else os.path.relpath(root, origin.home)
+def _image_folder(home: Home) -> str | None:
+    root = home.pictures.path(".")
+    return None if root is None else os.path.relpath(root, home.folder)

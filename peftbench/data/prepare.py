@@ -81,9 +81,9 @@ def prepare(
     home = None
     for variant in variants(spec):
         listing = listed(variant)
-        if listing.origin is None:
+        if listing.home is None:
             raise DataError(f"{spec.name} lies in no folder; there is nothing to prepare.")
-        home = listing.origin.home
+        home = listing.home.folder
         if look:
             remarks += look_at_images(spec.name, listing)
             look = False  # lists of other shots name the same images
@@ -190,8 +190,8 @@ def look_at_images(name: str, listing: Listing) -> list[str]:
     Raises:
         DataError: names the images that cannot be decoded.
     """
-    assert listing.origin is not None
-    pictures = listing.origin.pictures
+    assert listing.home is not None
+    pictures = listing.home.pictures
     names = list(dict.fromkeys(n for part in listing.covered().values() for n in part.names))
 
     def look(picture: str) -> tuple[str | None, str | None]:

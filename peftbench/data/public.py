@@ -15,7 +15,7 @@ import numpy as np
 
 from peftbench.data import files
 from peftbench.data.layouts import LAYOUTS, Contents, Layout, Match, Rows, match
-from peftbench.data.listing import Listing, Origin, SplitList, read_dataset, rollup_of
+from peftbench.data.listing import Home, Listing, SplitList, read_dataset, rollup_of
 from peftbench.data.splits import stratified_cut
 from peftbench.errors import DataError
 from peftbench.registry import unknown_name
@@ -86,7 +86,7 @@ def read_public(spec: DatasetSpec) -> Listing:
         manifest=rollup_of(covered or parts, extra),
         decode=decode,
         notes=tuple(notes),
-        origin=Origin(place.folder, place.layout.name, contents.pictures, lists, covered),
+        home=Home(place.folder, place.layout.name, contents.pictures, lists, covered),
         extra=extra,
     )
 

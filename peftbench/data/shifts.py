@@ -19,7 +19,7 @@ import numpy as np
 from peftbench.data import images
 from peftbench.data.files import FilePictures, folders
 from peftbench.data.layouts.classes import class_folders, images_of
-from peftbench.data.listing import Listing, Origin, SplitList, read_dataset, rollup_of
+from peftbench.data.listing import Home, Listing, SplitList, read_dataset, rollup_of
 from peftbench.data.public import Absent, Ambiguous
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Preprocessing
@@ -144,7 +144,7 @@ def list_shift(spec: DatasetSpec) -> Listing:
         test=covered.get("test", nothing),
         manifest=rollup_of(covered, ""),
         decode=refuse,
-        origin=Origin(home, "class folders", pictures, covered=covered),
+        home=Home(home, "class folders", pictures, covered=covered),
     )
 
 
