@@ -140,7 +140,7 @@ def test_a_class_too_small_to_split_is_named_with_its_count(make_folder) -> None
     root = make_folder({"train/a": 1, "test/a": 1})
     shutil.rmtree(root / "cat")
     shutil.rmtree(root / "rare")
-    assert "Class 'a' has 1 images; drawing train and val needs at least 2" in message(spec(root))
+    assert "Class 'a' has 1 image; drawing train and val needs at least 2" in message(spec(root))
 
 
 @pytest.mark.parametrize("changes", [{"test_fraction": 0.0}, {"val_fraction": -0.1}])
