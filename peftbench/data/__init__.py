@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from peftbench.data import folder as _folder  # noqa: F401  # registers its reader
+from peftbench.data import hub as _hub  # noqa: F401  # registers its reader
 from peftbench.data import mini as _mini
 from peftbench.data import public as _public  # noqa: F401  # registers its reader
 from peftbench.data.cards import card

@@ -127,7 +127,8 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         count = len(files.pictures_in(folder, deep=False))
         raise DataError(
             f"{folder} has no class folders ({count} images directly inside). "
-            "Put the images of each class into a folder of their own."
+            "Put the images of each class into a folder of their own, or list them in a .csv with "
+            "a path and a label column."
         )
     return names
 

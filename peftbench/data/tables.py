@@ -71,7 +71,7 @@ def read_table(path: Path, spec: DatasetSpec) -> Listing:
         class_names=class_names,
         parts=parts,
         pictures=files.FilePictures(path.parent),
-        origin=Origin(spec.name, str(path), "a list", drawn, spec.split_seed),
+        origin=Origin(spec.name, str(path), "list of paths and labels", drawn, spec.split_seed),
     )
 
 
