@@ -44,9 +44,8 @@ def read_hub(spec: DatasetSpec) -> Listing:
     used = {name: tables[name] for name in roles.values()}
     image, label = _columns(used, spec, place)
     class_names, labels = _labels(used, label, place)
-    pictures = TablePictures(
-        place, {name: table.select_columns([image]) for name, table in used.items()}, image
-    )
+    encoded = {name: _undecoded(table, image) for name, table in used.items()}
+    pictures = TablePictures(place, encoded, image)
     found = {}
     for role, name in roles.items():
         names = tuple(f"{name}/{row:06d}" for row in range(len(used[name])))
@@ -122,7 +121,7 @@ class TablePictures:
     """Pictures in tables of encoded images; row 3 of the split "train" is "train/000003"."""
 
     place: str  # of the data set, for errors
-    tables: Mapping[str, Any]  # `datasets.Dataset` by split, with the column of images alone
+    tables: Mapping[str, Any]  # `datasets.Dataset` by split, with undecoded images alone
     column: str
 
     def digests(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -130,13 +129,8 @@ class TablePictures:
         return tuple(whole[_split_of(name)][_row_of(name)] for name in names)
 
     def open(self, name: str) -> Image.Image:
-        cell = self._undecoded(_split_of(name))[_row_of(name)][self.column]
+        cell = self.tables[_split_of(name)][_row_of(name)][self.column]
         return images.decode(io.BytesIO(self._stored(cell, name)), f"{name} of {self.place}")
-
-    def _undecoded(self, split: str) -> Any:
-        from datasets import Image as Encoded
-
-        return self.tables[split].cast_column(self.column, Encoded(decode=False))
 
     def _digests(self, split: str) -> list[str]:
         """SHA-256 of each row; rows of arrow files that are unchanged are not read again."""
@@ -147,7 +141,7 @@ class TablePictures:
                 return known
         found: list[str] = []
         inside = True  # else files beside the table, which may change without it
-        for batch in self._undecoded(split).iter(BATCH):
+        for batch in self.tables[split].iter(BATCH):
             for cell in batch[self.column]:
                 name = f"{split}/{len(found):06d}"
                 found.append(hashlib.sha256(self._stored(cell, name)).hexdigest())
@@ -173,6 +167,15 @@ class TablePictures:
                 f"{self.place}: the image of {name} is not stored in the table, and {path} cannot "
                 f"be read: {error.strerror}. Store the images themselves."
             ) from error
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    """The column of images alone, as stored bytes and paths."""
+    from datasets import Image as Encoded
+
+    return (
+        table.select_columns([column]).cast_column(column, Encoded(decode=False)).with_format(None)
+    )
 
 
 def _split_of(name: str) -> str:
