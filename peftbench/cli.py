@@ -18,6 +18,8 @@ from peftbench.errors import ConfigError, PeftbenchError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from peftbench.spec import DatasetSpec
+
 OK, FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 0, 1, 2, 3, 130
 NOTHING = 3  # of `reproduce`: no cell could be judged
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
@@ -50,7 +52,8 @@ choices:
                       a mirror of the run; whatever happens to it, the record stays the same
 keys:
   seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
-  results_dir=PATH data_dir=PATH force=true threads=N processes=N checkpoint.minutes=N
+  results_dir=PATH data_dir=PATH force=true quiet=true threads=N processes=N
+  checkpoint.minutes=N
   method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
@@ -293,7 +296,7 @@ class Task:
     def __call__(self, cfg: DictConfig) -> None:
         from omegaconf import OmegaConf
 
-        from peftbench import experiment, loggers
+        from peftbench import data, experiment, loggers
         from peftbench.config import build, logger_settings
         from peftbench.processes import check_count, run_together
         from peftbench.results.record import Status
@@ -307,7 +310,12 @@ class Task:
                 f"tuner={cfg.tuner.name} is for sweeps, which train many times. Use `peftbench run "
                 "-m`, or tuner=none for this one run."
             )
-        spec = build(cfg)
+        told: list[str] = []
+
+        def identify(dataset: DatasetSpec) -> DatasetSpec:
+            return data.identify(dataset, lambda listing: told.extend(data.describe(listing)))
+
+        spec = build(cfg, identify)
         world = from_environment()
         saving = OmegaConf.to_object(cfg.checkpoint)
         assert isinstance(saving, Saving)
@@ -330,6 +338,9 @@ class Task:
         store = ResultsStore(cfg.results_dir)
         if not cfg.force and experiment.settled(spec, store) is not None:
             print(f"{spec}: already done (force=true runs it again)", flush=True)
+        elif not cfg.quiet:
+            for line in told:
+                print(line, file=sys.stderr, flush=True)
         record = experiment.run(
             spec,
             store,

@@ -73,6 +73,7 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     force: bool = False
+    quiet: bool = False  # say nothing of one's own images; a sweep has said it for its jobs
 
 
 def config_dir() -> Path:

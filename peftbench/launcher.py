@@ -25,7 +25,7 @@ from peftbench.plan import Estimates
 from peftbench.registry import unknown_name
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import digest
+from peftbench.spec import DatasetSpec, digest
 from peftbench.sweep.compose import Composer
 from peftbench.sweep.jobs import (
     Attempt,
@@ -76,7 +76,8 @@ class JobLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         self.compose = Composer(hydra_context.config_loader, config)
-        self.identify = cache(data.identify)  # hashes every file of a folder
+        self.found: dict[str, None] = {}  # lines about data sets that the user brings
+        self.identify = cache(self._identify)  # hashes every file of a folder
         self.hash_file = cache(hash_checkpoint)
         self.task = task_function
         self.config = config
@@ -99,6 +100,11 @@ class JobLauncher(Launcher):
     @abstractmethod
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
         """Do what the launcher is for with jobs of distinct identity."""
+
+    def _identify(self, dataset: DatasetSpec) -> DatasetSpec:
+        return data.identify(
+            dataset, lambda listing: self.found.update(dict.fromkeys(data.describe(listing)))
+        )
 
     def _job(self, overrides: tuple[str, ...]) -> Job:
         from peftbench.config import build, logger_settings
@@ -150,6 +156,9 @@ class QueueLauncher(JobLauncher):
         print(f"{work.title()}, {place.title}", flush=True)
         endings: list[Ending] = []
         if todo:
+            if not self.config.quiet:
+                for line in self.found:
+                    print(line, file=sys.stderr, flush=True)
             queue = place.queue()
             endings = self._run(work, todo, queue, place.slots, store, limit)
             if queue.left:
@@ -216,7 +225,8 @@ class QueueLauncher(JobLauncher):
 
     def _command(self, attempt: Attempt, store: ResultsStore) -> Command[Attempt]:
         flags = self.task.flags  # type: ignore[attr-defined]
-        arguments = ("run", *flags, *attempt.job.overrides, *attempt.extra, *self._processes())
+        overrides = ("quiet=true", *attempt.job.overrides, *attempt.extra, *self._processes())
+        arguments = ("run", *flags, *overrides)
         return Command(attempt, arguments, output_of(attempt.job, store))
 
     def _processes(self) -> tuple[str, ...]:
@@ -288,7 +298,7 @@ def _sweep_name(config: DictConfig) -> str:
     experiment = config.hydra.runtime.choices.get("experiments")
     if experiment and experiment != "null":
         return str(experiment)
-    aside = ("results_dir=", "device=", "threads=", "force=", "logger", "hydra")
+    aside = ("results_dir=", "device=", "threads=", "force=", "quiet=", "logger", "hydra")
     asked = [o for o in config.hydra.overrides.task if not o.lstrip("+~").startswith(aside)]
     return f"sweep-{digest(sorted(asked))[:8]}"
 

@@ -115,6 +115,9 @@ def _dataset(spec: DatasetSpec) -> tuple[object, ...]:
     elif spec.reader == "folder" and spec.root is None:
         asked = f"your own images: dataset={spec.name} dataset.root=PATH"
         cells = ("", "", "", "", "", "", "", asked)
+    elif spec.reader == "hf":  # never read here: that could download it
+        asked = f"any image set of the Hugging Face hub: dataset={spec.name} dataset.hub=ORG/NAME"
+        cells = ("", "", "", "", "", "", "", spec.hub or asked)
     else:
         try:
             listing = data.READERS[spec.reader](spec)

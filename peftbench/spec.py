@@ -111,6 +111,17 @@ class DatasetFacts:
 
 
 NO_FACTS = DatasetFacts()
+FOUND_BY = (  # fields by which a data set is found and read; not identity, `manifest` is
+    "layout",
+    "hub",
+    "config_name",
+    "revision",
+    "image_column",
+    "label_column",
+    "train_split",
+    "val_split",
+    "test_split",
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,15 @@ class DatasetSpec:
     keep_repeats: bool = later(False)  # train on an image as often as a list names it
     shifts: tuple[str, ...] = later(())  # data sets that the final model is tested on as well
     layout: str | None = later(None)  # read the folder as this one; not identity, `manifest` is
+    # where and under which names a set of the Hugging Face hub has its images; see `FOUND_BY`
+    hub: str | None = later(None)  # ORG/NAME, or a folder
+    config_name: str | None = later(None)
+    revision: str | None = later(None)
+    image_column: str | None = later(None)  # None: the only one
+    label_column: str | None = later(None)
+    train_split: str | None = later(None)  # None: the one with the usual name
+    val_split: str | None = later(None)
+    test_split: str | None = later(None)
     facts: DatasetFacts = NO_FACTS  # neither identity nor recorded
 
     def __post_init__(self) -> None:
@@ -329,7 +349,8 @@ class RunSpec:
         backbone = dataclasses.asdict(self.backbone)
         dataset = declared(self.dataset)
         del backbone["title"], dataset["root"], dataset["facts"]
-        dataset.pop("layout", None)
+        for key in FOUND_BY:
+            dataset.pop(key, None)
         if self.backbone.checkpoint is not None:
             backbone.update(checkpoint=None, pretrained=False)
         if self.backbone.pretrained or self.backbone.checkpoint is not None:

@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import inspect
 import os
-import socket
 import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from timm.models._registry import _deprecated_models
 from torch import Tensor, nn
 
+from peftbench import network
 from peftbench.backbones import saliency
 from peftbench.backbones.anatomy import head_path
 from peftbench.errors import ConfigError, UnknownName, WeightsError
@@ -31,7 +31,6 @@ from peftbench.spec import BackboneSpec, Preprocessing, PreprocessingSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-REACH_TIMEOUT_S = 3.0
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -385,10 +384,7 @@ def _check_patches(model: nn.Module, size: int) -> None:
 
 
 def _check_reachable(name: str) -> None:
-    """Fail within seconds when weights are neither cached nor within reach.
-
-    The hub client alone retries for most of a minute before it gives up.
-    """
+    """Fail within seconds when weights are neither cached nor within reach."""
     from huggingface_hub import try_to_load_from_cache
 
     cfg = timm.get_pretrained_cfg(name)
@@ -403,7 +399,7 @@ def _check_reachable(name: str) -> None:
         files = (cfg.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
         if any(isinstance(try_to_load_from_cache(repository, f), str) for f in files if f):
             return
-        address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        address = network.hub_address()
     else:
         address = str(cfg.url)
         cached = (
@@ -411,16 +407,11 @@ def _check_reachable(name: str) -> None:
         )
         if (cached.parent / cached.name).is_file():
             return
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if network.is_offline():
         raise WeightsError(advice.format(" and HF_HUB_OFFLINE is set"))
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return  # a direct connection says nothing behind a proxy
-    target = urllib.parse.urlparse(address)
-    port = target.port or (80 if target.scheme == "http" else 443)
-    try:
-        socket.create_connection((target.hostname or "", port), REACH_TIMEOUT_S).close()
-    except OSError as e:
-        raise WeightsError(advice.format(f" and {target.hostname} is out of reach ({e})")) from e
+    obstacle = network.obstacle(address)
+    if obstacle is not None:
+        raise WeightsError(advice.format(f" and {obstacle}"))
 
 
 @contextlib.contextmanager

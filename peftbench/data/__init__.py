@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
 
 from peftbench.data import folder as _folder  # noqa: F401  # registers its reader
+from peftbench.data import hub as _hub  # noqa: F401  # registers its reader
 from peftbench.data import manifest
 from peftbench.data import mini as _mini
 from peftbench.data import public as _public  # noqa: F401  # registers its reader
 from peftbench.data.cards import card
+from peftbench.data.found import describe, overlaps
 from peftbench.data.images import check_geometry
 from peftbench.data.listing import READERS, Listing, SplitList, read_dataset
 from peftbench.data.shifts import DecodedImages, ShiftSet, load_shift
@@ -39,6 +42,7 @@ __all__ = [
     "TrainSplit",
     "ValSplit",
     "card",
+    "describe",
     "identify",
     "load",
     "load_shift",
@@ -51,9 +55,15 @@ mini_tasks = _mini.tasks
 _log = logging.getLogger(__name__)
 
 
-def identify(spec: DatasetSpec) -> DatasetSpec:
-    """`spec` with its suite, group and manifest hash filled in; files are hashed, not decoded."""
+def identify(
+    spec: DatasetSpec, seen: Callable[[Listing], object] = lambda listing: None
+) -> DatasetSpec:
+    """`spec` with its suite, group and manifest hash filled in; files are hashed, not decoded.
+
+    `seen` is called with what was listed for it.
+    """
     listing = _listed(spec)
+    seen(listing)
     return dataclasses.replace(
         spec,
         suite=listing.suite,
@@ -77,7 +87,7 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
             f"for {spec.manifest[:12]}: files or splits changed. Restore them or build a new run."
         )
     copies = listing.copies_in_test()
-    if copies:
+    if copies and listing.origin is None:  # of what a user brings, `describe` has told it
         _log.warning(
             "%s: %d of %d test images are byte for byte in train or val as well; "
             "results will flatter. Remove the copies.",
@@ -103,7 +113,8 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
         train, report = _rows(train, slice(cut)), ValSplit(*val)
     else:
         report = TestSplit(*read("test", parts["test"]))
-    return Splits(TrainSplit(*train), report, listing.class_names, listing.manifest, listing.notes)
+    notes = (*listing.notes, *overlaps(listing))
+    return Splits(TrainSplit(*train), report, listing.class_names, listing.manifest, notes)
 
 
 def _listed(spec: DatasetSpec) -> Listing:

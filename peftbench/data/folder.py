@@ -1,27 +1,23 @@
 """Folders of images, one folder for each class, with or without their own train and test parts.
 
-Two layouts are read. Files and folders whose name starts with a dot are skipped, folders inside a
+Three layouts are read. Files and folders whose name starts with a dot are skipped, folders inside a
 class belong to it, and classes and files are ordered by the bytes of their names.
 
 * `root/<class>/**/*.png`: train, val and test are drawn, stratified, from `split_seed`.
 * `root/train/<class>/...` and `root/test/<class>/...`, with or without a `val`, `valid` or
   `validation` beside them. A missing val is a stratified cut from train. A missing test is refused:
   whether a lone `val` is to be tuned on or reported is the user's choice, made by renaming it.
+* one `.csv` or `.tsv` of paths and labels, named as the root or lying in it: see `tables`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from peftbench.data import files
-from peftbench.data.listing import Home, Listing, SplitList, read_dataset, rollup_of
-from peftbench.data.splits import stratified_split
+from peftbench.data import files, own, tables
+from peftbench.data.listing import Listing, Origin, SplitList, read_dataset
 from peftbench.errors import DataError
-from peftbench.spec import DatasetSpec, Preprocessing
-
-VAL_NAMES = ("val", "valid", "validation")
+from peftbench.spec import DatasetSpec
 
 
 @read_dataset("folder")
@@ -33,36 +29,61 @@ def read_folder(spec: DatasetSpec) -> Listing:
             "sub-folders are the classes."
         )
     root = Path(spec.root).expanduser().absolute()
+    table = _table(root)
+    if table is not None:
+        return tables.read_table(table, spec)
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
-        raise DataError(f"The data set root {root} is {found}, not a folder. Check dataset.root.")
+        raise DataError(
+            f"The data set root {root} is {found}, not a folder. Check dataset.root: a folder, or "
+            "a .csv or .tsv file of paths and labels."
+        )
     if _has_own_parts(root):
-        class_names, parts = _own_parts(root, spec)
+        class_names, found_parts = _own_parts(root, spec)
+        kind = f"{', '.join(sorted(found_parts, key=own.ALL.index))} folders"
+    elif _only_splits(root):
+        names = ", ".join(path.name for path in files.folders(root))
+        raise DataError(
+            f"{root} has {names} without class folders in them. Put the images of each class into "
+            "a folder of their own there, or add a .csv of paths, labels and splits."
+        )
     else:
-        class_names, parts = _drawn_parts(root, spec)
-    extra = f"parameters\t{spec.val_fraction!r}\t{spec.test_fraction!r}\t{spec.split_seed}\n"
-    pictures = files.FilePictures(root)
-
-    def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
-        return files.decode(pictures, part, preprocessing, f"{spec.name} {split}", root)
-
-    return Listing(
+        class_names = _class_names(root)
+        found_parts, kind = {"all": _list_classes(root, root, class_names)}, "class folders"
+    parts, drawn = own.settle(found_parts, class_names, spec, str(root), "val folder")
+    return own.make_listing(
+        spec,
         title=root.name,
-        suite=spec.suite,
-        suite_version=spec.suite_version,
-        group=spec.group,
-        licence="as its owner states",
         source=str(root),
-        notice="",
         class_names=class_names,
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
-        manifest=rollup_of(parts, extra),
-        decode=decode,
-        home=Home(root, "class folders", pictures),
-        extra=extra,
+        parts=parts,
+        pictures=files.FilePictures(root),
+        origin=Origin(spec.name, str(root), kind, drawn, spec.split_seed),
+        folder=root,
     )
+
+
+def _table(root: Path) -> Path | None:
+    """The list of paths and labels that `root` is, or that lies in it beside its images."""
+    if not root.is_dir():
+        return root if tables.is_table(root) else None
+    # one folder, or folders named like splits, hold the images of a list and are no classes
+    if _has_own_parts(root) or (len(files.folders(root)) > 1 and not _only_splits(root)):
+        return None
+    found = files.by_name(path for path in root.iterdir() if tables.is_table(path))
+    if len(found) > 1:
+        raise DataError(
+            f"{root} has {len(found)} lists: {', '.join(path.name for path in found)}. Set "
+            "dataset.root to the one that is meant. Splits of one data set stand in one list, in a "
+            "column named split."
+        )
+    return found[0] if found else None
+
+
+def _only_splits(root: Path) -> bool:
+    """Whether all folders are named like splits, and there are several."""
+    names = {path.name for path in files.folders(root)}
+    return len(names) > 1 and names <= {"train", "test", *own.VAL_NAMES}
 
 
 def _has_own_parts(root: Path) -> bool:
@@ -74,20 +95,8 @@ def _has_own_parts(root: Path) -> bool:
     return any(files.folders(part) and not files.pictures_in(part, deep=False) for part in parts)
 
 
-def _drawn_parts(root: Path, spec: DatasetSpec) -> tuple[tuple[str, ...], dict[str, SplitList]]:
-    if min(spec.val_fraction, spec.test_fraction) <= 0:
-        raise DataError(
-            f"val_fraction={spec.val_fraction:g} and test_fraction={spec.test_fraction:g}: {root} "
-            "has no parts of its own, so both must be positive."
-        )
-    class_names = _class_names(root)
-    everything = _list_classes(root, root, class_names)
-    drawn = _split_named(everything, class_names, spec.val_fraction, spec.test_fraction, spec)
-    return class_names, drawn
-
-
 def _own_parts(root: Path, spec: DatasetSpec) -> tuple[tuple[str, ...], dict[str, SplitList]]:
-    vals = [root / name for name in VAL_NAMES if (root / name).is_dir()]
+    vals = [root / name for name in own.VAL_NAMES if (root / name).is_dir()]
     if len(vals) > 1:
         raise DataError(
             f"{root} has {' and '.join(path.name for path in vals)}. Keep one of them as val."
@@ -110,40 +119,7 @@ def _own_parts(root: Path, spec: DatasetSpec) -> tuple[tuple[str, ...], dict[str
         for extra in sorted(others - set(class_names)):
             raise DataError(f"Class {extra!r} is in {split} but not in train of {root}.")
     parts = {split: _list_classes(root, folder, class_names) for split, folder in folders.items()}
-    if not vals:
-        if spec.val_fraction <= 0:
-            raise DataError(
-                f"val_fraction={spec.val_fraction:g}: {root} has no val folder, so it must be "
-                "positive; val is cut from train."
-            )
-        cut = _split_named(parts["train"], class_names, spec.val_fraction, 0.0, spec)
-        parts |= {"train": cut["train"], "val": cut["val"]}
     return class_names, parts
-
-
-def _split_named(
-    part: SplitList,
-    class_names: tuple[str, ...],
-    val_fraction: float,
-    test_fraction: float,
-    spec: DatasetSpec,
-) -> dict[str, SplitList]:
-    need = 2 if test_fraction == 0 else 3
-    labels = np.asarray(part.labels)
-    for label, count in enumerate(np.bincount(labels, minlength=len(class_names))):
-        if count < need:
-            raise DataError(
-                f"Class {class_names[label]!r} has {count} images; drawing "
-                f"{'train, val and test' if need == 3 else 'train and val'} needs at least {need}. "
-                "Add images or remove the class."
-            )
-    generator = np.random.default_rng(spec.split_seed)
-    drawn = stratified_split(labels, val_fraction, test_fraction, generator)
-    return {
-        "train": part.rows(drawn.train),
-        "val": part.rows(drawn.val),
-        "test": part.rows(drawn.test),
-    }
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -152,7 +128,8 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         count = len(files.pictures_in(folder, deep=False))
         raise DataError(
             f"{folder} has no class folders ({count} images directly inside). "
-            "Put the images of each class into a folder of their own."
+            "Put the images of each class into a folder of their own, or list them in a .csv with "
+            "a path and a label column."
         )
     return names
 

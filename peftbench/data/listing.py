@@ -69,6 +69,17 @@ class Home:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a data set that a user brings was found, and how its splits came about."""
+
+    name: str  # that the run gives it
+    place: str
+    kind: str  # how it lies there: "class folders"
+    drawn: tuple[str, ...]  # splits that were drawn here
+    split_seed: int
+
+
+@dataclass(frozen=True)
 class Listing:
     """A data set as listed: three disjoint splits, their classes, and how to get the pixels."""
 
@@ -86,6 +97,7 @@ class Listing:
     manifest: str  # roll-up hash over names, labels, bytes and splits
     decode: Decode  # (images, preprocessing, name of the split) -> (N, S, S, 3) uint8
     notes: tuple[str, ...] = ()  # what the record of a run must say about its data
+    origin: Origin | None = None  # of a data set that a user brings
     home: Home | None = None  # of data that lies in a folder
     extra: str = ""  # one more line of the roll-up, about what is not in the splits
 

@@ -120,7 +120,8 @@ def home_of(spec: DatasetSpec) -> Path:
     if spec.reader == "shift":
         return shifts.find_shift(spec)
     if spec.root:
-        return Path(spec.root).expanduser().absolute()
+        root = Path(spec.root).expanduser().absolute()
+        return root.parent if root.is_file() else root  # a list of paths and labels
     raise DataError(f"{spec.name} lies in no folder. Name one with --root DIR.")
 
 

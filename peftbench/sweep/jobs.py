@@ -105,7 +105,9 @@ def outcome(record: RunRecord) -> str:
     images = int(record.metrics[f"{split}/num_images"] or 0)
     seconds = record.cost.seconds_total if record.cost and record.cost.seconds_total else 0.0
     flattered = f" (best on test: epoch {record.selected_epoch})" if record.selected_epoch else ""
-    return f"{top1:.1f} % of {images} {split} images{flattered}, {seconds:.0f} s"
+    per_class = record.metrics.get(f"{split}/mean_per_class")
+    mean = "" if per_class is None else f", {100 * per_class:.1f} % mean per class"
+    return f"{top1:.1f} % top-1{mean} of {images} {split} images{flattered}, {seconds:.0f} s"
 
 
 def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:

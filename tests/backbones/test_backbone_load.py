@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from peftbench import network
 from peftbench.backbones import load as loading
 from peftbench.backbones.anatomy import describe
 from peftbench.backbones.load import (
@@ -402,7 +403,7 @@ def test_offline_mode_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def unused(*args: object, **options: object) -> None:
         raise AssertionError("tried to connect")
 
-    monkeypatch.setattr(loading.socket, "create_connection", unused)
+    monkeypatch.setattr(network.socket, "create_connection", unused)
     with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set") as caught:
         load(BackboneSpec(NAME), CLASSES)
     for advice in ("backbone.checkpoint=PATH", "backbone.pretrained=false"):
@@ -422,7 +423,7 @@ def test_an_unreachable_host_fails_within_seconds(
         waits.append(timeout)
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr(loading.socket, "create_connection", unreachable)
+    monkeypatch.setattr(network.socket, "create_connection", unreachable)
     began = time.monotonic()
     with pytest.raises(WeightsError, match=r"out of reach \(timed out\)") as caught:
         load(BackboneSpec(name), CLASSES)
@@ -448,7 +449,7 @@ def test_cached_weights_need_no_network(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     cached = str(tmp_path / "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: cached)
-    monkeypatch.setattr(loading.socket, "create_connection", unused)
+    monkeypatch.setattr(network.socket, "create_connection", unused)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     loading._check_reachable(NAME)
 

@@ -190,7 +190,8 @@ def test_list_datasets_says_what_they_hold_whether_they_are_here_and_where_to_ge
     assert rows.keys() == catalogue("dataset").keys()
     assert rows["mini/digits"] == "mini specialized 10 200 50 1000 shipped -"
     assert rows["folder"].endswith("your own images: dataset=folder dataset.root=PATH")
-    here = "vtab1k natural 47 800 200 1880 yes (vtab1k) XiN0919/VTAB-1k on Hugging Face"
+    assert rows["hf"].endswith("image set of the Hugging Face hub: dataset=hf dataset.hub=ORG/NAME")
+    here = "vtab1k natural 47 800 200 1880 yes (vtab1k) the original archives; JPEG copies in"
     assert rows["vtab/dtd"].startswith(here)
     assert rows["vtab/pets"].startswith("vtab1k natural 37 800 200 3669 no XiN0919/VTAB-1k")
     assert rows["fgvc/nabirds"].startswith("fgvc - 555 21536 2393 24633 in part the archive")

@@ -93,6 +93,11 @@ REFUSED = {
         "peftbench: Data set 'folder' needs a folder. Set dataset.root to ",
     ),
     "absent root": (["dataset=folder", "dataset.root=nowhere"], "peftbench: The data set root "),
+    "hub": (["dataset=hf"], "peftbench: Data set 'hf' needs dataset.hub=ORG/NAME, a set of "),
+    "absent hub": (
+        ["dataset=hf", "dataset.hub=org/name"],
+        "peftbench: dataset.hub=org/name is not in the local cache and HF_HUB_OFFLINE is set. ",
+    ),
     "phase": (
         ["phase=fianl"],
         "peftbench: Unknown phase 'fianl'. Did you mean: final? Known: final, tune.",

@@ -26,9 +26,11 @@ def test_a_run_prints_its_result_and_where_its_record_is(cli, work: Path) -> Non
     record = ResultsStore("results").get(run_id)
     assert record is not None and record.metrics["test/top1"] is not None
     top1 = 100 * record.metrics["test/top1"]
+    mean = 100 * record.metrics["test/mean_per_class"]
     first, second = done.out.splitlines()
     assert first.startswith(
-        f"lora x vit_mini x mini/digits, seed 0: {top1:.1f} % of 4 test images, "
+        f"lora x vit_mini x mini/digits, seed 0: {top1:.1f} % top-1, {mean:.1f} % mean per class "
+        "of 4 test images, "
     )
     assert second == f"  results/runs/lora/{run_id}.json"
     assert (work / second.strip()).is_file()
@@ -51,7 +53,7 @@ def test_run_may_be_left_out(cli) -> None:
     done = cli(*QUICK, "phase=tune", "seed=4")
     assert done.status == 0
     assert done.out.startswith("linear x vit_mini x mini/digits, seed 4, tune: ")
-    assert " % of 4 val images, " in done.out
+    assert " % mean per class of 4 val images, " in done.out
 
 
 def test_python_m_peftbench_is_the_same_command(

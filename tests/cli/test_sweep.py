@@ -65,7 +65,8 @@ def test_a_sweep_runs_every_job_in_a_process_and_a_rerun_what_is_left(
     title = "x vit_mini x mini/digits, seed 1"
     assert ends[0].startswith(f"bias {title}: DIVERGED: the loss of epoch 1 of 2 is nan.")
     for line, name in zip(ends[1:3], ("linear", "lora"), strict=True):
-        assert re.fullmatch(rf"{name} {title}: \d+\.\d % of 4 test images, \d+ s", line)
+        accuracies = r"\d+\.\d % top-1, \d+\.\d % mean per class"
+        assert re.fullmatch(rf"{name} {title}: {accuracies} of 4 test images, \d+ s", line)
     assert ends[3].startswith(f"partial {title}: UNSUPPORTED: partial asks for the last 99 ")
     assert summary == "4 of 4 jobs ended: 1 DIVERGED, 2 OK, 1 UNSUPPORTED"
     assert done.err.splitlines() == [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import shutil
 from dataclasses import replace
@@ -140,7 +139,7 @@ def test_a_class_too_small_to_split_is_named_with_its_count(make_folder) -> None
     root = make_folder({"train/a": 1, "test/a": 1})
     shutil.rmtree(root / "cat")
     shutil.rmtree(root / "rare")
-    assert "Class 'a' has 1 images; drawing train and val needs at least 2" in message(spec(root))
+    assert "Class 'a' has 1 image; drawing train and val needs at least 2" in message(spec(root))
 
 
 @pytest.mark.parametrize("changes", [{"test_fraction": 0.0}, {"val_fraction": -0.1}])
@@ -333,15 +332,21 @@ def test_a_limit_cuts_before_decoding(make_folder, small: Preprocessing) -> None
     assert len(splits.report) == 4
 
 
-def test_copies_of_train_images_in_test_are_reported(
-    make_folder, small: Preprocessing, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_copies_of_train_images_in_test_are_noted(make_folder, small: Preprocessing) -> None:
     root = make_folder({"train/a": 2, "val/a": 1, "test/a": 2})
     shutil.copy(root / "train/a/000.png", root / "test/a/000.png")
-    with caplog.at_level(logging.WARNING):
-        data.load(spec(root), Phase.TUNE, small)
-    assert "1 of 2 test images are byte for byte in train or val" in caplog.text
+    loaded = data.load(spec(root), Phase.TUNE, small)
+    assert loaded.notes == (
+        "1 of 2 test images is byte for byte in train or val as well: results flatter. "
+        "Remove the copies.",
+    )
     assert "byte for byte: 1" in data.card(spec(root))
+
+
+def test_parts_without_class_folders_are_no_classes(make_folder) -> None:
+    text = message(spec(make_folder({"train": 3, "test": 2})))
+    assert "has test, train without class folders in them" in text
+    assert "a .csv of paths, labels and splits" in text
 
 
 def test_the_card_of_a_folder_counts_each_class(make_folder) -> None:

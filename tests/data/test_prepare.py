@@ -472,3 +472,17 @@ def test_the_card_comes_from_the_manifest(tmp_path: Path) -> None:
 
 def test_all_layouts_are_verified() -> None:
     assert {layout for _, _, layout, _ in TREES} | {"fewshot"} == set(LAYOUTS)
+
+
+def test_a_list_of_paths_and_labels_is_prepared_with_its_images(make_folder) -> None:
+    root = make_folder({"a": 10, "b": 10})
+    rows = [f"{path.relative_to(root)},{path.parent.name}\n" for path in sorted(root.glob("*/*"))]
+    table = root / "labels.csv"
+    table.write_text("".join(["path,label\n", *rows]))
+    spec = DatasetSpec("folder", reader="folder", root=str(table))
+    (made,) = prepare.prepare(spec, root, EMPTY).manifests
+    assert (made.layout, set(made.lists)) == ("list of paths and labels", {"labels.csv"})
+    assert prepare.verify(spec) == "folder: train 14, val 2, test 4, intact"
+    table.write_text("".join(["path,label\n", *rows[1:]]))
+    with pytest.raises(DataError, match=rf"not intact: {table} .* has changed: .* a/000\.png"):
+        prepare.verify(spec)
