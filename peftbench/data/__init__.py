@@ -86,15 +86,10 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
             f"Data set {spec.name!r} has manifest {listing.manifest[:12]}, but the run was built "
             f"for {spec.manifest[:12]}: files or splits changed. Restore them or build a new run."
         )
-    copies = listing.copies_in_test()
-    if copies and listing.origin is None:  # of what a user brings, `describe` has told it
-        _log.warning(
-            "%s: %d of %d test images are byte for byte in train or val as well; "
-            "results will flatter. Remove the copies.",
-            spec.name,
-            copies,
-            len(listing.test),
-        )
+    odd = overlaps(listing)
+    if listing.origin is None:  # of what a user brings, `describe` has told it
+        for line in odd:
+            _log.warning("%s: %s", spec.name, line)
     parts = {split: _limited(part, spec, split) for split, part in listing.splits()}
 
     def read(title: str, part: SplitList) -> _Images:
@@ -113,7 +108,7 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
         train, report = _rows(train, slice(cut)), ValSplit(*val)
     else:
         report = TestSplit(*read("test", parts["test"]))
-    notes = (*listing.notes, *overlaps(listing))
+    notes = (*listing.notes, *odd)
     return Splits(TrainSplit(*train), report, listing.class_names, listing.manifest, notes)
 
 

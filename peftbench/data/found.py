@@ -22,10 +22,9 @@ def describe(listing: Listing) -> list[str]:
 def overlaps(listing: Listing) -> list[str]:
     """Images that stand in the data set more than once, byte for byte.
 
-    Only of data sets that a user brings; published ones are what they are.
+    Repeats within train are told of data sets that a user brings only; published ones are what
+    they are.
     """
-    if listing.origin is None:
-        return []
     lines = []
     copies = listing.copies_in_test()
     if copies:
@@ -34,7 +33,7 @@ def overlaps(listing: Listing) -> list[str]:
             "train or val as well: results flatter. Remove the copies."
         )
     repeats = len(listing.train) - len(set(listing.train.digests))
-    if repeats:
+    if repeats and listing.origin is not None:
         torn = _labelled_twice(listing.train)
         other = f", {torn:,} of them under another class" if torn else ""
         lines.append(

@@ -301,3 +301,15 @@ def test_shots_are_for_sets_that_have_lists_of_them(tmp_path: Path) -> None:
     assert message(small("vtab/svhn", tmp_path, shots=4)).startswith(
         "dataset.shots=4: vtab/svhn has no lists of so many images a class."
     )
+
+
+def test_test_images_that_also_train_are_told_and_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trees.vtab1k(tmp_path / "svhn")
+    images = tmp_path / "svhn" / "images"
+    shutil.copy(images / "train800" / "000000.jpg", images / "test" / "000001.jpg")
+    splits = data.load(small("vtab/svhn", tmp_path), Phase.FINAL, SIZE)
+    told = "1 of 6 test images is byte for byte in train or val as well: results flatter."
+    assert splits.notes[-1] == f"{told} Remove the copies."
+    assert told in caplog.text
