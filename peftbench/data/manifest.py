@@ -223,8 +223,14 @@ def check(spec: DatasetSpec, listing: Listing) -> None:
     raise DataError(
         f"{spec.name} in {listing.home.folder} is not what it was when it was prepared: "
         f"{difference(known, listing) or 'its splits differ'}. Restore it, or take it as it is "
-        f"now: peftbench data prepare {spec.name}"
+        f"now: {command(spec)}"
     )
+
+
+def command(spec: DatasetSpec) -> str:
+    """What writes the manifest of a data set."""
+    root = f" --root {spec.root}" if spec.reader == "folder" else ""
+    return f"peftbench data prepare {spec.name}{root}"
 
 
 def difference(known: Manifest, listing: Listing) -> str | None:

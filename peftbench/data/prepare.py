@@ -73,6 +73,8 @@ def prepare(
     if spec.reader == "mini":
         listing = READERS[spec.reader](spec)
         return Prepared(spec.name, None, (Manifest.of(spec, listing),), ("shipped",))
+    if spec.reader not in ("public", "shift"):
+        home_of(spec)
     if spec.reader in ("public", "shift") and (
         source or raw or not _is_there(variants(spec)[0], sources, data_dir)
     ):
@@ -81,8 +83,7 @@ def prepare(
     home = None
     for variant in variants(spec):
         listing = listed(variant)
-        if listing.home is None:
-            raise DataError(f"{spec.name} lies in no folder; there is nothing to prepare.")
+        assert listing.home is not None  # `home_of` has refused what has none
         home = listing.home.folder
         if look:
             remarks += look_at_images(spec.name, listing)
@@ -122,7 +123,12 @@ def home_of(spec: DatasetSpec) -> Path:
     if spec.root:
         root = Path(spec.root).expanduser().absolute()
         return root.parent if root.is_file() else root  # a list of paths and labels
-    raise DataError(f"{spec.name} lies in no folder. Name one with --root DIR.")
+    if spec.reader == "folder":
+        raise DataError(f"{spec.name} lies in no folder. Name one with --root DIR.")
+    raise DataError(
+        f"{spec.name} is fetched, kept and checked by its own library when a run reads it; there "
+        f"is nothing to prepare. Run it: peftbench run dataset={spec.name} ..."
+    )
 
 
 def verify(spec: DatasetSpec, look: bool = False) -> str:

@@ -65,3 +65,6 @@ def test_names_that_stand_for_nothing_are_refused(cli, work: Path) -> None:
         1,
         "peftbench: folder lies in no folder. Name one with --root DIR.\n",
     )
+    done = cli("data", "prepare", "hf")
+    assert done.status == 1
+    assert "hf is fetched, kept and checked by its own library when a run reads it" in done.err
