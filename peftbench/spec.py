@@ -37,9 +37,12 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-NORMALISATIONS = ("checkpoint", "imagenet", "none")  # whose mean and deviation pixels get
+CHECKPOINT = "checkpoint"  # what the pretrained weights were trained with
+NORMALISATIONS = (CHECKPOINT, "imagenet", "inception", "none")  # whose mean and deviation
 RESIZES = ("squash", "crop")
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # as in Pillow
+TF_BILINEAR = "tf_bilinear"  # of `tf.image.resize`: without antialias
+PILLOW = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # as it calls them
+INTERPOLATIONS = (*PILLOW, TF_BILINEAR)
 LAST, BEST_ON_TEST = "last", "best_on_test"
 SELECTIONS = (LAST, BEST_ON_TEST)  # which epoch is reported
 TRAIN_AND_VAL, TRAIN_ONLY = "train+val", "train"
@@ -146,15 +149,15 @@ class DatasetSpec:
 class PreprocessingSpec:
     """How images become inputs; the constants come from the checkpoint unless said otherwise."""
 
-    normalisation: str = "checkpoint"  # or "imagenet", "none"
+    normalisation: str = CHECKPOINT  # or "imagenet", "inception" (0.5 and 0.5), "none" (0 to 1)
     resize: str = "squash"  # straight to the input size, as VTAB does; "crop" keeps the ratio
-    interpolation: str = "bicubic"
+    interpolation: str = CHECKPOINT  # or one of `INTERPOLATIONS`
 
     def __post_init__(self) -> None:
         for key, value, known in (
             ("normalisation", self.normalisation, NORMALISATIONS),
             ("resize", self.resize, RESIZES),
-            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("interpolation", self.interpolation, (CHECKPOINT, *INTERPOLATIONS)),
         ):
             if value not in known:
                 raise unknown_name(f"preprocessing.{key}", value, known)
@@ -170,6 +173,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     resize: str = "squash"
     crop_fraction: float = 1.0  # read by "crop" only
+    backend: str = ""  # what resizes, with its version, for the record
 
 
 def as_declared(value: Any) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 from peftbench.errors import ConfigError, DataError
 from peftbench.registry import unknown_name
-from peftbench.spec import INTERPOLATIONS, RESIZES, Preprocessing
+from peftbench.spec import INTERPOLATIONS, RESIZES, TF_BILINEAR, Preprocessing
 
 # What Pillow raises for files that are not pictures, are cut short, or claim absurd sizes.
 _BROKEN = (
@@ -81,7 +82,7 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     `size / crop_fraction` and cuts the centre, with the roundings of torchvision and timm.
     """
     size = preprocessing.size
-    interpolation = Image.Resampling[preprocessing.interpolation.upper()]
+    interpolation = preprocessing.interpolation
     if preprocessing.resize == "squash":
         return np.asarray(_resized(image, (size, size), interpolation))
     short = math.floor(size / preprocessing.crop_fraction)
@@ -96,10 +97,44 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
-def _resized(
-    image: Image.Image, size: tuple[int, int], interpolation: Image.Resampling
-) -> Image.Image:
-    return image if image.size == size else image.resize(size, interpolation)
+def _resized(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    if image.size == size:
+        return image
+    if interpolation == TF_BILINEAR:
+        return Image.fromarray(without_antialias(np.asarray(image), size))
+    return image.resize(size, Image.Resampling[interpolation.upper()])
+
+
+def without_antialias(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image (H, W, 3) uint8 resized to (width, height) by `TF_BILINEAR`: (height, width, 3).
+
+    Each pixel is mixed from the four that its centre lies between, with half-pixel centres, however
+    much smaller the image becomes: `tf.image.resize(..., method="bilinear", antialias=False)`.
+    TensorFlow leaves fractions of a grey level; here they are rounded.
+    """
+    width, height = size
+    above, below, down = _between(pixels.shape[0], height)
+    left, right, across = _between(pixels.shape[1], width)
+    down, across = down[:, None, None], across[:, None]
+    rows = pixels[above] * (1 - down) + pixels[below] * down
+    mixed = rows[:, left] * (1 - across) + rows[:, right] * across
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _between(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two pixels that each of `wanted` points on a line is between, and the second's share."""
+    centres = (np.arange(wanted) + 0.5) * length / wanted - 0.5
+    centres = centres.clip(0, length - 1)
+    first = np.floor(centres).astype(np.int64)
+    second = np.minimum(first + 1, length - 1)
+    return first, second, (centres - first).astype(np.float32)
+
+
+def backend(interpolation: str) -> str:
+    """The library that resizes, and its version: "pillow 11.0.0"."""
+    if interpolation == TF_BILINEAR:
+        return f"numpy {np.__version__}"
+    return f"pillow {PIL.__version__}"
 
 
 def geometry_key(preprocessing: Preprocessing) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
-from peftbench.data.images import check_geometry, decode, fit
+from peftbench.data.images import backend, check_geometry, decode, fit, without_antialias
 from peftbench.errors import ConfigError, DataError, UnknownName
 from peftbench.spec import Preprocessing
 
@@ -107,6 +108,59 @@ def test_cropping_agrees_with_torchvision(size: tuple[int, int], fraction: float
     )
     ours = fit(image, geometry(24, resize="crop", crop_fraction=fraction))
     assert np.array_equal(ours, np.asarray(reference(image)))
+
+
+def grey(*columns: int) -> np.ndarray:
+    """Two equal rows of grey pixels."""
+    return np.array(columns, dtype=np.uint8)[None, :, None].repeat(2, axis=0).repeat(3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("columns", "width", "expected"),
+    [
+        # centres at -0.25, 0.25, 0.75 and 1.25 of the old pixels; those outside take the border
+        ((0, 100), 4, [0, 25, 75, 100]),
+        # centres at 0.25, 1.75 and 3.25: a quarter of the second of each pair, or three
+        ((0, 100, 200, 40, 80), 3, [33, 200, 67]),
+        # centres at 1.5 and 5.5: pixels 0, 3, 4 and 7 have no share, as there is no antialias
+        ((255, 10, 20, 255, 255, 30, 40, 255), 2, [15, 35]),
+        ((7,), 3, [7, 7, 7]),
+        ((1, 2, 3), 3, [1, 2, 3]),
+    ],
+)
+def test_resizing_as_tensorflow_mixes_the_neighbours_of_each_centre(
+    columns: tuple[int, ...], width: int, expected: list[int]
+) -> None:
+    wide = without_antialias(grey(*columns), (width, 2))
+    assert wide.shape == (2, width, 3)
+    assert wide[0, :, 0].tolist() == wide[1, :, 2].tolist() == expected
+    high = without_antialias(grey(*columns).swapaxes(0, 1), (2, width))
+    assert high[:, 1, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("size", [(24, 24), (17, 40), (64, 9), (48, 48)])
+def test_resizing_as_tensorflow_agrees_with_torch(size: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed", exc_type=ImportError)
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 40, 3), dtype=np.uint8)
+    reference = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(),
+        size=size[::-1],
+        mode="bilinear",
+        align_corners=False,
+        antialias=False,
+    )[0].permute(1, 2, 0)
+    found = without_antialias(pixels, size).astype(np.float64)
+    assert np.abs(found - reference.numpy()).max() <= 0.501  # rounded to whole grey levels
+    if size == (24, 24):
+        fitted = fit(Image.fromarray(pixels), geometry(24, interpolation="tf_bilinear"))
+        assert np.array_equal(fitted, found)
+        pillow = fit(Image.fromarray(pixels), geometry(24, interpolation="bilinear"))
+        assert np.abs(pillow - found).mean() > 5  # which antialiases
+
+
+def test_what_resizes_is_named_with_its_version() -> None:
+    assert backend("bicubic") == f"pillow {PIL.__version__}"
+    assert backend("tf_bilinear") == f"numpy {np.__version__}"
 
 
 def test_a_square_of_the_right_size_is_untouched() -> None:

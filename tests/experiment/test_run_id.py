@@ -39,6 +39,7 @@ LITERAL = RunSpec(
         group="specialized",
         manifest="5eed" * 16,
     ),
+    preprocessing=PreprocessingSpec(interpolation="bicubic"),  # the default before "checkpoint"
     recipe=Recipe(name="short", epochs=30, warmup_epochs=3),
     seed=1,
 )
@@ -178,6 +179,13 @@ def test_every_field_of_the_data_set_is_part_of_the_identity(field: str) -> None
 def test_every_field_of_the_preprocessing_is_part_of_the_identity(field: str) -> None:
     changed = dataclasses.replace(LITERAL, preprocessing=with_field(LITERAL.preprocessing, field))
     assert changed.run_id != LITERAL.run_id
+
+
+def test_by_default_the_checkpoint_says_how_images_are_prepared() -> None:
+    plain = dataclasses.replace(LITERAL, preprocessing=PreprocessingSpec())
+    assert plain.identity()["preprocessing"] == {
+        "interpolation": "checkpoint", "normalisation": "checkpoint", "resize": "squash",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Recipe) if f.name != "name"])
