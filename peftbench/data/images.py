@@ -9,7 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from peftbench.errors import ConfigError, DataError
 from peftbench.registry import unknown_name
-from peftbench.spec import INTERPOLATIONS, RESIZES, TF_BILINEAR, Preprocessing
+from peftbench.spec import INTERPOLATIONS, RESIZES, TF_BILINEAR, WHOLE, Preprocessing
 
 # What Pillow raises for files that are not pictures, are cut short, or claim absurd sizes.
 _BROKEN = (
@@ -64,7 +64,7 @@ def check_geometry(preprocessing: Preprocessing) -> None:
     """Raises `ConfigError` when the size, the resize or the interpolation does not exist."""
     if preprocessing.size < 1:
         raise ConfigError(f"Image size {preprocessing.size} is not positive.")
-    if preprocessing.resize not in RESIZES:
+    if preprocessing.resize not in (*RESIZES, WHOLE):
         raise unknown_name("resize", preprocessing.resize, RESIZES)
     if preprocessing.interpolation not in INTERPOLATIONS:
         raise unknown_name("interpolation", preprocessing.interpolation, INTERPOLATIONS)
@@ -78,12 +78,12 @@ def check_geometry(preprocessing: Preprocessing) -> None:
 def fit(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """An RGB picture as a square: (S, S, 3) uint8.
 
-    "squash" resizes straight to the square, as VTAB does. "crop" brings the short side to
-    `size / crop_fraction` and cuts the centre, with the roundings of torchvision and timm.
+    "squash" and "whole" resize straight to the square, as VTAB does. "crop" brings the short side
+    to `size / crop_fraction` and cuts the centre, with the roundings of torchvision and timm.
     """
     size = preprocessing.size
     interpolation = preprocessing.interpolation
-    if preprocessing.resize == "squash":
+    if preprocessing.resize in ("squash", WHOLE):
         return np.asarray(_resized(image, (size, size), interpolation))
     short = math.floor(size / preprocessing.crop_fraction)
     width, height = image.size
@@ -95,6 +95,33 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     left = round((target[0] - size) / 2)
     top = round((target[1] - size) / 2)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def row_type(size: int, whole: bool) -> np.dtype[Any]:
+    """What an array of squares holds for each image: (size, size, 3) uint8.
+
+    Of `whole` pictures it holds a record: that as "pixels" and, as "size", (2,) int32, the width
+    and height that the picture had.
+    """
+    pixels = np.dtype((np.uint8, (size, size, 3)))
+    return np.dtype([("pixels", pixels), ("size", "<i4", (2,))]) if whole else pixels
+
+
+def row(image: Image.Image, preprocessing: Preprocessing) -> Any:
+    """An RGB picture as a value of `row_type`."""
+    square = fit(image, preprocessing)
+    return (square, image.size) if preprocessing.resize == WHOLE else square
+
+
+def squashed(squares: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Images (N, R, R, 3) uint8 as the model takes them: (N, S, S, 3), nothing cut off."""
+    size = preprocessing.size
+    if squares.shape[1] == size:
+        return squares
+    pictures = (Image.fromarray(square) for square in squares)
+    return np.stack(
+        [np.asarray(_resized(p, (size, size), preprocessing.interpolation)) for p in pictures]
+    )
 
 
 def _resized(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:

@@ -9,7 +9,17 @@ import PIL
 import pytest
 from PIL import Image
 
-from peftbench.data.images import backend, check_geometry, decode, fit, without_antialias
+from peftbench.data.images import (
+    backend,
+    check_geometry,
+    decode,
+    fit,
+    geometry_key,
+    row,
+    row_type,
+    squashed,
+    without_antialias,
+)
 from peftbench.errors import ConfigError, DataError, UnknownName
 from peftbench.spec import Preprocessing
 
@@ -168,6 +178,32 @@ def test_a_square_of_the_right_size_is_untouched() -> None:
     original = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     for resize in ("squash", "crop"):
         assert np.array_equal(fit(Image.fromarray(original), geometry(6, resize=resize)), original)
+
+
+def test_a_whole_picture_keeps_its_size_beside_its_square() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 9, 3), dtype=np.uint8))
+    cropped = geometry(4, resize="crop", crop_fraction=0.5, train_size=6)
+    whole = cropped.of_training
+    assert (whole.size, whole.resize, whole.crop_fraction) == (6, "whole", 1.0)
+    assert geometry(4).of_training == geometry(4)
+    rows = np.zeros(2, dtype=row_type(6, whole=True))
+    rows[1] = row(image, whole)
+    assert rows["size"].tolist() == [[0, 0], [9, 4]]
+    assert np.array_equal(rows["pixels"][1], np.asarray(image.resize((6, 6), Image.BICUBIC)))
+    assert rows["pixels"].shape == (2, 6, 6, 3)
+    plain = np.zeros(2, dtype=row_type(4, whole=False))
+    plain[1] = row(image, cropped)
+    assert plain.shape == (2, 4, 4, 3) and plain.dtype == np.uint8
+    assert np.array_equal(plain[1], fit(image, cropped))
+    assert len({geometry_key(g) for g in (whole, geometry(6), geometry(4), cropped)}) == 4
+
+
+def test_whole_pictures_are_squashed_for_checks() -> None:
+    squares = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
+    small = squashed(squares, geometry(4, interpolation="bilinear"))
+    expected = [np.asarray(Image.fromarray(s).resize((4, 4), Image.BILINEAR)) for s in squares]
+    assert np.array_equal(small, np.stack(expected))
+    assert squashed(squares, geometry(6)) is squares
 
 
 def test_unknown_geometry_is_refused_with_the_known_names() -> None:
