@@ -23,7 +23,7 @@ import torch
 import peftbench
 from peftbench import cost, data, provenance, robustness, tuned
 from peftbench.backbones.anatomy import Anatomy, describe, weightless_copy
-from peftbench.backbones.load import Backbone, check_name, load
+from peftbench.backbones.load import Backbone, check_name, image_size, load
 from peftbench.errors import (
     ConfigError,
     Diverged,
@@ -224,6 +224,7 @@ def check(spec: RunSpec, device: str, threads: int | None) -> torch.device:
     """The device of a run that can be started; raises `ConfigError` for one that cannot."""
     check_recipe(spec.recipe)
     check_name(spec.backbone)
+    spec.train_size(image_size(spec.backbone))
     if threads is not None and threads < 1:
         raise ConfigError(f"threads={threads}; use 1 or more, or null.")
     return choose_device(device)
@@ -405,7 +406,10 @@ def _measure(
         return
 
     stride = max(1, len(splits.train) // CHECK_IMAGES)  # classes follow one another in the split
-    sample = splits.train.images[::stride], splits.train.labels[::stride]
+    sample = (
+        data.squashed(splits.train.images[::stride], backbone.preprocessing),
+        splits.train.labels[::stride],
+    )
     reference = _predict(tuned_model, sample[0], backbone, device, dtype)
     folder = store.artefacts((spec.method.name, spec.run_id))
     stored_bytes = tuned.save(tuned_model, folder, _card(draft, splits.class_names))
@@ -551,6 +555,10 @@ def _load(spec: RunSpec, device: torch.device) -> tuple[Backbone, Anatomy, data.
     backbone = load(spec.backbone, 2, spec.preprocessing, device)
     anatomy = describe(backbone.model, backbone.image_size)
     spec.method.check(anatomy)
+    kept = dataclasses.replace(
+        backbone.preprocessing, train_size=spec.train_size(backbone.image_size)
+    )
+    backbone = dataclasses.replace(backbone, preprocessing=kept)
     splits = data.load(spec.dataset, spec.phase, backbone.preprocessing)
     return backbone, anatomy, splits
 

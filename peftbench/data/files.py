@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ from PIL import Image
 from peftbench.data import images, pixels
 from peftbench.data.listing import Pictures, SplitList
 from peftbench.errors import DataError
-from peftbench.spec import Preprocessing
+from peftbench.spec import WHOLE, Preprocessing
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -68,13 +69,16 @@ def decode(
     title: str,
     beside: Path | None = None,
 ) -> np.ndarray:
-    """The images of a part, in its order: (N, S, S, 3) uint8, from the pixel store or into it."""
+    """The images of a part, in its order, from the pixel store or into it: see `Listing.decode`."""
 
-    def make(row: int) -> np.ndarray:
-        return images.fit(pictures.open(part.names[row]), preprocessing)
+    def make(row: int) -> Any:
+        return images.row(pictures.open(part.names[row]), preprocessing)
 
     key = pixels.key(part.digests, preprocessing)
-    return pixels.stored(key, len(part), preprocessing.size, make, title=title, beside=beside)
+    whole = preprocessing.resize == WHOLE
+    return pixels.stored(
+        key, len(part), preprocessing.size, make, title=title, beside=beside, whole=whole
+    )
 
 
 def folders(folder: Path) -> list[Path]:

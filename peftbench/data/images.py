@@ -9,14 +9,15 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image, ImageOps
 
 from peftbench.errors import ConfigError, DataError
 from peftbench.registry import unknown_name
-from peftbench.spec import INTERPOLATIONS, RESIZES, Preprocessing
+from peftbench.spec import INTERPOLATIONS, RESIZES, TF_BILINEAR, WHOLE, Preprocessing
 
 # What Pillow raises for files that are not pictures, are cut short, or claim absurd sizes.
 _BROKEN = (
@@ -81,7 +82,7 @@ def check_geometry(preprocessing: Preprocessing) -> None:
     """Raises `ConfigError` when the size, the resize or the interpolation does not exist."""
     if preprocessing.size < 1:
         raise ConfigError(f"Image size {preprocessing.size} is not positive.")
-    if preprocessing.resize not in RESIZES:
+    if preprocessing.resize not in (*RESIZES, WHOLE):
         raise unknown_name("resize", preprocessing.resize, RESIZES)
     if preprocessing.interpolation not in INTERPOLATIONS:
         raise unknown_name("interpolation", preprocessing.interpolation, INTERPOLATIONS)
@@ -95,12 +96,12 @@ def check_geometry(preprocessing: Preprocessing) -> None:
 def fit(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """An RGB picture as a square: (S, S, 3) uint8.
 
-    "squash" resizes straight to the square, as VTAB does. "crop" brings the short side to
-    `size / crop_fraction` and cuts the centre, with the roundings of torchvision and timm.
+    "squash" and "whole" resize straight to the square, as VTAB does. "crop" brings the short side
+    to `size / crop_fraction` and cuts the centre, with the roundings of torchvision and timm.
     """
     size = preprocessing.size
-    interpolation = Image.Resampling[preprocessing.interpolation.upper()]
-    if preprocessing.resize == "squash":
+    interpolation = preprocessing.interpolation
+    if preprocessing.resize in ("squash", WHOLE):
         return np.asarray(_resized(image, (size, size), interpolation))
     short = math.floor(size / preprocessing.crop_fraction)
     width, height = image.size
@@ -114,10 +115,71 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
-def _resized(
-    image: Image.Image, size: tuple[int, int], interpolation: Image.Resampling
-) -> Image.Image:
-    return image if image.size == size else image.resize(size, interpolation)
+def row_type(size: int, whole: bool) -> np.dtype[Any]:
+    """What an array of squares holds for each image: (size, size, 3) uint8.
+
+    Of `whole` pictures it holds a record: that as "pixels" and, as "size", (2,) int32, the width
+    and height that the picture had.
+    """
+    pixels = np.dtype((np.uint8, (size, size, 3)))
+    return np.dtype([("pixels", pixels), ("size", "<i4", (2,))]) if whole else pixels
+
+
+def row(image: Image.Image, preprocessing: Preprocessing) -> Any:
+    """An RGB picture as a value of `row_type`."""
+    square = fit(image, preprocessing)
+    return (square, image.size) if preprocessing.resize == WHOLE else square
+
+
+def squashed(squares: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Images (N, R, R, 3) uint8 as the model takes them: (N, S, S, 3), nothing cut off."""
+    size = preprocessing.size
+    if squares.shape[1] == size:
+        return squares
+    pictures = (Image.fromarray(square) for square in squares)
+    return np.stack(
+        [np.asarray(_resized(p, (size, size), preprocessing.interpolation)) for p in pictures]
+    )
+
+
+def _resized(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    if image.size == size:
+        return image
+    if interpolation == TF_BILINEAR:
+        return Image.fromarray(without_antialias(np.asarray(image), size))
+    return image.resize(size, Image.Resampling[interpolation.upper()])
+
+
+def without_antialias(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image (H, W, 3) uint8 resized to (width, height) by `TF_BILINEAR`: (height, width, 3).
+
+    Each pixel is mixed from the four that its centre lies between, with half-pixel centres, however
+    much smaller the image becomes: `tf.image.resize(..., method="bilinear", antialias=False)`.
+    TensorFlow leaves fractions of a grey level; here they are rounded.
+    """
+    width, height = size
+    above, below, down = _between(pixels.shape[0], height)
+    left, right, across = _between(pixels.shape[1], width)
+    down, across = down[:, None, None], across[:, None]
+    rows = pixels[above] * (1 - down) + pixels[below] * down
+    mixed = rows[:, left] * (1 - across) + rows[:, right] * across
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _between(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two pixels that each of `wanted` points on a line is between, and the second's share."""
+    centres = (np.arange(wanted) + 0.5) * length / wanted - 0.5
+    centres = centres.clip(0, length - 1)
+    first = np.floor(centres).astype(np.int64)
+    second = np.minimum(first + 1, length - 1)
+    return first, second, (centres - first).astype(np.float32)
+
+
+def backend(interpolation: str) -> str:
+    """The library that resizes, and its version: "pillow 11.0.0"."""
+    if interpolation == TF_BILINEAR:
+        return f"numpy {np.__version__}"
+    return f"pillow {PIL.__version__}"
 
 
 def geometry_key(preprocessing: Preprocessing) -> str:

@@ -95,7 +95,9 @@ class Listing:
     val: SplitList
     test: SplitList
     manifest: str  # roll-up hash over names, labels, bytes and splits
-    decode: Decode  # (images, preprocessing, name of the split) -> (N, S, S, 3) uint8
+    # (images, preprocessing, name of the split) -> (N, S, S, 3) uint8, or whole pictures with
+    # their sizes: `images.row_type`
+    decode: Decode
     notes: tuple[str, ...] = ()  # what the record of a run must say about its data
     origin: Origin | None = None  # of a data set that a user brings
     home: Home | None = None  # of data that lies in a folder

@@ -16,7 +16,7 @@ from peftbench.data import images
 from peftbench.data.listing import Listing, SplitList, read_dataset, rollup
 from peftbench.errors import DataError
 from peftbench.registry import unknown_name
-from peftbench.spec import DatasetSpec, Preprocessing
+from peftbench.spec import WHOLE, DatasetSpec, Preprocessing
 
 SPLITS = ("train", "val", "test")
 ROOT = Path(__file__).parent / "suites" / "mini"
@@ -78,13 +78,14 @@ def _decode(
             stored = _stored_bytes(archive, len(rows))
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise _damaged(task, str(error)) from error
-    squares = np.empty((len(part), preprocessing.size, preprocessing.size, 3), dtype=np.uint8)
+    kind = images.row_type(preprocessing.size, preprocessing.resize == WHOLE)
+    squares = np.empty(len(part), dtype=kind)
     for row, (name, digest) in enumerate(zip(part.names, part.digests, strict=True)):
         raw = stored(position[name])
         if hashlib.sha256(raw).hexdigest() != digest:
             raise _damaged(task, f"image {name} does not match its hash")
         image = _picture(raw, manifest["encoding"], manifest["side"], name)
-        squares[row] = images.fit(image, preprocessing)
+        squares[row] = images.row(image, preprocessing)
     return squares
 
 

@@ -3,6 +3,8 @@
 One array holds the images of one part of a data set under one transform. Its key is a hash of
 the bytes of each image and of the transform, so a changed file or another size is another array.
 Processes share it: the first one builds while the others wait, and all read the same pages.
+The size that a whole picture had stands in the same row of the same file as its pixels, so that
+neither is ever there without the other.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
 from tqdm import tqdm
 
-from peftbench.data.images import cache_dir, file_digest, geometry_key, replaced
+from peftbench.data.images import cache_dir, file_digest, geometry_key, replaced, row_type
 from peftbench.errors import DataError
 from peftbench.spec import Preprocessing
 
@@ -56,15 +59,16 @@ def stored(
     name: str,
     count: int,
     size: int,
-    make: Callable[[int], np.ndarray],
+    make: Callable[[int], Any],
     *,
     title: str,
     beside: Path | None = None,
+    whole: bool = False,
 ) -> np.ndarray:
     """The images `make(row)` of `count` rows, memory-mapped: (count, size, size, 3) uint8.
 
-    They are made where no intact array of this `name` is stored. A build that was interrupted is
-    taken up where it stopped.
+    Of `whole` pictures (count,) records; see `images.row_type`. They are made where no intact array
+    of this `name` is stored. A build that was interrupted is taken up where it stopped.
 
     Args:
         name: see `key`.
@@ -75,49 +79,53 @@ def stored(
         DataError: an image cannot be decoded, or the store cannot be written.
     """
     path = place(beside) / f"{name}.npy"
-    shape = (count, size, size, 3)
-    found = _open_checked(path, shape)
+    kind = row_type(size, whole)
+    found = _open_checked(path, count, kind)
     if found is None:
         with _writable(path.parent), _only_builder(path):
-            found = _open_checked(path, shape)  # another process may have built it meanwhile
+            found = _open_checked(path, count, kind)  # another process may have built it meanwhile
             if found is None:
-                _build(path, shape, make, title)
+                _build(path, count, kind, make, title)
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
     return found
 
 
 def _build(
-    path: Path, shape: tuple[int, int, int, int], make: Callable[[int], np.ndarray], title: str
+    path: Path, count: int, kind: np.dtype[Any], make: Callable[[int], Any], title: str
 ) -> None:
     part = path.with_suffix(".part")
-    done = _rows_done(part, shape)
+    done = _rows_done(part, count, kind)
     if not done:
-        _check_space(path.parent, int(np.prod(shape)))
+        _check_space(path.parent, count * kind.itemsize)
     array = np.lib.format.open_memmap(
-        part, mode="r+" if done else "w+", dtype=np.uint8, shape=None if done else shape
+        part,
+        mode="r+" if done else "w+",
+        dtype=kind.base,
+        shape=None if done else (count, *kind.shape),
     )
     try:
         saved = time.monotonic()
-        rows = range(done, shape[0])
+        rows = range(done, count)
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for row, image in zip(
+            for number, image in zip(
                 rows,
                 tqdm(  # None: shown when stderr is a terminal
-                    pool.map(make, rows), total=shape[0], initial=done, desc=title, disable=None
+                    pool.map(make, rows), total=count, initial=done, desc=title, disable=None
                 ),
                 strict=True,
             ):
-                array[row] = image
+                array[number] = image
                 if time.monotonic() - saved > _SAVED_EVERY:
                     array.flush()
-                    _note(part, row + 1)
+                    _note(part, number + 1)
                     saved = time.monotonic()
         array.flush()
     except Exception:  # the key of repaired images is another one; nobody would take this up
         _forget(part)
         raise
     del array
-    facts = {"title": title, "images": shape[0], "size": shape[1], "pillow": PIL.__version__}
+    side = (kind["pixels"] if kind.names else kind).shape[0]
+    facts = {"title": title, "images": count, "size": side, "pillow": PIL.__version__}
     with replaced(_facts_path(path)) as facts_file:
         content = json.dumps({**facts, "sha256": file_digest(part)}, indent=1)
         facts_file.write_text(content + "\n", encoding="utf-8")
@@ -125,15 +133,18 @@ def _build(
     _forget(part)
 
 
-def _rows_done(part: Path, shape: tuple[int, ...]) -> int:
+def _rows_done(part: Path, count: int, kind: np.dtype[Any]) -> int:
     """How many rows a build that was stopped has left behind."""
     try:
         done = int(_progress_path(part).read_text(encoding="ascii"))
         array = np.load(part, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return 0
-    intact = array.shape == shape and array.dtype == np.uint8 and 0 < done < shape[0]
-    return done if intact else 0
+    return done if _fits(array, count, kind) and 0 < done < count else 0
+
+
+def _fits(array: np.ndarray, count: int, kind: np.dtype[Any]) -> bool:
+    return array.shape == (count, *kind.shape) and array.dtype == kind.base
 
 
 def _note(part: Path, done: int) -> None:
@@ -155,10 +166,10 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _open_checked(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _open_checked(path: Path, count: int, kind: np.dtype[Any]) -> np.ndarray | None:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.shape != shape or array.dtype != np.uint8:
+        if not _fits(array, count, kind):
             return None
         if array.nbytes <= _VERIFIED_BYTES:
             facts = json.loads(_facts_path(path).read_text(encoding="utf-8"))

@@ -27,8 +27,20 @@ class _OpenSplit:
         return len(self.names)
 
 
+@dataclass(frozen=True, eq=False)
 class TrainSplit(_OpenSplit):
-    """Images that may train: the train list, or train and val together in the final phase."""
+    """Images that may train: the train list, or train and val together in the final phase.
+
+    Where crops are to be cut, the images are whole pictures, squashed into squares.
+    """
+
+    sizes: np.ndarray | None = None  # (N, 2) width and height of the pictures before squashing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sizes is not None:
+            assert self.sizes.shape == (len(self.names), 2), self.sizes.shape
+            self.sizes.flags.writeable = False
 
 
 class ValSplit(_OpenSplit):

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from peftbench.spec import Recipe
+from peftbench.spec import WHOLE_BY_INPUT, Recipe
+from peftbench.training import crops
 
-CROP_SCALE = (0.08, 1.0)  # share of the image's area
-CROP_RATIO = (3 / 4, 4 / 3)  # width by height
 ERASED_SCALE = (0.02, 1 / 3)  # as timm erases, with noise in each pixel
 ERASED_RATIO = (0.3, 1 / 0.3)
 
@@ -23,11 +22,24 @@ class Augmentation:
     """Crops, mirrors, mixes and erases batches, each step only where the recipe asks for it.
 
     All methods see the same images under one seed: nothing is drawn from the generator that
-    dropout draws from. Crops are cut from the resized square that the data set holds.
+    dropout draws from. Crops are drawn in pictures as they were before they became squares.
+
+    Args:
+        size: side of what is cropped; that of the images unless given.
+        limits: lowest and highest values of pixels, which a crop is clamped to.
     """
 
-    def __init__(self, recipe: Recipe, num_classes: int, seed: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_classes: int,
+        seed: int,
+        size: int | None = None,
+        limits: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self.recipe = recipe
+        self.size = size
+        self.limits = limits
         self.num_classes = num_classes
         self.generator = torch.Generator().manual_seed(_other_seed(seed))
         self.erase = v2.RandomErasing(
@@ -62,6 +74,7 @@ class Augmentation:
         coins: Tensor,
         rows: Sequence[int] | None = None,
         batch_size: int | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Images and what the loss compares with: y, or shares of the classes if images mix.
 
@@ -69,9 +82,11 @@ class Augmentation:
         whole batch would have there: what the others need is drawn all the same.
 
         Args:
-            x: (B, 3, S, S) normalised images, or those that are `needed`.
+            x: (B, 3, R, R) normalised images, or those that are `needed`.
             y: (B,) their classes; the targets of mixed images are (B, C) and sum to one.
             coins: (B,) uniform in [0, 1); an image is mirrored where its coin is below 1/2.
+            sizes: width and height of each picture of the whole batch, of which x are squashed
+                copies; those of x unless given. Read by crops.
         """
         count = len(x) if batch_size is None else batch_size
         rows = range(count) if rows is None else rows
@@ -79,10 +94,9 @@ class Augmentation:
         if len(given) != len(x):
             raise ValueError(f"{len(x)} images for rows that are made from {len(given)}")
         with _drawing_from(self.generator):
-            if self.recipe.augmentation == "crop_flip":
-                crop = v2.RandomResizedCrop(list(x.shape[-2:]), CROP_SCALE, CROP_RATIO)
-                x = _each(crop, lambda: crop.make_params([x[0]]), x, given, count)
-            if self.recipe.augmentation in ("flip", "crop_flip"):
+            if self.recipe.augmentation in WHOLE_BY_INPUT:
+                x = self._cropped(x, given, sizes or [(x.shape[-1], x.shape[-2])] * count)
+            if self.recipe.augmentation != "none":
                 x = torch.where(coins.view(-1, 1, 1, 1) < 0.5, x.flip(-1), x)
             if self.mix is not None:
                 x, y = self.mix(x, y)
@@ -93,6 +107,12 @@ class Augmentation:
                 blank = torch.empty(x.shape[1:])
                 x = _each(self.erase, lambda: self.erase(blank), x, rows, count)
         return x, y
+
+    def _cropped(self, x: Tensor, given: Sequence[int], sizes: Sequence[tuple[int, int]]) -> Tensor:
+        size = self.size or x.shape[-1]
+        boxes = crops.draw(self.recipe.augmentation, sizes, size)[list(given)]
+        x = crops.cut(x, boxes, size)
+        return x if self.limits is None else x.clamp(*self.limits)
 
 
 def _each(

@@ -75,6 +75,11 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.images if self.host is None else self.host)
 
+    @property
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """What 0 and 255 become by normalisation: (1, 3, 1, 1) each."""
+        return -self.mean / self.std, (255 - self.mean) / self.std
+
     def batch(self, index: Tensor | slice) -> Tensor:
         """(B, 3, S, S) float32, channels first, normalised."""
         if self.host is None:

@@ -147,6 +147,9 @@ def fit(
     their gradients add up to that of the batch; batch normalisation in train mode then sees the
     smaller number.
 
+    Images that are not of `preprocessing.size` must be whole pictures in `train`, from which the
+    recipe's crops are cut: see `Preprocessing.of_training`.
+
     Several processes share each batch of `recipe.batch_size` images and make the same step as one
     would, up to rounding: the images are augmented as there, and batch normalisation sees those of
     all processes. Only dropout and drop-path are drawn by each process for its own.
@@ -164,7 +167,13 @@ def fit(
     pixels = Pixels(train.images, preprocessing.mean, preprocessing.std, device)
     labels = torch.tensor(train.labels, device=device)
     torch.manual_seed((seed + (world.rank << 32)) % 2**63)  # dropout and drop-path draw from it
-    augment = Augmentation(recipe, num_classes or int(labels.max()) + 1, seed)
+    augment = Augmentation(
+        recipe,
+        num_classes or int(labels.max()) + 1,
+        seed,
+        size=preprocessing.size,
+        limits=pixels.limits,
+    )
     bounds = batch_bounds(len(pixels), recipe.batch_size, recipe.drop_last)
     used = bounds[-1][1]  # images of an epoch
     optimizer = make_optimizer(recipe, trainable)
@@ -194,15 +203,19 @@ def fit(
         began = time.perf_counter()
         set_mode()
         progress.epoch_order = progress.order.get_state()
-        shuffled = torch.randperm(len(pixels), generator=progress.order).to(device)
+        order = torch.randperm(len(pixels), generator=progress.order)
+        shuffled = order.to(device)
         coins = torch.rand(len(pixels), generator=progress.order).to(device)
         for start, stop in bounds[progress.position :]:
             tick = time.perf_counter()
             schedule.begin_step(progress.epoch, progress.step)
             size = stop - start
             parts = [world.part(piece) for piece in pieces(size, micro_batch)]
+            sizes = None
+            if train.sizes is not None:
+                sizes = train.sizes[order[start:stop].numpy()].tolist()
             x, y, target = _batch(
-                pixels, labels, shuffled[start:stop], coins[start:stop], augment, parts
+                pixels, labels, shuffled[start:stop], coins[start:stop], augment, parts, sizes
             )
             optimizer.zero_grad(set_to_none=True)
             for part, own in zip(parts, _places(parts), strict=True):
@@ -283,15 +296,18 @@ def _batch(
     coins: Tensor,
     augment: Augmentation,
     parts: Sequence[Part],
+    sizes: Sequence[tuple[int, int]] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images, classes and targets of one process's parts of the batch `index`.
 
-    Each image gets what it would get in one process alone.
+    Each image gets what it would get in one process alone. `sizes` are those of all images.
     """
     rows = [row for part in parts for row in part.rows]
     needed = augment.needed(rows, len(index))
     own = _pick(index, needed)
-    x, target = augment(pixels.batch(own), labels[own], _pick(coins, needed), rows, len(index))
+    x, target = augment(
+        pixels.batch(own), labels[own], _pick(coins, needed), rows, len(index), sizes
+    )
     return x, labels[_pick(index, rows)], target
 
 

@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
-from peftbench.spec import Recipe
+from peftbench.spec import AUGMENTATIONS, Recipe
 
 CHOICES = {
     "schedule": ("cosine", "constant"),
     "schedule_unit": ("step", "epoch"),
     "decay": ("matrices", "all"),
-    "augmentation": ("none", "flip", "crop_flip"),
+    "augmentation": AUGMENTATIONS,
     "frozen_mode": ("method", "train"),
 }
 AT_LEAST_ONE = ("epochs", "batch_size", "lr_reference_batch")

@@ -29,6 +29,7 @@ from peftbench.backbones.load import (
     load,
     resolve_preprocessing,
 )
+from peftbench.data import images
 from peftbench.errors import ConfigError, UnknownName, WeightsError
 from peftbench.spec import BackboneSpec, PreprocessingSpec
 
@@ -501,6 +502,38 @@ def test_normalisation_can_be_overridden() -> None:
     assert (found.mean, found.std) == (loading.IMAGENET_MEAN, loading.IMAGENET_STD)
     found = resolve_preprocessing(spec, none, 48)
     assert (found.mean, found.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    inception = PreprocessingSpec(normalisation="inception")
+    found = resolve_preprocessing(BackboneSpec("vit_base_patch16_224.mae"), inception, 224)
+    assert (found.mean, found.std) == (HALF, HALF)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "expected"),
+    [
+        ("vit_mini", "checkpoint", "bicubic"),
+        ("efficientnet_lite0", "checkpoint", "bicubic"),
+        ("vit_base_patch16_224.orig_in21k", "checkpoint", "bicubic"),
+        ("resnet50.tv_in1k", "checkpoint", "bilinear"),  # torchvision's old weights
+        ("resnet50.tv_in1k", "bicubic", "bicubic"),
+        ("vit_mini", "tf_bilinear", "tf_bilinear"),
+    ],
+)
+def test_images_are_resized_as_the_checkpoint_was_trained_unless_told(
+    name: str, wanted: str, expected: str
+) -> None:
+    spec = PreprocessingSpec(interpolation=wanted)
+    found = resolve_preprocessing(BackboneSpec(name), spec, 224)
+    assert found.interpolation == expected
+    assert found.backend == images.backend(expected)
+
+
+@pytest.mark.parametrize("stated", ["random", "", None])
+def test_an_interpolation_that_is_not_known_becomes_bicubic(
+    stated: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_pretrained_cfg", lambda spec: {"interpolation": stated})
+    found = resolve_preprocessing(BackboneSpec("resnet50.tv_in1k"), PreprocessingSpec(), 224)
+    assert found.interpolation == "bicubic"
 
 
 def test_cropping_uses_the_fraction_of_the_checkpoint() -> None:

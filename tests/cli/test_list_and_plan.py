@@ -440,7 +440,7 @@ def test_protocols_stand_side_by_side(cli) -> None:
     assert found.keys() == {"adapter_plus", "fact", "peftbench", "ssf", "vpetl", "vpt"}
     assert found["vpt"] == {
         "RECIPE": "vpt",
-        "PIXELS": "imagenet, squash, bilinear",
+        "PIXELS": "imagenet, squash, tf_bilinear",
         "EPOCH REPORTED": "last",
         "SEEDS": "42,44,82,100,800",
         "AVERAGE": "mean_groups",

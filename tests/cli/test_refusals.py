@@ -114,7 +114,8 @@ REFUSED = {
     "threads": (["threads=0"], "peftbench: "),
     "preprocessing": (
         ["preprocessing.normalisation=xyz"],
-        "peftbench: Unknown preprocessing.normalisation 'xyz'. Known: checkpoint, imagenet, none.",
+        "peftbench: Unknown preprocessing.normalisation 'xyz'. "
+        "Known: checkpoint, imagenet, inception, none.",
     ),
     "resize": (
         ["preprocessing.resize=x"],

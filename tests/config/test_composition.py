@@ -122,8 +122,8 @@ def _all(error: type | tuple) -> tuple:
         ),
         (
             ["preprocessing.normalisation=imgnet"],
-            "Unknown preprocessing.normalisation 'imgnet'. Did you mean: imagenet? "
-            "Known: checkpoint, imagenet, none.",
+            "Unknown preprocessing.normalisation 'imgnet'. Did you mean: imagenet, inception? "
+            "Known: checkpoint, imagenet, inception, none.",
         ),
     ],
 )

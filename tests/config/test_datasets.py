@@ -126,11 +126,25 @@ def test_a_recipe_sets_its_own_keys_only() -> None:
         ),
         (
             ["dataset=fgvc/cub200", "protocol=vpt", "method=full"],
-            {"dataset.final_trains_on": "train", "preprocessing.resize": "crop"},
+            {
+                "dataset.final_trains_on": "train",
+                "preprocessing.resize": "crop",
+                "preprocessing.interpolation": "bilinear",
+                "preprocessing.train_size": None,
+                "recipe.augmentation": "random_crop_flip",
+            },
+        ),
+        (
+            ["dataset=fgvc/cub200", "protocol=vpetl"],
+            {"preprocessing.interpolation": "bilinear", "recipe.augmentation": "random_crop_flip"},
         ),
         (
             ["dataset=imagenet1k", "dataset.shifts=[imagenet_a]", "recipe=short"],
-            {"dataset.shifts": ["imagenet_a"], "recipe.augmentation": "crop_flip"},
+            {
+                "dataset.shifts": ["imagenet_a"],
+                "recipe.augmentation": "crop_flip",
+                "preprocessing.train_size": 256,
+            },
         ),
     ],
     ids=lambda part: part[0] if isinstance(part, list) else "",

@@ -117,11 +117,27 @@ def test_a_protocol_optimises_as_its_code_does(protocol: str, expected: tuple) -
 @pytest.mark.parametrize(
     ("protocol", "normalisation", "interpolation", "drop_path", "seeds", "average", "parameters"),
     [
-        ("peftbench", "checkpoint", "bicubic", 0.0, (0, 1, 2), "mean_19", "without_head"),
-        ("vpt", "imagenet", "bilinear", 0.0, (42, 44, 82, 100, 800), "mean_groups", "with_head"),
+        ("peftbench", "checkpoint", "checkpoint", 0.0, (0, 1, 2), "mean_19", "without_head"),
+        (
+            "vpt",
+            "imagenet",
+            "tf_bilinear",
+            0.0,
+            (42, 44, 82, 100, 800),
+            "mean_groups",
+            "with_head",
+        ),
         ("ssf", "checkpoint", "bicubic", 0.0, (42,), "mean_19", "with_head"),
         ("fact", "imagenet", "bicubic", 0.1, (42,), "mean_groups", "without_head"),
-        ("adapter_plus", "checkpoint", "bilinear", 0.1, (18, 45, 25), "mean_groups", "with_head"),
+        (
+            "adapter_plus",
+            "checkpoint",
+            "tf_bilinear",
+            0.1,
+            (18, 45, 25),
+            "mean_groups",
+            "with_head",
+        ),
         ("vpetl", "imagenet", "bilinear", 0.1, (42,), "mean_19", "without_head"),
     ],
 )

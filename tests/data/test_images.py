@@ -5,10 +5,21 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
-from peftbench.data.images import check_geometry, decode, fit
+from peftbench.data.images import (
+    backend,
+    check_geometry,
+    decode,
+    fit,
+    geometry_key,
+    row,
+    row_type,
+    squashed,
+    without_antialias,
+)
 from peftbench.errors import ConfigError, DataError, UnknownName
 from peftbench.spec import Preprocessing
 
@@ -109,11 +120,90 @@ def test_cropping_agrees_with_torchvision(size: tuple[int, int], fraction: float
     assert np.array_equal(ours, np.asarray(reference(image)))
 
 
+def grey(*columns: int) -> np.ndarray:
+    """Two equal rows of grey pixels."""
+    return np.array(columns, dtype=np.uint8)[None, :, None].repeat(2, axis=0).repeat(3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("columns", "width", "expected"),
+    [
+        # centres at -0.25, 0.25, 0.75 and 1.25 of the old pixels; those outside take the border
+        ((0, 100), 4, [0, 25, 75, 100]),
+        # centres at 0.25, 1.75 and 3.25: a quarter of the second of each pair, or three
+        ((0, 100, 200, 40, 80), 3, [33, 200, 67]),
+        # centres at 1.5 and 5.5: pixels 0, 3, 4 and 7 have no share, as there is no antialias
+        ((255, 10, 20, 255, 255, 30, 40, 255), 2, [15, 35]),
+        ((7,), 3, [7, 7, 7]),
+        ((1, 2, 3), 3, [1, 2, 3]),
+    ],
+)
+def test_resizing_as_tensorflow_mixes_the_neighbours_of_each_centre(
+    columns: tuple[int, ...], width: int, expected: list[int]
+) -> None:
+    wide = without_antialias(grey(*columns), (width, 2))
+    assert wide.shape == (2, width, 3)
+    assert wide[0, :, 0].tolist() == wide[1, :, 2].tolist() == expected
+    high = without_antialias(grey(*columns).swapaxes(0, 1), (2, width))
+    assert high[:, 1, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("size", [(24, 24), (17, 40), (64, 9), (48, 48)])
+def test_resizing_as_tensorflow_agrees_with_torch(size: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed", exc_type=ImportError)
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 40, 3), dtype=np.uint8)
+    reference = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(),
+        size=size[::-1],
+        mode="bilinear",
+        align_corners=False,
+        antialias=False,
+    )[0].permute(1, 2, 0)
+    found = without_antialias(pixels, size).astype(np.float64)
+    assert np.abs(found - reference.numpy()).max() <= 0.501  # rounded to whole grey levels
+    if size == (24, 24):
+        fitted = fit(Image.fromarray(pixels), geometry(24, interpolation="tf_bilinear"))
+        assert np.array_equal(fitted, found)
+        pillow = fit(Image.fromarray(pixels), geometry(24, interpolation="bilinear"))
+        assert np.abs(pillow - found).mean() > 5  # which antialiases
+
+
+def test_what_resizes_is_named_with_its_version() -> None:
+    assert backend("bicubic") == f"pillow {PIL.__version__}"
+    assert backend("tf_bilinear") == f"numpy {np.__version__}"
+
+
 def test_a_square_of_the_right_size_is_untouched() -> None:
     generator = np.random.default_rng(0)
     original = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     for resize in ("squash", "crop"):
         assert np.array_equal(fit(Image.fromarray(original), geometry(6, resize=resize)), original)
+
+
+def test_a_whole_picture_keeps_its_size_beside_its_square() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 9, 3), dtype=np.uint8))
+    cropped = geometry(4, resize="crop", crop_fraction=0.5, train_size=6)
+    whole = cropped.of_training
+    assert (whole.size, whole.resize, whole.crop_fraction) == (6, "whole", 1.0)
+    assert geometry(4).of_training == geometry(4)
+    rows = np.zeros(2, dtype=row_type(6, whole=True))
+    rows[1] = row(image, whole)
+    assert rows["size"].tolist() == [[0, 0], [9, 4]]
+    assert np.array_equal(rows["pixels"][1], np.asarray(image.resize((6, 6), Image.BICUBIC)))
+    assert rows["pixels"].shape == (2, 6, 6, 3)
+    plain = np.zeros(2, dtype=row_type(4, whole=False))
+    plain[1] = row(image, cropped)
+    assert plain.shape == (2, 4, 4, 3) and plain.dtype == np.uint8
+    assert np.array_equal(plain[1], fit(image, cropped))
+    assert len({geometry_key(g) for g in (whole, geometry(6), geometry(4), cropped)}) == 4
+
+
+def test_whole_pictures_are_squashed_for_checks() -> None:
+    squares = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
+    small = squashed(squares, geometry(4, interpolation="bilinear"))
+    expected = [np.asarray(Image.fromarray(s).resize((4, 4), Image.BILINEAR)) for s in squares]
+    assert np.array_equal(small, np.stack(expected))
+    assert squashed(squares, geometry(6)) is squares
 
 
 def test_unknown_geometry_is_refused_with_the_known_names() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from peftbench import data
-from peftbench.data import pixels
+from peftbench.data import SplitList, files, pixels
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Phase, Preprocessing
 
@@ -87,6 +89,98 @@ def test_a_note_that_makes_no_sense_starts_the_build_anew(cache: Path, note: str
     (cache / "pixels" / "name.rows").write_text(note)
     found = pixels.stored("name", 90, 4, picture, title="")
     assert np.array_equal(found[:, 0, 0, 0], np.arange(90))
+
+
+def sized(row: int) -> tuple[np.ndarray, tuple[int, int]]:
+    return picture(row), (100 + row, 200 - row)
+
+
+def test_sizes_of_pictures_are_kept_with_their_pixels_through_an_interruption(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "_SAVED_EVERY", 0.0)
+    made: list[int] = []
+
+    def make(row: int) -> tuple[np.ndarray, tuple[int, int]]:
+        if row == 60 and row not in made:
+            made.append(row)
+            raise KeyboardInterrupt
+        made.append(row)
+        return sized(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        pixels.stored("name", 90, 4, make, title="", whole=True)
+    assert [path.suffix for path in sorted((cache / "pixels").iterdir())] == [
+        ".lock", ".part", ".rows",
+    ]  # fmt: skip
+    made[:] = [60]
+    found = pixels.stored("name", 90, 4, make, title="", whole=True)
+    assert sorted(made) == [60, *range(60, 90)]  # none of the first 60 again
+    assert np.array_equal(found["pixels"], np.stack([picture(row) for row in range(90)]))
+    assert found["size"].tolist() == [[100 + row, 200 - row] for row in range(90)]
+    assert isinstance(found["size"], np.memmap)  # read with the rows that are used
+    facts = json.loads((cache / "pixels" / "name.json").read_text())
+    assert (facts["images"], facts["size"]) == (90, 4)
+    pixels.stored("name", 90, 4, None, title="", whole=True)  # type: ignore[arg-type]  # is there
+
+
+def test_a_damaged_size_is_made_again(cache: Path) -> None:
+    pixels.stored("name", 9, 4, sized, title="", whole=True)
+    path = cache / "pixels" / "name.npy"
+    array = np.load(path)
+    array["size"][3] = 7
+    np.save(path, array)
+    os.utime(path, ns=(0, 0))  # what was verified is remembered by its time
+    found = pixels.stored("name", 9, 4, sized, title="", whole=True)
+    assert found["size"][3].tolist() == [103, 197]
+
+
+def test_an_array_of_another_kind_is_not_taken_for_one_with_sizes(cache: Path) -> None:
+    pixels.stored("name", 9, 4, picture, title="")
+    found = pixels.stored("name", 9, 4, sized, title="", whole=True)
+    assert found["size"][8].tolist() == [108, 192]
+    assert pixels.stored("name", 9, 4, picture, title="").shape == (9, 4, 4, 3)
+
+
+@pytest.mark.parametrize("final_trains_on", ["train+val", "train"])
+def test_pictures_that_are_cropped_are_kept_whole_and_reported_ones_are_not(
+    make_folder, small: Preprocessing, monkeypatch: pytest.MonkeyPatch, final_trains_on: str
+) -> None:
+    root = make_folder({"cat": 10, "dog": 10})
+    spec = DatasetSpec("folder", reader="folder", root=str(root), final_trains_on=final_trains_on)
+    cropping = dataclasses.replace(small, resize="crop", crop_fraction=0.9, train_size=12)
+    tune = data.load(spec, Phase.TUNE, cropping)
+    plain = data.load(spec, Phase.TUNE, dataclasses.replace(cropping, train_size=None))
+    assert plain.train.sizes is None and plain.train.images.shape == (14, 8, 8, 3)
+    assert tune.train.names == plain.train.names
+    assert np.array_equal(tune.report.images, plain.report.images)  # type: ignore[union-attr]
+    assert tune.train.sizes is not None
+    assert tune.train.sizes.tolist() == [[9, 7]] * len(tune.train)
+    for name, square in zip(tune.train.names, tune.train.images, strict=True):
+        picture = Image.open(root / name).resize((12, 12), Image.Resampling.BICUBIC)
+        assert np.array_equal(square, np.asarray(picture))
+    final = data.load(spec, Phase.FINAL, cropping)
+    assert final.report.open_once().images.shape == (4, 8, 8, 3)  # type: ignore[union-attr]
+    count = len(final.train)
+    assert count == (16 if final_trains_on == "train+val" else 14)
+    assert np.array_equal(final.train.images[:14], tune.train.images)
+    # nothing is decoded again in either phase
+    monkeypatch.setattr(data._folder.files.images, "decode", None)
+    assert len(data.load(spec, Phase.FINAL, cropping).train) == count
+    assert len(data.load(spec, Phase.TUNE, cropping).train) == 14
+
+
+def test_pictures_in_arrays_can_be_kept_whole() -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    pictures = files.ArrayPictures({"train": stored})
+    names = ("train/2", "train/0")
+    part = SplitList(names, (0, 1), pictures.digests(names))
+    kept = Preprocessing(4, (0.5,) * 3, (0.5,) * 3, train_size=7).of_training
+    found = files.decode(pictures, part, kept, "")
+    assert found["pixels"].shape == (2, 7, 7, 3)
+    assert found["size"].tolist() == [[4, 4]] * 2
+    first = Image.fromarray(stored[2]).resize((7, 7), Image.Resampling.BICUBIC)
+    assert np.array_equal(found["pixels"][0], np.asarray(first))
 
 
 def test_it_lies_beside_the_data_unless_that_cannot_be_written(

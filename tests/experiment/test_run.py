@@ -10,16 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from tiny_runs import digits, repeatable, short_timings, tiny_spec
 
 from peftbench import data, experiment
 from peftbench.data import TestSplit
+from peftbench.errors import ConfigError
 from peftbench.methods.lora import LoRA
 from peftbench.methods.mlp import MLPHead
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.results.store import Busy, ResultsStore
-from peftbench.spec import Phase, Precision, Preprocessing
+from peftbench.spec import Phase, Precision, Preprocessing, PreprocessingSpec
 
 IMAGES = 20
 SPEC = tiny_spec(
@@ -130,6 +132,8 @@ def test_a_record_says_where_its_numbers_come_from(finished: Finished) -> None:
         "interpolation": "bicubic",
         "resize": "squash",
         "crop_fraction": 1.0,
+        "backend": f"pillow {PIL.__version__}",
+        "train_size": None,
     }
     assert origin.data == {
         "manifest": SPEC.dataset.manifest,
@@ -170,6 +174,42 @@ def test_saved_predictions_agree_with_the_metrics(finished: Finished) -> None:
         "test/num_images",
     }
     assert (saved.margin <= saved.confidence).all() and (saved.margin >= 0).all()
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("augmentation", ["crop_flip", "random_crop_flip"])
+def test_a_run_that_crops_trains_on_whole_pictures(
+    store: ResultsStore, phase: Phase, augmentation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    fit = experiment.fit
+
+    def watched(model, trainable, train, *args, **options):
+        seen.append(train)
+        return fit(model, trainable, train, *args, **options)
+
+    monkeypatch.setattr(experiment, "fit", watched)
+    spec = tiny_spec(recipe={"augmentation": augmentation}, phase=phase)
+    record = experiment.run(spec, store)
+    assert record.status is Status.OK, record.error
+    side = {"crop_flip": 21, "random_crop_flip": 14}[augmentation]  # 12/7 and 8/7 of 12
+    assert record.provenance is not None
+    assert record.provenance.preprocessing["size"] == 12
+    assert record.provenance.preprocessing["train_size"] == side
+    (train,) = seen
+    assert train.images.shape[1:] == (side, side, 3)
+    assert train.sizes.tolist() == [[8, 8]] * len(train)  # as they are stored
+    if phase is Phase.FINAL:
+        assert record.reload is not None and record.reload["max_logit_difference"] == 0
+
+
+def test_a_run_whose_whole_pictures_are_too_small_does_not_start(store: ResultsStore) -> None:
+    spec = tiny_spec(
+        recipe={"augmentation": "crop_flip"}, preprocessing=PreprocessingSpec(train_size=11)
+    )
+    with pytest.raises(ConfigError, match="train_size=11 is smaller than the input of 12 pixels"):
+        experiment.run(spec, store)
+    assert list(store.records()) == []
 
 
 def test_saved_labels_are_those_of_the_test_split_in_its_order(finished: Finished) -> None:
@@ -267,7 +307,7 @@ def test_the_tune_phase_reports_val_and_never_touches_test(
     assert {key.partition("/")[0] for key in record.metrics} == {"val"}
     assert record.metrics["val/num_images"] == 4
     assert record.provenance is not None and record.provenance.data["train_images"] == 4
-    assert decoded == ["train", "val"]
+    assert decoded == ["train and val"]  # which both phases share
     # of hundreds of trials none is deployed: no weights, no latencies
     assert list(store.root.rglob("*.safetensors")) == []
     assert record.parameters is not None and record.parameters.stored_bytes == 0

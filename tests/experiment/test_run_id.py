@@ -12,6 +12,7 @@ import pytest
 from tiny_runs import compose, tiny_spec, write_images
 
 from peftbench.config import build
+from peftbench.errors import ConfigError
 from peftbench.methods import METHODS
 from peftbench.methods.lora import LoRA
 from peftbench.results.identity import run_id_of
@@ -40,6 +41,7 @@ LITERAL = RunSpec(
         group="specialized",
         manifest="5eed" * 16,
     ),
+    preprocessing=PreprocessingSpec(interpolation="bicubic"),  # the default before "checkpoint"
     recipe=Recipe(name="short", epochs=30, warmup_epochs=3),
     seed=1,
 )
@@ -179,6 +181,65 @@ def test_every_field_of_the_data_set_is_part_of_the_identity(field: str) -> None
 def test_every_field_of_the_preprocessing_is_part_of_the_identity(field: str) -> None:
     changed = dataclasses.replace(LITERAL, preprocessing=with_field(LITERAL.preprocessing, field))
     assert changed.run_id != LITERAL.run_id
+
+
+@pytest.mark.parametrize("augmentation", ["crop_flip", "random_crop_flip"])
+def test_crops_of_whole_pictures_are_other_runs_than_crops_of_their_middle(
+    augmentation: str,
+) -> None:
+    spec = dataclasses.replace(LITERAL, recipe=Recipe(augmentation=augmentation))
+    recipe = spec.identity()["recipe"]
+    assert (recipe["augmentation"], recipe["flip"]) == (augmentation, True)
+    assert recipe["crops"] == "whole pictures"
+    assert run_id_of(json.loads(json.dumps(spec.describe()))) == spec.run_id
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "train_size", "size", "expected"),
+    [
+        ("none", None, 224, None),
+        ("flip", 300, 224, None),
+        ("none", 100, 224, None),  # not read
+        ("crop_flip", None, 224, 384),
+        ("crop_flip", None, 48, 82),
+        ("random_crop_flip", None, 224, 256),
+        ("crop_flip", 256, 224, 256),
+        ("random_crop_flip", 224, 224, 224),
+    ],
+)
+def test_training_pictures_are_kept_whole_where_the_recipe_crops(
+    augmentation: str, train_size: int | None, size: int, expected: int | None
+) -> None:
+    spec = dataclasses.replace(
+        LITERAL,
+        recipe=Recipe(augmentation=augmentation),
+        preprocessing=PreprocessingSpec(train_size=train_size),
+    )
+    assert spec.train_size(size) == expected
+
+
+def test_whole_pictures_smaller_than_the_input_are_refused() -> None:
+    spec = dataclasses.replace(
+        LITERAL,
+        recipe=Recipe(augmentation="crop_flip"),
+        preprocessing=PreprocessingSpec(train_size=223),
+    )
+    with pytest.raises(ConfigError) as refused:
+        spec.train_size(224)
+    assert str(refused.value) == (
+        "preprocessing.train_size=223 is smaller than the input of 224 pixels. "
+        "Use 224 or more, or null for 384."
+    )
+    with pytest.raises(ConfigError, match="train_size=0 is not a positive size"):
+        PreprocessingSpec(train_size=0)
+
+
+def test_by_default_the_checkpoint_says_how_images_are_prepared() -> None:
+    plain = dataclasses.replace(LITERAL, preprocessing=PreprocessingSpec())
+    assert "train_size" not in plain.describe()["preprocessing"]  # it came later
+    assert plain.identity()["preprocessing"] == {
+        "interpolation": "checkpoint", "normalisation": "checkpoint", "resize": "squash",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Recipe) if f.name != "name"])

@@ -61,9 +61,18 @@ METHODS: Mapping[str, tuple[str, dict[str, Any], int, int]] = {
     "SSF": ("ssf", {}, 205_824, 0),
 }
 PIXELS = {  # conf/protocol/*.yaml, with what conf/suite changes
-    "vpt": {"normalisation": "imagenet", "resize": "squash", "interpolation": "bilinear"},
+    "vpt": {"normalisation": "imagenet", "resize": "squash", "interpolation": "tf_bilinear"},
     "ssf": {"normalisation": "checkpoint", "resize": "squash", "interpolation": "bicubic"},
-    "peftbench": {"normalisation": "checkpoint", "resize": "squash", "interpolation": "bicubic"},
+    "peftbench": {
+        "normalisation": "checkpoint",
+        "resize": "squash",
+        "interpolation": "checkpoint",
+    },
+}
+CROPPED: dict[str, dict[str, str]] = {  # on FGVC
+    "vpt": {"resize": "crop", "interpolation": "bilinear"},
+    "ssf": {"resize": "crop"},
+    "peftbench": {"resize": "crop"},
 }
 ORIG = "vit_base_patch16_224.orig_in21k"
 AUGREG = "vit_base_patch16_224.augreg_in21k"
@@ -87,7 +96,7 @@ def run(
         settings, added = {"num_tokens": LENGTHS[dataset]}, 12 * LENGTHS[dataset] * WIDTH
     hidden = settings.get("num_layers", 1) - 1
     head = (WIDTH + 1) * classes + hidden * (WIDTH**2 + 3 * WIDTH)
-    pixels = {**PIXELS[protocol], **({"resize": "crop"} if suite == "fgvc" else {})}
+    pixels = {**PIXELS[protocol], **(CROPPED[protocol] if suite == "fgvc" else {})}
     selection = changes.pop("selection", "best_on_test" if protocol == "ssf" else "last")
     recipe = "default" if protocol == "peftbench" else protocol
     spec = {

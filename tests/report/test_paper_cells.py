@@ -178,7 +178,7 @@ def test_runs_of_another_protocol_fill_only_what_the_own_one_left_and_are_marked
     assert set(full.differences) == {
         "protocol peftbench, not vpt",
         "normalisation checkpoint, not imagenet",
-        "interpolation bicubic, not bilinear",
+        "interpolation checkpoint, not bilinear",
         "recipe default, not vpt",
     }
     # a row of two protocols has no average

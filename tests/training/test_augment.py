@@ -35,6 +35,7 @@ def augmented(
 
 KINDS = [
     {"augmentation": "crop_flip"},
+    {"augmentation": "random_crop_flip"},
     {"mixup": 0.8},
     {"cutmix": 1.0},
     {"mixup": 0.8, "cutmix": 1.0},
@@ -72,7 +73,7 @@ def test_dropout_draws_the_same_with_and_without_augmentation(fields: dict[str, 
     assert torch.equal(torch.rand(4), undisturbed)
 
 
-@pytest.mark.parametrize("kind", ["flip", "crop_flip"])
+@pytest.mark.parametrize("kind", ["flip", "crop_flip", "random_crop_flip"])
 def test_coins_below_a_half_mirror(kind: str) -> None:
     x, _, coins = batch()
     rising = torch.arange(8.0).expand(6, 3, 8, 8).clone()  # from left to right
@@ -90,8 +91,9 @@ def test_a_crop_is_a_part_of_its_own_image_in_the_old_size() -> None:
         assert images.shape == x.shape
         assert torch.equal(targets, y)
         low, high = x.amin(dim=(1, 2, 3)), x.amax(dim=(1, 2, 3))
-        assert (images.amin(dim=(1, 2, 3)) >= low - 1e-3).all()
-        assert (images.amax(dim=(1, 2, 3)) <= high + 1e-3).all()
+        # bicubic overshoots by a little where a row begins, 16 above the one before
+        assert (images.amin(dim=(1, 2, 3)) >= low - 2).all()
+        assert (images.amax(dim=(1, 2, 3)) <= high + 2).all()
 
 
 def test_crops_have_areas_from_8_to_100_percent() -> None:
@@ -162,13 +164,40 @@ def test_a_process_makes_of_its_rows_what_one_process_makes_of_them(
     fields: dict[str, Any],
 ) -> None:
     recipe = dataclasses.replace(Recipe(), **fields)
-    whole, share = Augmentation(recipe, CLASSES, seed=0), Augmentation(recipe, CLASSES, seed=0)
+    size = 6 if "augmentation" in fields and fields["augmentation"] != "flip" else None
+    whole, share = (Augmentation(recipe, CLASSES, seed=0, size=size) for _ in range(2))
     x, y, coins = batch(count=7)
+    # of pictures whose sizes differ: how often a box is drawn again depends on them
+    sizes = [(4 + 9 * i, 40 - 5 * i) for i in range(7)]
     for rows in ([0, 1, 2], [3, 4, 5, 6], [0, 6], [5], list(range(7))):  # of batches in turn
-        images, targets = whole(x, y, coins)
+        images, targets = whole(x, y, coins, sizes=sizes)
         needed = share.needed(rows, 7)
-        own, own_targets = share(x[needed], y[needed], coins[needed], rows, 7)
+        own, own_targets = share(x[needed], y[needed], coins[needed], rows, 7, sizes)
         assert torch.equal(own, images[rows])
         assert torch.equal(own_targets, targets[rows])
     mixes = bool({"mixup", "cutmix"} & fields.keys())
     assert share.needed([0, 3], 7) == ([0, 2, 3, 6] if mixes else [0, 3])
+
+
+def test_a_crop_goes_on_from_its_state_bit_for_bit() -> None:
+    recipe = dataclasses.replace(Recipe(), **EVERYTHING)
+    sizes = [(5 * i + 3, 20) for i in range(6)]
+    first, second = (Augmentation(recipe, CLASSES, seed, size=4) for seed in (0, 1))
+    first(*batch(), sizes=sizes)
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        made, again = (augment(*batch(), sizes=sizes) for augment in (first, second))
+        assert torch.equal(made[0], again[0])
+        assert torch.equal(made[1], again[1])
+
+
+@pytest.mark.parametrize("kind", ["crop_flip", "random_crop_flip"])
+def test_a_crop_of_black_and_white_is_neither_blacker_nor_whiter(kind: str) -> None:
+    stripes = (torch.arange(16) // 3 % 2).float().expand(40, 3, 16, 16)  # normalised to 0 and 1
+    limits = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+    recipe = Recipe(augmentation=kind)
+    given = stripes, torch.zeros(40, dtype=torch.long), torch.ones(40)
+    free, _ = Augmentation(recipe, CLASSES, 0, size=12)(*given)
+    held, _ = Augmentation(recipe, CLASSES, 0, size=12, limits=limits)(*given)
+    assert free.min() < -0.02 and free.max() > 1.02  # which bicubic does at edges
+    assert torch.equal(held, free.clamp(0, 1))

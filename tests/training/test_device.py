@@ -32,6 +32,9 @@ def test_pixels_are_normalised_channel_by_channel() -> None:
         [[[(1 - 0.5) / 0.25, -2.0]], [[0.0, -2.0]], [[0.0, 0.0]]],
     ]
     torch.testing.assert_close(x, torch.tensor(expected), rtol=0, atol=1e-6)
+    lowest, highest = pixels.limits
+    torch.testing.assert_close(lowest, torch.tensor([-2.0, -2.0, 0.0]).view(1, 3, 1, 1))
+    torch.testing.assert_close(highest, torch.tensor([2.0, 8.0, 0.5]).view(1, 3, 1, 1))
 
 
 def test_images_that_are_too_many_for_the_device_stay_in_their_file(

@@ -219,7 +219,7 @@ def test_an_optimiser_is_the_one_named(name: str, kind: type) -> None:
         (
             {"augmentation": "crop"},
             "Unknown recipe.augmentation 'crop'. Did you mean: crop_flip? "
-            "Known: crop_flip, flip, none.",
+            "Known: crop_flip, flip, none, random_crop_flip.",
         ),
         (
             {"frozen_mode": "eval"},

@@ -68,10 +68,14 @@ class Small(nn.Module):
         return self.head(F.dropout(features, self.dropout, self.training))
 
 
-def split(count: int, size: int) -> TrainSplit:
+def split(count: int, size: int, whole: bool = False) -> TrainSplit:
+    """Noise; `whole` squares are larger, and of pictures that were not square."""
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    return TrainSplit(images, np.arange(count) % CLASSES, tuple(map(str, range(count))))
+    side = 2 * size if whole else size
+    images = generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    sizes = generator.integers(5, 50, (count, 2)) if whole else None
+    labels = np.arange(count) % CLASSES
+    return TrainSplit(images, labels, tuple(map(str, range(count))), sizes)
 
 
 def preprocessing(size: int) -> Preprocessing:
@@ -84,7 +88,7 @@ def trained(model: nn.Module, recipe: Recipe, world: World, **options: Any) -> A
     fitted: Fit = fit(
         model,
         options.pop("trainable", None) or list(model.parameters()),
-        split(options.pop("count", 12), size),
+        split(options.pop("count", 12), size, whole=recipe.augmentation == "crop_flip"),
         recipe,
         preprocessing(size),
         seed=1,
