@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,12 @@ class SplitList:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Any]]) -> SplitList:
+        """From (name, label, digest) of each image."""
+        names, labels, digests = zip(*rows, strict=True) if rows else ((), (), ())
+        return cls(tuple(names), tuple(labels), tuple(digests))
 
     def rows(self, indices: np.ndarray) -> SplitList:
         """The images at `indices`."""

@@ -143,7 +143,7 @@ class Manifest:
             raw: dict[str, Any] = json.loads(text)
             if raw["format"] != FORMAT:
                 raise ValueError(f"format {raw['format']!r} is not {FORMAT}")
-            splits = {split: _split_list(rows) for split, rows in raw["splits"].items()}
+            splits = {split: SplitList.of(rows) for split, rows in raw["splits"].items()}
             found = cls(
                 name=raw["name"],
                 title=raw["title"],
@@ -171,11 +171,6 @@ class Manifest:
                 "again."
             ) from error
         return found
-
-
-def _split_list(rows: list[list[Any]]) -> SplitList:
-    names, labels, digests = zip(*rows, strict=True) if rows else ((), (), ())
-    return SplitList(tuple(names), tuple(labels), tuple(digests))
 
 
 def file_name(spec: DatasetSpec) -> str:

@@ -36,7 +36,7 @@ def read_mini(spec: DatasetSpec) -> Listing:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         notice = (folder / "NOTICE.txt").read_text(encoding="utf-8")
-        parts = {split: _split_list(manifest["splits"][split]) for split in SPLITS}
+        parts = {split: SplitList.of(manifest["splits"][split]) for split in SPLITS}
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(spec.name, str(error)) from error
     lines = [line for split, part in parts.items() for line in part.rollup_lines(split)]
@@ -61,11 +61,6 @@ def read_mini(spec: DatasetSpec) -> Listing:
         manifest=manifest["rollup"],
         decode=decode,
     )
-
-
-def _split_list(rows: list[list[Any]]) -> SplitList:
-    names, labels, digests = zip(*rows, strict=True)
-    return SplitList(names, labels, digests)
 
 
 def _decode(
