@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,17 +219,29 @@ def field(number: int, content: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
-def example(features: dict[str, bytes | int], packed: bool = True) -> bytes:
-    """A tf.train.Example; lists of numbers packed or not, which are both valid."""
+Feature = bytes | int | float | list[bytes] | list[int] | list[float]
+
+
+def example(features: Mapping[str, Feature], packed: bool = True) -> bytes:
+    """A tf.train.Example; lists of numbers packed or not, which are both valid.
+
+    An empty list is one of float, as that of a CLEVR scene without objects would be.
+    """
     entries = b""
-    for name, value in features.items():
-        if isinstance(value, bytes):
-            feature = field(1, field(1, value))
-        elif packed:
-            feature = field(3, field(1, varint(value)))
+    for name, feature in features.items():
+        values = feature if isinstance(feature, list) else [feature]
+        if values and isinstance(values[0], bytes):
+            kind, content = 1, b"".join(field(1, value) for value in values)
+        elif values and isinstance(values[0], int):
+            kind, numbers, tag = 3, [varint(value) for value in values], varint(1 << 3)
         else:
-            feature = field(3, varint(1 << 3) + varint(value))
-        entries += field(1, field(1, name.encode()) + field(2, feature))
+            kind, numbers = 2, [struct.pack("<f", value) for value in values]
+            tag = varint(1 << 3 | 5)
+        if kind != 1 and packed:
+            content = field(1, b"".join(numbers)) if numbers else b""
+        elif kind != 1:
+            content = b"".join(tag + number for number in numbers)
+        entries += field(1, field(1, name.encode()) + field(2, field(kind, content)))
     return field(1, entries)
 
 

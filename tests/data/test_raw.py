@@ -511,6 +511,22 @@ def test_checksums_and_messages_of_tfrecord() -> None:
     for packed in (True, False):
         message = trees.example(features, packed)
         assert tfrecord.example(message) == {name: [value] for name, value in features.items()}
+    lists = {
+        "floats": [0.5, -8.25, 1e-3],
+        "one": 7.5,
+        "none": [],
+        "ints": [-1, 300],
+        "b": [b"", b"x"],
+    }
+    for packed in (True, False):
+        found = tfrecord.example(trees.example(lists, packed))
+        assert found["floats"] == [0.5, -8.25, float(np.float32(1e-3))]
+        assert (found["one"], found["none"]) == ([7.5], [])
+        assert (found["ints"], found["b"]) == ([-1, 300], [b"", b"x"])
+    with pytest.raises(ValueError, match="a number is cut short"):
+        content = trees.field(2, trees.field(1, b"\0" * 7))
+        entry = trees.field(1, b"floats") + trees.field(2, content)
+        tfrecord.example(trees.field(1, trees.field(1, entry)))
     for cut in (1, 3, 100):
         with pytest.raises(ValueError, match="cut short"):
             tfrecord.example(message[:-cut])
