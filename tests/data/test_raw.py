@@ -22,7 +22,7 @@ import pytest
 import raw_trees as trees
 from make_raw_order import GOLDEN, KEYS, devkit, digest
 from PIL import Image
-from raw_trees import COUNTS, Expected
+from raw_trees import COUNTS, Expected, rows_of
 from trees import SIZE
 
 from peftbench import data
@@ -215,11 +215,6 @@ def lowered(task: str, **changes: object) -> Raw:
     """The raw form of a task, cut into a handful of images."""
     raw = RAW[task]
     return replace(raw, splits=functools.partial(raw.splits, counts=COUNTS, **changes))
-
-
-def rows_of(target: Path, name: str) -> list[tuple[Path, int]]:
-    lines = (target / f"{name}.txt").read_text().splitlines()
-    return [(target / path, int(label)) for path, label in (line.split(" ") for line in lines)]
 
 
 @pytest.mark.parametrize(
