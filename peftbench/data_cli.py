@@ -41,7 +41,12 @@ def add_commands(commands: Any) -> None:
     )
     _add_names(prepare)
     prepare.add_argument("--source", metavar="SOURCE", help="another source than the preferred one")
-    prepare.add_argument("--raw", metavar="DIR", type=Path, help="original archives, unpacked")
+    prepare.add_argument(
+        "--raw",
+        metavar="DIR",
+        type=Path,
+        help="original archives, unpacked, or a directory of TFDS",
+    )
     prepare.add_argument("--no-decode", action="store_true", help="do not look at each image")
     prepare.add_argument("--dry-run", action="store_true", help="say what would be done")
     prepare.set_defaults(command=_prepare)

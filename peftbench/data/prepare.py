@@ -62,7 +62,8 @@ def prepare(
         data_dir: where a source is unpacked.
         sources: all that are configured.
         source: the one to take; the first that `spec.facts` names unless given.
-        raw: a folder that holds the unpacked original archives already.
+        raw: a folder that holds the unpacked original archives already, or, for VTAB-1k, what
+            TensorFlow Datasets has prepared of them.
         look: decode every image, so that broken ones are known now.
 
     Raises:
@@ -261,7 +262,7 @@ def _obtain(
     if name not in sources:
         raise unknown_name(f"source of {spec.name}:", name, tuple(sources))
     source = sources[name]
-    built = name in spec.facts.built_from
+    built = name in spec.facts.built_from or (raw is not None and _is_converted(spec, source))
     if raw is not None and not built:
         raise DataError(
             f"--raw {raw}: {spec.name} is not built from raw archives. Put it where it is looked "
@@ -278,7 +279,17 @@ def _obtain(
     from peftbench.data.raw import build
 
     target = data_dir / public.SUITE_FOLDERS["vtab"][0] / spec.facts.folders[0]
-    return [f"from {source.title}", *build(spec.name.partition("/")[2], folder, target)]
+    origin = f"from {source.title if raw is None else raw}"
+    return [origin, *build(spec.name.partition("/")[2], folder, target)]
+
+
+def _is_converted(spec: DatasetSpec, source: Source) -> bool:
+    """Whether a folder that a person names can be converted, where no archives can.
+
+    Those are tasks of VTAB-1k that can be built from what TensorFlow Datasets has prepared alone.
+    """
+    by_hand = not spec.facts.built_from and not source.archives
+    return spec.name.startswith("vtab/") and by_hand
 
 
 def _choose(spec: DatasetSpec, wanted: str | None) -> str | None:

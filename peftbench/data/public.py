@@ -169,9 +169,12 @@ def _not_found(
         return Incomplete(f"{spec.name} is incomplete: {told}. {advice}")
     for folder in named:
         for info in (*folder.glob("*/dataset_info.json"), *folder.glob("*/*/dataset_info.json")):
+            do = "export its splits"
+            if spec.name.startswith("vtab/"):
+                do = f"convert it: peftbench data prepare {spec.name} --raw {folder}"
             return Incomplete(
                 f"{spec.name}: {folder} is a folder of TensorFlow Datasets "
-                f"({info.relative_to(folder)}), which is not read here; export its splits. {advice}"
+                f"({info.relative_to(folder)}), which is not read as it is; {do}. {advice}"
             )
     if named:
         held = ", ".join(f"{folder} ({_some(folder)})" for folder in named)

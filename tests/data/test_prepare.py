@@ -21,7 +21,7 @@ from trees import SIZE, small
 
 from peftbench import data
 from peftbench.config import dataset_specs, sources
-from peftbench.data import manifest, prepare
+from peftbench.data import manifest, prepare, raw
 from peftbench.data.download import RemoteFile
 from peftbench.data.layouts import LAYOUTS
 from peftbench.data.raw import RAW
@@ -141,6 +141,28 @@ def test_what_only_a_person_may_fetch_fails_with_the_steps(tmp_path: Path) -> No
         prepare.prepare(birds, tmp_path, sources(), source="cub")
     with pytest.raises(DataError, match="fgvc/nabirds is not built from raw archives"):
         prepare.prepare(birds, tmp_path, sources(), raw=tmp_path)
+
+
+def test_a_prepared_folder_builds_what_archives_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def build(task: str, folder: Path, target: Path) -> tuple[str, ...]:
+        asked.append((task, folder))
+        trees.vtab1k(target)
+        return ("a note",)
+
+    monkeypatch.setattr(raw, "build", build)
+    for task in ("caltech101", "retinopathy"):
+        spec = small(f"vtab/{task}", tmp_path)
+        with pytest.raises(prepare.Manual, match=r"by hand:\n[^$]*--raw DIR"):
+            prepare.prepare(spec, tmp_path, sources())
+        with pytest.raises(DataError, match=f"vtab/{task} is not built from raw archives"):
+            prepare.prepare(spec, tmp_path, sources(), source="vtab1k_dump", raw=tmp_path)
+        done = prepare.prepare(spec, tmp_path, sources(), raw=tmp_path / "tfds")
+        assert done.remarks[:2] == (f"from {tmp_path / 'tfds'}", "a note")
+        assert asked.pop() == (task, tmp_path / "tfds")
 
 
 def test_a_folder_that_was_not_made_here_is_left_alone(tmp_path: Path) -> None:

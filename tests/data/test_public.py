@@ -190,9 +190,9 @@ def test_what_is_absent_says_where_it_was_looked_for_and_what_would_do(tmp_path:
     assert f"nothing known is in {tmp_path / 'dtd'} (empty)" in message(small("vtab/dtd", tmp_path))
     (tmp_path / "dtd" / "3.0.1").mkdir()
     (tmp_path / "dtd" / "3.0.1" / "dataset_info.json").write_text("{}")
-    assert "is a folder of TensorFlow Datasets (3.0.1/dataset_info.json)" in message(
-        small("vtab/dtd", tmp_path)
-    )
+    text = message(small("vtab/dtd", tmp_path))
+    assert "is a folder of TensorFlow Datasets (3.0.1/dataset_info.json)" in text
+    assert f"convert it: peftbench data prepare vtab/dtd --raw {tmp_path / 'dtd'}. What" in text
     assert public.whereabouts(small("vtab/dtd", tmp_path)) == "in part"
     assert public.whereabouts(small("vtab/pets", tmp_path)) == "no"
 

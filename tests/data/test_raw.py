@@ -22,7 +22,7 @@ import pytest
 import raw_trees as trees
 from make_raw_order import GOLDEN, KEYS, devkit, digest
 from PIL import Image
-from raw_trees import COUNTS, Expected
+from raw_trees import COUNTS, Expected, rows_of
 from trees import SIZE
 
 from peftbench import data
@@ -215,11 +215,6 @@ def lowered(task: str, **changes: object) -> Raw:
     """The raw form of a task, cut into a handful of images."""
     raw = RAW[task]
     return replace(raw, splits=functools.partial(raw.splits, counts=COUNTS, **changes))
-
-
-def rows_of(target: Path, name: str) -> list[tuple[Path, int]]:
-    lines = (target / f"{name}.txt").read_text().splitlines()
-    return [(target / path, int(label)) for path, label in (line.split(" ") for line in lines)]
 
 
 @pytest.mark.parametrize(
@@ -511,6 +506,22 @@ def test_checksums_and_messages_of_tfrecord() -> None:
     for packed in (True, False):
         message = trees.example(features, packed)
         assert tfrecord.example(message) == {name: [value] for name, value in features.items()}
+    lists = {
+        "floats": [0.5, -8.25, 1e-3],
+        "one": 7.5,
+        "none": [],
+        "ints": [-1, 300],
+        "b": [b"", b"x"],
+    }
+    for packed in (True, False):
+        found = tfrecord.example(trees.example(lists, packed))
+        assert found["floats"] == [0.5, -8.25, float(np.float32(1e-3))]
+        assert (found["one"], found["none"]) == ([7.5], [])
+        assert (found["ints"], found["b"]) == ([-1, 300], [b"", b"x"])
+    with pytest.raises(ValueError, match="a number is cut short"):
+        content = trees.field(2, trees.field(1, b"\0" * 7))
+        entry = trees.field(1, b"floats") + trees.field(2, content)
+        tfrecord.example(trees.field(1, trees.field(1, entry)))
     for cut in (1, 3, 100):
         with pytest.raises(ValueError, match="cut short"):
             tfrecord.example(message[:-cut])

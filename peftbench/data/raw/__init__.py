@@ -1,4 +1,4 @@
-"""VTAB-1k from the archives that the data sets are published as, without TensorFlow."""
+"""VTAB-1k without TensorFlow, from published archives or from what TensorFlow Datasets prepared."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from peftbench.data.layouts.base import held
 from peftbench.data.raw.order import Key, shuffled
@@ -96,7 +97,8 @@ def located(folder: Path, need: str) -> Path:
 class Records:
     """A split of TFDS as its builder yields it: keys, labels and images by row, not yet shuffled.
 
-    `where` names the source in errors, `split` is the name that TFDS gives the split.
+    `where` names the source in errors, `split` is the name that TFDS gives the split. `ordered`
+    records lie in the order of TFDS already.
     """
 
     where: str
@@ -105,6 +107,7 @@ class Records:
     classes: int
     label: Callable[[int], int]
     image: Callable[[int], Image]
+    ordered: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -121,7 +124,9 @@ class Portion:
 
     @classmethod
     def whole(cls, records: Records) -> Portion:
-        return cls(records, shuffled(records.split, records.keys), 0, len(records))
+        count = len(records)
+        order = np.arange(count) if records.ordered else shuffled(records.split, records.keys)
+        return cls(records, order, 0, count)
 
     def between(self, start: int, stop: int) -> Portion:
         return Portion(self.records, self.order, start, stop)
@@ -132,11 +137,12 @@ class Portion:
         if self.stop - self.start < count:
             raise DataError(
                 f"{records.where}: {count:,} images are needed from records {self.start:,} to "
-                f"{self.stop:,} of the split {records.split}, which has {len(records):,}. The "
-                "archive is incomplete; unpack it again."
+                f"{self.stop:,} of the split {records.split}, which has {len(records):,}. "
+                "Something is missing; unpack or fetch it again."
             )
         rows = self.order[self.start : self.start + count]
-        labels = tuple(_checked(records, int(row)) for row in rows)
+        shown = tqdm(rows, f"labels of {records.split}", disable=None, delay=2)
+        labels = tuple(_checked(records, int(row)) for row in shown)
         return RawSplit(labels, lambda position: records.image(int(rows[position])))
 
     def all(self) -> RawSplit:
@@ -149,8 +155,8 @@ def _checked(records: Records, row: int) -> int:
     if not 0 <= label < records.classes:
         raise DataError(
             f"{records.where}: the record {records.keys[row]!r} of the split {records.split} has "
-            f"the class {label}, and there are {records.classes} from 0 on. The archive is damaged "
-            "or another version; fetch it again."
+            f"the class {label}, and there are {records.classes} from 0 on. It is damaged, or "
+            "another version; fetch it again."
         )
     return label
 

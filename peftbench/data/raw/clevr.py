@@ -122,11 +122,11 @@ def read_scenes(path: Path) -> list[Scene]:
         raise DataError(f"{path} holds no scenes of CLEVR: {error!r}. Fetch it again.") from error
 
 
-NOTES = (
-    ORDER_NOTE,
+ALPHA_NOTE = (
     "PNG files are copied byte for byte; where one has an alpha channel, TensorFlow drops it and "
-    "the reader here lays the image on white, which is the same for opaque images",
+    "the reader here lays the image on white, which is the same for opaque images"
 )
+NOTES = (ORDER_NOTE, ALPHA_NOTE)
 ABOUT = "CLEVR_v1.0 as it unpacks: images/train/, images/val/ and scenes/CLEVR_*_scenes.json"
 
 add(Raw("clevr_count", ABOUT, NEEDS, functools.partial(splits, rule=count, classes=8), NOTES))

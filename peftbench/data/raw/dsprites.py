@@ -137,9 +137,10 @@ def _damaged(path: Path, reason: str) -> DataError:
     return DataError(f"{path} is not the published file: {reason}. Fetch it again.")
 
 
+MASK_NOTE = "masks are stored without loss as 0 and 255, as VTAB makes them"
 NOTES = (
     ORDER_NOTE,
-    "masks are stored without loss as 0 and 255, as VTAB makes them",
+    MASK_NOTE,
     "TensorFlow Datasets reads the .hdf5 file of dSprites; where only the .npz is there, its rows "
     "are taken to be the same",
 )

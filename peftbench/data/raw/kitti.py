@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ NEEDS = (
         "mapping/train_mapping.txt",
     ),
 )
-VEHICLES = ("Car", "Van", "Truck")
+VEHICLES = ("Car", "Van", "Truck")  # the first classes of TFDS too, in this order
 BORDERS = (-100.0, 8.0, 20.0, 999.0)
 NO_VEHICLE = 1000.0
 PERCENT = 10  # of the videos for val, and as many for test
@@ -42,11 +42,9 @@ SEED = 123
 def vehicle_distance(text: str) -> int:
     """The class of an image by its label file: distance of the closest car, van or truck.
 
-    The smallest z in float32, 1000 without a vehicle; the last border below it, so a value on a
-    border belongs to the lower class; -1 where there is none. Lines that do not have 15 fields
-    raise `ValueError`. Source: VTAB, task_adaptation/data/kitti.py.
+    Lines that do not have 15 fields raise `ValueError`.
     """
-    closest = np.float32(NO_VEHICLE)
+    depths = []
     for line in text.splitlines():
         fields = line.split()
         if not fields:
@@ -54,7 +52,18 @@ def vehicle_distance(text: str) -> int:
         if len(fields) != 15:
             raise ValueError(f"{len(fields)} fields in {line[:60]!r}, not 15")
         if fields[0] in VEHICLES:
-            closest = min(closest, np.float32(float(fields[13])))
+            depths.append(float(fields[13]))
+    return distance(depths)
+
+
+def distance(depths: Iterable[float]) -> int:
+    """The class of an image by the z of its cars, vans and trucks.
+
+    The smallest in float32, 1000 without a vehicle; the last border below it, so a value on a
+    border belongs to the lower class; -1 where there is none. Source: VTAB,
+    task_adaptation/data/kitti.py.
+    """
+    closest = np.float32(min([*depths, NO_VEHICLE]))
     return sum(bool(np.float32(border) < closest) for border in BORDERS) - 1
 
 
@@ -120,6 +129,11 @@ def _label(path: Path) -> int:
         raise DataError(f"{path} is no label file of KITTI: {error}. Fetch it again.") from error
 
 
+VERSION_NOTE = (
+    "the official code reads KITTI 3.1.0 of TensorFlow Datasets; its maintainers say that 3.2.0, "
+    "which changed the devkit only, is the same data"
+)
+
 add(
     Raw(
         "kitti",
@@ -131,8 +145,7 @@ add(
         (
             ORDER_NOTE,
             "PNG files are copied byte for byte",
-            "the official code reads KITTI 3.1.0 of TensorFlow Datasets; its maintainers say that "
-            "3.2.0, which changed the devkit only, is the same data",
+            VERSION_NOTE,
         ),
     )
 )

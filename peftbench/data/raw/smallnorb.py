@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +60,20 @@ def splits(
     """VTAB-1k of SmallNORB, with `rule` applied to a `column` of info.
 
     Raises `DataError` where a file is damaged. Key of a record: its row (TFDS 4.9.9,
-    datasets/smallnorb). val is the first half of test.
+    datasets/smallnorb).
     """
-    records = {split: _records(folder, split, column, rule, classes) for split in ("train", "test")}
-    whole = Portion.whole(records["test"])
-    half = VAL_PERCENT * len(records["test"]) // 100
-    train = Portion.whole(records["train"])
-    return cut(train, whole.between(0, half), whole.between(half, whole.stop), counts)
+    parts = (_records(folder, split, column, rule, classes) for split in ("train", "test"))
+    return cut_halves(parts, counts)
+
+
+def cut_halves(parts: Iterable[Records], counts: Counts) -> Splits:
+    """All of train, and test in halves: val, and what is tested.
+
+    Source: VTAB, task_adaptation/data/smallnorb.py.
+    """
+    train, test = (Portion.whole(records) for records in parts)
+    half = VAL_PERCENT * test.stop // 100
+    return cut(train, test.between(0, half), test.between(half, test.stop), counts)
 
 
 def _records(
@@ -132,7 +139,8 @@ def _unzipped(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-NOTES = (ORDER_NOTE, EXACT_NOTE, "only the image of the first camera is used, as in VTAB")
+CAMERA_NOTE = "only the image of the first camera is used, as in VTAB"
+NOTES = (ORDER_NOTE, EXACT_NOTE, CAMERA_NOTE)
 ABOUT = "SmallNORB as published: the dat and info files of training and testing, .mat or .mat.gz"
 
 add(

@@ -104,9 +104,10 @@ def masked(checksum: int) -> int:
 
 @dataclass(frozen=True)
 class Span:
-    """Where the data of a record are in a file."""
+    """Where the data of a record are in a file, and its number there, counted from 0."""
 
     path: Path
+    number: int
     start: int
     length: int
 
@@ -115,13 +116,25 @@ class Span:
             file.seek(self.start)
             return file.read(self.length)
 
+    def checked(self) -> bytes:
+        """What `read` gives, held against its checksum; `DataError` where it does not match."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            data, tail = file.read(self.length), file.read(4)
+        if len(tail) < 4 or masked(crc32c(data)) != struct.unpack("<I", tail)[0]:
+            raise _damaged(
+                self.path, self.number, self.start - 12, "its data do not match their checksum"
+            )
+        return data
 
-def records(path: Path) -> Iterator[tuple[Span, bytes]]:
-    """The records of a file in its order, with their place.
 
-    Both checksums of each are verified; a record that does not match, or is cut short, raises
-    `DataError`.
+def spans(path: Path) -> Iterator[Span]:
+    """Where the records of a file are, in its order, by their lengths alone.
+
+    The checksum of each length is verified, data are skipped. A length that does not match, and a
+    record that is cut short, raise `DataError`.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
         number, position = 0, 0
         while head := file.read(12):
@@ -130,13 +143,20 @@ def records(path: Path) -> Iterator[tuple[Span, bytes]]:
             length, checksum = struct.unpack("<QI", head)
             if masked(crc32c(head[:8])) != checksum or length > LONGEST:
                 raise _damaged(path, number, position, "its length does not match its checksum")
-            data, tail = file.read(length), file.read(4)
-            if len(data) < length or len(tail) < 4:
+            if position + 16 + length > size:
                 raise _damaged(path, number, position, "the file ends inside it")
-            if masked(crc32c(data)) != struct.unpack("<I", tail)[0]:
-                raise _damaged(path, number, position, "its data do not match their checksum")
-            yield Span(path, position + 12, length), data
+            yield Span(path, number, position + 12, length)
             number, position = number + 1, position + 16 + length
+            file.seek(position)
+
+
+def records(path: Path) -> Iterator[tuple[Span, bytes]]:
+    """The records of a file in its order, with their place.
+
+    Both checksums of each are verified; a record that does not match, or is cut short, raises
+    `DataError`.
+    """
+    return ((span, span.checked()) for span in spans(path))
 
 
 def _damaged(path: Path, number: int, position: int, reason: str) -> DataError:
@@ -145,12 +165,16 @@ def _damaged(path: Path, number: int, position: int, reason: str) -> DataError:
     )
 
 
-def example(data: bytes) -> dict[str, list[bytes] | list[int]]:
-    """The features of a tf.train.Example that hold bytes or whole numbers, by name.
+Features = dict[str, list[bytes] | list[float] | list[int]]
 
-    Features of floats are left out. Bytes that are no such message raise `ValueError`.
+
+def example(data: bytes) -> Features:
+    """The features of a tf.train.Example by name: bytes, numbers of float32, or whole numbers.
+
+    A list that is there and empty is an empty list. Bytes that are no such message raise
+    `ValueError`.
     """
-    features: dict[str, list[bytes] | list[int]] = {}
+    features: Features = {}
     for field, value in _fields(data):
         if field != 1:  # Example.features
             continue
@@ -158,12 +182,13 @@ def example(data: bytes) -> dict[str, list[bytes] | list[int]]:
             parts = dict(_fields(_bytes(entry)))
             name = _bytes(parts.get(1, b"")).decode("utf-8")
             for kind, content in _fields(_bytes(parts.get(2, b""))):
+                values = [v for _, v in _fields(_bytes(content))]
                 if kind == 1:  # BytesList
-                    features[name] = [_bytes(v) for _, v in _fields(_bytes(content))]
+                    features[name] = [_bytes(v) for v in values]
+                elif kind == 2:  # FloatList, packed or not
+                    features[name] = [number for v in values for number in _floats(_bytes(v))]
                 elif kind == 3:  # Int64List, packed or not
-                    features[name] = [
-                        number for _, v in _fields(_bytes(content)) for number in _numbers(v)
-                    ]
+                    features[name] = [number for v in values for number in _numbers(v)]
     return features
 
 
@@ -206,6 +231,12 @@ def _bytes(value: bytes | int) -> bytes:
     if isinstance(value, int):
         raise ValueError("a number where a message belongs")
     return value
+
+
+def _floats(value: bytes) -> list[float]:
+    if len(value) % 4:
+        raise ValueError("a number is cut short")
+    return list(struct.unpack(f"<{len(value) // 4}f", value))
 
 
 def _numbers(value: bytes | int) -> Iterator[int]:

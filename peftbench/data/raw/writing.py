@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,16 @@ from tqdm import tqdm
 from peftbench.data.images import replaced
 from peftbench.data.layouts.base import held
 from peftbench.data.layouts.lists import VTAB_LISTS, VTAB_SOURCE, VTAB_UNION
+from peftbench.data.raw import tfds
 from peftbench.data.raw.base import RAW, Image, Raw, RawSplit
 from peftbench.errors import DataError
 
 UNION = Path(VTAB_UNION).stem
 PARTS = (Path(VTAB_LISTS["train"]).stem, Path(VTAB_LISTS["val"]).stem)
 TEST = Path(VTAB_LISTS["test"]).stem
-SUFFIXES = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG\r\n\x1a\n", ".png"))  # by their first bytes
+# by their first bytes; a few files of Pets are no JPEG, though they are called so
+SUFFIXES = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG\r\n\x1a\n", ".png"), (b"BM", ".bmp"))
+NAMED = 4  # paths that an error names; it counts the others
 
 # tasks of VTAB that cannot be built from their archives, and why
 LEFT_OUT: Mapping[str, str] = {
@@ -36,7 +39,10 @@ LEFT_OUT: Mapping[str, str] = {
 
 
 def build(task: str, folder: Path, target: Path) -> tuple[str, ...]:
-    """Write VTAB-1k of a task from the raw archives in `folder` into the new folder `target`.
+    """Write VTAB-1k of a task from what is in `folder` into the new folder `target`.
+
+    `folder` holds the raw archives, unpacked, or what TensorFlow Datasets has prepared: it is its
+    folder for all data, or that of the data set or of one version.
 
     Returns notes on where the result may differ from the official data. What is done lies beside
     `target` in `.<name>.part` until all is; after an interruption the same call goes on with it.
@@ -45,10 +51,13 @@ def build(task: str, folder: Path, target: Path) -> tuple[str, ...]:
         UnknownName: no such task.
         DataError: something is missing or damaged, records are too few, or `target` exists.
     """
+    found = tfds.folder_of(task, folder.expanduser().absolute())
+    if found is not None:
+        return write(tfds.raw_form(task, found), found.folder, target)
     if task in LEFT_OUT:
         raise DataError(
-            f"{task} cannot be built from its archive: {LEFT_OUT[task]}. Use a folder exported by "
-            "TensorFlow Datasets."
+            f"{task} cannot be built from its archive: {LEFT_OUT[task]}. What would do: "
+            f"{tfds.FORMS[task].title}/<version>/ of TensorFlow Datasets, which is not in {folder}."
         )
     return write(RAW[task], folder, target)
 
@@ -92,12 +101,17 @@ def _check_needs(raw: Raw, folder: Path) -> None:
     found, missing = held(folder, raw.needs)
     if not missing:
         return
-    lacks = ", ".join(need.replace("|", " or ") for need in missing)
-    there = f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} there and " if found else ""
+    lacks = _some([need.replace("|", " or ") for need in missing])
+    there = f"{_some(found)} {'is' if len(found) == 1 else 'are'} there and " if found else ""
     raise DataError(
         f"{raw.name} is incomplete: in {folder}, {there}{lacks} "
         f"{'is' if len(missing) == 1 else 'are'} missing. What would do: {raw.about}."
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _begin(raw: Raw, part: Path, splits: Mapping[str, RawSplit]) -> None:
