@@ -24,6 +24,7 @@ def hot(work: Path) -> None:
     (folder / "bias_hot.yaml").write_text(BIAS_HOT)
 
 
+@pytest.mark.slow  # a minute of two cores; tests/sweep/test_slurm.py tries the same with stand-ins
 def test_submitit_runs_a_sweep_on_this_machine_and_a_rerun_what_failed(
     cli, work: Path, hot: None
 ) -> None:

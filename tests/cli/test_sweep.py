@@ -125,6 +125,7 @@ def test_plan_takes_the_overrides_of_the_sweep_that_it_is_about(cli) -> None:
     assert "1 jobs: 0 done, 0 unsupported, 1 to run" in done.out
 
 
+@pytest.mark.slow  # half a minute; a job that crashes is in test_sweep_failures.py
 def test_a_killed_job_is_a_failure_and_the_others_finish(cli, work: Path) -> None:
     endless = build(compose(*QUICK, "recipe.epochs=100000")).run_id
     lock = ResultsStore(work / "results").path("linear", endless).with_suffix(".lock")
