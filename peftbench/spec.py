@@ -184,8 +184,15 @@ class PreprocessingSpec:
     # side of the squares that training pictures are kept in for crops to be cut from; None: 12/7 of
     # the input's for crop_flip, 8/7 for random_crop_flip. Read only where the recipe crops.
     train_size: int | None = later(None)
+    # part of the short side that "crop" shows of reported pictures; None: the checkpoint's
+    crop_fraction: float | None = later(None)
 
     def __post_init__(self) -> None:
+        if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
+            raise ConfigError(
+                f"preprocessing.crop_fraction={self.crop_fraction:g} is outside 0..1. Use the part "
+                "of the short side that is shown, for example 0.875 for 224 of 256 pixels."
+            )
         if self.train_size is not None and self.train_size < 1:
             raise ConfigError(f"preprocessing.train_size={self.train_size} is not a positive size.")
         for key, value, known in (

@@ -209,6 +209,8 @@ def resolve_preprocessing(
             interpolation = "bicubic"
     if wanted.normalisation != CHECKPOINT:
         mean, std = STATISTICS[wanted.normalisation]
+    if wanted.crop_fraction is not None:
+        crop = wanted.crop_fraction
     if wanted.interpolation != CHECKPOINT:
         interpolation = wanted.interpolation
     return Preprocessing(

@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -536,10 +537,16 @@ def test_an_interpolation_that_is_not_known_becomes_bicubic(
     assert found.interpolation == "bicubic"
 
 
-def test_cropping_uses_the_fraction_of_the_checkpoint() -> None:
+def test_cropping_uses_the_fraction_of_the_checkpoint_unless_told() -> None:
     wanted = PreprocessingSpec(resize="crop", interpolation="bilinear")
     found = resolve_preprocessing(BackboneSpec("test_vit.r160_in1k"), wanted, 160)
     assert (found.crop_fraction, found.interpolation) == (0.95, "bilinear")
+    told = replace(wanted, crop_fraction=0.875)
+    assert resolve_preprocessing(BackboneSpec("vit_mini"), told, 48).crop_fraction == 0.875
+    squash = replace(told, resize="squash")
+    assert resolve_preprocessing(BackboneSpec("vit_mini"), squash, 48).crop_fraction == 1.0
+    with pytest.raises(ConfigError, match=r"crop_fraction=1\.5 is outside 0\.\.1"):
+        PreprocessingSpec(crop_fraction=1.5)
 
 
 # ------------------------------------------------------------------- shipped backbones
