@@ -17,7 +17,7 @@ NARROWED := $(if $(METHODS),'method=$(METHODS)') $(if $(DATASETS),'dataset=$(DAT
   $(if $(LIMIT),'dataset.limit=$(LIMIT)') $(if $(LAUNCHER),'hydra/launcher=$(LAUNCHER)') \
   $(if $(DATA),'data_dir=$(DATA)') $(OVERRIDES)
 
-.PHONY: help setup demo test notebooks check sweep table tables figures report docs clean
+.PHONY: help setup demo test test-slow notebooks check sweep table tables figures report docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ demo: setup ## a first table and figure: 8 methods x 2 data sets, about 4 minute
 
 test: setup ## the test suite: no network, no GPU, under 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2
+
+test-slow: setup ## tests of minutes that `make test` leaves out, but for the 20 kills and the notebooks
+	@$(BIN)/python -m pytest -n 2 -m slow --ignore tests/cli/test_kills.py --ignore tests/test_notebooks.py
 
 notebooks: setup ## executes every notebook, in a few minutes; their outputs are thrown away
 	@$(BIN)/python -m pytest -m slow tests/test_notebooks.py

@@ -203,6 +203,7 @@ def install_their_method(site: Path) -> str:
     return name
 
 
+@pytest.mark.slow  # half a minute of two cores
 def test_a_method_of_ones_own_runs_beside_a_wheel_unpacked_far_from_the_clone(
     wheel: Path, tmp_path: Path
 ) -> None:

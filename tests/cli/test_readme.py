@@ -59,11 +59,11 @@ def test_everything_that_the_readme_lists_can_be_listed(cli, what: str) -> None:
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.M))
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
     phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)
     shown = set()
     for words in re.findall(r"`make ([^`]*)`|^ {4}make ([^#\n]*)", README, re.M):
-        shown |= {word for word in " ".join(words).split() if re.fullmatch("[a-z]+", word)}
+        shown |= {word for word in " ".join(words).split() if re.fullmatch("[a-z-]+", word)}
     assert {"demo", "test", "sweep", "check"} <= shown
     assert shown <= targets
     assert phony is not None and set(phony.group(1).split()) <= targets

@@ -70,9 +70,8 @@ def test_every_method_gets_the_same_budget_and_the_winner_is_tested_once_a_seed(
     assert records(work / "results") == found
 
 
-@pytest.mark.parametrize(
-    "tuner", [pytest.param(GRID, marks=pytest.mark.slow), OPTUNA], ids=["grid", "optuna"]
-)
+@pytest.mark.slow  # a minute of two cores each
+@pytest.mark.parametrize("tuner", [GRID, OPTUNA], ids=["grid", "optuna"])
 def test_a_killed_search_goes_on_and_finds_the_same_winner(
     cli, work: Path, tuner: tuple[str, ...]
 ) -> None:
