@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import hydra
 import pytest
 import yaml
 from omegaconf import OmegaConf
 from tiny_runs import compose
 
+from peftbench import config
 from peftbench.config import _writable, config_dir, dataset_specs
 from peftbench.data import READERS
 from peftbench.spec import DatasetSpec, Recipe
@@ -110,6 +112,25 @@ def test_a_recipe_sets_its_own_keys_only() -> None:
         text = path.read_text(encoding="utf-8")
         assert "@package" not in text
         assert set(yaml.safe_load(text)) <= known
+
+
+RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+
+
+@pytest.mark.slow  # seconds for each recipe; the two tests above say why it cannot fail
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_data_set_composes_with_every_recipe(recipe: str) -> None:
+    config.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for path in FILES:
+            name = path.relative_to(CONF / "dataset").with_suffix("").as_posix()
+            own = {"folder": ["dataset.root=images"], "hf": ["dataset.hub=a/b"]}.get(name, [])
+            cfg = hydra.compose(
+                "config", [f"dataset={name}", f"recipe={recipe}", "method=linear", "seed=0", *own]
+            )
+            dataset, chosen = (OmegaConf.to_object(cfg[key]) for key in ("dataset", "recipe"))
+            assert isinstance(dataset, DatasetSpec) and isinstance(chosen, Recipe)
+            assert (dataset.name, chosen.name) == (name, recipe)
 
 
 @pytest.mark.parametrize(
