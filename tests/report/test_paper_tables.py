@@ -269,7 +269,7 @@ def test_reproduce_compares_cell_by_cell_and_judges_runs_of_the_same_protocol(ro
     assert "  checkpoint: vit_base_patch16_224.orig_in21k" in out
     assert "  normalisation checkpoint, not imagenet (6 cells)" in out
     assert "  seeds 42, 44, where the protocol has 42, 44, 82, 100, 800" in out
-    assert "  the centre of FGVC images is cut with the checkpoint's fraction of 0.9;" in out
+    assert "  full fine-tuning has no dropout of 0.1" in out
 
     # 3.1 points below the paper on one data set
     ResultsStore(root).add(run("Bias", "nabirds", 84.2 - 3.1))
