@@ -50,6 +50,7 @@ def test_every_import_of_the_package_is_required(settings: configparser.ConfigPa
 
     distributions = {"PIL": "pillow", "hydra": "hydra-core", "yaml": "", "sklearn": ""}
     optional = {
+        "google_crc32c",
         "h5py",
         "datasets",
         "pyarrow",

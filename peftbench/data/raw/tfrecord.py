@@ -9,92 +9,33 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from peftbench.errors import DataError
 
-POLYNOMIAL = 0x82F63B78  # Castagnoli, bits reversed
 ALL = 0xFFFFFFFF
 MASK = 0xA282EAD8
-LANE = 32  # bytes that a lane takes one after another, while all lanes step together
-SHORT = 128  # fewer bytes are quicker in plain Python
 LONGEST = 1 << 28  # bytes; a greater length is damage, not an image
 
 
 @functools.cache
-def _table() -> tuple[int, ...]:
-    entries = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (POLYNOMIAL if byte & 1 else 0)
-        entries.append(byte)
-    return tuple(entries)
-
-
-@functools.cache
-def _wide_table() -> np.ndarray:
-    """Two steps of the byte table at once: (65536,) uint32."""
-    byte = np.array(_table(), dtype=np.uint32)
-    value = np.arange(65536, dtype=np.uint32)
-    once = byte[value & 255] ^ (value >> 8)
-    wide: np.ndarray = byte[once & 255] ^ (once >> 8)
-    return wide
-
-
-@functools.cache
-def _shift_tables(level: int) -> np.ndarray:
-    """What LANE * 2^level zero bytes make of a checksum, by its bytes: (4, 256) uint32.
-
-    The map is linear over bits, so twice as many zeros are the map applied to its own result.
-    """
-    if level:
-        half = _shift_tables(level - 1)
-        return _shifted(half, half.ravel()).reshape(4, 256)
-    start = np.arange(256, dtype=np.uint32)
-    states = np.stack([start << np.uint32(8 * place) for place in range(4)]).ravel()
-    wide = _wide_table()
-    for _ in range(LANE // 2):
-        states = wide[states & 65535] ^ (states >> 16)
-    return states.reshape(4, 256)
-
-
-def _shifted(tables: np.ndarray, states: np.ndarray) -> np.ndarray:
-    moved: np.ndarray = tables[0][states & 255]
-    for place in range(1, 4):
-        moved = moved ^ tables[place][states >> np.uint32(8 * place) & 255]
-    return moved
+def _library() -> Callable[[bytes], int]:
+    try:
+        from google_crc32c import value
+    except ImportError as error:
+        raise DataError(
+            "Reading TFRecord files needs google-crc32c, for their checksums. Install it with: "
+            "pip install 'peftbench[data]'"
+        ) from error
+    found: Callable[[bytes], int] = value
+    return found
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of `data`.
-
-    Long data are cut into lanes that step together; the lanes are joined pairwise. Zeros in front
-    do not change a checksum that starts at 0, so any length fills its lanes; starting at all ones
-    is the same as inverting the first four bytes.
-    """
-    if len(data) < SHORT:
-        state, table = ALL, _table()
-        for byte in data:
-            state = table[(state ^ byte) & 255] ^ state >> 8
-        return state ^ ALL
-    lanes = -(-len(data) // LANE)
-    levels = (lanes - 1).bit_length()
-    padded = np.zeros(LANE << levels, dtype=np.uint8)
-    body = padded[-len(data) :]
-    body[:] = np.frombuffer(data, dtype=np.uint8)
-    body[:4] ^= 255
-    words = np.ascontiguousarray(padded.view("<u2").reshape(-1, LANE // 2).T)
-    wide = _wide_table()
-    states = np.zeros(words.shape[1], dtype=np.uint32)
-    for word in words:
-        states = wide[(states ^ word) & 65535] ^ (states >> 16)
-    for level in range(levels):
-        states = _shifted(_shift_tables(level), states[0::2]) ^ states[1::2]
-    return int(states[0]) ^ ALL
+    """CRC-32C (Castagnoli) of `data`; `DataError` where google-crc32c is not installed."""
+    return _library()(data)
 
 
 def masked(checksum: int) -> int:
