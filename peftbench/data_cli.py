@@ -146,7 +146,8 @@ def _told(ready: Any) -> list[str]:
         where = f" in {ready.home}" if ready.home else ""
         name = made.suite if len(ready.manifests) > 1 else ready.name
         lines.append(f"{name}: {len(made.class_names)} classes, {sizes}{where}; ready")
-    remarks = [*ready.remarks, *(ready.manifests[0].notes if ready.manifests else ())]
+    first = ready.manifests[0]
+    remarks = [*ready.remarks, *first.notes, f"licence: {first.licence}"]
     return [*lines, *(f"  {remark}" for remark in dict.fromkeys(remarks))]
 
 

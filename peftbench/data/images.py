@@ -35,11 +35,16 @@ def decode(source: str | Path | BinaryIO, name: str) -> Image.Image:
 
     A file that cannot be read raises `DataError` with `name`.
     """
+    return inspect(source, name)[0]
+
+
+def inspect(source: str | Path | BinaryIO, name: str) -> tuple[Image.Image, str | None]:
+    """As `decode`, with what was done beyond decoding where the picture is no ordinary one."""
     try:
         with Image.open(source) as opened:
+            kind = _peculiarity(opened)
             opened.load()
-            upright = ImageOps.exif_transpose(opened)
-            return _to_rgb(upright)
+            return _to_rgb(ImageOps.exif_transpose(opened)), kind
     except _BROKEN as error:
         reason = str(error) or type(error).__name__
         raise DataError(
@@ -60,21 +65,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def peculiarity(path: Path) -> str | None:
-    """What `decode` does to a picture beyond decoding it, if it is no ordinary one."""
-    with Image.open(path) as opened:
-        if getattr(opened, "n_frames", 1) > 1:
-            return "are animated; their first frame is read"
-        if opened.mode == "CMYK":
-            return "are CMYK and become RGB"
-        if opened.mode.startswith("I"):
-            return "have 16 bits a pixel and are scaled to 8"
-        if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
-            return "are transparent and lie on white"
-        if opened.mode == "P":
-            return "have a palette and become RGB"
-        if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return "are turned upright, as their EXIF tag says"
+def _peculiarity(opened: Image.Image) -> str | None:
+    if getattr(opened, "n_frames", 1) > 1:
+        return "are animated; their first frame is read"
+    if opened.mode == "CMYK":
+        return "are CMYK and become RGB"
+    if opened.mode.startswith("I"):
+        return "have 16 bits a pixel and are scaled to 8"
+    if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
+        return "are transparent and lie on white"
+    if opened.mode == "P":
+        return "have a palette and become RGB"
+    if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return "are turned upright, as their EXIF tag says"
     return None
 
 

@@ -260,10 +260,11 @@ def difference(known: Manifest, listing: Listing) -> str | None:
     return None
 
 
-def first_wrong_file(known: Manifest, home: Path) -> str | None:
+def first_wrong_file(known: Manifest, home: Path, intact: set[tuple[Path, str]]) -> str | None:
     """The first file, in the order of the manifest, that is absent or has other bytes.
 
-    All bytes are read again, whatever the times of the files say.
+    All bytes are read, whatever the times of the files say, but for those that are in `intact`
+    already, to which all others are added when none is wrong.
     """
     wanted = [(home / relative, digest) for relative, digest in known.lists.items()]
     if known.images is not None:
@@ -272,6 +273,7 @@ def first_wrong_file(known: Manifest, home: Path) -> str | None:
             for part in known.splits.values()
             for name, digest in zip(part.names, part.digests, strict=True)
         ]
+    wanted = [entry for entry in dict.fromkeys(wanted) if entry not in intact]
 
     def wrong(entry: tuple[Path, str]) -> str | None:
         path, digest = entry
@@ -288,6 +290,7 @@ def first_wrong_file(known: Manifest, home: Path) -> str | None:
             if text is not None:
                 pool.shutdown(cancel_futures=True)
                 return text
+    intact.update(wanted)
     return None
 
 

@@ -144,7 +144,7 @@ def verify(spec: DatasetSpec, look: bool = False) -> str:
         for split, part in listing.splits():
             listing.decode(part, tiny, split)  # checks the hash of each image
         return f"{spec.name}: {_sizes(Manifest.of(spec, listing))}, intact (shipped)"
-    told = []
+    told: list[str] = []
     there = variants(spec)
     home = home_of(there[0])
     known = [
@@ -155,10 +155,11 @@ def verify(spec: DatasetSpec, look: bool = False) -> str:
     if not known:
         raise DataError(
             f"{spec.name} in {home} has no manifest to be held against. Make one from the tree as "
-            f"it is: peftbench data prepare {spec.name}"
+            f"it is: {manifest.command(spec)}"
         )
+    intact: set[tuple[Path, str]] = set()  # lists of other shots name the same images
     for variant, made in known:
-        wrong = manifest.first_wrong_file(made, home)
+        wrong = manifest.first_wrong_file(made, home, intact)
         try:
             now = listed(variant)
             detail = manifest.difference(made, now)
@@ -167,7 +168,7 @@ def verify(spec: DatasetSpec, look: bool = False) -> str:
         if wrong or detail:
             why = f": {detail}" if wrong and detail and detail not in wrong else ""
             raise DataError(f"{spec.name} is not intact: {wrong or detail}{why}")
-        remarks = look_at_images(spec.name, now) if look else []
+        remarks = look_at_images(spec.name, now) if look and not told else []
         told.append("; ".join([f"{variant.name}: {_sizes(made)}, intact", *remarks]))
     return "\n".join(told)
 
@@ -205,8 +206,10 @@ def look_at_images(name: str, listing: Listing) -> list[str]:
     def look(picture: str) -> tuple[str | None, str | None]:
         path = pictures.path(picture)
         try:
+            if path is not None:
+                return None, images.inspect(path, str(path))[1]
             pictures.open(picture)
-            return None, images.peculiarity(path) if path is not None else None
+            return None, None
         except DataError as error:
             return str(error), None
 

@@ -12,7 +12,10 @@ def test_a_folder_is_prepared_verified_and_described(cli, work: Path) -> None:
     write_images(root, 10)
     done = cli("data", "prepare", "folder", "--root", "photographs")
     assert (done.status, done.err) == (0, "")
-    assert done.out == f"folder: 2 classes, train 14, val 2, test 4 in {root}; ready\n"
+    assert done.out == (
+        f"folder: 2 classes, train 14, val 2, test 4 in {root}; ready\n"
+        "  licence: as its owner states\n"
+    )
     done = cli("data", "verify", "folder", "--root", "photographs", "--decode")
     assert (done.status, done.out) == (0, "folder: train 14, val 2, test 4, intact\n")
     card = cli("data", "card", "folder", "--root", "photographs")

@@ -16,12 +16,13 @@ import pytest
 import trees
 import web
 from PIL import Image
+from scipy.io import loadmat, savemat
 from test_public import GAPS, TREES, drop_line
 from trees import SIZE, small
 
 from peftbench import data
 from peftbench.config import dataset_specs, sources
-from peftbench.data import manifest, prepare, raw
+from peftbench.data import manifest, prepare, public, raw
 from peftbench.data.download import RemoteFile
 from peftbench.data.layouts import LAYOUTS
 from peftbench.data.raw import RAW
@@ -307,6 +308,116 @@ def test_verify_names_a_list_that_lost_a_line_or_changed_a_label(
     # and no run starts on it
     with pytest.raises(DataError):
         data.identify(prepare.variants(spec)[0])
+
+
+Variables = dict[str, np.ndarray]
+
+
+def matlab(change: Callable[[Variables], object]) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        variables = {k: v for k, v in loadmat(path).items() if not k.startswith("__")}
+        change(variables)
+        savemat(path, variables)
+
+    return spoil
+
+
+def cut(*names: str, axis: int) -> Callable[[Path], None]:
+    """The first row of each variable is left out."""
+    return matlab(lambda v: v.update({n: np.delete(v[n], 0, axis) for n in names}))
+
+
+def replaced(name: str) -> Callable[[Path], None]:
+    """The first label of a variable becomes the last one, which is of another class."""
+    return matlab(lambda v: v[name].put(0, v[name].flat[-1]))
+
+
+def recast(variables: Variables) -> None:
+    annotations = variables["annotations"]
+    annotations["class"][0, 0] = annotations["class"][0, -1]
+
+
+def fewer(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[2 + 32 * 32 * 3 :])
+
+
+def other_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[1] = content[1 - 32 * 32 * 3 - 2]  # the fine label of the first row, of the last
+    path.write_bytes(bytes(content))
+
+
+FLOWERS = ("fgvc/oxford_flowers", "oxford_flowers", trees.flowers)
+DOGS = ("fgvc/stanford_dogs", "stanford_dogs", lambda f: trees.dogs(f, "."))
+CARS = ("fgvc/stanford_cars", "stanford_cars", trees.cars)
+CIFAR = ("cifar100", "cifar-100-binary", trees.cifar_binary)
+BINARY = [
+    (*FLOWERS, "setid.mat", cut("trnid", axis=1)),
+    (*FLOWERS, "imagelabels.mat", replaced("labels")),
+    (*DOGS, "train_list.mat", cut("file_list", "labels", axis=0)),
+    (*DOGS, "test_list.mat", replaced("labels")),
+    (*CARS, "devkit/cars_train_annos.mat", cut("annotations", axis=1)),
+    (*CARS, "cars_test_annos_withlabels.mat", matlab(recast)),
+    (*CIFAR, "test.bin", fewer),
+    (*CIFAR, "train.bin", other_byte),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "write", "path", "spoil"), BINARY)
+def test_verify_names_a_binary_list_that_lost_a_row_or_changed_a_label(
+    tmp_path: Path,
+    name: str,
+    place: str,
+    write: Callable[[Path], None],
+    path: str,
+    spoil: Callable[[Path], None],
+) -> None:
+    write(tmp_path / place)
+    spec = small(name, tmp_path)
+    prepare.prepare(spec, tmp_path, EMPTY)
+    before = public.read_public(spec)
+    spoil(tmp_path / place / path)
+    with pytest.raises(DataError) as caught:
+        prepare.verify(spec)
+    assert str(caught.value).startswith(f"{name} is not intact: {tmp_path / place / path} (")
+    with pytest.raises(DataError):  # the data did change, and no run starts on it
+        data.identify(replace(spec, manifest=before.manifest))
+
+
+def test_verify_names_an_image_that_left_its_class_folder_or_the_tree(tmp_path: Path) -> None:
+    names = ("1", "2", "10")
+    folder = tmp_path / "stanford_cars"
+    trees.imagefolder(folder, {"train": ["train", "val"], "val": ["test"]}, names)
+    spec = small("fgvc/stanford_cars", tmp_path)
+    prepare.prepare(spec, tmp_path, EMPTY)
+    for path in (folder / "val" / "1" / "0.JPEG", folder / "val" / "10" / "5.JPEG"):
+        shutil.move(path, folder / "val" / "2" / path.name)  # a label changed
+        with pytest.raises(DataError, match=f"not intact: {path} is missing"):
+            prepare.verify(spec)
+        (folder / "val" / "2" / path.name).unlink()  # a line removed
+        with pytest.raises(DataError, match=f"not intact: {path} is missing"):
+            prepare.verify(spec)
+        pixels = trees.together(["test"])[int(path.stem)][0]
+        trees.save(pixels, path)
+        assert prepare.verify(spec).endswith("intact")
+
+
+def test_files_of_several_lists_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.fewshot(tmp_path / "oxford-pets", "images", shots=1)
+    shutil.move(tmp_path / "oxford-pets" / "annotations", tmp_path / "one")
+    trees.fewshot(tmp_path / "oxford-pets", "images", shots=2)
+    for path in (tmp_path / "one").iterdir():
+        shutil.move(path, tmp_path / "oxford-pets" / "annotations" / path.name)
+    spec = small("fewshot/pets", tmp_path)
+    prepare.prepare(spec, tmp_path, EMPTY)
+    read: list[Path] = []
+    plain = manifest.file_digest
+    monkeypatch.setattr(manifest, "file_digest", lambda path: read.append(path) or plain(path))
+    assert prepare.verify(spec).count("intact") == 2
+    # 15 images, 2 x 3 lists of train, one of val and one of test
+    assert len(read) == len(set(read)) == 15 + 6 + 2
 
 
 def test_an_image_that_changed_is_seen_whatever_its_times_say(tmp_path: Path) -> None:
