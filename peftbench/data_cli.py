@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftbench.errors import ConfigError, PeftbenchError
 from peftbench.registry import unknown_name
 from peftbench.spec import DatasetSpec
+
+if TYPE_CHECKING:
+    from peftbench.data.prepare import Ready
 
 PREPARE = """\
 Fetch a data set from its original source where a program may, unpack it, convert it to a layout
@@ -139,7 +142,7 @@ def _prepare(options: argparse.Namespace) -> int:
     return _each(options, act)
 
 
-def _told(ready: Any) -> list[str]:
+def _told(ready: Ready) -> list[str]:
     lines = []
     for made in ready.manifests:
         sizes = ", ".join(f"{split} {count:,}" for split, count in made.sizes().items() if count)

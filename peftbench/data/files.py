@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from peftbench.data import images, pixels
 from peftbench.data.listing import Pictures, SplitList
 from peftbench.errors import DataError
 from peftbench.spec import WHOLE, Preprocessing
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
@@ -79,6 +83,27 @@ def decode(
     return pixels.stored(
         key, len(part), preprocessing.size, make, title=title, beside=beside, whole=whole
     )
+
+
+def each(act: Callable[[Item], Result], items: Sequence[Item], title: str) -> Iterator[Result]:
+    """`act` on every item in threads, in order, with a progress bar on a terminal.
+
+    What has not begun when the caller stops is never done.
+    """
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    try:
+        yield from tqdm(pool.map(act, items), total=len(items), desc=title, disable=None)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def put(source: Path, place: Path) -> None:
+    """The same file under another name, or a copy where the disk has no hard links."""
+    with images.replaced(place) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def folders(folder: Path) -> list[Path]:

@@ -19,6 +19,8 @@ from peftbench.errors import ConfigError, DataError
 from peftbench.registry import unknown_name
 from peftbench.spec import INTERPOLATIONS, RESIZES, TF_BILINEAR, WHOLE, Preprocessing
 
+BESIDE = ".peftbench"  # folder for what is derived from data, in the folder of the data
+
 # What Pillow raises for files that are not pictures, are cut short, or claim absurd sizes.
 _BROKEN = (
     OSError,

@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from peftbench.data.images import cache_dir, file_digest, replaced
+from peftbench.data.files import each
+from peftbench.data.images import BESIDE, cache_dir, file_digest, replaced
 from peftbench.data.listing import Home, Listing, SplitList, rollup_of
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec
 
 FORMAT = 1
-FOLDER = ".peftbench"  # beside the data
 
 
 @dataclass(frozen=True)
@@ -106,6 +104,20 @@ class Manifest:
                 found[suffix] = found.get(suffix, 0) + 1
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
+    def list_files(self, home: Path) -> list[tuple[Path, str]]:
+        """The files that say what is in which split, with their hashes."""
+        return [(home / relative, digest) for relative, digest in self.lists.items()]
+
+    def image_files(self, home: Path) -> list[tuple[Path, str]]:
+        """The files of the images, with their hashes; none where they are not files."""
+        if self.images is None:
+            return []
+        return [
+            (home / self.images / name, digest)
+            for part in self.splits.values()
+            for name, digest in zip(part.names, part.digests, strict=True)
+        ]
+
     def to_text(self) -> str:
         """JSON with one line for each image."""
         head = {
@@ -183,7 +195,7 @@ def places(home: Path, spec: DatasetSpec) -> tuple[Path, Path]:
     """Where the manifest is looked for: beside the data, else in the user's cache."""
     key = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:16]
     name = file_name(spec)
-    return home / FOLDER / name, cache_dir() / "manifests" / key / name
+    return home / BESIDE / name, cache_dir() / "manifests" / key / name
 
 
 def write(manifest: Manifest, home: Path, spec: DatasetSpec) -> Path:
@@ -202,24 +214,43 @@ def write(manifest: Manifest, home: Path, spec: DatasetSpec) -> Path:
 
 def stored(home: Path, spec: DatasetSpec) -> Manifest | None:
     """The manifest of a data set, or `None` where it was never prepared."""
-    for path in places(home, spec):
-        if path.is_file():
-            return Manifest.from_text(path.read_text(encoding="utf-8"), str(path))
-    return None
+    path = _place(home, spec)
+    return None if path is None else _read(path)
+
+
+def _place(home: Path, spec: DatasetSpec) -> Path | None:
+    return next((path for path in places(home, spec) if path.is_file()), None)
+
+
+def _read(path: Path) -> Manifest:
+    return Manifest.from_text(path.read_text(encoding="utf-8"), str(path))
 
 
 def check(spec: DatasetSpec, listing: Listing) -> None:
     """`DataError` where a prepared data set is no longer what its manifest says."""
     if listing.home is None:
         return
-    known = stored(listing.home.folder, spec)
-    if known is None or known.rollup == listing.manifest or known.extra != listing.extra:
+    path = _place(listing.home.folder, spec)
+    if path is None or _says(path, listing.manifest):
+        return
+    known = _read(path)
+    if known.rollup == listing.manifest or known.extra != listing.extra:
         return
     raise DataError(
         f"{spec.name} in {listing.home.folder} is not what it was when it was prepared: "
         f"{difference(known, listing) or 'its splits differ'}. Restore it, or take it as it is "
         f"now: {command(spec)}"
     )
+
+
+def _says(path: Path, rollup: str) -> bool:
+    """Whether a manifest has this roll-up hash, by its head: a million images may follow."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            head = next((line for line in file if line.startswith(' "rollup": ')), "")
+    except OSError:
+        return False
+    return head.strip() == f'"rollup": "{rollup}",'
 
 
 def command(spec: DatasetSpec) -> str:
@@ -260,19 +291,14 @@ def difference(known: Manifest, listing: Listing) -> str | None:
     return None
 
 
-def first_wrong_file(known: Manifest, home: Path, intact: set[tuple[Path, str]]) -> str | None:
-    """The first file, in the order of the manifest, that is absent or has other bytes.
+def first_wrong(
+    wanted: Sequence[tuple[Path, str]], intact: set[tuple[Path, str]], title: str
+) -> str | None:
+    """The first of the files that is absent or does not have its SHA-256.
 
     All bytes are read, whatever the times of the files say, but for those that are in `intact`
     already, to which all others are added when none is wrong.
     """
-    wanted = [(home / relative, digest) for relative, digest in known.lists.items()]
-    if known.images is not None:
-        wanted += [
-            (home / known.images / name, digest)
-            for part in known.splits.values()
-            for name, digest in zip(part.names, part.digests, strict=True)
-        ]
     wanted = [entry for entry in dict.fromkeys(wanted) if entry not in intact]
 
     def wrong(entry: tuple[Path, str]) -> str | None:
@@ -282,14 +308,9 @@ def first_wrong_file(known: Manifest, home: Path, intact: set[tuple[Path, str]])
         size = path.stat().st_size
         return None if file_digest(path) == digest else f"{path} ({size:,} bytes) has changed"
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        found = tqdm(  # None: shown when stderr is a terminal
-            pool.map(wrong, wanted), total=len(wanted), desc=f"verify {known.name}", disable=None
-        )
-        for text in found:
-            if text is not None:
-                pool.shutdown(cancel_futures=True)
-                return text
+    for text in each(wrong, wanted, title):
+        if text is not None:
+            return text
     intact.update(wanted)
     return None
 

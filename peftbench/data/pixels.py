@@ -25,11 +25,10 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from peftbench.data.images import cache_dir, file_digest, geometry_key, replaced, row_type
+from peftbench.data.images import BESIDE, cache_dir, file_digest, geometry_key, replaced, row_type
 from peftbench.errors import DataError
 from peftbench.spec import Preprocessing
 
-FOLDER = ".peftbench"  # beside the data
 FORMAT = 2  # of the key; raised when the same key would mean other pixels
 _VERIFIED_BYTES = 2**30  # larger arrays are checked by shape and size only: hashing takes too long
 _SAVED_EVERY = 2.0  # seconds between notes of how far a build has come
@@ -51,7 +50,7 @@ def place(beside: Path | None) -> Path:
     Data that cannot be written to, or that is in no folder, has its arrays in the user's cache.
     """
     if beside is not None and not os.environ.get("PEFTBENCH_CACHE") and os.access(beside, os.W_OK):
-        return beside / FOLDER / "pixels"
+        return beside / BESIDE / "pixels"
     return cache_dir() / "pixels"
 
 

@@ -8,17 +8,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from peftbench.data import cards, images, manifest, public, shifts
 from peftbench.data.download import Unreachable, fetch
+from peftbench.data.files import each, put
 from peftbench.data.listing import READERS, Listing
 from peftbench.data.manifest import Manifest
 from peftbench.data.sources import Source
@@ -29,11 +25,11 @@ from peftbench.spec import DatasetSpec, Preprocessing
 
 SHOTS = (1, 2, 4, 8, 16)
 NAMED = 20  # broken images that an error names; it counts the others
-DONE = ".peftbench/unpacked.json"  # which archives have been unpacked into a folder
+DONE = f"{images.BESIDE}/unpacked.json"  # which archives have been unpacked into a folder
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Ready:
     """A data set that is ready to be run."""
 
     name: str
@@ -54,7 +50,7 @@ def prepare(
     source: str | None = None,
     raw: Path | None = None,
     look: bool = True,
-) -> Prepared:
+) -> Ready:
     """Make a data set ready and write its manifest.
 
     Args:
@@ -73,7 +69,7 @@ def prepare(
     remarks: list[str] = []
     if spec.reader == "mini":
         listing = READERS[spec.reader](spec)
-        return Prepared(spec.name, None, (Manifest.of(spec, listing),), ("shipped",))
+        return Ready(spec.name, None, (Manifest.of(spec, listing),), ("shipped",))
     if spec.reader not in ("public", "shift"):
         home_of(spec)
     if spec.reader in ("public", "shift") and (
@@ -92,7 +88,7 @@ def prepare(
         made = Manifest.of(variant, listing)
         manifest.write(made, home, variant)
         manifests.append(made)
-    return Prepared(spec.name, home, tuple(manifests), tuple(dict.fromkeys(remarks)))
+    return Ready(spec.name, home, tuple(manifests), tuple(dict.fromkeys(remarks)))
 
 
 def variants(spec: DatasetSpec) -> list[DatasetSpec]:
@@ -159,15 +155,19 @@ def verify(spec: DatasetSpec, look: bool = False) -> str:
         )
     intact: set[tuple[Path, str]] = set()  # lists of other shots name the same images
     for variant, made in known:
-        wrong = manifest.first_wrong_file(made, home, intact)
+        wrong_list = manifest.first_wrong(made.list_files(home), intact, f"lists of {spec.name}")
+        if wrong_list is None:
+            wrong = manifest.first_wrong(made.image_files(home), intact, f"verify {spec.name}")
+            if wrong is not None:
+                raise DataError(f"{spec.name} is not intact: {wrong}")
         try:
             now = listed(variant)
             detail = manifest.difference(made, now)
         except DataError as error:
             detail = str(error)
-        if wrong or detail:
-            why = f": {detail}" if wrong and detail and detail not in wrong else ""
-            raise DataError(f"{spec.name} is not intact: {wrong or detail}{why}")
+        if wrong_list or detail:
+            told_of = [text for text in (wrong_list, detail) if text]
+            raise DataError(f"{spec.name} is not intact: {': '.join(told_of)}")
         remarks = look_at_images(spec.name, now) if look and not told else []
         told.append("; ".join([f"{variant.name}: {_sizes(made)}, intact", *remarks]))
     return "\n".join(told)
@@ -213,12 +213,7 @@ def look_at_images(name: str, listing: Listing) -> list[str]:
         except DataError as error:
             return str(error), None
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        found = list(
-            tqdm(  # None: shown when stderr is a terminal
-                pool.map(look, names), total=len(names), desc=f"decode {name}", disable=None
-            )
-        )
+    found = list(each(look, names, f"decode {name}"))
     broken = [error for error, _ in found if error]
     if broken:
         more = f" {len(broken) - NAMED} more are not named." if len(broken) > NAMED else ""
@@ -332,7 +327,7 @@ def _fetch(spec: DatasetSpec, source: Source, data_dir: Path, folder: Path, buil
         if archive.unpack:
             unpack(path, folder, archive.strip, replace=True)
         else:
-            _link(path, folder / archive.file.name)
+            put(path, folder / archive.file.name)
         done.add(archive.file.name)
         _note(record, done)
 
@@ -341,16 +336,6 @@ def _note(record: Path, done: set[str]) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     with images.replaced(record) as temporary:
         temporary.write_text(json.dumps(sorted(done)), encoding="utf-8")
-
-
-def _link(path: Path, place: Path) -> None:
-    """The same bytes under another name, without a copy where the disk allows it."""
-    place.unlink(missing_ok=True)
-    try:
-        os.link(path, place)
-    except OSError:
-        with images.replaced(place) as temporary:
-            shutil.copyfile(path, temporary)
 
 
 def plan(

@@ -100,18 +100,18 @@ def test_an_interrupted_preparation_goes_on(
 ) -> None:
     here = tmp_path / "data"
     spec = small("fgvc/oxford_flowers", here)
-    linked = prepare._link
+    linked = prepare.put
 
     def interrupted(path: Path, place: Path) -> None:
         raise KeyboardInterrupt
 
     with web.serving(flowers(tmp_path)) as site:
         known = flower_source(site)
-        monkeypatch.setattr(prepare, "_link", interrupted)
+        monkeypatch.setattr(prepare, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare.prepare(spec, here, known)
         assert (here / "oxford_flowers" / "jpg").is_dir()  # unpacked, and the lists are missing
-        monkeypatch.setattr(prepare, "_link", linked)
+        monkeypatch.setattr(prepare, "put", linked)
         assert prepare.prepare(spec, here, known).manifests[0].sizes() == trees.COUNTS
         assert len(site.asked) == 3
 

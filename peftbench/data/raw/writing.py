@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image as Pillow
 from tqdm import tqdm
 
+from peftbench.data.files import put
 from peftbench.data.images import replaced
 from peftbench.data.layouts.base import held
 from peftbench.data.layouts.lists import VTAB_LISTS, VTAB_SOURCE, VTAB_UNION
@@ -199,11 +200,7 @@ def _union(names: list[str], part: Path) -> list[str]:
     for number, name in enumerate(names):
         path = folder / f"{number:06d}{Path(name).suffix}"
         if not path.exists():
-            with replaced(path) as temporary:
-                try:
-                    os.link(part / name, temporary)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(part / name, temporary)
+            put(part / name, path)
         made.append(f"images/{UNION}/{path.name}")
     return made
 
