@@ -1,0 +1,135 @@
+"""Guards at every door through which somebody else's files come in; all pure, no torch.
+
+They raise `ValueError` with one clause that says what was found, so that each reader names its own
+file and what to do about it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import unicodedata
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+MOST_BYTES = 256 * 2**20  # of one small file: a record, a card, predictions, a manifest
+MOST_HEADER = 4096  # bytes of the header of a .npy file, which numpy evaluates as a literal
+READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA unpack without a bound
+# what a terminal obeys or hides: controls, surrogates, formats (U+202E among them), separators
+UNPRINTABLE = frozenset(("Cc", "Cs", "Cf", "Co", "Cn", "Zl", "Zp"))
+
+
+def printable(text: str) -> str:
+    r"""`text` for a terminal or a page: one line, everything that a terminal obeys as `\x1b`."""
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in UNPRINTABLE
+        else character
+        for character in text
+    )
+
+
+def check_plain_file(path: Path) -> None:
+    """Refuse what `open` would wait for, or never get to the end of: FIFOs, devices, sockets.
+
+    Raises:
+        ValueError: `path` is there and is neither a file nor a link to one.
+        OSError: it is not there or may not be looked at.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds: tuple[tuple[Callable[[int], bool], str], ...] = (
+            (stat.S_ISDIR, "a folder"),
+            (stat.S_ISFIFO, "a named pipe"),
+            (stat.S_ISSOCK, "a socket"),
+            (stat.S_ISCHR, "a device"),
+            (stat.S_ISBLK, "a device"),
+        )
+        kind = next((name for test, name in kinds if test(mode)), "something else")
+        raise ValueError(f"it is no plain file but {kind}")
+
+
+def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a plain file of at most `most` bytes.
+
+    Raises:
+        ValueError: it is no plain file, or larger.
+        OSError: it cannot be read.
+    """
+    check_plain_file(path)
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most / 2**20:.0f} MB")
+    return data
+
+
+def read_member(archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES) -> bytes:
+    """One file of a zip file, unpacked: at most `most` bytes, whatever its directory says.
+
+    Raises:
+        ValueError: it is larger, or packed in a way that unpacks without a bound.
+        zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: damaged or encrypted.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type not in READABLE:
+        raise ValueError(f"{name} is packed as no zip file of ours is (neither stored nor deflate)")
+    if info.file_size > most:
+        raise ValueError(f"{name} unpacks to {info.file_size:,} bytes, more than {most:,}")
+    with archive.open(info) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{name} unpacks to more than {most:,} bytes")
+    return data
+
+
+def read_npz(source: Path | IO[bytes], most: int = MOST_BYTES) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz`, by name, of at most `most` bytes together; never unpickles.
+
+    Nothing is unpacked before the sizes of all members were summed, and no array is made before
+    its header was held against the size of its member.
+
+    Raises:
+        ValueError: too large, Python objects, or a header that announces another size.
+        zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: damaged or encrypted.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(source) as archive:
+        total = sum(info.file_size for info in archive.infolist())
+        if total > most:
+            raise ValueError(f"it unpacks to {total:,} bytes, more than {most:,}")
+        for info in archive.infolist():
+            if info.compress_type not in READABLE:
+                raise ValueError(f"{info.filename} is packed in a way that numpy does not write")
+            with archive.open(info) as file:
+                arrays[info.filename.removesuffix(".npy")] = _array(file, info)
+    return arrays
+
+
+def _array(file: IO[bytes], info: zipfile.ZipInfo) -> np.ndarray:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        header = np.lib.format.read_array_header_1_0(file, max_header_size=MOST_HEADER)
+    elif version == (2, 0):
+        header = np.lib.format.read_array_header_2_0(file, max_header_size=MOST_HEADER)
+    else:
+        raise ValueError(f"{info.filename} is of version {version} of numpy's format")
+    shape, fortran, dtype = header
+    if dtype.hasobject:
+        raise ValueError(f"{info.filename} holds Python objects")
+    if any(not isinstance(side, int) or side < 0 for side in shape):
+        raise ValueError(f"{info.filename} has the shape {shape}")
+    count = math.prod(shape)
+    wanted = count * dtype.itemsize
+    if wanted > info.file_size:
+        raise ValueError(f"{info.filename} announces {wanted:,} bytes and has {info.file_size:,}")
+    data = file.read(wanted + 1)
+    if len(data) != wanted:
+        raise ValueError(f"{info.filename} announces {wanted:,} bytes and has another number")
+    flat = np.frombuffer(data, dtype=dtype, count=count)
+    return flat.reshape(shape, order="F" if fortran else "C")
