@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 import os
 import stat
+import struct
 import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 MOST_BYTES = 256 * 2**20  # of one small file: a record, a card, predictions, a manifest
+MOST_RECORD = 16 * 2**20  # of a record or a card: values take up to 25 times their text in memory
+MOST_DIRECTORY = 32 * 2**20  # of the list of contents of a zip file, about 300,000 files
 MOST_HEADER = 4096  # bytes of the header of a .npy file, which numpy evaluates as a literal
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA unpack without a bound
 # what a terminal obeys or hides: controls, surrogates, formats (U+202E among them), separators
@@ -63,10 +67,35 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     """
     check_plain_file(path)
     with open(path, "rb") as file:
-        data = file.read(most + 1)
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size / 2**20:,.0f} MB, more than {most / 2**20:.0f} MB")
+        data = file.read(size + 1)  # not `most`, which would be set aside each time
+        if len(data) > size:  # it grows
+            data += file.read(most + 1 - len(data))
     if len(data) > most:
         raise ValueError(f"it has more than {most / 2**20:.0f} MB")
     return data
+
+
+def check_directory(file: IO[bytes]) -> None:
+    """Refuse a zip file whose list of contents would fill the memory before any is read.
+
+    Raises:
+        ValueError: the list is larger than `MOST_DIRECTORY`.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2**16 - 128))  # its end may be followed by a comment of 64 KB
+    tail = file.read()
+    file.seek(0)
+    for mark, at, code in ((b"PK\5\6", 12, "<L"), (b"PK\6\6", 40, "<Q")):  # the latter of zip64
+        found = tail.find(mark)
+        while found >= 0:
+            if found + at + struct.calcsize(code) <= len(tail):
+                (listed,) = struct.unpack_from(code, tail, found + at)
+                if listed > MOST_DIRECTORY and listed != 2**32 - 1:
+                    raise ValueError(f"its list of contents has {listed / 2**20:,.0f} MB")
+            found = tail.find(mark, found + 1)
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES) -> bytes:
@@ -99,6 +128,11 @@ def read_npz(source: Path | IO[bytes], most: int = MOST_BYTES) -> dict[str, np.n
         zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: damaged or encrypted.
     """
     arrays: dict[str, np.ndarray] = {}
+    if isinstance(source, Path):
+        check_plain_file(source)
+        with open(source, "rb") as file:
+            return read_npz(file, most)
+    check_directory(source)
     with zipfile.ZipFile(source) as archive:
         total = sum(info.file_size for info in archive.infolist())
         if total > most:
@@ -112,6 +146,8 @@ def read_npz(source: Path | IO[bytes], most: int = MOST_BYTES) -> dict[str, np.n
 
 
 def _array(file: IO[bytes], info: zipfile.ZipInfo) -> np.ndarray:
+    import numpy as np
+
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         header = np.lib.format.read_array_header_1_0(file, max_header_size=MOST_HEADER)
