@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 import struct
 import unicodedata
@@ -24,6 +25,8 @@ MOST_RECORD = 16 * 2**20  # of a record or a card: values take up to 25 times th
 MOST_DIRECTORY = 32 * 2**20  # of the list of contents of a zip file, about 300,000 files
 MOST_HEADER = 4096  # bytes of the header of a .npy file, which numpy evaluates as a literal
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA unpack without a bound
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # what a terminal obeys or hides: controls, surrogates, formats (U+202E among them), separators
 UNPRINTABLE = frozenset(("Cc", "Cs", "Cf", "Co", "Cn", "Zl", "Zp"))
 
@@ -36,6 +39,19 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def guarded(cell: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula: such a one begins with `'`.
+
+    Numbers stay numbers, and `unguarded` gives back what went in.
+    """
+    return f"'{cell}" if FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    """What `guarded` made a cell of."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def check_plain_file(path: Path) -> None:

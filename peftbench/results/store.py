@@ -240,7 +240,7 @@ class ResultsStore:
         """Predictions of one run, or `None` where it saved none."""
         path = self.artefacts((method, run_id)) / "predictions.npz"
         try:
-            return predictions(read_npz(path))
+            return predictions_of(read_npz(path))
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
@@ -317,7 +317,7 @@ UNREADABLE = (
 )
 
 
-def predictions(arrays: Mapping[str, np.ndarray]) -> Predictions:
+def predictions_of(arrays: Mapping[str, np.ndarray]) -> Predictions:
     """The arrays of a file of predictions; `ValueError` unless they are one for each image."""
     lacking = [name for name in Predictions.__dataclass_fields__ if name not in arrays]
     if lacking:
