@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from peftbench import card as cards
 from peftbench import tensors
 from peftbench import tuned as files
+from peftbench.backbones.accepted import check_model, dtype_of
 from peftbench.backbones.anatomy import Anatomy, describe
 from peftbench.backbones.load import SHIPPED, check_name, hash_checkpoint, hash_tensors
 from peftbench.backbones.load import load as load_backbone
@@ -104,15 +105,27 @@ def tune(
 
     Raises:
         UnknownName: no such method or hyper-parameter.
-        ConfigError: a value makes no sense, or the model carries a method already.
+        ConfigError: a value makes no sense, the model carries a method already, or it is wrapped,
+            compiled, quantised or of several types.
         Unsupported: the method is not defined on this model.
+        WeightsError: the model holds values that are not finite.
     """
     chosen = _method(method, hyperparameters)
+    _check_numbers(num_classes, image_size)
+    _check_free(model)
+    check_model(model)
     with _undone_on_failure(model) as before:
         size = _image_size(model) if image_size is None else image_size
         built = _apply(model, chosen, num_classes, size, seed)
         before.keep(built.trainable.values())
     return TunedModel(built, before).train()
+
+
+def _check_numbers(num_classes: int | None, image_size: object) -> None:
+    for name, value in (("num_classes", num_classes), ("image_size", image_size)):
+        if value is not None and (type(value) is not int or value < 1):
+            what = "one side in pixels" if name == "image_size" else "a number of 1 or more"
+            raise ConfigError(f"{name}={printable(repr(value))[:60]} makes no sense. Give {what}.")
 
 
 def list_methods() -> list[str]:
@@ -156,6 +169,8 @@ def attach(backbone: nn.Module, path: str | Path) -> TunedModel:
     card = files.read_card(folder)
     if card.get("kind") == "merged":
         raise WeightsError(f"{folder} holds a whole model, not a task. Use peftbench.load.")
+    _check_free(backbone)
+    check_model(backbone)
     method = _method_of(card, folder)
     held = files.size(folder)
     with _undone_on_failure(backbone) as before:
@@ -357,14 +372,18 @@ def _method_of(card: dict[str, Any], folder: Path) -> Method:
     return method.offline()
 
 
-@contextlib.contextmanager
-def _undone_on_failure(model: nn.Module) -> Iterator[surgery.Snapshot]:
-    """What `model` was; whatever fails inside leaves it as it was."""
-    if model in _CARRIERS:
+def _check_free(model: object) -> None:
+    if isinstance(model, nn.Module) and model in _CARRIERS:
         raise ConfigError(
             f"this {type(model).__name__} carries a tuning method already. Call "
             "peftbench.detach on its tuned model first."
         )
+
+
+@contextlib.contextmanager
+def _undone_on_failure(model: nn.Module) -> Iterator[surgery.Snapshot]:
+    """What `model` was; whatever fails inside leaves it as it was."""
+    _check_free(model)
     before = surgery.snapshot(model)
     try:
         yield before
@@ -378,8 +397,11 @@ def _apply(
     model: nn.Module, method: Method, num_classes: int | None, image_size: int, seed: int
 ) -> Tuned:
     _give_classifier(model, num_classes)
+    dtype = dtype_of(model)
     anatomy = _describe(model, image_size)
-    return apply(method, model, anatomy, num_classes, torch.Generator().manual_seed(seed))
+    built = apply(method, model, anatomy, num_classes, torch.Generator().manual_seed(seed))
+    built.model.to(dtype)  # new tensors are drawn in float32
+    return built
 
 
 def _describe(model: nn.Module, image_size: int) -> Anatomy:

@@ -127,6 +127,11 @@ class SideTune(Method):
 
     def check(self, anatomy: Anatomy) -> None:
         if self.side == "alexnet":
+            if anatomy.channels != 3:
+                raise Unsupported(
+                    f"sidetune with side=alexnet reads 3 channels, and the images of this backbone "
+                    f"have {anatomy.channels}. Use method.side=backbone."
+                )
             return
         if not anatomy.depth:
             raise Unsupported(
