@@ -5,27 +5,30 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+import psutil
 import timm
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from peftbench import card as cards
+from peftbench import tensors
 from peftbench import tuned as files
-from peftbench.backbones.anatomy import describe
-from peftbench.backbones.load import hash_tensors
+from peftbench.backbones.accepted import check_model, dtype_of
+from peftbench.backbones.anatomy import Anatomy, describe
+from peftbench.backbones.load import SHIPPED, check_name, hash_checkpoint, hash_tensors
 from peftbench.backbones.load import load as load_backbone
-from peftbench.errors import ConfigError, NotMergeable, WeightsError
+from peftbench.errors import ConfigError, NoEffect, NotMergeable, Unsupported, WeightsError
 from peftbench.methods import METHODS, Method, Tuned, apply, discover, surgery
 from peftbench.registry import unknown_name
 from peftbench.spec import BackboneSpec
+from peftbench.untrusted import check_plain_file, printable
 
 _CARRIERS: WeakSet[nn.Module] = WeakSet()  # backbones that carry a method until `detach`
 _GONE = "this tuned model was detached from its backbone. Attach the task again."
@@ -102,15 +105,27 @@ def tune(
 
     Raises:
         UnknownName: no such method or hyper-parameter.
-        ConfigError: a value makes no sense, or the model carries a method already.
+        ConfigError: a value makes no sense, the model carries a method already, or it is wrapped,
+            compiled, quantised or of several types.
         Unsupported: the method is not defined on this model.
+        WeightsError: the model holds values that are not finite.
     """
     chosen = _method(method, hyperparameters)
+    _check_numbers(num_classes, image_size)
+    _check_free(model)
+    check_model(model)
     with _undone_on_failure(model) as before:
         size = _image_size(model) if image_size is None else image_size
         built = _apply(model, chosen, num_classes, size, seed)
         before.keep(built.trainable.values())
     return TunedModel(built, before).train()
+
+
+def _check_numbers(num_classes: int | None, image_size: object) -> None:
+    for name, value in (("num_classes", num_classes), ("image_size", image_size)):
+        if value is not None and (type(value) is not int or value < 1):
+            what = "one side in pixels" if name == "image_size" else "a number of 1 or more"
+            raise ConfigError(f"{name}={printable(repr(value))[:60]} makes no sense. Give {what}.")
 
 
 def list_methods() -> list[str]:
@@ -152,15 +167,44 @@ def attach(backbone: nn.Module, path: str | Path) -> TunedModel:
     """
     folder = Path(path)
     card = files.read_card(folder)
+    if card.get("kind") == "merged":
+        raise WeightsError(f"{folder} holds a whole model, not a task. Use peftbench.load.")
+    _check_free(backbone)
+    check_model(backbone)
     method = _method_of(card, folder)
+    held = files.size(folder)
     with _undone_on_failure(backbone) as before:
-        size = card["provenance"]["preprocessing"]["size"]
-        _give_classifier(backbone, len(card["classes"]))
+        size, num_classes = cards.image_size(card), len(card["classes"])
+        _give_classifier(backbone, 2 if held < num_classes else num_classes)
         _check_weights(backbone, card, folder)
-        built = _apply(backbone, method, len(card["classes"]), size, seed=0)
+        with _named(folder):
+            _check_size(backbone, method, num_classes, size, held)
+            built = _apply(backbone, method, num_classes, size, seed=0)
         before.keep(built.trainable.values())
         files.load(built, folder)
+        _check_finite(built.state(), folder / files.TASK)
     return TunedModel(built, before, card).eval()
+
+
+def _check_size(
+    backbone: nn.Module, method: Method, num_classes: int, image_size: int, held: int
+) -> None:
+    """Refuse a method of other dimensions than the `held` numbers of its file, before it is made.
+
+    Raises:
+        WeightsError: it has more.
+    """
+    anatomy = _describe(backbone, image_size)
+    method.check(anatomy)
+    needed = method.expected_params(anatomy) + num_classes
+    with contextlib.suppress(NotImplementedError), torch.device("meta"):
+        head = method.head(anatomy.head_width, num_classes, torch.Generator())
+        needed += sum(p.numel() for p in head.parameters()) - num_classes
+    if needed > held:
+        raise WeightsError(
+            f"its {method.name} for {num_classes} classes has {needed:,} numbers, and "
+            f"{files.TASK} holds {held:,}. Export the run again."
+        )
 
 
 def detach(tuned: TunedModel) -> nn.Module:
@@ -173,35 +217,128 @@ def detach(tuned: TunedModel) -> nn.Module:
     return backbone
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, checkpoint: str | Path | None = None) -> nn.Module:
     """The ready model of an exported folder, in eval mode.
 
     A `TunedModel`, whose backbone is loaded as its card says; or a plain timm model where the
     folder was exported with `--merged`.
 
+    Args:
+        path: the folder.
+        checkpoint: the file of weights that the task was tuned on, where they came from a file;
+            accepted if its SHA-256 is that of the card.
+
     Raises:
         WeightsError: files or backbone weights are missing, corrupt or others than the card's.
+        ConfigError: the folder holds a whole model, and weights were given.
     """
     folder = Path(path)
     card = files.read_card(folder)
     if card.get("kind") == "merged":
+        if checkpoint is not None:
+            raise ConfigError(f"{folder} holds a whole model. Leave checkpoint out.")
         return _load_merged(card, folder)
-    backbone = load_backbone(BackboneSpec(**card["spec"]["backbone"]), len(card["classes"]))
-    return attach(backbone.model, folder)
+    backbone = _backbone_of(card, folder, checkpoint)
+    return attach(backbone, folder)
+
+
+def _backbone_of(card: dict[str, Any], folder: Path, checkpoint: str | Path | None) -> nn.Module:
+    """The backbone that a task was tuned on, with a classifier of as many classes.
+
+    A place that the card names is never opened: it is somebody else's.
+    """
+    spec = cards.backbone(card)
+    if checkpoint is not None:
+        file = Path(checkpoint).expanduser()
+        _check_file(file, spec, folder)
+        spec = dataclasses.replace(spec, checkpoint=str(file))
+    elif spec.checkpoint is not None:
+        raise WeightsError(
+            f"{folder} was tuned on the weights in {printable(spec.checkpoint)} (SHA-256 "
+            f"{spec.checkpoint_sha256[:12]}), which are not part of it. Give their file: "
+            f"peftbench.load({str(folder)!r}, checkpoint=PATH); or use peftbench.attach on the "
+            "backbone in memory."
+        )
+    with _named(folder):
+        _check_memory(spec)
+        # with two classes, as a run loads it: random weights are drawn in the same order
+        model = load_backbone(spec, 2).model
+    if hasattr(model, "num_classes"):
+        model.num_classes = len(card["classes"])  # type: ignore[assignment]
+    return model
+
+
+def _check_file(file: Path, spec: BackboneSpec, folder: Path) -> None:
+    """Refuse a file of weights that is not the one of the card, before anything reads it."""
+    try:
+        check_plain_file(file)
+    except FileNotFoundError as e:
+        raise WeightsError(f"checkpoint={file} does not exist. Give the file's path.") from e
+    except (OSError, ValueError) as e:
+        raise WeightsError(f"checkpoint={file} cannot be read: {e}. Give another file.") from e
+    if not spec.checkpoint_sha256:  # of named weights; `attach` compares their tensors
+        return
+    found = hash_checkpoint(file)
+    if found != spec.checkpoint_sha256:
+        raise WeightsError(
+            f"{folder} was tuned on the weights in {printable(str(spec.checkpoint))} with SHA-256 "
+            f"{spec.checkpoint_sha256[:12]}, and {file} has {found[:12]}. Give that file."
+        )
+
+
+def _check_memory(spec: BackboneSpec) -> None:
+    """Refuse a backbone that this machine has no room for, before anything is made or fetched."""
+    model = load_backbone(spec, 2, device="meta").model
+    needed = sum(tensor.nbytes for tensor in model.state_dict().values())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise WeightsError(
+            f"backbone {spec.name} takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of "
+            "memory are free. Load it where there is more."
+        )
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """What a card asks for and cannot be had, with the folder that it stands in."""
+    try:
+        yield
+    except (ConfigError, Unsupported, NoEffect, WeightsError) as e:
+        raise WeightsError(f"{folder}: {printable(str(e))}") from e
+    except (AssertionError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as e:
+        reason = printable((str(e).strip() or type(e).__name__).splitlines()[0])[:160]
+        raise WeightsError(f"{folder} does not describe a model of timm: {reason}.") from e
 
 
 def _load_merged(card: dict[str, Any], folder: Path) -> nn.Module:
-    built = card["timm"]
-    model = timm.create_model(
-        built["architecture"], num_classes=built["num_classes"], **built["kwargs"]
-    )
+    architecture, num_classes, options = cards.construction(card)
     path = folder / files.MERGED
-    try:
-        model.load_state_dict(load_file(path), strict=True)
-    except (FileNotFoundError, SafetensorError, RuntimeError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise WeightsError(f"{path} cannot be read ({reason}). Export the run again.") from e
+    with _named(folder):
+        check_name(BackboneSpec(architecture, pretrained=False))
+        if architecture in SHIPPED:
+            raise ConfigError(f"{architecture!r} is no architecture of timm.")
+        with torch.device("meta"):  # what it would take is known before it is made
+            planned = timm.create_model(
+                architecture, pretrained=False, num_classes=num_classes, **options
+            )
+        try:
+            state = tensors.read(path, planned.state_dict())
+        except FileNotFoundError as e:
+            raise WeightsError(f"{path} does not exist. Export the run again.") from e
+        except (OSError, ValueError) as e:
+            raise WeightsError(f"{path} cannot be read ({e}). Export the run again.") from e
+        model = timm.create_model(
+            architecture, pretrained=False, num_classes=num_classes, **options
+        )
+        model.load_state_dict(state, strict=True)
+    _check_finite(state, path)
     return model.eval()
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    name = tensors.not_finite(state)
+    if name is not None:
+        raise WeightsError(f"{path}: {name} holds values that are not finite. Export again.")
 
 
 def _method(name: str, hyperparameters: dict[str, Any]) -> Method:
@@ -222,25 +359,31 @@ def _method(name: str, hyperparameters: dict[str, Any]) -> Method:
 
 
 def _method_of(card: dict[str, Any], folder: Path) -> Method:
+    """The method of a card, as it starts without a download: its file holds what trains."""
     declared = card["spec"]["method"]
-    method = _method(declared["name"], declared["hyperparameters"])
+    with _named(folder):
+        method = _method(declared["name"], cards.hyperparameters(card))
     if method.card.version != declared["version"]:
+        made_by = printable(card["provenance"]["peftbench"])[:40]
         raise WeightsError(
-            f"{folder} was tuned with version {declared['version']} of {method.name}, and this "
-            f"peftbench has version {method.card.version}. Install peftbench "
-            f"{card['provenance']['peftbench']}."
+            f"{folder} was tuned with version {str(declared['version'])[:20]} of {method.name}, "
+            f"and this peftbench has version {method.card.version}. Install peftbench {made_by}."
         )
-    return method
+    return method.offline()
+
+
+def _check_free(model: object) -> None:
+    if isinstance(model, nn.Module) and model in _CARRIERS:
+        raise ConfigError(
+            f"this {type(model).__name__} carries a tuning method already. Call "
+            "peftbench.detach on its tuned model first."
+        )
 
 
 @contextlib.contextmanager
 def _undone_on_failure(model: nn.Module) -> Iterator[surgery.Snapshot]:
     """What `model` was; whatever fails inside leaves it as it was."""
-    if model in _CARRIERS:
-        raise ConfigError(
-            f"this {type(model).__name__} carries a tuning method already. Call "
-            "peftbench.detach on its tuned model first."
-        )
+    _check_free(model)
     before = surgery.snapshot(model)
     try:
         yield before
@@ -254,14 +397,21 @@ def _apply(
     model: nn.Module, method: Method, num_classes: int | None, image_size: int, seed: int
 ) -> Tuned:
     _give_classifier(model, num_classes)
+    dtype = dtype_of(model)
+    anatomy = _describe(model, image_size)
+    built = apply(method, model, anatomy, num_classes, torch.Generator().manual_seed(seed))
+    built.model.to(dtype)  # new tensors are drawn in float32
+    return built
+
+
+def _describe(model: nn.Module, image_size: int) -> Anatomy:
     try:
-        anatomy = describe(model, image_size)
+        return describe(model, image_size)
     except (AssertionError, RuntimeError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise ConfigError(
             f"image_size={image_size} does not suit this {type(model).__name__}: {reason}"
         ) from e
-    return apply(method, model, anatomy, num_classes, torch.Generator().manual_seed(seed))
 
 
 def _give_classifier(model: nn.Module, num_classes: int | None) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from peftbench import card as cards
+from peftbench import tensors
 from peftbench.errors import WeightsError
 from peftbench.methods.base import Tuned
+from peftbench.results.privacy import public
+from peftbench.untrusted import read_bounded
 
 TASK = "tuned.safetensors"  # what one task needs besides the backbone
 MERGED = "model.safetensors"  # a whole model
@@ -29,11 +33,24 @@ def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
     part = folder / f".card.{os.getpid()}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(folder / CARD)
+    try:
+        part.write_bytes(card_bytes(card))
+        part.replace(folder / CARD)
+    finally:
+        part.unlink(missing_ok=True)
     return path.stat().st_size
+
+
+def card_bytes(card: dict[str, Any]) -> bytes:
+    """The file of a card: no places, hosts or users; names that are no UTF-8 escaped."""
+    shared = public(card)
+    if "classes" in card:  # labels, even those that look like paths
+        shared["classes"] = card["classes"]
+    try:
+        return (json.dumps(shared, indent=1, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # halves of surrogate pairs, which file names can hold
+        return (json.dumps(shared, indent=1) + "\n").encode()
 
 
 def load(tuned: Tuned, folder: Path) -> None:
@@ -44,29 +61,40 @@ def load(tuned: Tuned, folder: Path) -> None:
     """
     path = folder / TASK
     try:
-        tuned.load_state(load_file(path))
+        tuned.load_state(tensors.read(path, tuned.state()))
     except FileNotFoundError as e:
         raise WeightsError(f"{path} does not exist. Run the task again.") from e
-    except (SafetensorError, ValueError) as e:
+    except (OSError, ValueError) as e:
         raise WeightsError(f"{path} does not fit this method and backbone: {e}.") from e
 
 
+def size(folder: Path) -> int:
+    """Numbers that the tuned tensors of a folder hold, read off the header of their file.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    path = folder / TASK
+    try:
+        return sum(math.prod(each.shape) for each in tensors.announced(path).values())
+    except FileNotFoundError as e:
+        raise WeightsError(f"{path} does not exist. Run the task again.") from e
+    except (OSError, ValueError) as e:
+        raise WeightsError(f"{path} cannot be read: {e}. Export the run again.") from e
+
+
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a run or of an exported folder.
+    """The card of a run or of an exported folder, with its fields checked; see `peftbench.card`.
 
     Raises:
         WeightsError: there is none, or it is not one of ours.
     """
     path = folder / CARD
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"spec", "classes", "provenance"} - card.keys()
+        return cards.parse(read_bounded(path, cards.MOST_BYTES))
     except (FileNotFoundError, NotADirectoryError) as e:
         raise WeightsError(
             f"{path} does not exist. Give a folder that `peftbench export` wrote."
         ) from e
-    except (OSError, ValueError, AttributeError) as e:
+    except (OSError, ValueError) as e:
         raise WeightsError(f"{path} is not a readable card: {e}. Export the run again.") from e
-    if missing:
-        raise WeightsError(f"{path} lacks {', '.join(sorted(missing))}. Export the run again.")
-    return dict(card)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from peftbench.errors import Unsupported
+from peftbench.backbones.accepted import dtype_of, uncopyable
+from peftbench.errors import ConfigError, Unsupported
 
 STEM = -1  # depth of sites in front of the first block
 
@@ -102,6 +103,7 @@ class Anatomy:
     image_size: int  # side of the images that it was described for
     norms: tuple[str, ...] = ()  # paths of all norms with scales or shifts, described or not
     num_norm_params: int = 0
+    channels: int = 3  # of the images
 
     def where(self, *roles: Role, depths: Container[int] | None = None) -> tuple[Site, ...]:
         """Sites whose role is among `roles`, in depth order, optionally at `depths` only."""
@@ -144,6 +146,7 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
 
     Raises:
         Unsupported: the model has no single classifier.
+        ConfigError: the model cannot be copied, which the probe and merging need.
     """
     from peftbench.backbones.families import family_of
 
@@ -151,7 +154,7 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
     head = head_path(backbone)
     classifier = backbone.get_submodule(head)
     declared = list(_declare(backbone, family))
-    shapes = _probe(backbone, [path for path, *_ in declared], image_size)
+    shapes, channels = _probe(backbone, [path for path, *_ in declared], image_size)
     late = _late_entries(declared, shapes)
     sites = tuple(
         _site(backbone, family, path, role, depth, stage, shapes.get(path))
@@ -180,6 +183,7 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
         image_size=image_size,
         norms=tuple(norms),
         num_norm_params=sum(norms.values()),
+        channels=channels,
     )
 
 
@@ -190,10 +194,22 @@ def head_path(backbone: nn.Module) -> str:
     for path, module in backbone.named_modules():
         if module is classifier and path and not isinstance(module, nn.Identity):
             return path
-    raise Unsupported(
-        f"{type(backbone).__name__} has no single classifier module to replace; "
-        "build it with num_classes > 0."
-    )
+    raise Unsupported(_no_classifier(backbone, classifier))
+
+
+def _no_classifier(backbone: nn.Module, classifier: object) -> str:
+    """Why there is no single module to replace."""
+    own = f"{type(backbone).__name__} has no single classifier module to replace"
+    if classifier is None:
+        return f"{own}: it is no model of timm, whose get_classifier would name it."
+    if isinstance(classifier, nn.Identity):
+        return f"{own}: it was built with num_classes=0. Build it with num_classes > 0."
+    if isinstance(classifier, tuple | list | nn.ModuleList | nn.ModuleDict):
+        return (
+            f"{own} but {len(classifier)}, as distilled models do, and a method would train one of "
+            "them. Use an architecture with one head, such as its form without distillation."
+        )
+    return f"{own}: what its get_classifier returns is a {type(classifier).__name__}."
 
 
 def match(pattern: str, paths: list[str]) -> list[str]:
@@ -264,11 +280,26 @@ def _fits(role: Role, module: nn.Module) -> bool:
     return True
 
 
-def _probe(backbone: nn.Module, paths: list[str], image_size: int) -> dict[str, torch.Size]:
-    """Output shape of each module among `paths` that one forward pass calls."""
+def _probe(
+    backbone: nn.Module, paths: list[str], image_size: int
+) -> tuple[dict[str, torch.Size], int]:
+    """Output shape of each module among `paths` that one forward pass calls; and the channels.
+
+    The image has the channels and the type that the model reads.
+    """
+    readings = _channels(backbone)
     if not paths:
-        return {}
-    model = weightless_copy(backbone).eval()
+        return {}, readings[0]
+    try:
+        model = weightless_copy(backbone).eval()
+    except Exception as e:  # whatever an attribute of somebody's class does when it is copied
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        held = uncopyable(backbone)
+        raise ConfigError(
+            f"this {type(backbone).__name__} cannot be copied, which merging and the search for "
+            f"its sites need{f': its attribute {held!r} says' if held else ':'} {reason}. Remove "
+            "the attribute first."
+        ) from e
     shapes: dict[str, torch.Size] = {}
 
     def note(path: str) -> Callable[..., None]:
@@ -280,9 +311,49 @@ def _probe(backbone: nn.Module, paths: list[str], image_size: int) -> dict[str, 
 
     for path in paths:
         model.get_submodule(path).register_forward_hook(note(path))
-    with torch.no_grad():
-        model(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return shapes
+    failure: Exception | None = None
+    for channels in readings:
+        shapes.clear()
+        image = torch.empty(
+            1, channels, image_size, image_size, device="meta", dtype=dtype_of(backbone)
+        )
+        try:
+            with torch.no_grad():
+                output = model(image)
+        except (AssertionError, RuntimeError) as e:
+            failure = failure or e  # of the likeliest number of channels
+            continue
+        _check_output(backbone, output)
+        return shapes, channels
+    assert failure is not None
+    raise failure
+
+
+def _check_output(backbone: nn.Module, output: object) -> None:
+    """Refuse a model that gives anything but one row of logits for an image."""
+    own = type(backbone).__name__
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return
+    if isinstance(output, Tensor):
+        pooled = getattr(backbone, "global_pool", None)
+        cause = "built with global_pool=''" if pooled in ("", None) else "without pooling"
+        raise Unsupported(
+            f"this {own} gives {output.ndim} dimensions {tuple(output.shape)} for an image and not "
+            f"one row of logits: {cause}. Build it with its own global_pool."
+        )
+    raise Unsupported(
+        f"this {own} gives a {type(output).__name__} for an image and not one row of logits."
+    )
+
+
+def _channels(backbone: nn.Module) -> tuple[int, ...]:
+    """Channels that the images may have, the likeliest first: those of the first convolution.
+
+    It does not read the image itself where a stem rearranges pixels before it.
+    """
+    first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
+    read = 3 if first is None else first.in_channels
+    return (read,) if read == 3 else (read, 3)
 
 
 def _late_entries(

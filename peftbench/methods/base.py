@@ -81,6 +81,10 @@ class Method(ABC):
         """The classifier on `width` features: one linear layer unless the method says otherwise."""
         return linear_head(width, num_classes, generator)
 
+    def offline(self) -> Method:
+        """The same method with new tensors that need no network; a stored task overwrites them."""
+        return self
+
     def merge(self, model: nn.Module) -> nn.Module:
         """Fold the tuned `model` in place into a plain backbone and return it."""
         raise NotMergeable(f"{self.card.title} ({self.name}) cannot be folded into the weights.")

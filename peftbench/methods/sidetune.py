@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -126,6 +127,11 @@ class SideTune(Method):
 
     def check(self, anatomy: Anatomy) -> None:
         if self.side == "alexnet":
+            if anatomy.channels != 3:
+                raise Unsupported(
+                    f"sidetune with side=alexnet reads 3 channels, and the images of this backbone "
+                    f"have {anatomy.channels}. Use method.side=backbone."
+                )
             return
         if not anatomy.depth:
             raise Unsupported(
@@ -177,6 +183,9 @@ class SideTune(Method):
         if self.side == "backbone":
             side = anatomy.num_params - sum(s.num_params for s in self._left_out(anatomy))
         return side + self._side_width(anatomy) * anatomy.head_width + 1
+
+    def offline(self) -> SideTune:
+        return dataclasses.replace(self, weights="random")
 
     def _kept(self, anatomy: Anatomy) -> tuple[Site, ...]:
         """Blocks of the backbone that are copied into the side network."""

@@ -302,6 +302,11 @@ class VPTShallow(VisualPrompts):
     def check(self, anatomy: Anatomy) -> None:
         if self.location != "below":
             super().check(anatomy)
+        elif anatomy.channels != 3:
+            raise Unsupported(
+                f"{self.name} with location=below learns channels below the 3 of an image, and the "
+                f"images of this backbone have {anatomy.channels}. Use location=prepend."
+            )
         elif not _image_convolutions(anatomy):
             raise Unsupported(
                 f"{self.name} with location=below widens the convolution that reads the image, "

@@ -42,6 +42,11 @@ class VPTPad(Method):
         self.require(self.num_tokens >= 1, f"num_tokens={self.num_tokens}; use 1 or more.")
 
     def check(self, anatomy: Anatomy) -> None:
+        if anatomy.channels != 3:
+            raise Unsupported(
+                f"{self.name} learns a border of 3 channels, and the images of this backbone have "
+                f"{anatomy.channels}."
+            )
         if not (anatomy.where(Role.EMBED) and anatomy.where(Role.SPATIAL_CONV)):
             raise Unsupported(
                 f"{self.name} enlarges the image, which needs convolutional blocks, but the family "
