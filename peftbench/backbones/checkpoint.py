@@ -123,7 +123,7 @@ def read(path: Path) -> dict[str, Entry]:
         _flatten(found.content, "", table, found, [0], 0)
     except READING as e:
         raise corrupt(path, e) from e
-    if not table:
+    if not any(math.prod(entry.shape) > 1 for entry in table.values()):
         raise WeightsError(
             f"{_shown(path)} holds no dictionary of tensors{_described(found.content)}. Save a state "
             "dict and retry."

@@ -55,6 +55,7 @@ class _Attempt:
     used: frozenset[str]  # names in the file
     left: tuple[str, ...]  # names in the file that reached nothing
     project: str
+    extra: Mapping[str, Tensor]  # what is left, by its name behind the prefix, as far as known
 
 
 def fit(path: Path, model: nn.Module) -> Fit:
@@ -75,7 +76,7 @@ def fit(path: Path, model: nn.Module) -> Fit:
         raise _misfit(path, table, attempts, needs)
     chosen = _choose(path, fitting)
     state = {n: t for n, t in chosen.state.items() if n in needs.tensors}
-    _check_finite(path, state)
+    _check_finite(path, {n: t for n, t in state.items() if n in set(needs.required)})
     notes = [_others(path, chosen, fitting, needs, tensors)]
     notes += _resampled(path, chosen, tensors, needs)
     return Fit(state, tuple(note for note in notes if note))
@@ -154,7 +155,8 @@ def _attempts(
                 for n in inside
                 if n not in needs.tensors and not n.startswith(needs.head)
             )
-            native.append(_Attempt(prefix, state, used, left, ""))
+            extra = {n.removeprefix(prefix): tensors[n] for n in left if _small(table[n])}
+            native.append(_Attempt(prefix, state, used, left, "", extra))
     if native:
         return native
     return [_translated(prefix, table, tensors, model, needs) for prefix in prefixes]
@@ -172,7 +174,7 @@ def _translated(
     layout = layouts.recognise(names)
     plausible = layout is not None or _plausible(names, needs)
     if not plausible:
-        return _Attempt(prefix, {}, frozenset(), (), "")
+        return _Attempt(prefix, {}, frozenset(), (), "", {})
     known = [n for n in names if not _training(prefix + n)]
     state = {n: tensors[prefix + n] for n in known if table[prefix + n].shape is not None}
     outside: list[str] = []
@@ -186,7 +188,14 @@ def _translated(
     used = frozenset(
         prefix + n for n in known if prefix + n not in set(left)
     )
-    return _Attempt(prefix, converted, used, tuple(left), layout.project if layout else "")
+    extra = {n: state[n] for n in strangers}
+    project = layout.project if layout else ""
+    return _Attempt(prefix, converted, used, tuple(left), project, extra)
+
+
+def _small(entry: Entry) -> bool:
+    """Whether a tensor could be a counter or a bias."""
+    return len(entry.shape) <= 1
 
 
 def _plausible(names: Iterable[str], needs: Needs) -> bool:
@@ -353,7 +362,13 @@ def _others(
         WeightsError: a tensor is no known part that may.
     """
     table = tensors.table
-    copies = {n: a.prefix for a in fitting for n in a.used | set(a.left)}
+    copies = {
+        n: a.prefix
+        for a in fitting
+        if not a.used & chosen.used
+        for n in table
+        if n in a.used or (a.prefix and n.startswith(a.prefix))
+    }
     names = [*chosen.left]
     names += [
         n
@@ -363,7 +378,9 @@ def _others(
     wrapped = {c for c in chosen.prefix.split(".") if c}
     relative = {n: n.removeprefix(chosen.prefix) for n in names}
     told, unknown = leftovers.summed(relative.values(), wrapped)
-    unknown = [n for n in unknown if not _says_nothing(relative, n, tensors, needs)]
+    outside = {n: tensors[n] for n in unknown if n in table and _small(table[n])}
+    known = {**outside, **chosen.extra}
+    unknown = [n for n in unknown if not _says_nothing(n, known.get(n), needs)]
     if unknown:
         looks = leftovers.looks_like(unknown, needs.tensors)
         raise WeightsError(
@@ -383,16 +400,12 @@ def _others(
     return printable(f"{path.name}{source}: {rest}")
 
 
-def _says_nothing(
-    relative: Mapping[str, str], name: str, tensors: _Tensors, needs: Needs
-) -> bool:
+def _says_nothing(name: str, tensor: Tensor | None, needs: Needs) -> bool:
     """Counters and biases of zeros, which change nothing, and the pool that a name does without."""
     if name.startswith("attn_pool.") and "_gap" in needs.architecture:
         return True
-    full = next((n for n, short in relative.items() if short == name), "")
-    if full not in tensors.table:
+    if tensor is None:
         return False
-    tensor = tensors[full]
     if not tensor.is_floating_point():
         return not re.search(r"weight|bias|scale|zero", name.rpartition(".")[2])
     return name.endswith("bias") and not bool(tensor.any())

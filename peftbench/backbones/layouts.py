@@ -129,6 +129,13 @@ def _flat_response(state: dict[str, Tensor], own: Collection[str]) -> dict[str, 
     return {n: t.reshape(-1) if ".grn." in n else t for n, t in state.items()}
 
 
+def _gated(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """timm's name for the second half of a gated MLP, where there is one."""
+    if not any(".fc1_g." in n for n in state):
+        return state
+    return {n.replace(".mlp.fc1.", ".mlp.fc1_x."): t for n, t in state.items()}
+
+
 WB = r"(weight|bias)"
 TOKENS: Renames = (
     (r"embeddings\.cls_token", "cls_token"),
@@ -137,29 +144,21 @@ TOKENS: Renames = (
     (r"embeddings\.position_embeddings", "pos_embed"),
     (rf"embeddings\.patch_embeddings\.projection\.{WB}", r"patch_embed.proj.\1"),
 )
-QUERY: Renames = tuple(
-    (rf"encoder\.layer\.(\d+)\.attention\.attention\.{long}\.{WB}", rf"blocks.\1.attn.{short}.\2")
-    for long, short in (("query", "q"), ("key", "k"), ("value", "v"))
-)
+# transformers 5 names layers and projections anew in memory, and as before in its files
+LAYER = r"(?:encoder\.layer|layers)\.(\d+)"
 BLOCK: Renames = (
-    *QUERY,
-    (rf"encoder\.layer\.(\d+)\.attention\.output\.dense\.{WB}", r"blocks.\1.attn.proj.\2"),
-    (rf"encoder\.layer\.(\d+)\.layernorm_before\.{WB}", r"blocks.\1.norm1.\2"),
-    (rf"encoder\.layer\.(\d+)\.layernorm_after\.{WB}", r"blocks.\1.norm2.\2"),
-    (rf"encoder\.layer\.(\d+)\.intermediate\.dense\.{WB}", r"blocks.\1.mlp.fc1.\2"),
-    (rf"encoder\.layer\.(\d+)\.output\.dense\.{WB}", r"blocks.\1.mlp.fc2.\2"),
-    (rf"layernorm\.{WB}", r"norm.\1"),
-)
-# transformers 5 names the layers of some classes anew
-BLOCK_5: Renames = (
     *(
-        (rf"layers\.(\d+)\.attention\.{short}_proj\.{WB}", rf"blocks.\1.attn.{short}.\2")
-        for short in ("q", "k", "v")
+        (
+            rf"{LAYER}\.attention\.(?:attention\.{long}|{short}_proj)\.{WB}",
+            rf"blocks.\1.attn.{short}.\2",
+        )
+        for long, short in (("query", "q"), ("key", "k"), ("value", "v"))
     ),
-    (rf"layers\.(\d+)\.attention\.o_proj\.{WB}", r"blocks.\1.attn.proj.\2"),
-    (rf"layers\.(\d+)\.layernorm_before\.{WB}", r"blocks.\1.norm1.\2"),
-    (rf"layers\.(\d+)\.layernorm_after\.{WB}", r"blocks.\1.norm2.\2"),
-    (rf"layers\.(\d+)\.mlp\.(fc[12])\.{WB}", r"blocks.\1.mlp.\2.\3"),
+    (rf"{LAYER}\.attention\.(?:output\.dense|o_proj)\.{WB}", r"blocks.\1.attn.proj.\2"),
+    (rf"{LAYER}\.layernorm_before\.{WB}", r"blocks.\1.norm1.\2"),
+    (rf"{LAYER}\.layernorm_after\.{WB}", r"blocks.\1.norm2.\2"),
+    (rf"{LAYER}\.(?:intermediate\.dense|mlp\.fc1)\.{WB}", r"blocks.\1.mlp.fc1.\2"),
+    (rf"{LAYER}\.(?:output\.dense|mlp\.fc2)\.{WB}", r"blocks.\1.mlp.fc2.\2"),
     (rf"layernorm\.{WB}", r"norm.\1"),
 )
 SWIN_BLOCK = r"encoder\.layers\.(\d+)\.blocks\.(\d+)"
@@ -186,14 +185,13 @@ CLIP: Renames = (
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "transformers' BEiT",
-        r"encoder\.layer\.\d+\.lambda_1"
-        r"|encoder\.layer\.\d+\.attention\.attention\.relative_position_bias\..*",
+        rf"{LAYER}\.lambda_1|{LAYER}\.(?:attention\.attention\.)?relative_position_bias\..*",
         (
             *TOKENS,
             *BLOCK,
-            (r"encoder\.layer\.(\d+)\.lambda_([12])", r"blocks.\1.gamma_\2"),
+            (rf"{LAYER}\.lambda_([12])", r"blocks.\1.gamma_\2"),
             (
-                r"encoder\.layer\.(\d+)\.attention\.attention\.relative_position_bias"
+                rf"{LAYER}\.(?:attention\.attention\.)?relative_position_bias"
                 r"\.relative_position_bias_table",
                 r"blocks.\1.attn.relative_position_bias_table",
             ),
@@ -212,7 +210,6 @@ LAYOUTS: tuple[Layout, ...] = (
             *BLOCK,
             (rf"encoder\.layer\.(\d+)\.norm([12])\.{WB}", r"blocks.\1.norm\2.\3"),
             (r"encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
-            (rf"encoder\.layer\.(\d+)\.mlp\.(fc[12])\.{WB}", r"blocks.\1.mlp.\2.\3"),
             (rf"encoder\.layer\.(\d+)\.mlp\.weights_in\.{WB}", r"blocks.\1.mlp.fc1.\2"),
             (rf"encoder\.layer\.(\d+)\.mlp\.weights_out\.{WB}", r"blocks.\1.mlp.fc2.\2"),
         ),
@@ -220,29 +217,25 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "transformers' ViT or DeiT",
-        r"encoder\.layer\.\d+\.attention\.attention\.query\.weight",
+        rf"{LAYER}\.layernorm_before\.weight|encoder\.layer\.\d+\.attention\.attention\.query\.weight",
         (*TOKENS, *BLOCK),
     ),
     Layout(
-        "transformers' ViT or DeiT",
-        r"layers\.\d+\.layernorm_before\.weight",
-        (*TOKENS, *BLOCK_5),
-    ),
-    Layout(
         "transformers' Swin",
-        rf"{SWIN_BLOCK}\.attention\.self\.query\.weight",
+        rf"{SWIN_BLOCK}\.attention\.(?:self\.query|q_proj)\.weight",
         (
             (rf"embeddings\.patch_embeddings\.projection\.{WB}", r"patch_embed.proj.\1"),
             (rf"embeddings\.norm\.{WB}", r"patch_embed.norm.\1"),
             *(
                 (
-                    rf"{SWIN_BLOCK}\.attention\.self\.{long}\.{WB}",
+                    rf"{SWIN_BLOCK}\.attention\.(?:self\.{long}|{short}_proj)\.{WB}",
                     rf"layers.\1.blocks.\2.attn.{short}.\3",
                 )
                 for long, short in (("query", "q"), ("key", "k"), ("value", "v"))
             ),
             (
-                rf"{SWIN_BLOCK}\.attention\.self\.(relative_position_bias_table|logit_scale)",
+                rf"{SWIN_BLOCK}\.attention\.(?:self|relative_position_bias)"
+                r"\.(relative_position_bias_table|logit_scale)",
                 r"layers.\1.blocks.\2.attn.\3",
             ),
             (
@@ -250,13 +243,19 @@ LAYOUTS: tuple[Layout, ...] = (
                 r"layers.\1.blocks.\2.attn.cpb_mlp.\3.\4",
             ),
             (
-                rf"{SWIN_BLOCK}\.attention\.output\.dense\.{WB}",
+                rf"{SWIN_BLOCK}\.attention\.(?:output\.dense|o_proj)\.{WB}",
                 r"layers.\1.blocks.\2.attn.proj.\3",
             ),
             (rf"{SWIN_BLOCK}\.layernorm_before\.{WB}", r"layers.\1.blocks.\2.norm1.\3"),
             (rf"{SWIN_BLOCK}\.layernorm_after\.{WB}", r"layers.\1.blocks.\2.norm2.\3"),
-            (rf"{SWIN_BLOCK}\.intermediate\.dense\.{WB}", r"layers.\1.blocks.\2.mlp.fc1.\3"),
-            (rf"{SWIN_BLOCK}\.output\.dense\.{WB}", r"layers.\1.blocks.\2.mlp.fc2.\3"),
+            (
+                rf"{SWIN_BLOCK}\.(?:intermediate\.dense|mlp\.fc1)\.{WB}",
+                r"layers.\1.blocks.\2.mlp.fc1.\3",
+            ),
+            (
+                rf"{SWIN_BLOCK}\.(?:output\.dense|mlp\.fc2)\.{WB}",
+                r"layers.\1.blocks.\2.mlp.fc2.\3",
+            ),
             # they downsample at the end of a stage, timm at the start of the next one
             *(
                 (
@@ -301,6 +300,27 @@ LAYOUTS: tuple[Layout, ...] = (
             (rf"layernorm\.{WB}", r"head.norm.\1"),
         ),
         _flat_response,
+    ),
+    Layout(
+        "transformers' DINOv3",
+        r"(?:model\.)?layer\.\d+\.layer_scale1\.lambda1",
+        (
+            (r"embeddings\.cls_token", "cls_token"),
+            (r"embeddings\.register_tokens", "reg_token"),
+            (rf"embeddings\.patch_embeddings\.{WB}", r"patch_embed.proj.\1"),
+            *(
+                (rf"(?:model\.)?layer\.(\d+)\.attention\.{part}_proj\.{WB}", rf"blocks.\1.attn.{part}.\2")
+                for part in ("q", "k", "v")
+            ),
+            (rf"(?:model\.)?layer\.(\d+)\.attention\.o_proj\.{WB}", r"blocks.\1.attn.proj.\2"),
+            (r"(?:model\.)?layer\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\1.gamma_\2"),
+            (rf"(?:model\.)?layer\.(\d+)\.norm([12])\.{WB}", r"blocks.\1.norm\2.\3"),
+            (rf"(?:model\.)?layer\.(\d+)\.mlp\.gate_proj\.{WB}", r"blocks.\1.mlp.fc1_g.\2"),
+            (rf"(?:model\.)?layer\.(\d+)\.mlp\.up_proj\.{WB}", r"blocks.\1.mlp.fc1.\2"),
+            (rf"(?:model\.)?layer\.(\d+)\.mlp\.down_proj\.{WB}", r"blocks.\1.mlp.fc2.\2"),
+            (rf"norm\.{WB}", r"norm.\1"),
+        ),
+        _gated,
     ),
     Layout(
         "transformers' CLIP or SigLIP",
