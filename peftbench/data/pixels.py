@@ -25,7 +25,16 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from peftbench.data.images import BESIDE, cache_dir, file_digest, geometry_key, replaced, row_type
+from peftbench.data.images import (
+    BESIDE,
+    FULL,
+    Levels,
+    cache_dir,
+    file_digest,
+    geometry_key,
+    replaced,
+    row_type,
+)
 from peftbench.errors import DataError
 from peftbench.spec import Preprocessing
 
@@ -35,12 +44,14 @@ _SAVED_EVERY = 2.0  # seconds between notes of how far a build has come
 _SPARE_BYTES = 2**28  # of the disk, that a build leaves free
 
 
-def key(digests: Sequence[str], preprocessing: Preprocessing) -> str:
+def key(digests: Sequence[str], preprocessing: Preprocessing, levels: Levels = FULL) -> str:
     """Names the array of the images with these SHA-256 `digests`, in this order.
 
     The version of Pillow is part of it: another one may resize to other pixels.
     """
     content = [str(FORMAT), PIL.__version__, geometry_key(preprocessing), *digests]
+    if levels != FULL:
+        content.append(f"levels {levels.black} {levels.white}")
     return hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
 
 
