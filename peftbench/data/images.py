@@ -180,7 +180,7 @@ def _allowed_pixels() -> int | None:
 def _reason(error: Exception) -> str:
     """What is wrong with a picture, and what to do about it."""
     repair = "Repair it or remove it from the data set."
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         found = re.search(r"\d+", str(error))
         count = int(found[0]) if found else 0
         limit = _allowed_pixels() or 2 * (Image.MAX_IMAGE_PIXELS or 0)
