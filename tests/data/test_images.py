@@ -352,7 +352,6 @@ def test_very_large_pictures_are_refused_with_the_name_of_the_limit(
         ("CMYK", (0, 0, 0, 0), "JPEG", [255, 255, 255]),
         ("YCbCr", (90, 128, 128), "TIFF", [90, 90, 90]),
         ("LAB", (128, 128, 128), "TIFF", [119, 119, 119]),  # L* of 50
-        ("P", 7, "GIF", [7, 7, 7]),
     ],
 )
 def test_every_mode_becomes_rgb(mode: str, colour: object, kind: str, expected: list[int]) -> None:
