@@ -13,6 +13,7 @@ import stat
 import struct
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -27,6 +28,8 @@ MOST_HEADER = 4096  # bytes of the header of a .npy file, which numpy evaluates 
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA unpack without a bound
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# what reading a damaged zip file raises, beside OSError; NotImplementedError is a RuntimeError
+DAMAGED = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 # what a terminal obeys or hides: controls, surrogates, formats (U+202E among them), separators
 UNPRINTABLE = frozenset(("Cc", "Cs", "Cf", "Co", "Cn", "Zl", "Zp"))
 
@@ -161,21 +164,48 @@ def read_npz(source: Path | IO[bytes], most: int = MOST_BYTES) -> dict[str, np.n
     return arrays
 
 
+def read_array(archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES) -> np.ndarray:
+    """One array of a `.npz`, by the name of its file, as `read_npz` reads all.
+
+    Raises:
+        ValueError, KeyError: as `read_npz`; there is no such file.
+        zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: damaged or encrypted.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type not in READABLE:
+        raise ValueError(f"{name} is packed in a way that numpy does not write")
+    if info.file_size > most:
+        raise ValueError(f"{name} unpacks to {info.file_size:,} bytes, more than {most:,}")
+    with archive.open(info) as file:
+        return _array(file, info)
+
+
+def read_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type that the header of a `.npy` announces; `ValueError` for no such one."""
+    import numpy as np
+
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(file, max_header_size=MOST_HEADER)
+        elif version == (2, 0):
+            header = np.lib.format.read_array_header_2_0(file, max_header_size=MOST_HEADER)
+        else:
+            raise ValueError(f"{name} is of version {version} of numpy's format")
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:  # of the literal
+        raise ValueError(f"{name} has no header of numpy: {error}") from error
+    shape, fortran, dtype = header
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    if any(not isinstance(side, int) or side < 0 for side in shape):
+        raise ValueError(f"{name} has the shape {shape}")
+    return shape, fortran, dtype
+
+
 def _array(file: IO[bytes], info: zipfile.ZipInfo) -> np.ndarray:
     import numpy as np
 
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        header = np.lib.format.read_array_header_1_0(file, max_header_size=MOST_HEADER)
-    elif version == (2, 0):
-        header = np.lib.format.read_array_header_2_0(file, max_header_size=MOST_HEADER)
-    else:
-        raise ValueError(f"{info.filename} is of version {version} of numpy's format")
-    shape, fortran, dtype = header
-    if dtype.hasobject:
-        raise ValueError(f"{info.filename} holds Python objects")
-    if any(not isinstance(side, int) or side < 0 for side in shape):
-        raise ValueError(f"{info.filename} has the shape {shape}")
+    shape, fortran, dtype = read_header(file, info.filename)
     count = math.prod(shape)
     wanted = count * dtype.itemsize
     if wanted > info.file_size:

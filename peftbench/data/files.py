@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from peftbench.data import images, pixels
+from peftbench.data.images import FULL, Extent, Levels
 from peftbench.data.listing import Pictures, SplitList
 from peftbench.errors import DataError
 from peftbench.spec import WHOLE, Preprocessing
@@ -37,9 +38,12 @@ class FilePictures:
     def digests(self, names: Sequence[str]) -> tuple[str, ...]:
         return digests(self.root, names)
 
-    def open(self, name: str) -> Image.Image:
+    def open(self, name: str, levels: Levels = FULL) -> Image.Image:
         path = self.root / name
-        return images.decode(path, str(path))
+        return images.decode(path, str(path), levels)
+
+    def extent(self, name: str) -> Extent | None:
+        return images.extent_of_file(self.root / name)
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -54,8 +58,11 @@ class ArrayPictures:
     def digests(self, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(hashlib.sha256(self._array(name).tobytes()).hexdigest() for name in names)
 
-    def open(self, name: str) -> Image.Image:
+    def open(self, name: str, levels: Levels = FULL) -> Image.Image:
         return Image.fromarray(self._array(name))
+
+    def extent(self, name: str) -> None:
+        return None
 
     def path(self, name: str) -> None:
         return None
@@ -72,13 +79,14 @@ def decode(
     preprocessing: Preprocessing,
     title: str,
     beside: Path | None = None,
+    levels: Levels = FULL,
 ) -> np.ndarray:
     """The images of a part, in its order, from the pixel store or into it: see `Listing.decode`."""
 
     def make(row: int) -> Any:
-        return images.row(pictures.open(part.names[row]), preprocessing)
+        return images.row(pictures.open(part.names[row], levels), preprocessing)
 
-    key = pixels.key(part.digests, preprocessing)
+    key = pixels.key(part.digests, preprocessing, levels)
     whole = preprocessing.resize == WHOLE
     return pixels.stored(
         key, len(part), preprocessing.size, make, title=title, beside=beside, whole=whole

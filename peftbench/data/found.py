@@ -16,7 +16,12 @@ def describe(listing: Listing) -> list[str]:
     """
     if listing.origin is None:
         return []
-    return [_sizes(listing, listing.origin), *_classes(listing), *overlaps(listing)]
+    return [
+        _sizes(listing, listing.origin),
+        *_classes(listing),
+        *overlaps(listing),
+        *listing.remarks(),
+    ]
 
 
 def overlaps(listing: Listing) -> list[str]:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from peftbench.data import images, own
 from peftbench.data.hub_load import load
+from peftbench.data.images import FULL, Extent, Levels
 from peftbench.data.listing import Listing, Origin, SplitList, read_dataset
 from peftbench.data.tables import LABEL_COLUMNS
 from peftbench.errors import DataError
@@ -128,12 +129,21 @@ class TablePictures:
         whole = {split: self._digests(split) for split in {_split_of(name) for name in names}}
         return tuple(whole[_split_of(name)][_row_of(name)] for name in names)
 
-    def open(self, name: str) -> Image.Image:
-        cell = self.tables[_split_of(name)][_row_of(name)][self.column]
-        return images.decode(io.BytesIO(self._stored(cell, name)), f"{name} of {self.place}")
+    def open(self, name: str, levels: Levels = FULL) -> Image.Image:
+        return images.decode(io.BytesIO(self._bytes(name)), f"{name} of {self.place}", levels)
+
+    def extent(self, name: str) -> Extent | None:
+        data = self._bytes(name)
+        if not images.may_be_wide(data[: images.HEAD]):
+            return None
+        return images.extent(io.BytesIO(data), f"{name} of {self.place}")
 
     def path(self, name: str) -> None:
         return None
+
+    def _bytes(self, name: str) -> bytes:
+        cell = self.tables[_split_of(name)][_row_of(name)][self.column]
+        return self._stored(cell, name)
 
     def _digests(self, split: str) -> list[str]:
         """SHA-256 of each row; rows of arrow files that are unchanged are not read again."""

@@ -118,7 +118,7 @@ def read_scenes(path: Path) -> list[Scene]:
             )
             for scene in scenes
         ]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise DataError(f"{path} holds no scenes of CLEVR: {error!r}. Fetch it again.") from error
 
 
