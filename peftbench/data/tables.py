@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from peftbench.data import files, own
+from peftbench.data import files, own, tree
 from peftbench.data.layouts.base import check_name
 from peftbench.data.listing import Listing, Origin, SplitList
 from peftbench.errors import DataError
@@ -41,7 +41,7 @@ class Entry:
 
 def is_table(path: Path) -> bool:
     """Whether a path is that of a list, judged by its name."""
-    return path.suffix.lower() in SUFFIXES and not files.hidden(path) and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not tree.hidden(path) and path.is_file()
 
 
 def read_table(path: Path, spec: DatasetSpec) -> Listing:
