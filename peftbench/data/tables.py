@@ -381,8 +381,8 @@ def _check_splits(path: Path, found: dict[str, SplitList], column: str) -> None:
         if needed not in found:
             raise DataError(
                 f"{path} has {sizes} in its column {column}, but no {needed}. Name the lines that "
-                f"are to be {'trained on' if needed == 'train' else 'reported'} {needed}, or remove "
-                "the column to have all three drawn."
+                f"are to be {'trained on' if needed == 'train' else 'reported'} {needed}, or "
+                "remove the column to have all three drawn."
             )
 
 
