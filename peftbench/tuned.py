@@ -31,7 +31,8 @@ def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
         part.unlink(missing_ok=True)
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
     part = folder / f".card.{os.getpid()}.part"
-    part.write_text(text, encoding="utf-8")
+    # half a character, as in a path that is no UTF-8, becomes the escape that JSON has for it
+    part.write_bytes(text.encode("utf-8", "backslashreplace"))
     part.replace(folder / CARD)
     return path.stat().st_size
 
