@@ -18,14 +18,15 @@ from typing import Any
 
 from PIL import Image
 
-from peftbench.data import images, own
-from peftbench.data.hub_load import load
+from peftbench.data import alike, images, own
+from peftbench.data.hub_load import check_names, load
 from peftbench.data.images import FULL, Extent, Levels
 from peftbench.data.listing import Listing, Origin, SplitList, read_dataset
 from peftbench.data.tables import LABEL_COLUMNS
 from peftbench.errors import DataError
 from peftbench.registry import unknown_name
 from peftbench.spec import DatasetSpec
+from peftbench.untrusted import check_plain_file
 
 VAL_NAMES = (*own.VAL_NAMES, "dev")
 HIDDEN = -1  # label of images whose class is kept secret, by convention of the hub
@@ -44,6 +45,7 @@ def read_hub(spec: DatasetSpec) -> Listing:
     roles = choose_splits({name: len(table) for name, table in tables.items()}, spec, place)
     used = {name: tables[name] for name in roles.values()}
     image, label = _columns(used, spec, place)
+    check_names(used, label, place)
     class_names, labels = _labels(used, label, place)
     encoded = {name: _undecoded(table, image) for name, table in used.items()}
     pictures = TablePictures(place, encoded, image)
@@ -63,7 +65,14 @@ def read_hub(spec: DatasetSpec) -> Listing:
         class_names=class_names,
         parts=parts,
         pictures=pictures,
-        origin=Origin(spec.name, place, kind, drawn, spec.split_seed),
+        origin=Origin(
+            spec.name,
+            place,
+            kind,
+            drawn,
+            spec.split_seed,
+            tuple(filter(None, (alike.remark(class_names),))),
+        ),
         licence=licence or "as its owner states",
     )
 
@@ -174,7 +183,12 @@ class TablePictures:
         if not path:
             raise DataError(f"{self.place}: {name} has no image. Remove the row from the data set.")
         try:
+            check_plain_file(Path(path))
             return Path(path).read_bytes()
+        except ValueError as error:
+            raise DataError(
+                f"{self.place}: the image of {name} is {path}: {error}. Remove the row."
+            ) from error
         except OSError as error:
             raise DataError(
                 f"{self.place}: the image of {name} is not stored in the table, and {path} cannot "

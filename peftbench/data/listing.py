@@ -87,6 +87,7 @@ class Origin:
     kind: str  # how it lies there: "class folders"
     drawn: tuple[str, ...]  # splits that were drawn here
     split_seed: int
+    remarks: tuple[str, ...] = ()  # sentences on what a reader had to decide, or left aside
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from peftbench.data.files import hidden
 from peftbench.data.raw.base import (
     ORDER_NOTE,
     VTAB,
@@ -23,6 +22,7 @@ from peftbench.data.raw.base import (
     cut_tail,
     located,
 )
+from peftbench.data.tree import hidden
 from peftbench.errors import DataError
 
 NEEDS = below(
