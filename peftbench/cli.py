@@ -336,6 +336,8 @@ class Task:
             return
         logger = loggers.make(logger_settings(cfg), cfg.results_dir)
         store = ResultsStore(cfg.results_dir)
+        if not cfg.quiet:  # a sweep does that once
+            store.tidy()
         if not cfg.force and experiment.settled(spec, store) is not None:
             print(f"{spec}: already done (force=true runs it again)", flush=True)
         elif not cfg.quiet:

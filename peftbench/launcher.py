@@ -150,6 +150,7 @@ class QueueLauncher(JobLauncher):
         limit = _failures_allowed(self.options)
         choose = self.place(store)
         store.check_writable()
+        store.tidy()
         work = self._work(jobs, store)
         todo = work.begin()
         place = choose(work.at_most)
