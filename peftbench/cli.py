@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from peftbench import __version__, data_cli, results_cli
-from peftbench.errors import ConfigError, PeftbenchError
+from peftbench.errors import ConfigError, PeftbenchError, StoreError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -337,7 +337,8 @@ class Task:
         logger = loggers.make(logger_settings(cfg), cfg.results_dir)
         store = ResultsStore(cfg.results_dir)
         if not cfg.quiet:  # a sweep does that once
-            store.tidy()
+            with contextlib.suppress(StoreError):  # where nothing is to be written
+                store.tidy()
         if not cfg.force and experiment.settled(spec, store) is not None:
             print(f"{spec}: already done (force=true runs it again)", flush=True)
         elif not cfg.quiet:

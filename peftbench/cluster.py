@@ -27,7 +27,14 @@ from peftbench.sweep.submission import new_folder
 
 
 @dataclass
-class SlurmConfig(QueueConfig):
+class ClusterConfig(QueueConfig):
+    """What both launchers take."""
+
+    retry_lost_machine: int = 3  # times, each where the machine of a job failed or was taken away
+
+
+@dataclass
+class SlurmConfig(ClusterConfig):
     """Schema of `hydra/launcher=slurm`; `jobs` is a limit on each array of submissions."""
 
     _target_: str = f"{PLUGINS}.SlurmLauncher"
@@ -46,7 +53,7 @@ class SlurmConfig(QueueConfig):
 
 
 @dataclass
-class RayConfig(QueueConfig):
+class RayConfig(ClusterConfig):
     """Schema of `hydra/launcher=ray`; `jobs` is what fits into the cluster by default."""
 
     _target_: str = f"{PLUGINS}.RayLauncher"
@@ -61,6 +68,8 @@ class RayConfig(QueueConfig):
 
 class _ClusterLauncher(QueueLauncher):
     """What both have in common."""
+
+    options: ClusterConfig
 
     def device(self, asked: str) -> str:
         return "auto" if asked.startswith("cuda") else asked  # the machine of the job has it
@@ -79,6 +88,7 @@ class _ClusterLauncher(QueueLauncher):
                 folder,
                 timeout=self.options.timeout,
                 detach=detach,
+                retries=self.options.retry_lost_machine,
                 release=release,
             )
 

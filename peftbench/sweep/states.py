@@ -111,9 +111,9 @@ def _rows(text: str) -> Iterable[tuple[str, str]]:
     """(job, state) of each line such as `17_0|RUNNING` or `17|CANCELLED by 1000`."""
     for line in text.splitlines():
         number, separator, state = line.strip().partition("|")
-        if not separator or "." in number or not state.strip():  # a step, or a word to the user
+        if not separator or "." in number or not state.strip(" |"):  # a step, or a word to the user
             continue
-        first = state.split()[0].rstrip("+").upper()
+        first = state.partition("|")[0].split()[0].rstrip("+").upper()
         for name in _tasks(number):
             yield name, first
 
