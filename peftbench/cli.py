@@ -63,8 +63,10 @@ options:
   hydra.launcher.KEY=VALUE   gpus gpus_per_job jobs_per_gpu jobs jobs_per_process timeout stagger
                       retry_out_of_memory on_failure=continue|stop stop_after
   hydra/launcher=slurm|ray   the same jobs on many machines; see README, "Many machines"
+                      retry_lost_machine=N   times that a job whose machine fails goes to another
 
-exit status: 0 done, 1 a run failed, 2 bad command line, 3 the pair makes no sense, 130 interrupted
+exit status: 0 done, 1 a run failed, is held by another launch or found the disk full, 2 bad command
+line, 3 the pair makes no sense, 130 interrupted
 """
 
 PLAN_HELP = """\
@@ -298,6 +300,7 @@ class Task:
 
         from peftbench import data, experiment, loggers
         from peftbench.config import build, logger_settings
+        from peftbench.limits import check_micro_batch
         from peftbench.processes import check_count, run_together
         from peftbench.results.record import Status
         from peftbench.results.store import ResultsStore
@@ -316,6 +319,7 @@ class Task:
             return data.identify(dataset, lambda listing: told.extend(data.describe(listing)))
 
         spec = build(cfg, identify)
+        check_micro_batch(cfg.micro_batch)
         world = from_environment()
         saving = OmegaConf.to_object(cfg.checkpoint)
         assert isinstance(saving, Saving)

@@ -25,7 +25,6 @@ from peftbench import cost, data, provenance, robustness, tuned
 from peftbench.backbones.anatomy import Anatomy, describe, weightless_copy
 from peftbench.backbones.load import Backbone, check_name, image_size, load
 from peftbench.errors import (
-    ConfigError,
     Diverged,
     NoEffect,
     NotMergeable,
@@ -34,6 +33,7 @@ from peftbench.errors import (
     Unsupported,
     WeightsError,
 )
+from peftbench.limits import check_threads
 from peftbench.loggers.guard import Guard
 from peftbench.methods.base import Tuned, apply
 from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
@@ -225,8 +225,7 @@ def check(spec: RunSpec, device: str, threads: int | None) -> torch.device:
     check_recipe(spec.recipe)
     check_name(spec.backbone)
     spec.train_size(image_size(spec.backbone))
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads}; use 1 or more, or null.")
+    check_threads(threads)
     return choose_device(device)
 
 

@@ -130,6 +130,16 @@ def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
     return Ending(job, record, outcome(record), warnings=warnings)
 
 
+def looked_up_again(ending: Ending, store: ResultsStore) -> Ending:
+    """The ending of a job at the end of a sweep: who held it then may have finished it since."""
+    if not ending.held:
+        return ending
+    record = record_of(ending.job, store)
+    if record is None or not record.status.settled:
+        return ending
+    return Ending(ending.job, record, outcome(record))
+
+
 def _warnings(output: Path) -> tuple[str, ...]:
     """What the logger of a job had to say."""
     try:
