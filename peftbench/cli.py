@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from peftbench import __version__, data_cli, results_cli
-from peftbench.errors import ConfigError, PeftbenchError, StoreError
+from peftbench.errors import ConfigError, DiskFull, PeftbenchError, StoreError
+from peftbench.results.disk import explained, full_number
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -84,16 +85,29 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = _dispatch(arguments)
+    except DiskFull as e:
+        _tell(str(e))
+        status = FAILED
     except PeftbenchError as e:
-        print(f"peftbench: {e}", file=sys.stderr)
+        _tell(str(e))
         status = USAGE
     except KeyboardInterrupt:
-        print("peftbench: interrupted; the same command continues", file=sys.stderr)
+        _tell("interrupted; the same command continues")
         status = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `peftbench ... | head`
         status = OK
+    except Exception as e:
+        if full_number(e) is None:
+            raise
+        _tell(str(explained(e)))
+        status = FAILED
     sys.exit(status)
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
+        print(f"peftbench: {line}", file=sys.stderr, flush=True)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
@@ -409,6 +423,8 @@ def _hydra(task: Task, arguments: list[str]) -> None:
         except (HydraException, OmegaConfBaseException) as e:
             raise ConfigError(_one_line(e)) from e
         except OSError as e:
+            if full_number(e) is not None:
+                raise explained(e) from e
             raise ConfigError(f"{e.strerror}: {e.filename}. Choose another results_dir.") from e
         except SystemExit as e:
             if e.code not in (None, 0):

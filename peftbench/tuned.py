@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from peftbench.errors import WeightsError
 from peftbench.methods.base import Tuned
+from peftbench.results.disk import writing
+from peftbench.results.store import write_atomic
 
 TASK = "tuned.safetensors"  # what one task needs besides the backbone
 MERGED = "model.safetensors"  # a whole model
@@ -20,19 +22,18 @@ CARD = "card.json"
 
 def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
     """Write `tuned.safetensors` and `card.json` into `folder`; returns the bytes of the tensors."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / TASK
-    part = folder / f".tuned.{os.getpid()}.part"
-    try:
-        state = {name: tensor.cpu().contiguous() for name, tensor in tuned.state().items()}
-        save_file(state, part, metadata={"run_id": str(card.get("run_id", ""))})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".tuned.{os.getpid()}.part"
+        try:
+            state = {name: tensor.cpu().contiguous() for name, tensor in tuned.state().items()}
+            save_file(state, part, metadata={"run_id": str(card.get("run_id", ""))})
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-    part = folder / f".card.{os.getpid()}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(folder / CARD)
+    write_atomic(folder / CARD, lambda file: file.write(text.encode()))
     return path.stat().st_size
 
 
