@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from peftbench import __version__, data_cli, results_cli
 from peftbench.errors import ConfigError, DiskFull, PeftbenchError, StoreError
 from peftbench.results.disk import explained, full_number
+from peftbench.results.store import Busy
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = _dispatch(arguments)
-    except DiskFull as e:
+    except (Busy, DiskFull) as e:
         _tell(str(e))
         status = FAILED
     except PeftbenchError as e:

@@ -182,7 +182,8 @@ class QueueLauncher(JobLauncher):
             if queue.left:
                 print(f"{queue.left} jobs go on; the same command finds them", flush=True)
                 return
-        endings = [looked_up_again(ending, store) for ending in endings]
+        if not work.left:
+            endings = [looked_up_again(ending, store) for ending in endings]
         # what others hold is not done, whoever is at it
         unfinished = [e for e in endings if e.failed or e.held]
         self.task.failures.extend(unfinished)  # type: ignore[attr-defined]

@@ -29,7 +29,10 @@ BEAT_SECONDS = 30.0  # between two signs of life of a holder
 SILENT_SECONDS = 600.0  # without one, after which a holder that cannot be seen counts as gone
 STALE_SECONDS = 24 * 3600.0  # the same for locks from before there were signs of life
 TEMPORARY_SECONDS = 3600.0  # without a write, after which nobody is at a temporary file any more
-TEMPORARY = re.compile(r"\..+\.(\d{1,10})(?:-([0-9a-f]{8}))?\.[0-9a-f]{8}\.tmp")
+# .NAME.PID-PLACE.RANDOM.tmp; earlier and other ones have no place, or no process either
+TEMPORARY = re.compile(
+    r"\..+?(?:\.(\d{1,10})(?:-([0-9a-f]{8}))?)?\.(?:[0-9a-f]{8}\.tmp|part)|\.write-test-\d+-[0-9a-f]{8}"
+)
 LARGEST_LOCK = 65536  # bytes; ours have 300
 
 
@@ -190,7 +193,7 @@ def left_over(temporary: Path, age: float) -> bool:
     if found is None:
         return False
     pid, place = found.groups()
-    if place == _place() and process_start(int(pid)) is None:
+    if pid and place == _place() and process_start(int(pid)) is None:
         return True
     return age > TEMPORARY_SECONDS
 

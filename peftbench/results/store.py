@@ -50,8 +50,12 @@ __all__ = ["STALE_SECONDS", "SUBMISSION_VARIABLE"]  # of the locks, for those wh
 CUT_SHORT = "a process that its lock does not name, as it was cut short"
 # half-written files, below the root: of records, their artefacts, tables, checkpoints, submissions
 TEMPORARIES = (
-    *(".*.tmp", "*/.*.tmp", "runs/*/.*.tmp", "runs/*/*/.*.tmp"),
-    "submitted/*/.*.tmp",
+    *(
+        f"{folder}.*.{suffix}"
+        for folder in ("", "*/", "runs/*/", "runs/*/*/", "submitted/*/")
+        for suffix in ("tmp", "part")
+    ),
+    "runs/.write-test-*",
 )
 
 

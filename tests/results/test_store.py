@@ -564,6 +564,9 @@ def test_what_nobody_holds_is_swept_and_what_somebody_may_hold_stays(tmp_path, m
         leave(method / ".x.json.12.0123abcd.tmp", 7200),  # of an earlier version, on any host
         leave(tmp_path / ".table.csv.12-0123abcd.0123abcd.tmp", 7200),
         leave(tmp_path / "submitted" / "a" / f".launcher.{dead}.tmp"),
+        leave(tmp_path / "checkpoints" / ".x.safetensors.0123abcd.tmp", 7200),
+        leave(method / "x" / ".tuned.12.part", 7200),
+        leave(tmp_path / "runs" / ".write-test-12-0123abcd", 7200),
         leave(tmp_path / ".scratch" / "silent" / "runs" / "lora" / "silent" / "card.json"),
         leave(tmp_path / ".scratch" / "nobody" / "process1.json"),
     ]
@@ -575,6 +578,9 @@ def test_what_nobody_holds_is_swept_and_what_somebody_may_hold_stays(tmp_path, m
         leave(method / ".x.json.12.0123abcd.tmp.mine", 7200),
         leave(method / ".x.json.99.0123abcd.tmp", 100),
         leave(method / "x" / "notes.tmp", 7200),
+        leave(method / "x" / "notes.part", 7200),
+        leave(tmp_path / "checkpoints" / ".x.safetensors.0123abcd.tmp2", 7200),
+        leave(tmp_path / "checkpoints" / ".y.safetensors.0123abcd.tmp", 100),
         leave(tmp_path / ".scratch" / "far" / "runs" / "lora" / "far" / "card.json"),
     ]
     removed = store.tidy()
