@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from peftbench import __version__, data_cli, results_cli
-from peftbench.errors import ConfigError, PeftbenchError
+from peftbench.errors import ConfigError, DiskFull, PeftbenchError, StoreError
+from peftbench.results.disk import explained, full_number
+from peftbench.results.store import Busy
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -64,8 +66,10 @@ options:
   hydra.launcher.KEY=VALUE   gpus gpus_per_job jobs_per_gpu jobs jobs_per_process timeout stagger
                       retry_out_of_memory on_failure=continue|stop stop_after
   hydra/launcher=slurm|ray   the same jobs on many machines; see README, "Many machines"
+                      retry_lost_machine=N   times that a job whose machine fails goes to another
 
-exit status: 0 done, 1 a run failed, 2 bad command line, 3 the pair makes no sense, 130 interrupted
+exit status: 0 done, 1 a run failed, is held by another launch or found the disk full, 2 bad command
+line, 3 the pair makes no sense, 130 interrupted
 """
 
 PLAN_HELP = """\
@@ -85,16 +89,29 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _dispatch(arguments)
+    except (Busy, DiskFull) as e:
+        _tell(str(e))
+        status = FAILED
     except PeftbenchError as e:
-        print(f"peftbench: {e}", file=sys.stderr)
+        _tell(str(e))
         status = USAGE
     except KeyboardInterrupt:
-        print("peftbench: interrupted; the same command continues", file=sys.stderr)
+        _tell("interrupted; the same command continues")
         status = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `peftbench ... | head`
         status = OK
+    except Exception as e:
+        if full_number(e) is None:
+            raise
+        _tell(str(explained(e)))
+        status = FAILED
     sys.exit(status)
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
+        print(f"peftbench: {line}", file=sys.stderr, flush=True)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
@@ -301,6 +318,7 @@ class Task:
 
         from peftbench import data, experiment, loggers
         from peftbench.config import build, logger_settings
+        from peftbench.limits import check_micro_batch
         from peftbench.processes import check_count, run_together
         from peftbench.results.record import Status
         from peftbench.results.store import ResultsStore
@@ -319,6 +337,7 @@ class Task:
             return data.identify(dataset, lambda listing: told.extend(data.describe(listing)))
 
         spec = build(cfg, identify)
+        check_micro_batch(cfg.micro_batch)
         world = from_environment()
         saving = OmegaConf.to_object(cfg.checkpoint)
         assert isinstance(saving, Saving)
@@ -339,6 +358,9 @@ class Task:
             return
         logger = loggers.make(logger_settings(cfg), cfg.results_dir)
         store = ResultsStore(cfg.results_dir)
+        if not cfg.quiet:  # a sweep does that once
+            with contextlib.suppress(StoreError):  # where nothing is to be written
+                store.tidy()
         if not cfg.force and experiment.settled(spec, store) is not None:
             print(f"{spec}: already done (force=true runs it again)", flush=True)
         elif not cfg.quiet:
@@ -406,6 +428,8 @@ def _hydra(task: Task, arguments: list[str]) -> None:
         except (HydraException, OmegaConfBaseException) as e:
             raise ConfigError(_one_line(e)) from e
         except OSError as e:
+            if full_number(e) is not None:
+                raise explained(e) from e
             raise ConfigError(_of_system(e, arguments)) from e
         except SystemExit as e:
             if e.code not in (None, 0):

@@ -16,18 +16,26 @@ from typing import Any
 
 from peftbench.errors import ConfigError
 from peftbench.launcher import PLUGINS, Place, QueueConfig, QueueLauncher
+from peftbench.limits import check_launcher, check_number, check_threads
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Attempt
 from peftbench.sweep.pool import Queue
 from peftbench.sweep.ray import RayEngine, Share
 from peftbench.sweep.remote import Engine, RemoteQueue
-from peftbench.sweep.slots import make_slots, visible_gpus
+from peftbench.sweep.slots import MOST_GPUS, make_slots, visible_gpus
 from peftbench.sweep.slurm import SubmititEngine, executor_of
 from peftbench.sweep.submission import new_folder
 
 
 @dataclass
-class SlurmConfig(QueueConfig):
+class ClusterConfig(QueueConfig):
+    """What both launchers take."""
+
+    retry_lost_machine: int = 3  # times, each where the machine of a job failed or was taken away
+
+
+@dataclass
+class SlurmConfig(ClusterConfig):
     """Schema of `hydra/launcher=slurm`; `jobs` is a limit on each array of submissions."""
 
     _target_: str = f"{PLUGINS}.SlurmLauncher"
@@ -46,7 +54,7 @@ class SlurmConfig(QueueConfig):
 
 
 @dataclass
-class RayConfig(QueueConfig):
+class RayConfig(ClusterConfig):
     """Schema of `hydra/launcher=ray`; `jobs` is what fits into the cluster by default."""
 
     _target_: str = f"{PLUGINS}.RayLauncher"
@@ -62,8 +70,14 @@ class RayConfig(QueueConfig):
 class _ClusterLauncher(QueueLauncher):
     """What both have in common."""
 
+    options: ClusterConfig
+
     def device(self, asked: str) -> str:
         return "auto" if asked.startswith("cuda") else asked  # the machine of the job has it
+
+    def threads(self, asked: int | None) -> int | None:
+        check_threads(asked, anywhere=True)  # the machine of the job judges for itself
+        return None
 
     def open(self, store: ResultsStore, make: Callable[[Path], Engine], detach: bool) -> Place:
         """The queue over an engine that `make` makes when there is something to run."""
@@ -79,6 +93,7 @@ class _ClusterLauncher(QueueLauncher):
                 folder,
                 timeout=self.options.timeout,
                 detach=detach,
+                retries=self.options.retry_lost_machine,
                 release=release,
             )
 
@@ -105,10 +120,8 @@ class SlurmLauncher(_ClusterLauncher):
     def place(self, store: ResultsStore) -> Callable[[int], Place]:
         _require("submitit", "slurm")
         options = self.options
-        _at_least("jobs", options.jobs, 1)
-        _at_least("time", options.time, 1)
-        _at_least("gpus_per_job", options.gpus_per_job, 0)
-        _at_least("cpus_per_job", options.cpus_per_job, 1)
+        check_launcher(options)
+        check_number("hydra.launcher.cpus_per_job", options.cpus_per_job, 1, 100_000)
         self.executor = executor_of(options.executor)
         if options.detach and self.executor != "slurm":
             raise ConfigError(
@@ -178,9 +191,8 @@ class RayLauncher(_ClusterLauncher):
     def place(self, store: ResultsStore) -> Callable[[int], Place]:
         _require("ray", "ray")
         options = self.options
-        _at_least("jobs", options.jobs, 1)
-        _at_least("gpus", options.gpus, 0)
-        _at_least("cpus_per_job", options.cpus_per_job, 0)
+        check_launcher(options)
+        check_number("hydra.launcher.gpus", options.gpus, 0, MOST_GPUS)
         if options.gpus is not None and options.address not in ("auto", "local"):
             raise ConfigError(
                 f"hydra.launcher.gpus={options.gpus} is for a Ray of its own, but address="
@@ -206,8 +218,3 @@ def _require(package: str, launcher: str) -> None:
             f"hydra/launcher={launcher} needs {package}, which is not installed. "
             f"Run: pip install 'peftbench[{launcher}]'"
         )
-
-
-def _at_least(key: str, value: float | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ConfigError(f"hydra.launcher.{key}={value}; use {least} or more.")

@@ -32,6 +32,10 @@ class StoreError(PeftbenchError):
     """The results folder cannot be read or written."""
 
 
+class DiskFull(StoreError):
+    """A disk, a quota or a limit on file sizes leaves no room for what is to be written."""
+
+
 class Unsupported(PeftbenchError):
     """A method x backbone pair that makes no sense; becomes a record with its reason."""
 

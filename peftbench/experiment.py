@@ -25,7 +25,6 @@ from peftbench import cost, data, provenance, robustness, tuned
 from peftbench.backbones.anatomy import Anatomy, describe, weightless_copy
 from peftbench.backbones.load import Backbone, check_name, image_size, load
 from peftbench.errors import (
-    ConfigError,
     Diverged,
     NoEffect,
     NotMergeable,
@@ -34,8 +33,10 @@ from peftbench.errors import (
     Unsupported,
     WeightsError,
 )
+from peftbench.limits import check_threads
 from peftbench.loggers.guard import Guard
 from peftbench.methods.base import Tuned, apply
+from peftbench.results.disk import explained, full_number
 from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BEST_ON_TEST, LAST, Phase, RunSpec, plain
@@ -135,6 +136,8 @@ def run(
                     for rank, (status, error) in causes(scratch.root, world).items():
                         draft.status = status  # a broken connection is not the cause
                         draft.error = f"in process {rank} of {world.size}: {error}"
+                if draft.status is not Status.OK:  # its files may be what filled the disk
+                    shutil.rmtree(scratch.root, ignore_errors=True)
                 record = draft.record()
                 store.add(record)
                 if draft.status not in TAKEN_UP:
@@ -201,9 +204,10 @@ def reporting(folder: Path, world: World, spec: RunSpec) -> Iterator[None]:
         yield
     except BaseException as e:
         status, error = ending(e, spec)
-        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"status": status, "error": error})
-        (folder / f"process{world.rank}.json").write_text(text, encoding="utf-8")
+        with contextlib.suppress(OSError):  # what is raised is the cause
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"process{world.rank}.json").write_text(text, encoding="utf-8")
         raise
 
 
@@ -225,8 +229,7 @@ def check(spec: RunSpec, device: str, threads: int | None) -> torch.device:
     check_recipe(spec.recipe)
     check_name(spec.backbone)
     spec.train_size(image_size(spec.backbone))
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads}; use 1 or more, or null.")
+    check_threads(threads)
     return choose_device(device)
 
 
@@ -257,10 +260,13 @@ def recording(draft: Draft, store: ResultsStore) -> Iterator[None]:
         draft.status, draft.error = ending(e, draft.spec)
     except Exception as e:
         draft.status, draft.error = ending(e, draft.spec)
-        if draft.status is Status.ERROR:
-            draft.error += f" (trace in {log})"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc(), encoding="utf-8")
+        if full_number(e) is not None:  # no fault of the program, and no room for its trace
+            return
+        with contextlib.suppress(OSError):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            if draft.status is Status.ERROR:
+                draft.error += f" (trace in {log})"
 
 
 def ending(error: BaseException, spec: RunSpec) -> tuple[Status, str]:
@@ -268,6 +274,8 @@ def ending(error: BaseException, spec: RunSpec) -> tuple[Status, str]:
     for kind, status in ENDINGS.items():
         if isinstance(error, kind):
             return status, str(error)
+    if isinstance(error, Exception) and full_number(error) is not None:
+        return Status.ERROR, str(explained(error))
     if isinstance(error, KeyboardInterrupt):
         return Status.INTERRUPTED, "stopped before its end; run it again"
     if _out_of_memory(error):

@@ -18,6 +18,7 @@ from peftbench import api, tuned
 from peftbench.backbones.load import construction
 from peftbench.errors import ConfigError, WeightsError
 from peftbench.registry import unknown_name
+from peftbench.results.disk import explained, full_number
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore, current
 from peftbench.spec import BackboneSpec, Phase
@@ -114,6 +115,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             path.chmod(0o644)  # safetensors writes for the owner alone
         part.rename(folder)
     except (OSError, SafetensorError) as e:
+        if full_number(e) is not None:
+            raise explained(e, folder) from e
         raise ConfigError(f"{folder} cannot be written: {e}. Choose another --out.") from e
     finally:
         shutil.rmtree(part, ignore_errors=True)

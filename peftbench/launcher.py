@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +22,9 @@ from tqdm import tqdm
 from peftbench import data
 from peftbench.backbones.load import hash_checkpoint
 from peftbench.errors import ConfigError
+from peftbench.limits import check_launcher, check_micro_batch, check_number
 from peftbench.plan import Estimates
+from peftbench.processes import MOST_PROCESSES
 from peftbench.registry import unknown_name
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
@@ -33,6 +36,7 @@ from peftbench.sweep.jobs import (
     Job,
     batches,
     ending_of,
+    looked_up_again,
     output_of,
     record_of,
     without_repeats,
@@ -43,6 +47,12 @@ from peftbench.sweep.status import StatusView
 from peftbench.sweep.tuning import TunerConfig
 from peftbench.sweep.work import Plain, TunedWork, Work
 
+# of a message: `(see FILE)`, `(trace in FILE)`, the job of a cluster, process and time of a holder
+VARYING = re.compile(
+    r" \((?:see|trace in) [^)]*\)|(?<=slurm )\d+(?:_\d+)?|(?<=ray )\d+"
+    r"|process \d+(?= on )|, since [-\d :]+$"
+)
+DISK_FULL = re.compile(r"disk full[^,:(]*")
 PLUGINS = "hydra_plugins.peftbench"  # Hydra takes launchers of this top-level package only
 
 
@@ -97,6 +107,10 @@ class JobLauncher(Launcher):
         """The device that must be there when a job is composed."""
         return asked
 
+    def threads(self, asked: int | None) -> int | None:
+        """The threads that this machine must take when a job is composed."""
+        return asked
+
     @abstractmethod
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
         """Do what the launcher is for with jobs of distinct identity."""
@@ -112,7 +126,9 @@ class JobLauncher(Launcher):
 
         cfg = self.compose(overrides)
         spec = build(cfg, self.identify, self.hash_file)
-        check(spec, self.device(cfg.device), cfg.threads)
+        check(spec, self.device(cfg.device), self.threads(cfg.threads))
+        check_micro_batch(cfg.micro_batch)
+        check_number("processes", cfg.processes, 1, MOST_PROCESSES)
         kept = [o for o in filter_overrides(overrides) if not o.startswith("hydra")]
         logger = logger_settings(cfg)
         if logger.name != "none" and logger.group is None:
@@ -147,9 +163,11 @@ class QueueLauncher(JobLauncher):
         """How many whole GPUs each job has to itself or shares; 0 on a CPU."""
 
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
+        check_launcher(self.options)
         limit = _failures_allowed(self.options)
         choose = self.place(store)
         store.check_writable()
+        store.tidy()
         work = self._work(jobs, store)
         todo = work.begin()
         place = choose(work.at_most)
@@ -164,7 +182,11 @@ class QueueLauncher(JobLauncher):
             if queue.left:
                 print(f"{queue.left} jobs go on; the same command finds them", flush=True)
                 return
-        self.task.failures.extend(e for e in endings if e.failed)  # type: ignore[attr-defined]
+        if not work.left:
+            endings = [looked_up_again(ending, store) for ending in endings]
+        # what others hold is not done, whoever is at it
+        unfinished = [e for e in endings if e.failed or e.held]
+        self.task.failures.extend(unfinished)  # type: ignore[attr-defined]
         _summarise(endings, work.to_run)
 
     def _work(self, jobs: list[Job], store: ResultsStore) -> Work:
@@ -329,6 +351,29 @@ def _summarise(endings: list[Ending], wanted: int) -> None:
     text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     if wanted:
         print(f"{len(endings)} of {wanted} jobs ended: {text}", flush=True)
-    reasons = Counter(e.message for e in endings if e.failed)
-    for reason, count in reasons.most_common():
+    failed = sums(e.message for e in endings if e.failed)
+    for reason, count in failed:
         print(f"  failed {count} x: {reason}", file=sys.stderr, flush=True)
+    for holder, count in sums(e.message for e in endings if e.held):
+        print(
+            f"  held elsewhere {count} x: {holder}. These are not done: when that has ended, the "
+            "same command finds or runs them",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def sums(messages: Iterable[str]) -> list[tuple[str, int]]:
+    """Messages of one cause once each, most often first, and how often; the first speaks for all.
+
+    What differs from job to job does not count: where the rest is to be read, since when a process
+    runs, and which file it was that found a disk full, and how full.
+    """
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for message in messages:
+        kind = DISK_FULL.search(message)
+        cause = kind[0] if kind else VARYING.sub("", message)
+        first.setdefault(cause, message)
+        counts[cause] += 1
+    return [(first[cause], count) for cause, count in counts.most_common()]

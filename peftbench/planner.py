@@ -7,6 +7,7 @@ from typing import Any
 
 from peftbench.cluster import RayConfig, SlurmConfig
 from peftbench.launcher import PLUGINS, JobLauncher, PoolConfig, slots_of
+from peftbench.limits import check_launcher, check_threads
 from peftbench.plan import show
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Job
@@ -32,6 +33,13 @@ class PlanLauncher(JobLauncher):
     def device(self, asked: str) -> str:
         return "auto" if self.options.cluster and asked.startswith("cuda") else asked
 
+    def threads(self, asked: int | None) -> int | None:
+        if self.options.cluster:
+            check_threads(asked, anywhere=True)
+            return None
+        return asked
+
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
         options = self.options
+        check_launcher(options)
         show(jobs, store, (options.jobs or 1) if options.cluster else len(slots_of(options)))

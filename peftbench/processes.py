@@ -14,17 +14,19 @@ from collections.abc import Sequence
 import torch
 
 from peftbench.errors import ConfigError
+from peftbench.limits import check_number
 from peftbench.sweep.server import STOP_SECONDS, die_with
 from peftbench.sweep.slots import usable_cores
 from peftbench.training.device import choose_device
 
+MOST_PROCESSES = 1024  # on the largest machine
+LEAST_BOUND = 16  # that any machine takes, however few its cores
 GRACE_SECONDS = 15.0  # in which the others notice that one has failed, and record it
 
 
 def check_count(processes: int, device: str) -> None:
     """Raise `ConfigError` for a number of processes that cannot be had on `device`."""
-    if processes < 1:
-        raise ConfigError(f"processes={processes}; use 1 or more.")
+    check_number("processes", processes, 1, MOST_PROCESSES)
     on_gpus = choose_device(device).type == "cuda"
     gpus = torch.cuda.device_count()
     if on_gpus and processes > gpus:
@@ -32,6 +34,10 @@ def check_count(processes: int, device: str) -> None:
             f"processes={processes}, but {gpus} GPUs can be used, and each process needs one. "
             f"Use processes={gpus}."
         )
+    cores = os.cpu_count() or 1
+    if not on_gpus:
+        most = max(LEAST_BOUND, 2 * cores)
+        check_number("processes", processes, 1, most, f"as this machine has {cores} cores")
 
 
 def run_together(arguments: Sequence[str], processes: int) -> int:

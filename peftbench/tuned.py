@@ -14,7 +14,9 @@ from peftbench import card as cards
 from peftbench import tensors
 from peftbench.errors import WeightsError
 from peftbench.methods.base import Tuned
+from peftbench.results.disk import writing
 from peftbench.results.privacy import public
+from peftbench.results.store import write_atomic
 from peftbench.untrusted import read_bounded
 
 TASK = "tuned.safetensors"  # what one task needs besides the backbone
@@ -24,21 +26,17 @@ CARD = "card.json"
 
 def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
     """Write `tuned.safetensors` and `card.json` into `folder`; returns the bytes of the tensors."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / TASK
-    part = folder / f".tuned.{os.getpid()}.part"
-    try:
-        state = {name: tensor.cpu().contiguous() for name, tensor in tuned.state().items()}
-        save_file(state, part, metadata={"run_id": str(card.get("run_id", ""))})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    part = folder / f".card.{os.getpid()}.part"
-    try:
-        part.write_bytes(card_bytes(card))
-        part.replace(folder / CARD)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".tuned.{os.getpid()}.part"
+        try:
+            state = {name: tensor.cpu().contiguous() for name, tensor in tuned.state().items()}
+            save_file(state, part, metadata={"run_id": str(card.get("run_id", ""))})
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    write_atomic(folder / CARD, lambda file: file.write(card_bytes(card)))
     return path.stat().st_size
 
 

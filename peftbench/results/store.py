@@ -10,22 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import secrets
-import socket
+import shutil
 import struct
 import sys
-import time
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from peftbench.errors import StoreError
+from peftbench.errors import DiskFull, StoreError
+from peftbench.results.disk import explained, full_number, reason, writing
+from peftbench.results.locks import (
+    STALE_SECONDS,
+    SUBMISSION_VARIABLE,
+    Owner,
+    age_of,
+    beating,
+    gone,
+    left_over,
+    temporary_tag,
+    time_at,
+)
 from peftbench.results.record import RunRecord, Status
 from peftbench.untrusted import MOST_RECORD, read_bounded, read_npz
 
@@ -37,8 +47,19 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-SUBMISSION_VARIABLE = "PEFTBENCH_SUBMISSION"  # set where a job runs as part of one
-STALE_SECONDS = 24 * 3600.0  # age at which a lock is taken over when its process cannot be seen
+__all__ = ["STALE_SECONDS", "SUBMISSION_VARIABLE"]  # of the locks, for those who use the store
+
+
+CUT_SHORT = "a process that its lock does not name, as it was cut short"
+# half-written files, below the root: of records, their artefacts, tables, checkpoints, submissions
+TEMPORARIES = (
+    *(
+        f"{folder}.*.{suffix}"
+        for folder in ("", "*/", "runs/*/", "runs/*/*/", "submitted/*/")
+        for suffix in ("tmp", "part")
+    ),
+    "runs/.write-test-*",
+)
 
 
 class Busy(StoreError):
@@ -155,9 +176,11 @@ class ResultsStore:
             write_atomic(probe, lambda file: file.write(b"peftbench\n"))
             probe.unlink()
         except (OSError, StoreError) as error:
+            if isinstance(error, DiskFull):
+                raise
             cause = error.__cause__ if isinstance(error, StoreError) else error
             raise StoreError(
-                f"Results go to {self.root}, which cannot be written: {_reason(cause)}. "
+                f"Results go to {self.root}, which cannot be written: {reason(cause)}. "
                 "Choose another results folder or make this one writable."
             ) from error
 
@@ -167,33 +190,34 @@ class ResultsStore:
 
         Another process may have finished the run before this one got hold of it: look it up again
         inside the block. A lock whose process is gone is taken over; where that cannot be seen (a
-        process on another host), it is taken over after a day, counted from the last time that
-        the lock file, which this yields, was touched.
+        process on another host), it is taken over when its process has not touched the lock file,
+        which this yields, for `SILENT_SECONDS`: those who hold a lock touch it all the time.
         """
         lock = self.path(method, run_id).with_suffix(".lock")
-        owner = _Owner.current()
+        owner = Owner.current()
         with self._exclusive() as now:
-            held = _Owner.read(lock)
-            if lock.exists() and not _abandoned(held, age=now - _modified(lock, now)):
+            held = Owner.read(lock)
+            if lock.exists() and not gone(held, age_of(lock, now)):
                 raise Busy(
-                    f"Run {run_id} of {method} is already running: {held or 'unknown process'}. "
+                    f"Run {run_id} of {method} is already running: {held or CUT_SHORT}. "
                     f"Wait for it, or delete {lock} if that process is gone."
                 )
-            owner.write(lock)
+            _write_lock(lock, owner)
         try:
-            yield lock
+            with beating(lock, owner):
+                yield lock
         finally:
-            if os.getpid() == owner.pid and _Owner.read(lock) == owner:
+            if os.getpid() == owner.pid and Owner.read(lock) == owner:
                 lock.unlink(missing_ok=True)
 
     def holder(self, run_id: str, method: str) -> str | None:
         """Who holds a run now, as text; `None` where nobody does or its process is gone."""
         lock = self.path(method, run_id).with_suffix(".lock")
         with self._exclusive() as now:
-            owner = _Owner.read(lock)
-            if not lock.exists() or _abandoned(owner, age=now - _modified(lock, now)):
+            owner = Owner.read(lock)
+            if not lock.exists() or gone(owner, age_of(lock, now)):
                 return None
-            return str(owner or "an unknown process")
+            return str(owner or CUT_SHORT)
 
     def release(self, run_id: str, method: str, submission: str) -> None:
         """Remove the lock on a run that a process of `submission` left; any other lock stays.
@@ -204,9 +228,36 @@ class ResultsStore:
         if not lock.exists():
             return
         with self._exclusive():
-            owner = _Owner.read(lock)
+            owner = Owner.read(lock)
             if owner is not None and owner.submission == submission != "":
                 lock.unlink(missing_ok=True)
+
+    def tidy(self) -> list[Path]:
+        """What processes that are gone left behind and nobody needs, and which is gone now.
+
+        Locks, half-written files and the scratch folders of runs that nobody holds.
+        """
+        if not self.runs.is_dir():
+            return []
+        removed: list[Path] = []
+        with self._exclusive() as now:
+            held: set[str] = set()
+            for lock in sorted(self.runs.glob("*/*.lock")):
+                if gone(Owner.read(lock), age_of(lock, now)):
+                    removed += _removed(lock)
+                else:
+                    held.add(lock.stem)
+            for pattern in TEMPORARIES:
+                for path in sorted(self.root.glob(pattern)):
+                    if left_over(path, age_of(path, now)):
+                        removed += _removed(path)
+            for folder in sorted(self.root.glob(".scratch/*/")):
+                if folder.name not in held and not folder.is_symlink():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    removed += [] if folder.exists() else [folder]
+            with contextlib.suppress(OSError):
+                (self.root / ".scratch").rmdir()  # unless a run is using it
+        return removed
 
     def save_predictions(
         self,
@@ -261,7 +312,7 @@ class ResultsStore:
             return []
         except OSError as error:
             raise StoreError(
-                f"Records are read from {self.runs}, which cannot be listed: {_reason(error)}. "
+                f"Records are read from {self.runs}, which cannot be listed: {reason(error)}. "
                 "Make the folder readable."
             ) from error
 
@@ -274,25 +325,35 @@ class ResultsStore:
         guard = self.runs / ".store.lock"
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(guard, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = _open_guard(guard)
         except OSError as error:
+            if full_number(error) is not None:
+                raise explained(error, self.runs) from error
             raise StoreError(
-                f"Records go to {self.runs}, which cannot be written: {_reason(error)}. "
+                f"Records go to {self.runs}, which cannot be written: {reason(error)}. "
                 "Choose another results folder or make this one writable."
             ) from error
         try:
             _lock(descriptor)
-            os.utime(guard)
-            yield os.fstat(descriptor).st_mtime
+            yield self._now(guard, descriptor)
         finally:
             _unlock(descriptor)  # a forked child may still hold the descriptor
             os.close(descriptor)
 
+    def _now(self, guard: Path, descriptor: int) -> float:
+        """The time on the clock of the file system."""
+        try:
+            os.utime(guard)
+            return os.fstat(descriptor).st_mtime
+        except PermissionError:  # it is another user's
+            with writing(self.runs):
+                return time_at(self.runs)
+
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """`path` with what `write` wrote, all of it or nothing; the folder is made when missing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
+    temporary = path.with_name(f".{path.name}.{temporary_tag()}.tmp")
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "xb") as file:
@@ -301,13 +362,9 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written: {_reason(error)}. "
-            "Free some space, choose another results folder or make this one writable."
-        ) from error
 
 
 # what reading a zip file, an array or a text of somebody else's may end in
@@ -373,9 +430,8 @@ def _read(path: Path, *, history: bool = True) -> RunRecord:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, StoreError) as error:
-        reason = _reason(error) if isinstance(error, OSError) else str(error)
         raise StoreError(
-            f"{path} is not a readable run record: {reason}. Rerun it or delete the file."
+            f"{path} is not a readable run record: {reason(error)}. Rerun it or delete the file."
         ) from error
     return record
 
@@ -400,104 +456,61 @@ def _is_ok(path: Path) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class _Owner:
-    """The process that holds a lock."""
-
-    host: str
-    pid: int
-    boot: str  # tells a reboot; empty where the system does not say
-    namespace: str  # pids of two containers cannot be compared
-    process_start: int  # tells a pid that was given out again
-    since: float  # seconds since 1970
-    submission: str = ""  # to a cluster, of which it is part
-
-    def __str__(self) -> str:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
-        return f"process {self.pid} on {self.host}, since {since}"
-
-    @classmethod
-    def current(cls) -> _Owner:
-        pid = os.getpid()
-        boot = namespace = ""
-        with contextlib.suppress(OSError):
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-            namespace = os.readlink("/proc/self/ns/pid")
-        return cls(
-            socket.gethostname(),
-            pid,
-            boot,
-            namespace,
-            _process_start(pid) or 0,
-            time.time(),
-            os.environ.get(SUBMISSION_VARIABLE, ""),
-        )
-
-    @classmethod
-    def read(cls, lock: Path) -> _Owner | None:
-        """The holder named in a lock file, `None` where it names none."""
-        try:
-            raw = json.loads(lock.read_text(encoding="utf-8"))
-            raw.setdefault("submission", "")  # of a lock from before there were any
-            return cls(**{name: raw[name] for name in cls.__dataclass_fields__})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None
-
-    def write(self, lock: Path) -> None:
-        """A new lock file that names this process; `StoreError` where it cannot be made."""
-        try:
+def _write_lock(lock: Path, owner: Owner) -> None:
+    """A new lock file that names a process; `StoreError` where it cannot be made."""
+    try:
+        with writing(lock):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            lock.unlink(missing_ok=True)  # an abandoned one
-            with open(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w") as file:
-                json.dump(asdict(self), file)
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError as error:  # only where the file system has no advisory locks
+            lock.unlink(missing_ok=True)  # of a process that is gone
+            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    file.write(owner.text())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:  # such as a full disk
+                lock.unlink(missing_ok=True)
+                raise
+    except StoreError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            # only where the file system has no advisory locks
             raise Busy(f"Another process took {lock} at the same moment.") from error
-        except OSError as error:
-            raise StoreError(f"{lock} cannot be written: {_reason(error)}.") from error
+        if isinstance(error.__cause__, PermissionError) and lock.exists():
+            raise StoreError(
+                f"{lock} was left by {_user_of(lock)} and cannot be removed: "
+                f"{reason(error.__cause__)}. Ask them to delete it."
+            ) from error
+        raise
 
 
-def _abandoned(owner: _Owner | None, age: float) -> bool:
-    """Whether the holder of a lock of this age in seconds is gone."""
-    here = _Owner.current()
-    if owner is None or owner.host != here.host:
-        return age > STALE_SECONDS
-    if owner.boot != here.boot:
-        return True
-    if owner.namespace != here.namespace:
-        return age > STALE_SECONDS
-    return _process_start(owner.pid) != owner.process_start
-
-
-def _process_start(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process, `None` when no such process runs.
-
-    Zero for a living process where the system does not tell its start.
-    """
-    if sys.platform == "linux":
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
-        fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
-        return None if fields[0] in "ZX" else int(fields[19])  # a zombie runs no more
-    if sys.platform == "win32":
-        return 0
+def _user_of(path: Path) -> str:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return 0
-    return 0
+        return f"user {path.owner()}"
+    except (OSError, KeyError, NotImplementedError):
+        return "another user"
 
 
-def _modified(path: Path, default: float) -> float:
+def _removed(path: Path) -> list[Path]:
+    """The path, where it could be removed."""
     try:
-        return path.stat().st_mtime
+        path.unlink()
     except OSError:
-        return default
+        return []
+    return [path]
+
+
+def _open_guard(guard: Path) -> int:
+    """Descriptor of a file to lock; those who share the folder may use it too, as they may that."""
+    try:
+        descriptor = os.open(guard, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        return os.open(guard, os.O_RDONLY)  # of another user; local file systems can lock it
+    with contextlib.suppress(OSError):
+        shared = os.stat(guard.parent).st_mode & 0o022
+        mode = os.fstat(descriptor).st_mode & 0o777
+        if shared & ~mode:
+            os.fchmod(descriptor, mode | shared | (shared << 1))
+    return descriptor
 
 
 def _lock(descriptor: int) -> None:
@@ -520,7 +533,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _reason(error: BaseException | None) -> str:
-    return (getattr(error, "strerror", None) or str(error)) if error else "unknown reason"

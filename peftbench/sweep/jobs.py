@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from peftbench.errors import ConfigError, StoreError
+from peftbench.errors import ConfigError, DiskFull, StoreError
 from peftbench.loggers.guard import WARNING
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
@@ -130,6 +130,16 @@ def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
     return Ending(job, record, outcome(record), warnings=warnings)
 
 
+def looked_up_again(ending: Ending, store: ResultsStore) -> Ending:
+    """The ending of a job at the end of a sweep: who held it then may have finished it since."""
+    if not ending.held:
+        return ending
+    record = record_of(ending.job, store)
+    if record is None or not record.status.settled:
+        return ending
+    return Ending(ending.job, record, outcome(record))
+
+
 def _warnings(output: Path) -> tuple[str, ...]:
     """What the logger of a job had to say."""
     try:
@@ -141,8 +151,8 @@ def _warnings(output: Path) -> tuple[str, ...]:
 
 def _forget(output: Path) -> None:
     """Remove what a process printed: its record says all of it."""
-    output.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
+        output.unlink(missing_ok=True)
         output.parent.rmdir()  # of a run without artefacts
 
 
@@ -161,7 +171,10 @@ def _cause(status: int, output: Path) -> str:
 
 
 def _dead(job: Job, status: Status, error: str, store: ResultsStore) -> RunRecord:
-    """A record in the name of a process that could not write one; an `OK` one stays."""
+    """A record in the name of a process that could not write one; an `OK` one stays.
+
+    Where none can be written, the sweep tells what it would say and goes on.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     record = RunRecord(
         run_id=job.spec.run_id,
@@ -171,5 +184,10 @@ def _dead(job: Job, status: Status, error: str, store: ResultsStore) -> RunRecor
         started=now,
         finished=now,
     )
-    store.add(record)
+    try:
+        store.add(record)
+    except DiskFull as full:  # which is why there is no word of the process either
+        return replace(record, error=str(full))
+    except StoreError as refused:
+        return replace(record, error=f"{error}; it cannot be recorded: {refused}")
     return record

@@ -166,7 +166,8 @@ class Pool(Generic[T]):
         server.busy, server.commands, server.began = True, deque(batch), time.monotonic()
         jobs = [{"arguments": list(c.arguments), "output": str(c.output)} for c in batch]
         for command in batch:
-            command.output.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # the disk is full; the job says so itself
+                command.output.parent.mkdir(parents=True, exist_ok=True)
         assert server.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died; its output ends too
             server.process.stdin.write(json.dumps({"jobs": jobs}).encode() + b"\n")

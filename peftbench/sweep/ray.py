@@ -15,7 +15,7 @@ from typing import Any
 from peftbench.errors import ConfigError
 from peftbench.sweep.remote import Engine
 from peftbench.sweep.slots import Slot
-from peftbench.sweep.submission import Handle, process, runs
+from peftbench.sweep.submission import Gone, Handle, process, runs
 from peftbench.sweep.worker import serve
 
 
@@ -74,20 +74,21 @@ class RayEngine(Engine):
             handles.append({"id": number, **process(os.getpid())})
         return handles
 
-    def gone(self, handle: Handle) -> str | None:
+    def gone(self, handle: Handle) -> Gone | None:
         import ray
 
         if handle["pid"] != os.getpid() or handle["id"] not in self.tasks:
             # tasks end with the launcher that submitted them
-            return None if runs(handle) else "lost its launcher"
+            return None if runs(handle) else Gone("lost its launcher")
         reference = self.tasks[handle["id"]]
         if not ray.wait([reference], timeout=0)[0]:
             return None
         try:
             ray.get(reference)
         except Exception as e:
-            return f"ended with {type(e).__name__}: {_first_line(e)}"
-        return "ended"
+            cause = f"ended with {type(e).__name__}: {_first_line(e)}"
+            return Gone(cause, machine=isinstance(e, lost_machines()))
+        return Gone("ended")
 
     def cancel(self, handles: Sequence[Handle]) -> None:
         import ray
@@ -104,6 +105,18 @@ class RayEngine(Engine):
         if self.ours:
             ray.shutdown()
             self.ours = False
+
+
+def lost_machines() -> tuple[type[BaseException], ...]:
+    """What Ray raises for a task whose machine, or whose process there, has gone."""
+    from ray import exceptions
+
+    # Ray's own `max_retries` would do the same without a word and, where memory ran out, for ever
+    return (
+        exceptions.NodeDiedError,
+        exceptions.WorkerCrashedError,
+        exceptions.LocalRayletDiedError,
+    )
 
 
 def _connect(init: Mapping[str, Any]) -> None:

@@ -7,20 +7,23 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from peftbench.results.locks import BEAT_SECONDS
 from peftbench.sweep.pool import Command, Finished
 from peftbench.sweep.server import STOP_SECONDS
 from peftbench.sweep.slots import Slot
 from peftbench.sweep.submission import (
     CANCELLED,
     TIME_LIMIT,
+    Gone,
     Handle,
+    Progress,
     Submission,
     launcher_lives,
     note_launcher,
@@ -39,6 +42,7 @@ class Engine(ABC):
     pause: float  # seconds between two looks at what has happened
     grace: float = 0.0  # seconds that a shared file system may lag behind the end of a submission
     vanishes: bool = False  # whether what has not begun is gone at once when it is cancelled
+    starts_again: bool = False  # whether what a signal stopped may be started again
     anywhere: Slot  # what a submission has for itself, where their number is not limited
     free: deque[Slot] | None = None  # places that are not taken up, where it is
 
@@ -47,8 +51,16 @@ class Engine(ABC):
         """Submit `serve(path)` for each path; handles are JSON values, in the same order."""
 
     @abstractmethod
-    def gone(self, handle: Handle) -> str | None:
+    def gone(self, handle: Handle) -> Gone | None:
         """How a submission ended, `None` while it waits or runs; it may be an earlier launch's."""
+
+    def expect(self, handles: Sequence[Handle]) -> None:
+        """Submissions of earlier launches that `gone` will be asked about, one after another."""
+        return
+
+    def forget(self, handle: Handle) -> None:
+        """A submission that `gone` is not asked about any more."""
+        return
 
     @abstractmethod
     def cancel(self, handles: Sequence[Handle]) -> None:
@@ -77,7 +89,7 @@ class _Active(Generic[T]):
     ours: bool  # submitted by this launch
     commands: dict[int, Command[T]] = field(default_factory=dict)  # that we wait for
     began: dict[int, tuple[float, str]] = field(default_factory=dict)  # when and where
-    gone: tuple[float, str] | None = None  # when its engine said so first, and why
+    gone: float | None = None  # when its engine said first that it is over
 
     @property
     def events(self) -> Path:
@@ -95,6 +107,7 @@ class RemoteQueue(Generic[T]):
             those of earlier launches.
         timeout: seconds of one job.
         detach: submit and return.
+        retries: how often a job is submitted again whose machine failed or was taken away.
         release: called with the output of a job and the submission whose process is gone, so that
             a lock of that process can be removed.
         say: told in one line what a person should know.
@@ -107,6 +120,7 @@ class RemoteQueue(Generic[T]):
         *,
         timeout: float | None = None,
         detach: bool = False,
+        retries: int = 0,
         release: Callable[[Path, str], None] = lambda output, submission: None,
         say: Callable[[str], None] | None = None,
     ) -> None:
@@ -114,6 +128,7 @@ class RemoteQueue(Generic[T]):
         self.folder = folder.absolute()
         self.timeout = timeout
         self.detach = detach
+        self.retries = retries
         self.release = release
         self.say = say or partial(print, flush=True)
         self.on_begin: Callable[[T, str], None] = lambda job, slot: None
@@ -124,6 +139,8 @@ class RemoteQueue(Generic[T]):
         self._elsewhere: dict[str, tuple[_Active[T], int]] = {}  # output -> job of an earlier one
         self._count = 0
         self._died = False  # a submission, without a word of its own
+        self._lost: Counter[str] = Counter()  # machines that a job lost, by its output
+        self._touched = time.monotonic()  # our name in the folder
         note_launcher(self.folder)
         self._find_earlier()
 
@@ -166,6 +183,7 @@ class RemoteQueue(Generic[T]):
                     break
                 if not self._active and (self.stopping or not self._queue):
                     break
+                self._say_that_we_live()
                 ended = 0
                 for job in self._look():
                     ended += 1
@@ -179,19 +197,31 @@ class RemoteQueue(Generic[T]):
             self._clean()
             self.engine.close()
 
+    def _say_that_we_live(self) -> None:
+        """So that no later launch takes our folder for that of a dead one."""
+        if time.monotonic() - self._touched >= BEAT_SECONDS:
+            self._touched = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / "launcher")
+
     def _find_earlier(self) -> None:
         """Take note of submissions that earlier launches left, and clean up behind dead ones."""
-        for folder in sorted(self.folder.parent.glob("*/")):
-            if folder == self.folder:
-                continue
+        folders = [f for f in sorted(self.folder.parent.glob("*/")) if f != self.folder]
+        found = {folder: list(submitted(folder)) for folder in folders}
+        name = self.engine.name
+        ours = [handle for pairs in found.values() for _, handle in pairs]
+        self.engine.expect([handle for handle in ours if handle["engine"] == name])
+        for folder, pairs in found.items():
+            lives = launcher_lives(folder)
             known = False  # that something may still be under way
-            for submission, handle in submitted(folder):
-                if handle["engine"] != self.engine.name:
-                    known = True
+            for submission, handle in pairs:
+                if handle["engine"] != name:
+                    # what runs on a machine ends with its launcher there; a cluster knows its own
+                    known = known or lives or "@" not in handle["engine"]
                     continue
                 active: _Active[T] = _Active(submission, folder, handle, ours=False)
                 so_far = progress(active.events)
-                cause = self.engine.gone(handle) if so_far.over is None else so_far.over
+                cause = self._cause(active, so_far)
                 if cause is None:
                     known = True
                     self._take_up(submission.slot)
@@ -199,14 +229,25 @@ class RemoteQueue(Generic[T]):
                         if index not in so_far.ended:
                             self._elsewhere[output] = (active, index)
                     continue
+                self.engine.forget(handle)
                 for output in submission.outputs:
                     self.release(Path(output), submission.name)
                 lost = len(submission.outputs) - len(so_far.ended)
-                if lost and cause != CANCELLED:
+                if lost and cause.cause != CANCELLED:
                     title = self.engine.title(handle)
-                    self.say(f"{title} of an earlier launch {cause}; {lost} of its jobs are left")
-            if not known and not launcher_lives(folder):
+                    self.say(
+                        f"{title} of an earlier launch {cause.cause}; {lost} of its jobs are left"
+                    )
+            if not known and not lives:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _cause(self, active: _Active[T], so_far: Progress) -> Gone | None:
+        """Why a submission is over, by its own word or that of its engine; `None` if it is not."""
+        if so_far.over is not None:
+            return Gone(so_far.over)
+        if so_far.stopped and not self.engine.starts_again:
+            return Gone(CANCELLED)
+        return self.engine.gone(active.handle)
 
     def _take_up(self, slot: str) -> None:
         if self.engine.free is not None:
@@ -258,36 +299,51 @@ class RemoteQueue(Generic[T]):
                     self._settle(active, command)
                     _, slot = active.began[index]
                     yield Finished(command.job, slot, ended.seconds, ended.status, ended.timed_out)
-            cause = so_far.over if so_far.over is not None else self._gone(active)
-            if cause is not None:
-                yield from self._over(active, cause)
+            cause = self._cause(active, so_far)
+            said = so_far.over is not None or (so_far.stopped and not self.engine.starts_again)
+            if cause is None:
+                active.gone = None
+            elif said or self._is_sure(active):
+                yield from self._over(active, cause, so_far)
 
-    def _gone(self, active: _Active[T]) -> str | None:
-        """Why a submission is over that does not say so itself, once its files must have come."""
+    def _is_sure(self, active: _Active[T]) -> bool:
+        """Whether a submission is over that does not say so itself: its files must have come, and
+        what a cluster starts again seems to be over for a moment."""
         if active.gone is None:
-            cause = self.engine.gone(active.handle)
-            if cause is not None:
-                active.gone = (time.monotonic(), cause)
-            return None  # it may have told of its end after we looked
-        since, cause = active.gone
-        return cause if time.monotonic() - since >= self.engine.grace else None
+            active.gone = time.monotonic()
+            return False  # it may have told of its end after we looked
+        return time.monotonic() - active.gone >= self.engine.grace
 
-    def _over(self, active: _Active[T], cause: str) -> Iterator[Finished[T]]:
+    def _over(self, active: _Active[T], gone: Gone, so_far: Progress) -> Iterator[Finished[T]]:
         """A submission is over: the job that it was at, and those behind it.
 
-        Those run in another one, unless it was cancelled or died before it began its first.
+        Those run in another one, unless it was cancelled or died before it began its first. So
+        does the one that it was at, where its machine is to blame, or where it was stopped and
+        nobody cancelled it: a bounded number of times.
         """
+        cause = gone.cause
         self._active.remove(active)
         made = active.submission
         if self.engine.free is not None:
             self.engine.free.append(Slot(made.slot, made.devices, made.threads))
         title = self.engine.title(active.handle)
-        said = "" if active.gone is None else self._last_line(active)
+        stopped = so_far.stopped and cause not in (CANCELLED, TIME_LIMIT)
+        blameless = (gone.machine or stopped) and not self.stopping
+        tries = 0
         again = []
         for index, command in sorted(active.commands.items()):
             if active.began and index not in active.began and cause != CANCELLED:
                 again.append(command)
                 continue
+            lost = self._lost[str(command.output)]
+            if blameless and lost < self.retries:
+                self._lost[str(command.output)] = lost + 1
+                tries = max(tries, lost + 1)
+                self._settle(active, command)
+                again.append(command)
+                continue
+            told = so_far.over is not None or so_far.stopped
+            last = "" if told else self._last_line(active)
             began, slot = active.began.get(index, (time.monotonic(), title))
             self._settle(active, command)
             yield Finished(
@@ -296,8 +352,11 @@ class RemoteQueue(Generic[T]):
                 seconds=time.monotonic() - began,
                 status=1,
                 timed_out=cause == TIME_LIMIT and index in active.began,
-                cause=f"{title} {cause or 'left it out'}{said}",
+                cause=f"{title} {cause or 'left it out'}{last}",
             )
+        self.engine.forget(active.handle)
+        if tries:
+            self.say(f"{title} {cause}; its jobs are submitted again, {tries} of {self.retries}")
         if again:
             self.add(again, first=True)
         for suffix in (".handle", ".events", ".json"):
@@ -352,8 +411,10 @@ class RemoteQueue(Generic[T]):
     def _ended(self, active: _Active[T]) -> bool:
         if not active.events.exists() and self.engine.vanishes:
             return True
-        told = progress(active.events).over is not None
-        return told or self.engine.gone(active.handle) is not None
+        so_far = progress(active.events)
+        return (
+            so_far.over is not None or so_far.stopped or self.engine.gone(active.handle) is not None
+        )
 
     def _clean(self) -> None:
         """Remove our files, unless something is still under way or died and left a log."""

@@ -13,9 +13,14 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from peftbench.errors import ConfigError
+from peftbench.errors import ConfigError, StoreError
+from peftbench.results.disk import writing
+
+if TYPE_CHECKING:
+    from optuna.storages.journal import JournalFileOpenLock
 
 STALE_SECONDS = 5  # a journal is locked for milliseconds at a time
 
@@ -142,17 +147,22 @@ class OptunaSearch(Search):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = space
         self.seed = seed
-        self.study = optuna.create_study(
-            # a process that was killed while it wrote leaves its lock behind
-            storage=JournalStorage(
-                JournalFileBackend(
-                    journal, JournalFileOpenLock(journal, grace_period=STALE_SECONDS)
+        # a process that was killed while it wrote leaves its lock behind
+        lock = JournalFileOpenLock(journal, grace_period=STALE_SECONDS)
+        with writing(Path(journal)):
+            _cut_off_half_a_line(Path(journal), lock)
+            try:
+                self.study = optuna.create_study(
+                    storage=JournalStorage(JournalFileBackend(journal, lock)),
+                    study_name=name,
+                    direction="maximize",
+                    load_if_exists=True,
                 )
-            ),
-            study_name=name,
-            direction="maximize",
-            load_if_exists=True,
-        )
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
+                raise StoreError(
+                    f"{journal} is no journal of a search: {e}. Move it away; the search finds its "
+                    "recorded trials without it."
+                ) from e
         self._distributions: dict[int, dict[str, Any]] = {}  # of the trials that are under way
 
     def propose(self) -> Trial:
@@ -197,6 +207,19 @@ class OptunaSearch(Search):
                 distributions=distributions,
             )
         )
+
+
+def _cut_off_half_a_line(journal: Path, lock: JournalFileOpenLock) -> None:
+    """Drop what a full disk or a power cut left of the last entry; Optuna would refuse them all."""
+    if not journal.is_file() or journal.read_bytes()[-1:] in (b"", b"\n"):
+        return
+    lock.acquire()  # nobody is in the middle of a line then
+    try:
+        with open(journal, "r+b") as file:
+            data = file.read()
+            file.truncate(data.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def grid_points(space: Space) -> list[Point]:

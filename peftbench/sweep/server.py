@@ -76,16 +76,25 @@ def _run_jobs(jobs: list[dict[str, Any]], replies: IO[str], requests: int) -> No
     for index, job in enumerate(jobs):
         if index and select.select([requests], [], [], 0)[0]:
             break
-        output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        output = _open(job["output"])
         os.dup2(output, sys.stdout.fileno())
         os.dup2(output, sys.stderr.fileno())
         os.close(output)
         _reply(replies, begun=index)
         status = _status_of(job["arguments"])
         _reply(replies, ended=index, status=status)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the disk is full
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
+
+
+def _open(path: str) -> int:
+    """Where a job prints: its file, or nowhere where the disk is full."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def _status_of(arguments: list[str]) -> int:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from peftbench.errors import ConfigError
+from peftbench.limits import LAUNCHER, check_number
 
+IDENTIFIER = re.compile(r"\d+|[A-Za-z][\w/-]*")  # 0, GPU-5f3c..., MIG-...
+MOST_GPUS = 1024  # of one machine
 MEMORY_PER_JOB = 2 * 2**30  # bytes of main memory: torch, timm and a small backbone
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -51,11 +55,9 @@ def make_slots(
     Raises:
         ConfigError: a number below 1, or more GPUs per job than there are.
     """
-    for key, value in (("gpus_per_job", gpus_per_job), ("jobs_per_gpu", jobs_per_gpu)):
-        if value < 1:
-            raise ConfigError(f"hydra.launcher.{key}={value}; use 1 or more.")
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"hydra.launcher.jobs={jobs}; use 1 or more, or null.")
+    check_number("hydra.launcher.gpus_per_job", gpus_per_job, 1, MOST_GPUS)
+    check_number("hydra.launcher.jobs_per_gpu", jobs_per_gpu, *LAUNCHER["jobs_per_gpu"])
+    check_number("hydra.launcher.jobs", jobs, *LAUNCHER["jobs"], "or null")
     cores = usable_cores() if cores is None else cores
     if not gpus:
         count = jobs or _fitting(cores)
@@ -88,14 +90,24 @@ def visible_gpus(asked: str) -> list[str]:
 
     Identifiers are joined by + or, quoted, by commas, which a multirun would read as a sweep.
 
+    Raises:
+        ConfigError: more than any machine has, or no identifier.
+
     A count or identifiers are taken as they are, so a slot can be tried out without the device.
     """
     listed = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
     if asked != "auto":
         asked = asked.replace("+", ",")
-        if asked.isdigit():
+        if asked.isdecimal():
+            check_number("hydra.launcher.gpus", int(asked), 0, MOST_GPUS)
             return (listed or [str(i) for i in range(int(asked))])[: int(asked)]
-        return [g.strip() for g in asked.split(",") if g.strip()]
+        named = [g.strip() for g in asked.split(",") if g.strip()]
+        for name in named:
+            if not IDENTIFIER.fullmatch(name):
+                raise ConfigError(
+                    f"hydra.launcher.gpus={asked}; use auto, a count, or identifiers such as 0+2."
+                )
+        return named
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

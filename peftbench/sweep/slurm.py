@@ -7,10 +7,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 from peftbench.sweep.remote import Engine
 from peftbench.sweep.slots import Slot
-from peftbench.sweep.submission import CANCELLED, TIME_LIMIT, Handle, process, runs
+from peftbench.sweep.states import HELD, States, how_it_ended
+from peftbench.sweep.submission import Gone, Handle, process, runs
 from peftbench.sweep.worker import serve
 
 EXECUTORS = ("auto", "slurm", "local", "debug")
@@ -30,9 +32,36 @@ def run(path: str) -> None:
     """What submitit runs on a node of the cluster."""
     from submitit.core.utils import UncompletedJobError
 
-    # submitit raises this in the running function shortly before time is up; a preempted job is
-    # put back into the queue by it and comes here again
-    serve(path, limits=(UncompletedJobError,))
+    # submitit raises this in the running function shortly before time is up; on the same signal
+    # earlier it puts the job back into the queue, and Slurm then ends us by SIGTERM
+    _deaf_to_a_second_signal()
+    if not serve(path, limits=(UncompletedJobError,)):
+        _ask_to_start_again()
+
+
+def _ask_to_start_again() -> None:
+    """Have Slurm start this job again that it has asked to stop, and has not begun to end.
+
+    So it asks a job that it will preempt, which would be over if it ended in the time of grace.
+    """
+    number = os.environ.get("SLURM_JOB_ID", "")
+    if number and States()(number) == "RUNNING":
+        with suppress(OSError):
+            subprocess.run(["scontrol", "requeue", number], check=False)
+
+
+def _deaf_to_a_second_signal() -> None:
+    """Once submitit's signal has come, SIGTERM no longer cuts short what it began."""
+    signum = signal.SIGUSR2
+    handler = signal.getsignal(signum)
+    if not callable(handler):  # submitit was told to use another one
+        return
+
+    def once(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        handler(number, frame)
+
+    signal.signal(signum, once)
 
 
 def executor_of(asked: str) -> str:
@@ -87,7 +116,9 @@ class SubmititEngine(Engine):
         self.anywhere = Slot("slurm", (), threads)
         on_slurm = executor == "slurm"
         self.pause, self.grace = (2.0, 15.0) if on_slurm else (0.1, 0.5)
-        self.vanishes = on_slurm
+        self.vanishes = self.starts_again = on_slurm
+        self.states = States()
+        self.held: set[str] = set()  # that the user was told of
         self.free = None if on_slurm else deque(slots[:1] if executor == "debug" else slots)
         self.jobs: dict[str, submitit.Job[None]] = {}  # of this launch, by id
         try:
@@ -112,27 +143,37 @@ class SubmititEngine(Engine):
                     "partition, account, qos, constraint, time, gpus_per_job, mem_gb."
                 ) from e
         self.jobs.update({job.job_id: job for job in jobs})
+        self.states.follow(self.jobs, ask=False)
         return [self._handle(job.job_id) for job in jobs]
 
-    def gone(self, handle: Handle) -> str | None:
-        import submitit
-
+    def gone(self, handle: Handle) -> Gone | None:
         job = self.jobs.get(handle["id"])
         if self.kind != "slurm":
             if job is None:
-                return None if runs(handle) else "is gone"
-            return "ended" if job.done() else None
-        job = job or submitit.SlurmJob(handle["folder"], handle["id"])
-        # one call of sacct for all jobs, seldom; most endings are told by the submission itself
-        if not job.watcher.is_done(job.job_id):
-            return None
-        state = job.watcher.get_state(job.job_id, mode="cache")
-        known = {"CANCELLED": CANCELLED, "TIMEOUT": TIME_LIMIT}  # "CANCELLED by 1000"
-        return known.get(state.partition(" ")[0], f"ended as {state}")
+                return None if runs(handle) else Gone("is gone")
+            return Gone("ended") if job.done() else None
+        state = self.states(handle["id"])
+        if state in HELD and handle["id"] not in self.held:
+            self.held.add(handle["id"])
+            print(
+                f"slurm {handle['id']} is held by Slurm ({state}); "
+                f"`scontrol release {handle['id']}` lets it go on",
+                file=sys.stderr,
+                flush=True,
+            )
+        return how_it_ended(state)
+
+    def expect(self, handles: Sequence[Handle]) -> None:
+        if self.kind == "slurm":
+            self.states.follow(handle["id"] for handle in handles)
+
+    def forget(self, handle: Handle) -> None:
+        self.states.forget(handle["id"])
 
     def cancel(self, handles: Sequence[Handle]) -> None:
         if self.kind == "slurm":
-            subprocess.run(["scancel", *(handle["id"] for handle in handles)], check=False)
+            with suppress(OSError):  # no such command, and so no such jobs
+                subprocess.run(["scancel", *(handle["id"] for handle in handles)], check=False)
             return
         for handle in handles:
             if self.kind == "local" and runs(handle):

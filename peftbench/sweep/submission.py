@@ -5,9 +5,10 @@ it has three files, on a file system that the machines share:
 
 <name>.json     what to run, written before it is submitted
 <name>.handle   how its engine calls it, written after that
-<name>.events   one JSON line for each job that begins or ends, and for the end of it all
+<name>.events   one JSON line for each job that begins or ends, for a signal that stopped it, which
+                a cluster may take back, and for the end of it all
 
-`launcher` beside them names the process that submitted them.
+`launcher` beside them names the process that submitted them, which touches it while it lives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import dataclasses
 import json
 import os
 import secrets
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +25,8 @@ from typing import Any
 
 import psutil
 
-from peftbench.results.store import STALE_SECONDS, write_atomic
+from peftbench.results.locks import Owner, age_of, gone, time_at
+from peftbench.results.store import write_atomic
 
 CANCELLED = "was cancelled"
 TIME_LIMIT = "reached its time limit"
@@ -71,6 +72,14 @@ class Ended:
     timed_out: bool
 
 
+@dataclass(frozen=True)
+class Gone:
+    """Why a submission is over that does not say so itself."""
+
+    cause: str  # like "ended as NODE_FAIL"
+    machine: bool = False  # whether its machine failed or was taken away, and the jobs did nothing
+
+
 @dataclass
 class Progress:
     """What a submission has told so far; jobs go by their index."""
@@ -78,12 +87,16 @@ class Progress:
     begun: dict[int, str] = field(default_factory=dict)  # host on which a job runs or ran
     ended: dict[int, Ended] = field(default_factory=dict)
     over: str | None = None  # why it ended, "" where it ran all its jobs; None while it may go on
+    stopped: bool = False  # by a signal, which says that it is cancelled or to begin again
 
 
 def tell(path: Path, **event: Any) -> None:
     """Append an event; it is on disk, and seen by other machines, on return."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(event) + "\n")
+    with open(path, "a+b") as file:
+        if file.seek(0, os.SEEK_END):  # the last word of a machine that failed may be cut short
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+        file.write(json.dumps(event).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -92,18 +105,24 @@ def progress(path: Path) -> Progress:
     """What the events in `path` amount to; a line that is being written is not there yet."""
     so_far = Progress()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return so_far
     for line in text.splitlines(keepends=True):
         if not line.endswith("\n"):
             break
-        event = json.loads(line)
-        if "begun" in event:
+        try:
+            event = json.loads(line)
+        except ValueError:  # cut short
+            continue
+        if "begun" in event:  # its cluster may have started it again
             so_far.begun[event["begun"]] = event["host"]
+            so_far.over, so_far.stopped = None, False
         elif "ended" in event:
             ended = Ended(event["status"], event["seconds"], event["timed_out"])
             so_far.ended[event["ended"]] = ended
+        elif "stopped" in event:
+            so_far.stopped = True
         elif "over" in event:
             so_far.over = event["over"]
     return so_far
@@ -122,23 +141,35 @@ def new_folder(root: Path) -> Path:
 
 def note_launcher(folder: Path) -> None:
     """Note that this process is the launcher of `folder`."""
-    text = json.dumps({"host": socket.gethostname(), **process(os.getpid())})
+    text = Owner.current().text()
     write_atomic(folder / "launcher", lambda file: file.write(text.encode()))
 
 
 def launcher_lives(folder: Path) -> bool:
-    """Whether the launcher of a folder may still run; where that cannot be seen, for a day."""
+    """Whether the launcher of a folder may still run, as its file there says or its age."""
     path = folder / "launcher"
     try:
-        launcher = json.loads(path.read_text(encoding="utf-8"))
-        if launcher["host"] == socket.gethostname():
-            return runs(launcher)
-    except (OSError, ValueError, KeyError):
-        path = folder
-    try:
-        return time.time() - path.stat().st_mtime < STALE_SECONDS
+        now = time_at(folder.parent)
+        if not path.exists():
+            return not gone(None, age_of(folder, now))
+        return not gone(_launcher(path), age_of(path, now))
     except OSError:
-        return False
+        return folder.exists()
+
+
+def _launcher(path: Path) -> Owner | None:
+    """The process that a file names, also one of an earlier version."""
+    owner = Owner.read(path)
+    if owner is not None:
+        return owner
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        here = Owner.current()
+        if raw["host"] != here.host:
+            return Owner(str(raw["host"]), 0, "", "", 0, 0.0)
+        return here if runs(raw) else dataclasses.replace(here, process_start=-1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def process(pid: int) -> Handle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from tqdm import tqdm
@@ -22,6 +23,7 @@ class Work(ABC):
 
     to_run: int = 0  # jobs that are not done yet, as far as is known
     at_most: int = 0  # jobs that could run at a time
+    left: AbstractSet[int] = frozenset()  # what cannot go on, as another launch holds a part of it
 
     @abstractmethod
     def begin(self) -> list[Job]:
@@ -80,6 +82,7 @@ class TunedWork(Work):
         self.trials = sum(cell.search.trials for cell in self.cells)
         self.finals = len(tuned)
         self.found = 0  # of trials and final runs that are recorded
+        self.left: set[int] = set()  # ids of cells of which another launch holds a trial
         self.unfinished: list[str] = []  # cells in which no trial ended well
 
     def begin(self) -> list[Job]:
@@ -107,8 +110,14 @@ class TunedWork(Work):
         ready: list[Job] = []
         for cell in self.cells:
             trial = cell.waiting.pop(run_id, None)
-            if trial is not None:
+            if trial is None:
+                continue
+            if ending.held:  # what it reaches is not known, so none of them can be chosen
+                self.to_run -= 0 if id(cell) in self.left else len(cell.finals)
+                self.left.add(id(cell))
+            else:
                 cell.tell(trial, ending.record)
+            if id(cell) not in self.left:
                 ready += self._go_on(cell)
         return ready
 

@@ -7,21 +7,25 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from peftbench.results.store import SUBMISSION_VARIABLE
 from peftbench.sweep.pool import Command, Pool
 from peftbench.sweep.slots import Slot
-from peftbench.sweep.submission import CANCELLED, TIME_LIMIT, Submission, progress, tell
+from peftbench.sweep.submission import TIME_LIMIT, Submission, progress, tell
+
+INTERRUPTED = 130  # exit status of a job that a signal stopped
+SIGNAL_SECONDS = 3.0  # between the signals that a cluster sends to the processes of an allocation
 
 
-def serve(path: str, limits: tuple[type[BaseException], ...] = ()) -> None:
-    """Run the jobs of the submission in the file `path` and tell how each ends.
+def serve(path: str, limits: tuple[type[BaseException], ...] = ()) -> bool:
+    """Run the jobs of the submission in the file `path` and tell how each ends; false if stopped.
 
-    SIGTERM and Ctrl-C end it early, after the job under way has written its record, and so does an
-    exception of `limits`, by which a cluster says that time is up. An allocation that its cluster
-    gave to others and starts again goes on where it was.
+    SIGTERM and Ctrl-C stop it, after the job under way has written its record: whether for good is
+    known to its cluster alone, which may start it again, here or elsewhere, to go on where it was.
+    An exception of `limits`, by which a cluster says that time is up, ends it.
     """
     submission = Submission.read(Path(path))
     events = Path(path).with_suffix(".events")
@@ -42,6 +46,8 @@ def serve(path: str, limits: tuple[type[BaseException], ...] = ()) -> None:
         )
         try:
             for job in pool.run():
+                if job.status == INTERRUPTED and not job.timed_out:
+                    time.sleep(SIGNAL_SECONDS)  # the signal that stopped it is for all of us
                 tell(
                     events,
                     ended=job.job,
@@ -49,14 +55,16 @@ def serve(path: str, limits: tuple[type[BaseException], ...] = ()) -> None:
                     seconds=job.seconds,
                     timed_out=job.timed_out,
                 )
-        except KeyboardInterrupt:
-            tell(events, over=CANCELLED)
+        except (KeyboardInterrupt, SystemExit):  # the latter of submitit, to be started again
+            tell(events, stopped=host)
+            return False
         except limits:
             tell(events, over=TIME_LIMIT)
         except (OSError, RuntimeError) as e:  # the process for its jobs cannot be started
             tell(events, over=f"failed: {e}")
         else:
             tell(events, over="")
+    return True
 
 
 @contextlib.contextmanager

@@ -225,9 +225,14 @@ def test_a_run_that_another_launch_holds_is_left_to_it(cli, work: Path) -> None:
     store = ResultsStore(work / "results")
     with store.claim(spec.run_id, "linear"):
         done = cli("run", "-m", *QUICK, "hydra.launcher.jobs=1")
-    assert done.status == 0
+    assert done.status == 1  # it is not done
     assert f"held by process {os.getpid()}" in done.out
     assert done.out.splitlines()[-1] == "1 of 1 jobs ended: 1 held elsewhere"
+    (told,) = done.err.splitlines()
+    assert told.startswith(f"  held elsewhere 1 x: held by process {os.getpid()} on ")
+    assert told.endswith(
+        ". These are not done: when that has ended, the same command finds or runs them"
+    )
     assert statuses(store.root) == {}
 
 

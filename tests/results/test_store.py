@@ -9,21 +9,17 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from peftbench.errors import StoreError
-from peftbench.results import store as store_module
+from peftbench.results import locks
+from peftbench.results.locks import SILENT_SECONDS, STALE_SECONDS, SUBMISSION_VARIABLE
 from peftbench.results.record import RunRecord, Status
-from peftbench.results.store import (
-    STALE_SECONDS,
-    SUBMISSION_VARIABLE,
-    Busy,
-    ResultsStore,
-    StoreWarning,
-)
+from peftbench.results.store import Busy, ResultsStore, StoreWarning
 
 RUN = "0123456789abcdef"
 
@@ -367,12 +363,12 @@ def test_of_many_claims_at_once_one_wins(tmp_path):
 
 def owner() -> dict[str, object]:
     """This process, as a lock file names it."""
-    return dataclasses.asdict(store_module._Owner.current())
+    return dataclasses.asdict(locks.Owner.current())
 
 
 def leave_lock(store: ResultsStore, text: str, age: float = 0.0) -> Path:
     lock = store.path("lora", RUN).with_suffix(".lock")
-    lock.parent.mkdir(parents=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_text(text)
     then = lock.stat().st_mtime - age
     os.utime(lock, (then, then))
@@ -381,8 +377,8 @@ def leave_lock(store: ResultsStore, text: str, age: float = 0.0) -> Path:
 
 @pytest.mark.parametrize(
     "change",
-    [{"pid": 2**22 + 1}, {"process_start": -1}, {"boot": "before the power cut"}],
-    ids=["no such process", "pid given out again", "rebooted"],
+    [{"pid": 2**22 + 1}, {"process_start": -1}, {"pid": 2**22 + 1, "beats": 0.0}],
+    ids=["no such process", "pid given out again", "of an earlier version"],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_fresh_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, change):
@@ -392,22 +388,207 @@ def test_a_fresh_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, change):
         assert json.loads(lock.read_text()) | {"since": 0} == owner() | {"since": 0}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param(lambda: json.dumps({**owner(), "host": "elsewhere"}), id="another host"),
-        pytest.param(lambda: json.dumps({**owner(), "namespace": "pid:[1]"}), id="container"),
-        pytest.param(lambda: "", id="names no process"),
-    ],
-)
-def test_a_lock_whose_process_cannot_be_seen_is_taken_over_after_a_day(tmp_path, text):
+ELSEWHERE = {
+    "another host": {"host": "elsewhere"},
+    "a container on this host": {"namespace": "pid:[1]"},
+    "another machine of this name": {"boot": "another"},
+    "a container on another host of this name": {"boot": "another", "namespace": "pid:[1]"},
+}
+
+
+@pytest.mark.parametrize("change", ELSEWHERE.values(), ids=ELSEWHERE.keys())
+@pytest.mark.parametrize("version", ["this", "earlier"])
+def test_a_lock_whose_process_cannot_be_seen_is_taken_over_once_it_is_silent(
+    tmp_path, monkeypatch, change, version
+):
+    monkeypatch.setattr(locks, "uptime", lambda: 30 * 24 * 3600.0)
+    raw, patience = {**owner(), **change}, SILENT_SECONDS
+    if version == "earlier":  # whose holders never touch their locks
+        patience = STALE_SECONDS
+        del raw["beats"]
     young, old = ResultsStore(tmp_path / "young"), ResultsStore(tmp_path / "old")
-    leave_lock(young, text(), age=STALE_SECONDS - 600)
-    with pytest.raises(Busy), young.claim(RUN, "lora"):
+    leave_lock(young, json.dumps(raw), age=patience - 100)
+    with pytest.raises(Busy, match="already running: process"), young.claim(RUN, "lora"):
         pass
-    leave_lock(old, text(), age=STALE_SECONDS + 600)
+    assert (young.holder(RUN, "lora") or "").startswith("process ")
+    leave_lock(old, json.dumps(raw), age=patience + 100)
+    assert old.holder(RUN, "lora") is None
     with old.claim(RUN, "lora"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("version", "up", "age", "taken"),
+    [
+        ("this", 300.0, 400.0, True),  # last touched before this machine was started
+        ("this", 5000.0, 400.0, False),  # since then, so by another machine of its name
+        ("this", 60.0, 400.0, False),  # another machine may not have come to say something yet
+        ("this", None, 400.0, False),
+        ("earlier", 300.0, 400.0, True),
+        ("earlier", 5000.0, 400.0, False),
+    ],
+)
+def test_a_lock_from_before_a_reboot_is_told_from_one_of_a_namesake(
+    tmp_path, monkeypatch, version, up, age, taken
+):
+    monkeypatch.setattr(locks, "uptime", lambda: up)
+    raw = {**owner(), "boot": "another"}
+    if version == "earlier":
+        del raw["beats"]
+    store = ResultsStore(tmp_path)
+    leave_lock(store, json.dumps(raw), age=age)
+    assert (store.holder(RUN, "lora") is None) is taken
+
+
+CUT_SHORT = {
+    "empty": "",
+    "half": '{"host": "vm", "pid": 12',
+    "no mapping": "[1]",
+    "nothing but zeros": "\0" * 300,
+    "a key is missing": '{"host": "vm", "pid": 12}',
+    "a host of another type": json.dumps({**owner(), "host": ["vm"]}),
+    "a time that never was": json.dumps({**owner(), "since": 1e300}),
+    "a word for a terminal": json.dumps({**owner(), "host": "\x1b[2J"}),
+    "a process without a number": json.dumps({**owner(), "pid": "1"}),
+    "deep": "[" * 60_000,
+}
+
+
+@pytest.mark.parametrize("text", CUT_SHORT.values(), ids=CUT_SHORT.keys())
+def test_a_lock_that_was_cut_short_holds_for_minutes_and_is_then_taken_over(tmp_path, text):
+    young, old = ResultsStore(tmp_path / "young"), ResultsStore(tmp_path / "old")
+    leave_lock(young, text, age=SILENT_SECONDS - 100)
+    with pytest.raises(Busy, match="does not name, as it was cut short"), young.claim(RUN, "lora"):
+        pass
+    leave_lock(old, text, age=SILENT_SECONDS + 100)
+    with old.claim(RUN, "lora") as lock:
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_from_the_future_ages_from_now_on(tmp_path):
+    store = ResultsStore(tmp_path)
+    lock = leave_lock(store, json.dumps({**owner(), "host": "elsewhere"}), age=-7 * 24 * 3600.0)
+    ahead = lock.stat().st_mtime
+    assert store.holder(RUN, "lora") is not None
+    assert lock.stat().st_mtime < ahead - 6 * 24 * 3600
+
+
+def test_a_holder_touches_its_lock_all_the_time_and_no_lock_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
+    store = ResultsStore(tmp_path)
+    with store.claim(RUN, "lora") as lock:
+        for _ in range(2):
+            os.utime(lock, (1e9, 1e9))
+            deadline = time.monotonic() + 60
+            while lock.stat().st_mtime == 1e9:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        mine = locks.Owner.read(lock)
+    assert not lock.exists() and not locks.touch(lock, mine)
+    lock.write_text(json.dumps({**owner(), "host": "elsewhere"}))
+    os.utime(lock, (1e9, 1e9))
+    assert not locks.touch(lock, mine)
+    assert lock.stat().st_mtime == 1e9
+
+
+def test_a_submission_that_is_started_again_goes_on_with_its_own_locks(tmp_path, monkeypatch):
+    monkeypatch.setenv(SUBMISSION_VARIABLE, "launch-7")
+    raw = owner()
+    for change, taken in (({}, True), ({"submission": "launch-8"}, False), ({"pid": 1}, True)):
+        store = ResultsStore(tmp_path / str(change))
+        leave_lock(store, json.dumps({**raw, "host": "the first node", **change}))
+        assert (store.holder(RUN, "lora") is None) is taken
+    store = ResultsStore(tmp_path / "lives")
+    leave_lock(store, json.dumps(raw))  # this process, which is seen to be alive
+    assert store.holder(RUN, "lora") is not None
+
+
+def test_a_guard_of_another_user_can_still_be_locked(tmp_path, make_record, monkeypatch):
+    store = ResultsStore(tmp_path)
+    store.add(make_record())
+    guard, opened, touched = tmp_path / "runs" / ".store.lock", os.open, os.utime
+
+    def refuse(path, *rest, **options):
+        if Path(path) == guard and rest and rest[0] & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *rest, **options)
+
+    def keep(path, *rest, **options):
+        if path == guard:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        return touched(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "utime", keep)
+    with store.claim(RUN, "lora"), pytest.raises(Busy), store.claim(RUN, "lora"):
+        pass
+    leave_lock(store, json.dumps({**owner(), "host": "elsewhere"}), age=SILENT_SECONDS + 100)
+    assert store.holder(RUN, "lora") is None
+    assert not list((tmp_path / "runs").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("folder", "guard"), [(0o755, 0o644), (0o775, 0o664), (0o777, 0o666)])
+def test_those_who_share_the_folder_share_its_guard(tmp_path, folder, guard):
+    store = ResultsStore(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(folder)
+    before = os.umask(0o022)
+    try:
+        store.check_writable()
+        with store.claim(RUN, "lora"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "runs" / ".store.lock").stat().st_mode & 0o777 == guard
+
+
+def test_what_nobody_holds_is_swept_and_what_somebody_may_hold_stays(tmp_path, make_record):
+    store = ResultsStore(tmp_path)
+    record = store.add(make_record())
+    method = record.parent
+
+    def leave(path: Path, age: float = 0.0, text: str = "half") -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+        return path
+
+    far = json.dumps({**owner(), "host": "elsewhere"})
+    dead = locks.temporary_tag().replace(f"{os.getpid()}-", f"{2**22 + 1}-")
+    swept = [
+        leave(method / "silent.lock", SILENT_SECONDS + 100, far),
+        leave(method / "cut.lock", SILENT_SECONDS + 100, ""),
+        leave(method / "dead.lock", 0, json.dumps({**owner(), "pid": 2**22 + 1})),
+        leave(method / f".x.json.{dead}.tmp"),
+        leave(method / "x" / f".predictions.npz.{dead}.tmp"),
+        leave(method / ".x.json.12.0123abcd.tmp", 7200),  # of an earlier version, on any host
+        leave(tmp_path / ".table.csv.12-0123abcd.0123abcd.tmp", 7200),
+        leave(tmp_path / "submitted" / "a" / f".launcher.{dead}.tmp"),
+        leave(tmp_path / "checkpoints" / ".x.safetensors.0123abcd.tmp", 7200),
+        leave(method / "x" / ".tuned.12.part", 7200),
+        leave(tmp_path / "runs" / ".write-test-12-0123abcd", 7200),
+        leave(tmp_path / ".scratch" / "silent" / "runs" / "lora" / "silent" / "card.json"),
+        leave(tmp_path / ".scratch" / "nobody" / "process1.json"),
+    ]
+    kept = [
+        record,
+        leave(method / "far.lock", SILENT_SECONDS - 100, far),
+        leave(method / "new.lock", 0, ""),
+        leave(method / f".x.json.{locks.temporary_tag()}.tmp"),  # of this process
+        leave(method / ".x.json.12.0123abcd.tmp.mine", 7200),
+        leave(method / ".x.json.99.0123abcd.tmp", 100),
+        leave(method / "x" / "notes.tmp", 7200),
+        leave(method / "x" / "notes.part", 7200),
+        leave(tmp_path / "checkpoints" / ".x.safetensors.0123abcd.tmp2", 7200),
+        leave(tmp_path / "checkpoints" / ".y.safetensors.0123abcd.tmp", 100),
+        leave(tmp_path / ".scratch" / "far" / "runs" / "lora" / "far" / "card.json"),
+    ]
+    removed = store.tidy()
+    assert [path for path in swept if path.exists()] == []
+    assert [path for path in kept if not path.exists()] == []
+    assert len(removed) == len(swept)
+    assert store.tidy() == []
+    assert ResultsStore(tmp_path / "nothing").tidy() == []
 
 
 def test_a_cluster_that_knows_its_process_gone_releases_its_lock_and_no_other(
@@ -417,6 +598,7 @@ def test_a_cluster_that_knows_its_process_gone_releases_its_lock_and_no_other(
     monkeypatch.setenv(SUBMISSION_VARIABLE, "launch-7")
     with store.claim(RUN, "lora") as lock:
         held = lock.read_text()
+    monkeypatch.delenv(SUBMISSION_VARIABLE)  # the launcher is part of none
     lock.write_text(held.replace('"host": "', '"host": "far-'))  # whose processes nobody sees here
     store.release(RUN, "lora", "launch-8")
     store.release(RUN, "lora", "")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from fake_jobs import command, notes
+from fake_jobs import FAKE_CLI, command, notes
 
 from peftbench.cluster import RayLauncher
 from peftbench.errors import ConfigError
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.ray import RayEngine, Share, _resolve
 from peftbench.sweep.remote import RemoteQueue
-from peftbench.sweep.submission import new_folder
+from peftbench.sweep.submission import new_folder, process
 
 PATIENCE = 25.0  # seconds; a job that does not listen is killed after 30
 
@@ -103,6 +106,101 @@ def test_an_interrupted_launch_stops_its_tasks_and_those_that_wait(
     assert time.monotonic() - asked[0] < PATIENCE
     assert notes(jobs) == {}
     assert not (tmp_path / "submitted").exists()
+
+
+def kill_the_worker(jobs: Path) -> None:
+    """Kill the process of Ray in which a submission runs, once its job has begun."""
+    begun = jobs / "long.begun"
+    deadline = time.monotonic() + 4 * PATIENCE
+    while not begun.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    begun.unlink()
+    ours = psutil.Process().children(recursive=True)
+    (worker,) = (p for p in ours if p.name().startswith("ray::serve"))
+    worker.kill()
+
+
+@pytest.mark.slow
+def test_a_job_whose_process_of_ray_dies_is_submitted_again_a_bounded_number_of_times(
+    cluster: Any, jobs: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    queue = open_queue(tmp_path, Share(gpus=2), retries=1, say=said.append)
+    queue.add([command("long", "stop", "600", folder=jobs), command("behind", folder=jobs)])
+    finished: list[Any] = []
+    thread = threading.Thread(target=lambda: finished.extend(queue.run()), daemon=True)
+    thread.start()
+    kill_the_worker(jobs)
+    kill_the_worker(jobs)
+    thread.join(4 * PATIENCE)
+    assert {f.job: f.status for f in finished} == {"long": 1, "behind": 0}
+    (told,) = said
+    assert told.startswith("ray 1 ended with WorkerCrashedError: ")
+    assert told.endswith("; its jobs are submitted again, 1 of 1")
+
+
+@pytest.mark.slow
+def test_a_job_whose_node_dies_goes_to_another(
+    jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    ray.shutdown()
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    first = machines.add_node(num_cpus=1)
+    said: list[str] = []
+    made = new_folder(tmp_path / "submitted")
+    try:
+        engine = RayEngine({"address": machines.address}, Share(gpus=0, cpus=1))
+        queue: RemoteQueue[str] = RemoteQueue(engine, made, retries=2, say=said.append)
+        queue.add([command("long", "stop", "600", folder=jobs)])
+        finished: list[Any] = []
+        thread = threading.Thread(target=lambda: finished.extend(queue.run()), daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 10 * PATIENCE
+        while not (jobs / "long.begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        cli = tmp_path / "fake" / "peftbench" / "cli.py"
+        cli.write_text(FAKE_CLI.replace("time.sleep(float(rest[1]))", "pass"))
+        machines.add_node(num_cpus=1)
+        machines.remove_node(first, allow_graceful=False)
+        thread.join(10 * PATIENCE)
+        assert [(f.job, f.status) for f in finished] == [("long", 0)]
+        assert len(said) == 1 and said[0].endswith("its jobs are submitted again, 1 of 2")
+    finally:
+        ray.shutdown()
+        machines.shutdown()
+
+
+def test_a_machine_that_ray_lost_is_told_from_a_task_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+    from ray import exceptions
+
+    engine = object.__new__(RayEngine)
+    engine.tasks = {1: "reference"}
+    handle = {"id": 1, **process(os.getpid())}
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
+    for error, machine in (
+        (exceptions.NodeDiedError("node 7 is dead"), True),
+        (exceptions.WorkerCrashedError(), True),
+        (exceptions.LocalRayletDiedError(), True),
+        (exceptions.OutOfMemoryError("node 7 runs out of memory"), False),
+        (ValueError("3 is odd"), False),
+    ):
+
+        def fail(reference: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(ray, "get", fail)
+        gone = engine.gone(handle)
+        assert gone is not None and gone.machine is machine
+        assert gone.cause.startswith(f"ended with {type(error).__name__}: ")
 
 
 def test_a_machine_without_what_a_job_asks_for_is_told_before_anything_waits() -> None:

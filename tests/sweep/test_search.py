@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftbench.errors import ConfigError
+from peftbench.errors import ConfigError, StoreError
 from peftbench.sweep import search
 from peftbench.sweep.search import (
     GridSearch,
@@ -125,6 +125,26 @@ def test_a_lock_that_a_killed_process_left_is_taken_over(
     journal = tmp_path / "journal.log"
     (tmp_path / "journal.log.lock").touch()
     assert len(finish(optuna_search(journal, trials=1))) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 7, 60])
+def test_a_journal_whose_last_line_was_cut_short_goes_on(tmp_path: Path, cut: int) -> None:
+    journal = tmp_path / "journal.log"
+    expected = finish(optuna_search(tmp_path / "whole.log"))
+    finish(optuna_search(journal), count=3)
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    again = finish(optuna_search(journal))
+    assert [t.point for t in again] == [t.point for t in expected]
+    assert finish(optuna_search(journal)) == again
+
+
+def test_a_journal_that_is_none_is_named_in_one_line(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.log"
+    for text in ("not a journal\nat all\n", "[1]\n[2]\n", "{}\n{}\n"):
+        journal.write_text(text)
+        with pytest.raises(StoreError, match=r"journal\.log is no journal of a search: ") as told:
+            optuna_search(journal)
+        assert "\n" not in str(told.value)
 
 
 def test_optuna_stays_inside_the_space(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from fake_jobs import command, notes
+from fake_jobs import FAKE_CLI, command, notes
 
 from peftbench.errors import ConfigError
 from peftbench.sweep.pool import Finished
@@ -31,7 +33,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     home.mkdir()
     commands.mkdir()
     script = Path(__file__).with_name("fake_slurm.py")
-    for name in ("sbatch", "srun", "sacct", "scancel"):
+    for name in ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel"):
         (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} {script} {name} "$@"\n')
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
@@ -51,7 +53,7 @@ def opened(slurm: Path, jobs: Path, tmp_path: Path) -> Open:
     def make(*, parameters: dict[str, object] | None = None, **options: object) -> RemoteQueue[str]:
         folder = new_folder(tmp_path / "submitted")
         engine = SubmititEngine("slurm", folder / "submitit", parameters or {}, threads=3)
-        engine.pause, engine.grace = 0.05, 0.2
+        engine.pause, engine.grace, engine.states.seconds = 0.05, 0.2, 0.05
         return RemoteQueue(engine, folder, **options)  # type: ignore[arg-type]
 
     return make
@@ -61,6 +63,13 @@ def wait_for(path: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -148,6 +157,7 @@ def test_a_machine_that_fails_costs_the_job_under_way_and_no_other(
         if ended.job == "a":
             wait_for(jobs / "lost.begun")
             note = notes(jobs)["a"]
+            (slurm / "17.state").write_text("NODE_FAIL")
             parent = int((slurm / "17.pid").read_text())
             for process in psutil.Process(parent).children(recursive=True):
                 process.kill()
@@ -190,6 +200,126 @@ def test_an_interrupted_launch_cancels_what_waits_and_lets_what_runs_end(
     with pytest.raises(KeyboardInterrupt):
         ran(waiting)
     assert (slurm / "cancelled").read_text() == "18"
+
+
+def begun_again(jobs: Path, name: str) -> Path:
+    """What a job leaves when it begins, without that of the time before."""
+    path = jobs / f"{name}.begun"
+    wait_for(path)
+    path.unlink()
+    return path
+
+
+def fake(*arguments: str) -> None:
+    script = Path(__file__).with_name("fake_slurm.py")
+    subprocess.run([sys.executable, script, *arguments], check=True)
+
+
+def follow(queue: RemoteQueue[str]) -> tuple[threading.Thread, list[Finished[str]]]:
+    """Run a queue in a thread, so that a test can play Slurm meanwhile."""
+    finished: list[Finished[str]] = []
+    thread = threading.Thread(target=lambda: finished.extend(queue.run()), daemon=True)
+    thread.start()
+    return thread, finished
+
+
+def test_a_job_that_slurm_requeues_goes_on_and_the_launcher_waits_for_it(
+    opened: Open, jobs: Path, slurm: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    queue = opened(say=said.append)
+    queue.add([command("first", folder=jobs), command("long", "stop", "600", folder=jobs)])
+    queue.add([command("other", folder=jobs)])
+    thread, finished = follow(queue)
+    begun_again(jobs, "long")
+    fake("scontrol", "requeue", "17_0")
+    events = next((tmp_path / "submitted").glob("*/*-1.events"))
+    wait_until(lambda: "stopped" in events.read_text())
+    time.sleep(0.5)  # ten looks of the launcher
+    assert thread.is_alive() and (tmp_path / "submitted").exists()
+    assert "long" not in {f.job for f in finished}
+    for state in ("PENDING", "REQUEUED", "CONFIGURING"):
+        (slurm / "17_0.state").write_text(state)
+    (tmp_path / "fake" / "peftbench" / "cli.py").write_text(
+        FAKE_CLI.replace("time.sleep(float(rest[1]))", "pass")
+    )
+    fake("start", "17_0")
+    thread.join(PATIENCE)
+    assert {f.job: (f.status, f.cause) for f in finished} == {
+        "first": (0, ""),
+        "long": (0, ""),
+        "other": (0, ""),
+    }
+    assert said == []
+    assert not (tmp_path / "submitted").exists()
+    assert len(list(slurm.glob("*.job"))) == 1  # nothing was submitted again
+
+
+@pytest.mark.parametrize("state", ["NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "COMPLETED"])
+def test_a_job_that_lost_its_machine_for_good_is_submitted_again_a_bounded_number_of_times(
+    opened: Open, jobs: Path, slurm: Path, state: str
+) -> None:
+    said: list[str] = []
+    queue = opened(say=said.append, retries=1)
+    queue.add([command("long", "stop", "600", folder=jobs), command("behind", folder=jobs)])
+    thread, finished = follow(queue)
+    for number in (17, 18):
+        begun_again(jobs, "long")
+        # the last is one that Slurm asked to stop in its time of grace, and which ended in it
+        (slurm / f"{number}.state").write_text(state)
+        os.killpg(int((slurm / f"{number}.pid").read_text()), signal.SIGTERM)
+    thread.join(PATIENCE)
+    assert {f.job: f.status for f in finished} == {"long": 1, "behind": 0}
+    (long,) = (f for f in finished if f.job == "long")
+    assert long.cause.startswith(f"slurm 18 ended as {state}")
+    assert said == [f"slurm 17 ended as {state}; its jobs are submitted again, 1 of 1"]
+
+
+@pytest.mark.parametrize(
+    ("state", "cause", "timed_out"),
+    [
+        ("CANCELLED by 1000", "slurm 17 was cancelled", False),
+        ("TIMEOUT", "slurm 17 reached its time limit", True),
+        (
+            "OUT_OF_MEMORY",
+            "slurm 17 ended as OUT_OF_MEMORY, which more of hydra.launcher.mem_gb",
+            0,
+        ),
+        ("DEADLINE", "slurm 17 ended as DEADLINE", False),
+    ],
+)
+def test_a_job_that_slurm_ended_for_a_cause_of_its_own_is_not_submitted_again(
+    opened: Open, jobs: Path, slurm: Path, state: str, cause: str, timed_out: bool
+) -> None:
+    queue = opened(retries=3)
+    queue.add([command("long", "sleep", "600", folder=jobs)])
+    thread, finished = follow(queue)
+    begun_again(jobs, "long")
+    (slurm / "17.state").write_text(state)
+    os.killpg(int((slurm / "17.pid").read_text()), signal.SIGKILL)
+    thread.join(PATIENCE)
+    (long,) = finished
+    assert long.cause.startswith(cause) and long.timed_out == timed_out
+    assert len(list(slurm.glob("*.job"))) == 1
+
+
+def test_a_launcher_waits_for_what_slurm_holds_and_says_how_it_goes_on(
+    opened: Open, jobs: Path, slurm: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    queue = opened(parameters={"slurm_partition": "full"})
+    queue.add([command("held", folder=jobs)])
+    thread, finished = follow(queue)
+    wait_for(slurm / "17.state")
+    (slurm / "17.state").write_text("SPECIAL_EXIT")
+    told = ""
+    deadline = time.monotonic() + PATIENCE
+    while "scontrol release 17" not in told and time.monotonic() < deadline:
+        told += capfd.readouterr().err
+        time.sleep(0.05)
+    assert "slurm 17 is held by Slurm (SPECIAL_EXIT); `scontrol release 17` lets it go on" in told
+    fake("start", "17")
+    thread.join(PATIENCE)
+    assert [f.status for f in finished] == [0]
 
 
 def test_what_slurm_refuses_is_told_in_one_line(opened: Open, jobs: Path) -> None:
