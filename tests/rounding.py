@@ -17,6 +17,14 @@ TERMS = 64
 STORED = 32
 
 
+def assert_alike(actual: Tensor, expected: Tensor) -> None:
+    """Equal but for the order of sums in float32, which kernels choose by size and alignment."""
+    assert actual.shape == expected.shape
+    error = float((actual.detach().double() - expected.detach().double()).abs().max())
+    largest = float(expected.detach().abs().max())
+    assert error <= TERMS * UNIT * largest, f"{error:.2e} of {largest:.2e}"
+
+
 def round_outputs(model: nn.Module) -> None:
     """Round what each module returns to float32, and so its gradient, in a model in float64.
 

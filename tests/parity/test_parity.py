@@ -379,6 +379,7 @@ def test_features_gradients_and_three_steps_are_the_official_ones(name: str) -> 
     check_float64(read(name), values, noise)
 
 
+@pytest.mark.arithmetic
 @FILES
 def test_float32_is_float64_but_for_its_rounding(name: str) -> None:
     values, steady, noise = exact(name)
@@ -404,6 +405,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_scale_that_is_wrong_by_a_thousandth_is_found(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from peftbench.spec import Precision
 from peftbench.training import device
 from peftbench.training.device import Pixels, autocast, choose_device, choose_dtype
 
+pytestmark = pytest.mark.arithmetic
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
