@@ -160,7 +160,7 @@ os.replace = lambda *_: os._exit(9)
 ResultsStore(sys.argv[1]).add(record)
 """
     process = run_python(code, tmp_path, path)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 9, errors
     assert len(list(path.parent.iterdir())) == 2  # the leftover proves that the crash happened
     assert store.get(RUN) == record and list(store.records()) == [record]
@@ -189,7 +189,7 @@ for i in range(10):
         writer.stdin.write("go\n")
         writer.stdin.flush()
     for writer in writers:
-        _, errors = writer.communicate(timeout=60)
+        _, errors = writer.communicate(timeout=300)
         assert writer.returncode == 0, errors
     scan = ResultsStore(tmp_path).scan()
     assert scan.broken == () and len(scan.records) == 3 * 10 + 1
@@ -361,7 +361,7 @@ def test_of_many_claims_at_once_one_wins(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=300)
     assert won == [True]
 
 
