@@ -17,7 +17,7 @@ NARROWED := $(if $(METHODS),'method=$(METHODS)') $(if $(DATASETS),'dataset=$(DAT
   $(if $(LIMIT),'dataset.limit=$(LIMIT)') $(if $(LAUNCHER),'hydra/launcher=$(LAUNCHER)') \
   $(if $(DATA),'data_dir=$(DATA)') $(OVERRIDES)
 
-.PHONY: help setup demo test test-slow notebooks check sweep table tables figures report docs clean
+.PHONY: help setup demo test test-slow test-arithmetic notebooks check sweep table tables figures report docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,15 @@ demo: setup ## a first table and figure: 8 methods x 2 data sets, about 4 minute
 
 test: setup ## the test suite: no network, no GPU, under 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2
+
+# as on an old processor, and then as on one with AMX, where precision=auto is bfloat16
+OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+  MKL_CBWR=COMPATIBLE PEFTBENCH_CPU_PRECISION=float32
+ARITHMETIC := -m "arithmetic and not gpu and not slow and not network"
+
+test-arithmetic: setup ## what depends on the CPU again: instruction sets hidden, then in bfloat16
+	@$(OLD_CPU) $(BIN)/python -m pytest -n 2 $(ARITHMETIC)
+	@PEFTBENCH_CPU_PRECISION=bfloat16 $(BIN)/python -m pytest -n 2 $(ARITHMETIC)
 
 test-slow: setup ## tests of minutes that `make test` leaves out, but for the 20 kills and the notebooks
 	@$(BIN)/python -m pytest -n 2 -m slow --ignore tests/cli/test_kills.py --ignore tests/test_notebooks.py

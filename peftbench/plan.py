@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from peftbench.errors import PeftbenchError, Unsupported
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import BackboneSpec, RunSpec
+from peftbench.spec import BackboneSpec, Precision, RunSpec
 
 RECORD_BYTES = 40_000  # record, card, predictions and head of a small run
 
@@ -54,8 +54,13 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
     return planned
 
 
-def show(jobs: Sequence[Job], store: ResultsStore, slots: int = 1) -> None:
-    """Print the plan and its totals, and what they mean for each of so many slots."""
+def show(
+    jobs: Sequence[Job], store: ResultsStore, slots: int = 1, *, device: str | None = None
+) -> None:
+    """Print the plan and its totals, and what they mean for each of so many slots.
+
+    `device` is where the jobs run on this machine; `None` where others will run them.
+    """
     plan = entries(jobs, store)
     for entry in plan:
         seconds = f", about {entry.seconds:.0f} s" if entry.seconds else ""
@@ -82,6 +87,22 @@ def show(jobs: Sequence[Job], store: ResultsStore, slots: int = 1) -> None:
         )
     else:
         print("no estimate: none of these kinds of jobs has run here before")
+    if any(entry.spec.precision is Precision.AUTO for entry in left):
+        print(arithmetic(device))
+
+
+def arithmetic(device: str | None) -> str:
+    """What precision=auto comes to on a device of this machine, in one line."""
+    if device is None:
+        return "precision=auto is decided on the node that a job runs on"
+    from peftbench.training.device import choose_device, explain_dtype
+
+    place = choose_device(device)
+    dtype, reason = explain_dtype(Precision.AUTO, place)
+    kind = {"cpu": "CPU", "cuda": "GPU"}.get(place.type, place.type)
+    return (
+        f"precision=auto is {str(dtype).removeprefix('torch.')} on this machine's {kind} ({reason})"
+    )
 
 
 def disk_bytes(spec: RunSpec) -> int:

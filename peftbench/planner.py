@@ -42,4 +42,7 @@ class PlanLauncher(JobLauncher):
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
         options = self.options
         check_launcher(options)
-        show(jobs, store, (options.jobs or 1) if options.cluster else len(slots_of(options)))
+        if options.cluster:
+            show(jobs, store, options.jobs or 1)
+        else:
+            show(jobs, store, len(slots_of(options)), device=self.config.device)

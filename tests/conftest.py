@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import os
 
+# what the shell of a user or a job of a cluster may have set: tests have a world of their own, but
+# for the arithmetic that they are to be run in
+FOREIGN = ("PEFTBENCH_", "SLURM_", "SUBMITIT_", "RAY_", "WANDB_", "HYDRA_")
+PROCESSES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+for name in [n for n in os.environ if n.startswith(FOREIGN) or n in PROCESSES + TERMINAL]:
+    if name != "PEFTBENCH_CPU_PRECISION":
+        del os.environ[name]
+
 # read when the libraries are imported, so set before any test module is
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"

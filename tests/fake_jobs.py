@@ -24,7 +24,8 @@ def main(arguments):
                 submission=os.environ.get("PEFTBENCH_SUBMISSION"),
                 threads=os.environ["OMP_NUM_THREADS"], torch="torch" in sys.modules)
     if verb == "stop":
-        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(130))
+        told = os.path.join(folder, name + ".told")
+        signal.signal(signal.SIGTERM, lambda *_: (open(told, "w").close(), sys.exit(130)))
     if verb == "run":
         time.sleep(0.2)
     if verb in ("sleep", "stop"):

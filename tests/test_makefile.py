@@ -68,3 +68,16 @@ def test_variables_of_make_narrow_a_sweep_or_an_experiment_and_choose_who_runs_i
         *("experiments=demo", "seed=0,1", "hydra/launcher=slurm", *own.split()),
         "results_dir=results",
     ]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_what_depends_on_the_cpu_runs_as_on_an_old_one_and_as_on_one_with_amx() -> None:
+    done = subprocess.run(
+        ["make", "-n", "test-arithmetic"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    old, new = (shlex.split(x) for x in done.stdout.splitlines() if "-m pytest" in x)
+    for words, arithmetic in ((old, "float32"), (new, "bfloat16")):
+        assert f"PEFTBENCH_CPU_PRECISION={arithmetic}" in words
+        assert "arithmetic and not gpu and not slow and not network" in words
+    assert {"ATEN_CPU_CAPABILITY=default", "ONEDNN_MAX_CPU_ISA=SSE41"} <= set(old)
+    assert "make test-arithmetic" in (ROOT / ".ci" / "run").read_text()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 def together(size: int, task: Callable[[int], None]) -> list[int]:

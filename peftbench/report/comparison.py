@@ -12,6 +12,7 @@ import pandas as pd
 
 from peftbench.errors import StoreError
 from peftbench.report import tables
+from peftbench.results.arithmetic import arithmetic, several
 from peftbench.results.record import Status
 from peftbench.results.store import Predictions, ResultsStore
 from peftbench.statistics import best, images, intervals, ranks, scores
@@ -95,11 +96,31 @@ def scored(
         budgets = kept[["tuner", "trials", "trial_epochs"]].drop_duplicates()
         if len(budgets) > 1:
             notes.append("hyper-parameters were searched with different budgets: see the table")
+        notes += _arithmetic(kept)
         parts.append(kept)
         remarks[str(heading), str(suite)] = notes
     out = pd.concat(parts) if parts else runs
     seeds = out["seed"].fillna(-1).astype(int)
     return out.assign(seed=seeds, score=out["score"].astype(float)), remarks
+
+
+def _arithmetic(runs: pd.DataFrame) -> list[str]:
+    """A remark where runs were computed in different arithmetic, with the methods of each."""
+    names = ["label", "dtype", "device"]
+    rows = runs[names].astype("string").fillna("").itertuples(index=False, name=None)
+    found = [(label, arithmetic(dtype, device)) for label, dtype, device in rows]
+    if not several(text for _, text in found):
+        return []
+    labels: dict[str, list[str]] = {}
+    for label, text in sorted(found):
+        labels.setdefault(text or "unknown arithmetic", []).append(label)
+    parts = [
+        f"{text}: {_some(tuple(dict.fromkeys(those)))} ({len(those)} runs)"
+        if len(those) > 1
+        else f"{text}: {those[0]} (1 run)"
+        for text, those in sorted(labels.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return [f"runs computed in different arithmetic are compared; {'; '.join(parts)}"]
 
 
 def compare(

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from peftbench.registry import unknown_name
+from peftbench.results.arithmetic import arithmetic, several
 from peftbench.results.frame import Column, csv_text, settings_of
 from peftbench.results.record import Status
 
@@ -59,7 +60,8 @@ def summary(
     number of images only with `limited=True`, and then limited and full runs are different rows.
     The same holds of runs that selected the epoch on test, and `best_on_test`.
     Settings of one method that were run on the same data set are different rows, labelled by what
-    differs. Runs on other weights, files or versions are never averaged. `attrs["left_out"]` says
+    differs. Runs on other weights, files or versions are never averaged, and cells computed in
+    other arithmetic than the rest of their column, or in several, say so. `attrs["left_out"]` says
     what is not in the cells, and why; it begins with what the caller has `left_out`.
     """
     if metric not in SCORES:
@@ -187,7 +189,7 @@ class _Run:
     weights: str
     suite_version: str
     manifest: str
-    dtype: str
+    arithmetic: str  # as "float32 on a CPU"
     budget: str  # of the search that chose its hyper-parameters; empty where there was none
 
 
@@ -205,6 +207,7 @@ class Cell:
     weights: str = ""
     notes: tuple[str, ...] = ()
     budget: str = ""
+    arithmetic: tuple[str, ...] = ()  # of each run
 
     @property
     def n(self) -> int | None:
@@ -303,7 +306,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[_Run]:
                 weights=_text(row["backbone_sha256"]),
                 suite_version=_text(row["suite_version"]),
                 manifest=_text(row["manifest"]),
-                dtype=_text(row["dtype"]),
+                arithmetic=arithmetic(_text(row["dtype"]), _text(row["device"])),
                 budget=_budget(row),
             )
         )
@@ -428,22 +431,27 @@ def _shown(cell: Cell) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Usual:
-    """Weights and budget of most runs of a section, files and suite version of most of a column."""
+    """Weights and budget of most runs of a section; of a column its files, version, arithmetic."""
 
     weights: str
     budget: str
     data: Mapping[str, tuple[str, str]]  # by data set
+    arithmetic: Mapping[str, str]  # by data set
 
     @classmethod
     def of(cls, runs: Sequence[_Run]) -> Usual:
         done = [run for run in runs if run.status == Status.OK]
         data: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        computed: dict[str, list[str]] = defaultdict(list)
         for run in done:
             data[run.dataset].append((run.suite_version, run.manifest))
+            if run.arithmetic:
+                computed[run.dataset].append(run.arithmetic)
         return cls(
             _commonest(run.weights for run in done),
             _commonest(run.budget for run in done),
             {name: _commonest(values) for name, values in data.items()},
+            {name: _commonest(values) for name, values in computed.items()},
         )
 
 
@@ -492,15 +500,18 @@ def measure(runs: Sequence[_Run], usual: Usual) -> Cell:
             f"hyper-parameters from {first.budget or 'no search'}, "
             f"while most runs of this table have {usual.budget or 'no search'}"
         )
-    dtypes = sorted({run.dtype for run in done})
-    if len(dtypes) > 1:
-        notes.append(f"seeds computed in {' and '.join(dtypes)} are averaged")
+    computed = tuple(run.arithmetic for run in done)
+    common = usual.arithmetic.get(first.dataset, "")
+    if mixed := several(computed):
+        notes.append(f"seeds computed in {' and '.join(mixed)} are averaged")
+    elif others := [text for text in computed if several((text, common))]:
+        notes.append(f"computed in {others[0]}, while most runs of this column are in {common}")
     lost = sorted({run.status for run in runs if run.status != Status.OK})
     if lost:
         notes.append(f"{len(runs) - len(done)} of {len(runs)} seeds failed: {', '.join(lost)}")
     scores = {run.seed: run.score for run in done if run.score is not None}
     mean, sd = mean_and_sd(scores.values())
-    return Cell(OK, scores, mean, sd, first.weights, tuple(notes), first.budget)
+    return Cell(OK, scores, mean, sd, first.weights, tuple(notes), first.budget, computed)
 
 
 def _averages(
@@ -549,8 +560,11 @@ def average(
     if len(budgets) > 1:
         notes.append(f"search budgets differ: {_some(sorted(b or 'no search' for b in budgets))}")
     budget = used[0].budget if len(budgets) == 1 else ""
+    computed = tuple(text for cell in used for text in cell.arithmetic)
+    if mixed := several(computed):
+        notes.append(f"runs computed in {' and '.join(mixed)} are averaged")
     sd = mean_and_sd(by_seed.values())[1]
-    return Cell(OK, by_seed, mean, sd, "", tuple(notes), budget)
+    return Cell(OK, by_seed, mean, sd, "", tuple(notes), budget, computed)
 
 
 def mean_and_sd(values: Iterable[float]) -> tuple[float | None, float | None]:

@@ -33,6 +33,7 @@ from typing import IO, Any
 
 from peftbench import __version__
 from peftbench.errors import ConfigError, StoreError
+from peftbench.results.arithmetic import arithmetic
 from peftbench.results.identity import run_id_of
 from peftbench.results.privacy import identified_paths, public
 from peftbench.results.record import SCHEMA, RunRecord, Status, parsed
@@ -515,7 +516,11 @@ def _conflicts(path: Path, store: ResultsStore, records: Sequence[RunRecord], mo
     for record in records[:most]:
         here = store.get(record.run_id, method_of(record))
         ours, theirs = (_top1(one) for one in (here, record))
-        lines.append(f"{record.run_id} of {_short(method_of(record))} (top1 {ours} here, {theirs} there)")
+        mine, other = (_arithmetic(one) for one in (here, record))
+        there = f"{ours} here, {theirs} there"
+        if mine != other:
+            there = f"{ours} here in {mine}, {theirs} there in {other}"
+        lines.append(f"{record.run_id} of {_short(method_of(record))} (top1 {there})")
     more = f" and {len(records) - most} more" if len(records) > most else ""
     return (
         f"{path} is refused: {store.root} has other results of {len(records)} of its runs: "
@@ -527,6 +532,11 @@ def _conflicts(path: Path, store: ResultsStore, records: Sequence[RunRecord], mo
 def _top1(record: RunRecord | None) -> float | None:
     metrics = record.metrics if record else {}
     return metrics.get("test/top1", metrics.get("val/top1"))
+
+
+def _arithmetic(record: RunRecord | None) -> str:
+    cost = record.cost if record else None
+    return (arithmetic(cost.dtype, cost.device) if cost else "") or "unknown arithmetic"
 
 
 def _extras(index: Mapping[str, Any], record_name: str) -> list[str]:

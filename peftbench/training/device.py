@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,16 @@ from torch import Tensor
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
 
+CPU_PRECISION = "PEFTBENCH_CPU_PRECISION"  # what "auto" comes to on a CPU, whatever the CPU is
+# values of oneDNN's ONEDNN_MAX_CPU_ISA with which its products of bfloat16 do not use AMX; it takes
+# a word that it does not know for none (src/cpu/x64/cpu_isa_traits.cpp)
+WITHOUT_AMX = frozenset(
+    {
+        *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+        *("AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16"),
+        *("AVX10_1", "AVX10_1_512", "AVX10_2", "AVX10_2_512"),
+    }
+)
 RESIDENT_BYTES = 24 * 2**30  # 170,000 images of 224 pixels; a GPU of 80 GB has room for them
 
 
@@ -29,20 +40,45 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Arithmetic of the forward pass for a declared precision.
+    """Arithmetic of the forward pass for a declared precision; see `explain_dtype`."""
+    return explain_dtype(precision, device)[0]
+
+
+def explain_dtype(precision: Precision, device: torch.device) -> tuple[torch.dtype, str]:
+    """Arithmetic of the forward pass for a declared precision, and the reason in a few words.
 
     "auto" takes bfloat16 where hardware has it: on an x86 CPU without AMX it is emulated and
-    measured 10 times slower than float32, with AMX it is about 4 times faster.
+    measured 10 times slower than float32, with AMX it is about 4 times faster. On a CPU the
+    environment variable `PEFTBENCH_CPU_PRECISION` decides instead, where it is set.
     """
-    if precision is Precision.BFLOAT16:
-        return torch.bfloat16
-    if precision is Precision.FLOAT32:
-        return torch.float32
+    if precision is not Precision.AUTO:
+        named = torch.bfloat16 if precision is Precision.BFLOAT16 else torch.float32
+        return named, "as asked"
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        reason = "of Ampere or newer" if fast else "older than Ampere"
+    elif device.type == "cpu":
+        fast, reason = _fast_on_cpu()
     else:
-        fast = device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if fast else torch.float32
+        fast, reason = False, f"device {device.type}"
+    return (torch.bfloat16 if fast else torch.float32), reason
+
+
+def _fast_on_cpu() -> tuple[bool, str]:
+    """Whether products of bfloat16 are to be used on this CPU, and why."""
+    told = os.environ.get(CPU_PRECISION, "").strip()
+    if told:
+        if told not in (Precision.FLOAT32, Precision.BFLOAT16):
+            raise ConfigError(f"{CPU_PRECISION}={told!r} is no arithmetic. Use float32, bfloat16.")
+        return told == Precision.BFLOAT16, f"{CPU_PRECISION}={told}"
+    if not torch.cpu._is_amx_tile_supported():
+        return False, "no AMX"
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):  # oneDNN takes the first that is set
+        highest = os.environ.get(name, "")
+        if highest:
+            hidden = highest.upper() in WITHOUT_AMX
+            return (False, f"AMX is hidden by {name}={highest}") if hidden else (True, "AMX")
+    return True, "AMX"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:

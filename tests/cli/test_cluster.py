@@ -88,8 +88,13 @@ def test_ray_runs_a_sweep_on_gpus_that_it_is_told_of(
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_anything_starts(
-    tmp_path: Path, launcher: type[QueueLauncher], options: dict[str, Any], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: type[QueueLauncher],
+    options: dict[str, Any],
+    message: str,
 ) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))  # a machine may well have Slurm
     with pytest.raises(ConfigError) as refused:
         launcher(**options).place(ResultsStore(tmp_path / "results"))
     assert message in str(refused.value)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from tiny_runs import QUICK, compose, files_below, write_images
+from tiny_runs import QUICK, compose, cpu_of, files_below, write_images
 
 from peftbench import data, experiment, launcher, method_pages
 from peftbench.backbones.anatomy import GENERIC
@@ -144,7 +144,7 @@ def test_a_pipe_that_closes_early_is_no_failure(work: Path) -> None:
     command = [sys.executable, "-m", "peftbench", "list", "methods"]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=600)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -300,7 +300,7 @@ def test_plan_counts_what_is_unsupported_and_to_run(cli, work: Path, nothing_run
 
 
 def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
-    cli, work: Path, nothing_runs
+    cli, work: Path, nothing_runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ResultsStore(work / "results")
     base = build(compose(*QUICK))
@@ -321,6 +321,7 @@ def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
                 )
             )
     before = files_below(work)
+    cpu_of(monkeypatch, amx=False)
     done = cli("plan", "seed=0,1,2", *QUICK, "hydra.launcher.jobs=2")
     assert (done.status, done.err) == (0, "")
     title = "linear x vit_mini x mini/digits, seed"
@@ -334,8 +335,48 @@ def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
         # 14 s are 0.004 hours
         "estimated 0.00 hours of one slot, 0.00 on each of 2 slots, from earlier runs of 2 of "
         "these jobs' kinds",
+        "precision=auto is float32 on this machine's CPU (no AMX)",
     ]
     assert files_below(work) == before
+
+
+@pytest.mark.parametrize(
+    ("amx", "variables", "words", "said"),
+    [
+        (False, {}, (), "is float32 on this machine's CPU (no AMX)"),
+        (True, {}, (), "is bfloat16 on this machine's CPU (AMX)"),
+        (
+            True,
+            {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+            (),
+            "is float32 on this machine's CPU (AMX is hidden by ONEDNN_MAX_CPU_ISA=AVX2)",
+        ),
+        (
+            False,
+            {"PEFTBENCH_CPU_PRECISION": "bfloat16"},
+            (),
+            "is bfloat16 on this machine's CPU (PEFTBENCH_CPU_PRECISION=bfloat16)",
+        ),
+        (True, {}, ("hydra/launcher=slurm",), "is decided on the node that a job runs on"),
+        (True, {}, ("precision=float32",), None),
+        (True, {}, ("precision=auto,bfloat16",), "is bfloat16 on this machine's CPU (AMX)"),
+    ],
+)
+def test_plan_says_what_auto_comes_to_here(
+    cli,
+    work: Path,
+    nothing_runs,
+    monkeypatch: pytest.MonkeyPatch,
+    amx: bool,
+    variables: dict[str, str],
+    words: tuple[str, ...],
+    said: str | None,
+) -> None:
+    cpu_of(monkeypatch, amx=amx, **variables)
+    done = cli("plan", "seed=0,1", *QUICK, *words)
+    assert (done.status, done.err) == (0, "")
+    told = [line for line in done.out.splitlines() if line.startswith("precision=")]
+    assert told == ([] if said is None else [f"precision=auto {said}"])
 
 
 def test_plan_of_an_experiment_lists_every_job(cli, work: Path, nothing_runs) -> None:
@@ -345,7 +386,7 @@ def test_plan_of_an_experiment_lists_every_job(cli, work: Path, nothing_runs) ->
     (work / "experiments" / "mine.yaml").write_text(f"# @package _global_\n{text}")
     done = cli("plan", "experiments=mine")
     assert done.status == 0
-    assert done.out.splitlines()[-3] == "4 jobs: 0 done, 0 unsupported, 4 to run"
+    assert done.out.splitlines()[-4] == "4 jobs: 0 done, 0 unsupported, 4 to run"
     assert files_below(work) == ["experiments", "experiments/mine.yaml"]
 
 

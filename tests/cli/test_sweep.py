@@ -21,7 +21,7 @@ from tiny_runs import BIAS_HOT, QUICK, compose, repeatable, statuses
 from peftbench.config import build
 from peftbench.results.store import ResultsStore
 
-PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
+PATIENCE = 300.0  # seconds; processes start slowly on a busy machine
 
 
 def wait_for(condition: Callable[[], object], given_up: Callable[[], object]) -> object:

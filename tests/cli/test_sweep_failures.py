@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from tiny_runs import BIAS_HOT, QUICK
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 
-PATIENCE = 300.0
+PATIENCE = 600.0
 
 # a method of another package; while it attaches itself it does what it is told
 METHOD = """
@@ -73,7 +74,7 @@ def test_every_kind_of_failure_is_a_row_with_its_cause_and_the_others_finish(wor
         [
             *(sys.executable, "-m", "peftbench", "run", "-m", *QUICK, "recipe.epochs=2"),
             "method=ruin_late,ruin_crash,ruin_memory,bias_hot,ruin_well,linear",
-            *("hydra.launcher.jobs=2", "hydra.launcher.timeout=25"),
+            *("hydra.launcher.jobs=2", "hydra.launcher.timeout=45"),
         ],
         cwd=work,
         env=os.environ | {"PYTHONPATH": f"{package}:{os.environ.get('PYTHONPATH', '')}"},
@@ -98,7 +99,8 @@ def test_every_kind_of_failure_is_a_row_with_its_cause_and_the_others_finish(wor
     causes = {end: error or "" for end, (_, error) in by_end.items()}
     assert causes["crash"].startswith("its process was ended by SIGSEGV")
     assert "can't allocate memory" in causes["memory"]
-    assert causes["late"].startswith("took longer than 2")
+    seconds = re.fullmatch(r"took longer than (\d+) s.*", causes["late"])
+    assert seconds is not None and int(seconds[1]) >= 45
     assert causes["bias"].startswith("the loss of epoch 1 of 2 is nan.")
     told = done.stderr.splitlines()
     assert len([line for line in told if line.startswith("  failed 1 x: ")]) == 4

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import TERMS, UNIT, assert_alike
 from tiny_backbones import TINY, anatomy_of, fill, fresh, images
 from torch import Tensor, nn
 
@@ -258,9 +259,9 @@ def differing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[
 
 
 def assert_same_output(a: nn.Module, b: nn.Module, x: Tensor) -> None:
-    """Equal up to the order of sums, which CPU kernels choose by the alignment of memory."""
+    """Equal up to the order of sums."""
     with torch.no_grad():
-        torch.testing.assert_close(a.eval()(x), b.eval()(x), rtol=1e-5, atol=1e-5)
+        assert_alike(a.eval()(x), b.eval()(x))
 
 
 def labels(batch: int = BATCH) -> Tensor:
@@ -516,7 +517,7 @@ def test_merging_gives_the_plain_architecture_and_the_same_output(
         return
     bare = fresh(case.backbone)
     # measured: 4e-14 in float64, 6e-7 in float32, relative to the largest logit
-    for tuned, tolerance in ((moved64, 1e-10), (moved, 1e-5)):
+    for tuned, tolerance in ((moved64, 1e-10), (moved, TERMS * UNIT)):
         dtype = next(tuned.model.parameters()).dtype
         x = images(case.backbone, BATCH, dtype=dtype)
         with torch.no_grad():
@@ -622,13 +623,14 @@ class Outcome:
 
 def _outcomes(backbone: str, names: list[str]) -> dict[str, Outcome]:
     """Each method on a fresh backbone, one after another in the order of `names`."""
-    x = images(backbone, 4)
+    x = images(backbone, 4, dtype=torch.float64)
     outcomes = {}
     for name in names:
         try:
             tuned = _attach(Case(METHODS[name](), backbone, name))
         except Unsupported:
             continue
+        tuned.model.double()  # a step in float32 may go another way at a corner
         torch.manual_seed(0)
         step(tuned, x)
         shapes = tuple((n, tuple(p.shape)) for n, p in tuned.trainable.items())
@@ -664,4 +666,4 @@ def test_a_method_does_the_same_whatever_was_applied_before(
     assert first.keys() == second.keys()
     for name, outcome in first.items():
         assert outcome.shapes == second[name].shapes
-        torch.testing.assert_close(outcome.logits, second[name].logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(outcome.logits, second[name].logits, rtol=1e-9, atol=1e-9)

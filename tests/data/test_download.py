@@ -103,7 +103,7 @@ def test_what_cannot_be_reached_fails_fast(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(Unreachable, match=r"Cannot reach http.*Connection refused.* goes on"):
         fetch(gone, tmp_path)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60  # one refused connection; a wait for one takes minutes
 
 
 def test_a_remote_file_must_make_sense() -> None:

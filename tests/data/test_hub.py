@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import hashlib
 import io
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -312,7 +311,7 @@ def test_images_beside_a_table_are_read_and_missing_ones_named(tmp_path: Path, m
 def test_a_set_that_cannot_be_reached_fails_at_once_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    began = time.monotonic()
+    waits: list[float] = []
     text = refused("org/name")
     assert text == (
         "dataset.hub=org/name is not in the local cache and HF_HUB_OFFLINE is set. Run once with "
@@ -322,11 +321,12 @@ def test_a_set_that_cannot_be_reached_fails_at_once_in_one_line(
         monkeypatch.delenv(variable, raising=False)
 
     def unreachable(address: tuple[str, int], timeout: float) -> None:
+        waits.append(timeout)
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(network.socket, "create_connection", unreachable)
     assert "and huggingface.co is out of reach (timed out). Run once" in refused("org/name")
-    assert time.monotonic() - began < 10
+    assert len(waits) == 1 and waits[0] <= 5  # seconds, all that there is to wait for
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from peftbench.spec import BEST_ON_TEST, Phase, RunSpec, Selection
 from peftbench.training import loop
 from peftbench.training.checkpoint import Saving
 
+pytestmark = pytest.mark.arithmetic
 # 11 images in batches of 4: three steps an epoch; everything that draws random numbers is on
 RECIPE = {
     "epochs": 3,

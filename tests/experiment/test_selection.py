@@ -18,10 +18,11 @@ from peftbench.errors import ConfigError, UnknownName
 from peftbench.results.frame import frame
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import Phase, Protocol, RunSpec, Selection
+from peftbench.spec import Phase, Precision, Protocol, RunSpec, Selection
 from peftbench.sweep.jobs import outcome
 from peftbench.training.evaluate import metrics, predict
 
+pytestmark = pytest.mark.arithmetic
 EPOCHS = 5
 RULE = Selection("best_on_test", every=2)
 
@@ -93,12 +94,19 @@ def test_the_last_epoch_is_that_of_a_run_that_never_looked(store: ResultsStore) 
     assert not [key for key in honest.metrics if not key.startswith("test/")]
 
 
-def test_the_saved_tensors_are_those_of_the_reported_epoch(store: ResultsStore) -> None:
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [(Precision.FLOAT32, torch.float32), (Precision.BFLOAT16, torch.bfloat16)],
+    ids=str,
+)
+def test_the_saved_tensors_are_those_of_the_reported_epoch(
+    store: ResultsStore, precision: Precision, dtype: torch.dtype
+) -> None:
     from peftbench import data, tuned
     from peftbench.backbones.anatomy import describe
     from peftbench.methods.base import apply
 
-    spec = spec_of()
+    spec = spec_of(precision=precision)
     record = experiment.run(spec, store)
     backbone = load(spec.backbone, 2, spec.preprocessing)
     anatomy = describe(backbone.model, backbone.image_size)
@@ -109,7 +117,7 @@ def test_the_saved_tensors_are_those_of_the_reported_epoch(store: ResultsStore) 
     test = splits.report.open_once()
     predictions = predict(
         again.model, test.images, backbone.preprocessing, device=torch.device("cpu"),
-        dtype=torch.float32,
+        dtype=dtype,
     )  # fmt: skip
     measured = metrics(predictions, test.labels, 10)
     assert measured["top1"] == record.metrics["test/top1"]

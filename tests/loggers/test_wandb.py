@@ -31,7 +31,7 @@ from peftbench.spec import Phase
 
 pytest.importorskip("wandb")
 
-PATIENT = 60.0  # seconds; tests run on busy machines
+PATIENT = 300.0  # seconds; tests run on busy machines
 
 
 def settings(**changes: object) -> LoggerSettings:
@@ -106,7 +106,7 @@ def test_a_server_that_never_answers_delays_no_run_beyond_the_timeout(
         monkeypatch.setattr(logger, "finish", timed)
         record = experiment.run(tiny_spec(), store, device="cpu", logger=logger)
     assert record.status is Status.OK
-    assert finished["seconds"] < 1 + 10  # and what a busy machine needs to end a process
+    assert finished["seconds"] < 1 + 60  # and what a busy machine needs to end a process
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"{WARNING}logger=wandb: no answer within 1 s of the end of the run.")
 

@@ -83,11 +83,14 @@ def test_new_tensors_have_pytorchs_distributions_and_leave_its_generator_alone()
 def test_the_copy_gives_the_backbones_own_first_features(
     backbone: str, options: dict, index: int
 ) -> None:
-    model, x = _model(_apply(backbone, side="backbone", **options)), images(backbone, 2)
-    expected = fresh(backbone).forward_intermediates(
-        x, indices=[index], output_fmt="NCHW", intermediates_only=True
-    )[0]
-    torch.testing.assert_close(model.side(x), expected.mean((2, 3)), rtol=1e-5, atol=1e-5)
+    model = _model(_apply(backbone, side="backbone", **options)).double()
+    x = images(backbone, 2, dtype=torch.float64)
+    expected = (
+        fresh(backbone)
+        .double()
+        .forward_intermediates(x, indices=[index], output_fmt="NCHW", intermediates_only=True)[0]
+    )
+    torch.testing.assert_close(model.side(x), expected.mean((2, 3)), rtol=0, atol=1e-10)
     shared = {p.data_ptr() for p in model.backbone.parameters()}
     assert not shared & {p.data_ptr() for p in model.side.parameters()}
 

@@ -127,6 +127,13 @@ def test_latencies_of_two_devices_are_never_mixed(records):
     assert found.device == "cpu" and found.chosen[0].costs["latency"] == 2.0
 
 
+def test_runs_computed_in_different_arithmetic_are_a_doubt(records):
+    other = dataclasses.replace(records[0].cost, dtype="bfloat16")
+    mixed = [dataclasses.replace(records[0], cost=other), *records[1:]]
+    (doubt,) = [x for x in only(mixed, Budget()).doubts if "arithmetic" in x]
+    assert "bfloat16 on a CPU: " in doubt and " (1 run)" in doubt
+
+
 def test_thin_evidence_is_named(records):
     found = only(records, Budget())
     assert found.doubts == ("4 data sets cannot tell how 5 methods compare on others",)

@@ -8,11 +8,11 @@ import paper_runs
 import pytest
 from paper_runs import FGVC, LENGTHS, VTAB, of_published, run
 
-from peftbench.report.papers import Options, catalogue
+from peftbench.report.papers import Options, catalogue, html, latex, layout, markdown
 from peftbench.report.papers.measured import fill, with_details
 from peftbench.results import published
 from peftbench.results.frame import frame
-from peftbench.results.record import Status
+from peftbench.results.record import Cost, Status
 
 STRUCTURED = tuple(VTAB["structured"])
 
@@ -209,6 +209,19 @@ def test_budgets_pixels_and_weights_that_differ_within_a_column_are_marked():
     assert "normalisation none, where this column has imagenet" in notes["VPT-Deep"]
     assert "backbone weights other, while most runs" in notes["VPT-Shallow"]
     assert notes["Linear"] == notes["Full"] == ""
+
+
+def test_arithmetic_that_differs_within_a_column_is_marked_in_every_format():
+    records = [run("Linear", "cub200", 50.0), run("Full", "cub200", 50.0)]
+    records += [run("Bias", "cub200", 50.0, cost=Cost("NVIDIA H200", "bfloat16"))]
+    table = filled("vpt_fgvc", records)
+    notes = {r.title: " ".join(r.cells[0].notes) for r in table.blocks[0].rows}
+    remark = "computed in bfloat16 on a GPU, while most runs of this column are in float32 on a CPU"
+    assert notes["Bias"] == remark
+    assert notes["Linear"] == notes["Full"] == ""
+    page = layout.lay_out(table)
+    for text in (markdown.render(page), latex.render(page), html.render(page)):
+        assert remark in " ".join(text.split())
 
 
 def test_rows_take_the_settings_and_weights_that_they_name():

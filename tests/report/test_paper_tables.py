@@ -25,6 +25,7 @@ from peftbench.report.papers.model import Table
 from peftbench.report.papers.printed import Collection, published_only
 from peftbench.results import published
 from peftbench.results.frame import frame
+from peftbench.results.record import Cost
 from peftbench.results.store import ResultsStore
 
 CONF = shipped.folder("conf", "conf", "config.yaml")
@@ -279,6 +280,20 @@ def test_reproduce_compares_cell_by_cell_and_judges_runs_of_the_same_protocol(ro
     lines = [re.split(r"  +", line) for line in out.splitlines()]
     assert ["Bias", "NABirds", "81.1 (1)", "84.2", "−3.1", "MISSES 3"] in lines
     assert ["Bias", "CUB-200-2011", "85.4 (1)", "88.4", "−3.0", "within 3"] in lines
+
+
+def test_reproduce_says_where_cells_were_computed_differently(tmp_path, capsys) -> None:
+    store = ResultsStore(tmp_path)
+    for title, cost in (
+        ("Linear", Cost("cpu", "float32")),
+        ("Full", Cost("cpu", "float32")),
+        ("Bias", Cost("cpu", "bfloat16")),
+    ):
+        store.add(run(title, "cub200", 85.0, cost=cost))
+    _, out, _ = call(capsys, "reproduce", "vpt_fgvc", "--results-dir", tmp_path)
+    assert "Remarks on these cells:\n" in out
+    remark = "computed in bfloat16 on a CPU, while most runs of this column are in float32 on a CPU"
+    assert f"  {remark} (1 cell)\n" in out
 
 
 def test_reproduce_says_when_nothing_was_measured_or_nothing_can_be_judged(

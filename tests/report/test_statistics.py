@@ -85,6 +85,21 @@ def test_what_cannot_be_compared_is_left_out_and_named(records, make_record):
     assert len(runs) == 18 and runs["score"].notna().all()
 
 
+def test_runs_that_were_computed_differently_are_compared_with_a_remark(make_record):
+    table = [make_record(m, d, s, 0.5) for m in ("bias", "lora") for d in "ab" for s in range(3)]
+    table += [make_record("full", d, 0, 0.9, dtype="bfloat16") for d in "ab"]
+    table += [make_record("norm", "a", 0, 0.9, device="NVIDIA A100-SXM4-80GB")]
+    table += [make_record("norm", "b", 0, 0.9)]
+    found = comparisons(frame(table))
+    remark = (
+        "runs computed in different arithmetic are compared; float32 on a CPU: bias, lora, norm "
+        "(13 runs); bfloat16 on a CPU: full (2 runs); float32 on a GPU: norm (1 run)"
+    )
+    assert found[0].remarks == (remark,)
+    assert remark in to_markdown(found)
+    assert comparisons(frame(table[:12]))[0].remarks == ()
+
+
 def test_predictions_of_images_are_compared_where_all_runs_saved_them(records, tmp_path):
     store = ResultsStore(tmp_path)
     generator = np.random.default_rng(0)

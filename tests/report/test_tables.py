@@ -268,6 +268,60 @@ def test_a_cell_on_other_files_than_its_column_is_marked(make_record):
     assert cell(cells, "lora", "digits")["note"] == remark
 
 
+EPYC, H200 = "AMD EPYC 7B13 64-Core Processor", "NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16 on a CPU"),
+        ({"device": H200}, "float32 on a GPU"),
+        ({"device": H200, "dtype": "bfloat16"}, "bfloat16 on a GPU"),
+        ({"device": "Tesla V100-SXM2-16GB"}, "float32 on a GPU"),
+        ({"device": "AMD Instinct MI250X"}, "float32 on a GPU"),
+    ],
+)
+def test_a_cell_computed_otherwise_than_its_column_is_marked(make_record, cost, said):
+    records = [make_record(m, d, device=EPYC) for m in ("linear", "bias") for d in "ab"]
+    records.append(make_record("lora", "a", **{"device": EPYC, **cost}))
+    records.append(make_record("lora", "b", device=EPYC))
+    cells = summary(frame(records))
+    remark = f"computed in {said}, while most runs of this column are in float32 on a CPU"
+    assert cell(cells, "lora", "a")["note"] == remark
+    mean = cell(cells, "lora", "mean of 2 tasks")
+    assert mean["state"] == "ok"
+    both = sorted([f"{said} (1)", "float32 on a CPU (1)"])
+    assert mean["note"] == f"runs computed in {' and '.join(both)} are averaged"
+    assert notes(cells[cells["label"] != "lora"]) == set()
+    assert NA is cell(cells, "lora", "b")["note"]
+    for text in (to_text(cells, width=None), to_markdown(cells), to_csv(cells)):
+        assert remark in text and mean["note"] in text
+
+
+def test_seeds_computed_differently_are_not_averaged_in_silence(make_record):
+    records = [make_record("lora", seed=s, device=EPYC) for s in (0, 1)]
+    records.append(make_record("lora", seed=2, device=H200, dtype="bfloat16"))
+    cells = summary(frame(records))
+    assert cell(cells, "lora", "digits")["note"] == (
+        "seeds computed in float32 on a CPU (2) and bfloat16 on a GPU (1) are averaged"
+    )
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
+        "AMD Ryzen 7 5800H with Radeon Graphics",
+        "Intel(R) Core(TM) i7-9750H",
+        "Neoverse-V1",
+    ],
+)
+def test_two_processors_with_one_arithmetic_are_no_difference(make_record, device):
+    records = [make_record("lora", device=EPYC), make_record("bias", device=device)]
+    assert notes(summary(frame(records))) == set()
+
+
 def test_settings_run_on_the_same_data_are_rows_labelled_by_what_differs(make_record):
     records = [
         make_record(

@@ -17,7 +17,7 @@ from peftbench.errors import ConfigError, StoreError
 from peftbench.results.bundle import export_results, import_results
 from peftbench.results.frame import frame
 from peftbench.results.identity import run_id_of
-from peftbench.results.record import SCHEMA, Status
+from peftbench.results.record import SCHEMA, Cost, Status
 from peftbench.results.store import ResultsStore
 
 
@@ -223,6 +223,17 @@ def test_another_result_of_a_run_that_is_here_refuses_the_bundle(bundle, root, t
     done = import_results(bundle, there.root, keep=True)
     assert done == dry and (len(done.added), done.kept) == (2, (other.run_id,))
     assert there.get(other.run_id) == other
+
+
+def test_a_conflict_of_runs_that_were_computed_differently_says_so(bundle, tmp_path, runs):
+    there = ResultsStore(tmp_path / "there")
+    cost = Cost("NVIDIA A100-SXM4-80GB", "bfloat16")
+    other = dataclasses.replace(runs[0], metrics={"test/top1": 0.5}, cost=cost)
+    there.add(other)
+    with pytest.raises(StoreError) as refused:
+        import_results(bundle, there.root)
+    said = "(top1 0.5 here in bfloat16 on a GPU, 0.75 there in float32 on a CPU)"
+    assert f"{other.run_id} of lora {said}" in str(refused.value)
 
 
 def test_a_failure_gives_way_to_a_result_and_never_the_other_way_round(root, tmp_path, runs):

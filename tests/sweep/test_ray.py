@@ -20,8 +20,6 @@ from peftbench.sweep.ray import RayEngine, Share, _resolve
 from peftbench.sweep.remote import RemoteQueue
 from peftbench.sweep.submission import new_folder, process
 
-PATIENCE = 25.0  # seconds; a job that does not listen is killed after 30
-
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
@@ -92,18 +90,16 @@ def test_an_interrupted_launch_stops_its_tasks_and_those_that_wait(
     queue.add([command("stopped", "stop", "600", folder=jobs)])
     queue.add([command("waiting", folder=jobs)])
     looks = queue._look
-    asked = []
 
     def interrupted() -> Iterator[Any]:
         yield from looks()
         if (jobs / "stopped.begun").exists():
-            asked.append(time.monotonic())
             raise KeyboardInterrupt
 
     queue._look = interrupted
     with pytest.raises(KeyboardInterrupt):
         list(queue.run())
-    assert time.monotonic() - asked[0] < PATIENCE
+    assert (jobs / "stopped.told").exists()  # it was asked, and not killed
     assert notes(jobs) == {}
     assert not (tmp_path / "submitted").exists()
 

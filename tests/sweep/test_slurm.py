@@ -21,7 +21,7 @@ from peftbench.sweep.remote import RemoteQueue
 from peftbench.sweep.slurm import SubmititEngine
 from peftbench.sweep.submission import new_folder
 
-PATIENCE = 60.0  # seconds; processes start slowly on a busy machine
+PATIENCE = 300.0  # seconds; processes start slowly on a busy machine
 
 Open = Callable[..., RemoteQueue[str]]
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_runs import cpu_of
 
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
 from peftbench.training import device
 from peftbench.training.device import Pixels, autocast, choose_device, choose_dtype
 
+pytestmark = pytest.mark.arithmetic
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -73,8 +75,51 @@ def test_a_batch_is_a_copy_that_a_model_may_write_into() -> None:
 def test_bfloat16_on_a_cpu_is_chosen_only_where_hardware_has_it(
     precision: Precision, amx: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    cpu_of(monkeypatch, amx=amx)
     assert choose_dtype(precision, CPU) is expected
+
+
+@pytest.mark.parametrize(
+    ("amx", "variables", "expected"),
+    [
+        (True, {"PEFTBENCH_CPU_PRECISION": "float32"}, torch.float32),
+        (False, {"PEFTBENCH_CPU_PRECISION": "bfloat16"}, torch.bfloat16),
+        (True, {"PEFTBENCH_CPU_PRECISION": ""}, torch.bfloat16),
+        (True, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, torch.float32),
+        (True, {"ONEDNN_MAX_CPU_ISA": "sse41"}, torch.float32),
+        (True, {"DNNL_MAX_CPU_ISA": "AVX2"}, torch.float32),  # its older name
+        (True, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"}, torch.bfloat16),
+        (True, {"ONEDNN_MAX_CPU_ISA": "DEFAULT"}, torch.bfloat16),
+        (True, {"ONEDNN_MAX_CPU_ISA": "typo"}, torch.bfloat16),  # oneDNN takes it for none
+        (False, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"}, torch.float32),
+        (True, {"ONEDNN_MAX_CPU_ISA": "ALL", "DNNL_MAX_CPU_ISA": "AVX"}, torch.bfloat16),
+        (
+            True,
+            {"ONEDNN_MAX_CPU_ISA": "AVX2", "PEFTBENCH_CPU_PRECISION": "bfloat16"},
+            torch.bfloat16,
+        ),
+    ],
+)
+def test_the_environment_can_hide_or_claim_fast_bfloat16(
+    amx: bool,
+    variables: dict[str, str],
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu_of(monkeypatch, amx=amx, **variables)
+    assert choose_dtype(Precision.AUTO, CPU) is expected
+    # what is asked for by name is not up to the environment
+    assert choose_dtype(Precision.FLOAT32, CPU) is torch.float32
+    assert choose_dtype(Precision.BFLOAT16, CPU) is torch.bfloat16
+
+
+def test_an_arithmetic_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_of(monkeypatch, amx=False, PEFTBENCH_CPU_PRECISION="bf16")
+    with pytest.raises(ConfigError) as refused:
+        choose_dtype(Precision.AUTO, CPU)
+    assert str(refused.value) == (
+        "PEFTBENCH_CPU_PRECISION='bf16' is no arithmetic. Use float32, bfloat16."
+    )
 
 
 @pytest.mark.parametrize(

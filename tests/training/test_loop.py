@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import TERMS, UNIT
 from torch import Tensor, nn
 
 from peftbench.data import TestSplit, TrainSplit, ValSplit
@@ -19,6 +20,7 @@ from peftbench.errors import Diverged, SplitRoleError
 from peftbench.spec import Preprocessing, Recipe
 from peftbench.training.loop import Fit, batch_bounds, fit, pieces
 
+pytestmark = pytest.mark.arithmetic
 SIZE = 2
 RAW = Preprocessing(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CPU = torch.device("cpu")
@@ -136,7 +138,7 @@ def test_images_that_are_left_out_differ_from_epoch_to_epoch() -> None:
     shown = sorted(epochs[0])
     labels = torch.from_numpy(data.labels[shown].copy())
     expected = F.cross_entropy(logits[shown], labels).item()
-    assert result.history[0].loss == pytest.approx(expected, rel=1e-5)
+    assert result.history[0].loss == pytest.approx(expected, rel=TERMS * UNIT)
     hits = (logits[shown].argmax(1) == labels).float().mean().item()
     assert result.history[0].accuracy == pytest.approx(hits)
 
@@ -204,7 +206,9 @@ def test_training_is_the_gradient_descent_that_it_claims_to_be() -> None:
     model = Watcher()
     run(model, recipe)
     # the same operations in another order, hence the tolerance of float32
-    torch.testing.assert_close(model.linear.bias, by_hand(recipe), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        model.linear.bias, by_hand(recipe), rtol=TERMS * UNIT, atol=TERMS * UNIT
+    )
 
 
 def test_label_smoothing_is_that_of_torch() -> None:
@@ -212,8 +216,8 @@ def test_label_smoothing_is_that_of_torch() -> None:
     model = Watcher()
     run(model, recipe)
     expected = by_hand(recipe, smoothing=0.2)
-    torch.testing.assert_close(model.linear.bias, expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(expected, by_hand(recipe), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.linear.bias, expected, rtol=TERMS * UNIT, atol=TERMS * UNIT)
+    assert not torch.allclose(expected, by_hand(recipe), rtol=TERMS * UNIT, atol=TERMS * UNIT)
 
 
 def test_a_regulariser_is_added_to_the_loss_that_is_minimised() -> None:
@@ -221,7 +225,7 @@ def test_a_regulariser_is_added_to_the_loss_that_is_minimised() -> None:
     model = Watcher()
     run(model, recipe, regulariser=lambda: 5.0 * model.linear.bias.square().sum())
     expected = by_hand(recipe, regulariser=5.0)
-    torch.testing.assert_close(model.linear.bias, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.linear.bias, expected, rtol=TERMS * UNIT, atol=TERMS * UNIT)
 
 
 def test_a_clipped_gradient_is_no_longer_than_asked() -> None:
@@ -280,7 +284,7 @@ def test_history_holds_mean_loss_accuracy_and_the_last_rate() -> None:
         loss = F.cross_entropy(logits, labels).item()
         accuracy = (logits.argmax(1) == labels).float().mean().item()
     assert [row.epoch for row in rows] == [1, 2]
-    assert [row.loss for row in rows] == pytest.approx([loss, loss], rel=1e-6)
+    assert [row.loss for row in rows] == pytest.approx([loss, loss], rel=TERMS * UNIT)
     assert [row.accuracy for row in rows] == pytest.approx([accuracy] * 2)
     assert [row.lr for row in rows] == [0.0, 0.0]
 
@@ -354,7 +358,7 @@ def test_a_moving_average_is_what_is_seen_after_an_epoch_and_what_remains() -> N
     expected = start
     for weight, average in zip(weights, seen, strict=True):  # one step an epoch
         expected = 0.75 * expected + 0.25 * weight  # the weights themselves train as without it
-        torch.testing.assert_close(average, expected)
+        torch.testing.assert_close(average, expected, rtol=TERMS * UNIT, atol=TERMS * UNIT)
     assert torch.equal(averaged.linear.bias.detach(), seen[-1])
     assert not torch.allclose(seen[-1], weights[-1])
 
@@ -375,7 +379,7 @@ def test_mixed_images_train_with_label_smoothing_and_more_classes_than_labels(
         loss = F.cross_entropy(
             model.linear(shown), torch.zeros(10, dtype=torch.long), label_smoothing=0.1
         )
-    assert result.history[0].loss == pytest.approx(loss.item(), rel=1e-5)
+    assert result.history[0].loss == pytest.approx(loss.item(), rel=TERMS * UNIT)
 
 
 def test_augmentation_is_the_same_for_every_model_and_rate() -> None:
@@ -399,7 +403,7 @@ def test_fewer_images_in_memory_at_a_time_give_the_same_training() -> None:
     # 4, 4 and 2 images an epoch
     assert [len(batch) for batch in parts.numbers()] == [2, 2, 2, 2, 2] * 3
     assert list(chain(*parts.numbers())) == list(chain(*whole.numbers()))
-    torch.testing.assert_close(parts.linear.weight, whole.linear.weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(parts.linear.weight, whole.linear.weight, rtol=0, atol=TERMS * UNIT)
     assert [row.accuracy for row in found.history] == [row.accuracy for row in expected.history]
     assert [row.loss for row in found.history] == pytest.approx(
         [row.loss for row in expected.history], abs=1e-6

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import UNIT
 from timm.layers import DropPath
 from tiny_backbones import anatomy_of, fresh
 from together import together
@@ -25,7 +26,10 @@ from peftbench.training.evaluate import predict
 from peftbench.training.loop import Fit, fit
 from peftbench.training.world import ALONE, World, from_environment, join, leave
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks after torch has started")
+pytestmark = [
+    pytest.mark.arithmetic,
+    pytest.mark.skipif(sys.platform != "linux", reason="forks after torch has started"),
+]
 discover()
 
 CPU = torch.device("cpu")
@@ -204,8 +208,10 @@ def test_steps_are_those_of_one_process(folder: Path, name: str) -> None:
         first = arrays(folder, name, 0, size)
         assert expected.keys() == first.keys()
         for key, value in expected.items():
-            # sums in another order; statistics of the batch norms are of size 1 to 10
-            np.testing.assert_allclose(first[key], value, rtol=2e-4, atol=2e-5, err_msg=key)
+            # sums in another order, and what a dozen steps make of it; statistics of the batch
+            # norms are of size 1 to 10, the rest below
+            rtol, atol = 2048 * UNIT, 256 * UNIT
+            np.testing.assert_allclose(first[key], value, rtol=rtol, atol=atol, err_msg=key)
         for rank in range(1, size):  # all of them hold the same model
             other = arrays(folder, name, rank, size)
             assert all(np.array_equal(other[key], first[key]) for key in first)

@@ -19,6 +19,7 @@ from peftbench.report.papers.description import (
 )
 from peftbench.report.papers.model import Cell
 from peftbench.report.tables import INCOMPLETE, MISSING, OK, UNSUPPORTED
+from peftbench.results.arithmetic import several
 
 PERCENT = 100.0
 MILLION = 1e6
@@ -145,15 +146,16 @@ def _wins(
         if not incomplete or not done:
             return Made(Cell(INCOMPLETE, notes=(f"not counted without {_some(lost)} of both",)))
         notes = (f"of {len(done)} data sets, without {_some(lost)}",)
+    partial = bool(notes)
     won = 0
     for key in done:
         gain = (taken[key].cell.mean or 0.0) - (against[key].cell.mean or 0.0)
         won += (-gain if tasks[key].lower_is_better else gain) > ROUNDING
     both = [side[key] for key in done for side in (taken, against)]
+    if mixed := several(text for t in both for text in t.cell.arithmetic):
+        notes = (*notes, f"runs computed in {' and '.join(mixed)} are compared")
     differences = dict.fromkeys(d for t in both for d in t.differences)
-    return Made(
-        Cell(OK, float(won), notes=notes, differences=tuple(differences), partial=bool(notes))
-    )
+    return Made(Cell(OK, float(won), notes=notes, differences=tuple(differences), partial=partial))
 
 
 def _parameters(column: Column, taken: Mapping[str, Taken], tasks: Mapping[str, Task]) -> Made:
@@ -193,8 +195,16 @@ def draws(cells: Mapping[int, tables.Cell], wanted: int) -> tables.Cell:
     }
     values = list(scores.values())
     weights = next(iter(cells.values())).weights
+    computed = tuple(text for cell in cells.values() for text in cell.arithmetic)
+    if mixed := several(computed):
+        notes.append(f"draws computed in {' and '.join(mixed)} are averaged")
     return tables.Cell(
-        OK, scores, *tables.mean_and_sd(values), weights, tuple(dict.fromkeys(notes))
+        OK,
+        scores,
+        *tables.mean_and_sd(values),
+        weights,
+        tuple(dict.fromkeys(notes)),
+        arithmetic=computed,
     )
 
 

@@ -169,7 +169,9 @@ class _Pool:
         for run in runs:
             by_draw[int(self.facts[run.row].get("shot_seed") or 0)].append(run)
         cells = {
-            number: tables.measure(drawn, tables.Usual.of(drawn))
+            number: tables.measure(
+                drawn, replace(tables.Usual.of(drawn), arithmetic=usual.arithmetic)
+            )
             for number, drawn in by_draw.items()
         }
         return draws(cells, task.draws)

@@ -143,6 +143,9 @@ def to_text(reproduction: Reproduction, results: Path | str) -> str:
         parts.append(_nothing(reproduction, results))
     parts.append(_summary(reproduction))
     parts.append("\n".join(_protocol(table)))
+    if notes := Counter(note for c in shown for note in dict.fromkeys(c.cell.notes)):
+        lines = [f"  {note} ({_cells(count)})" for note, count in notes.most_common()]
+        parts.append("\n".join(["Remarks on these cells:", *lines]))
     if table.remarks:
         parts.append("\n".join(table.remarks))
     return "\n\n".join(parts) + "\n"
