@@ -18,6 +18,7 @@ import pytest
 
 from peftbench.errors import StoreError
 from peftbench.results import locks
+from peftbench.results import store as store_module
 from peftbench.results.locks import SILENT_SECONDS, STALE_SECONDS, SUBMISSION_VARIABLE
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import Busy, ResultsStore, StoreWarning
