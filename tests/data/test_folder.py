@@ -260,7 +260,7 @@ def test_resized_images_are_decoded_once(
     root = make_folder({"cat": 6, "dog": 6})
     first = data.load(spec(root), Phase.TUNE, small)
     files = sorted(path.suffix for path in (cache / "pixels").iterdir())
-    assert files == [".json", ".lock", ".npy"]  # train and val are one array; nothing temporary
+    assert files == [".json", ".npy"]  # train and val are one array; nothing temporary
 
     def fail(*_: object) -> None:
         raise AssertionError("decoded again")
