@@ -1,4 +1,4 @@
-"""One sweep in which jobs fail in every way there is."""
+"""Sweeps in which jobs fail in every way there is."""
 
 from __future__ import annotations
 
@@ -70,19 +70,22 @@ def test_every_kind_of_failure_is_a_row_with_its_cause_and_the_others_finish(wor
             f"defaults: [/schema/method/ruin@_here_]\nhow: {how}\n"
         )
     (folder / "bias_hot.yaml").write_text(BIAS_HOT)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "peftbench", "run", "-m", *QUICK, "recipe.epochs=2"),
-            "method=ruin_late,ruin_crash,ruin_memory,bias_hot,ruin_well,linear",
-            *("hydra.launcher.jobs=2", "hydra.launcher.timeout=45"),
-        ],
-        cwd=work,
-        env=os.environ | {"PYTHONPATH": f"{package}:{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+
+    def sweep(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*(sys.executable, "-m", "peftbench", "run", "-m", *QUICK, "recipe.epochs=2"), *words],
+            cwd=work,
+            env=os.environ | {"PYTHONPATH": f"{package}:{os.environ.get('PYTHONPATH', '')}"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+
+    done = sweep("method=ruin_crash,ruin_memory,bias_hot,ruin_well,linear", "hydra.launcher.jobs=2")
     assert done.returncode == 1, done.stderr
+    # by itself: a time that it exceeds for certain is one that others may, on a busy machine
+    late = sweep("method=ruin_late", "hydra.launcher.timeout=2")
+    assert late.returncode == 1, late.stderr
     by_end = {
         method["hyperparameters"].get("how", method["name"]): (r.status, r.error)
         for r in ResultsStore(work / "results").records()
@@ -100,10 +103,11 @@ def test_every_kind_of_failure_is_a_row_with_its_cause_and_the_others_finish(wor
     assert causes["crash"].startswith("its process was ended by SIGSEGV")
     assert "can't allocate memory" in causes["memory"]
     seconds = re.fullmatch(r"took longer than (\d+) s.*", causes["late"])
-    assert seconds is not None and int(seconds[1]) >= 45
+    assert seconds is not None and int(seconds[1]) >= 2
     assert causes["bias"].startswith("the loss of epoch 1 of 2 is nan.")
     told = done.stderr.splitlines()
-    assert len([line for line in told if line.startswith("  failed 1 x: ")]) == 4
+    assert len([line for line in told if line.startswith("  failed 1 x: ")]) == 3
     assert done.stdout.splitlines()[-1] == (
-        "6 of 6 jobs ended: 1 DIVERGED, 1 ERROR, 2 OK, 1 OUT_OF_MEMORY, 1 TIMEOUT"
+        "5 of 5 jobs ended: 1 DIVERGED, 1 ERROR, 2 OK, 1 OUT_OF_MEMORY"
     )
+    assert late.stdout.splitlines()[-1] == "1 of 1 jobs ended: 1 TIMEOUT"

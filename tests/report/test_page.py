@@ -182,3 +182,12 @@ def test_runs_without_a_score_still_make_a_page(tmp_path, make_record):
     assert "1 did not finish" in page and "half.json is not a readable run record" in page
     store.add(make_record("tuned", phase="tune"))
     assert "2 runs on 1 data set" in page_of(store)
+
+
+def test_cells_that_were_computed_otherwise_than_their_column_say_so(make_record, tmp_path):
+    store = ResultsStore(tmp_path)
+    for method in ("linear", "bias", "norm"):
+        store.add(make_record(method))
+    store.add(make_record("lora", dtype="bfloat16"))
+    remark = "computed in bfloat16 on a CPU, while most runs of this column are in float32 on a CPU"
+    assert remark in json.dumps(data_of(page_of(store)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         import ray
 
         engine = None
-        for attempt in range(3):  # it gives up after 30 s, which a busy machine may take
+        for attempt in range(5):  # it gives up after 30 s, which a busy machine may take
             try:
                 engine = RayEngine(
                     {
@@ -46,8 +48,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
                 )
                 break
             except ConfigError:
-                if attempt == 2:
+                if attempt == 4:
                     raise
+                with warnings.catch_warnings():  # of what it leaves of its processes
+                    warnings.simplefilter("ignore", ResourceWarning)
+                    ray.shutdown()
+                    gc.collect()
         assert engine is not None and (engine.gpus, engine.cpus) == (1.0, 2.0)
         yield ray
         ray.shutdown()
