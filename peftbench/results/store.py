@@ -247,16 +247,16 @@ class ResultsStore:
                     removed += _removed(lock)
                 else:
                     held.add(lock.stem)
-            for pattern in TEMPORARIES:
-                for path in sorted(self.root.glob(pattern)):
-                    if left_over(path, age_of(path, now)):
-                        removed += _removed(path)
             for folder in sorted(self.root.glob(".scratch/*/")):
                 if folder.name not in held and not folder.is_symlink():
                     shutil.rmtree(folder, ignore_errors=True)
                     removed += [] if folder.exists() else [folder]
             with contextlib.suppress(OSError):
                 (self.root / ".scratch").rmdir()  # unless a run is using it
+        for pattern in TEMPORARIES:
+            for path in sorted(self.root.glob(pattern)):
+                if left_over(path, age_of(path, now)):
+                    removed += _removed(path)
         return removed
 
     def save_predictions(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Generic, Protocol, TypeVar
 
+from peftbench.results.disk import explained, full_number
 from peftbench.sweep.server import STOP_SECONDS
 from peftbench.sweep.slots import Slot
 
@@ -166,8 +167,11 @@ class Pool(Generic[T]):
         server.busy, server.commands, server.began = True, deque(batch), time.monotonic()
         jobs = [{"arguments": list(c.arguments), "output": str(c.output)} for c in batch]
         for command in batch:
-            with contextlib.suppress(OSError):  # the disk is full; the job says so itself
+            try:
                 command.output.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                if full_number(e) is None:
+                    raise explained(e, command.output.parent) from e
         assert server.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died; its output ends too
             server.process.stdin.write(json.dumps({"jobs": jobs}).encode() + b"\n")

@@ -22,6 +22,8 @@ import sys
 import time
 from typing import IO, Any
 
+from peftbench.results.disk import full_number
+
 STOP_SECONDS = 30.0  # a stopped job may take this long to write its record
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -93,7 +95,9 @@ def _open(path: str) -> int:
     """Where a job prints: its file, or nowhere where the disk is full."""
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    except OSError:
+    except OSError as e:
+        if full_number(e) is None:
+            raise
         return os.open(os.devnull, os.O_WRONLY)
 
 
