@@ -215,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
         "--merged", action="store_true", help="the whole model, as timm builds it, in one file"
     )
     export.add_argument("--out", metavar="DIR", help="a new folder; exports/METHOD-RUN_ID if left")
+    export.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="with --merged, the local weights of the run where they lie now",
+    )
     _add_results(export)
     export.set_defaults(command=_export)
 
@@ -653,7 +658,13 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from peftbench.export import export
 
-    folder = export(options.run_id, options.results_dir, options.out, merged=options.merged)
+    folder = export(
+        options.run_id,
+        options.results_dir,
+        options.out,
+        merged=options.merged,
+        checkpoint=options.checkpoint,
+    )
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", flush=True)
     return OK
 

@@ -118,7 +118,7 @@ def run(
             if stored is not None and not force:
                 return stored
             if force:
-                state.unlink(missing_ok=True)
+                _remove(state)
             draft = Draft(spec, started=_now(), fields={"tuning": tuning})
             logger.start(spec.run_id, spec.describe())
             # a rerun that fails must not leave its files beside the record of an earlier success
@@ -138,7 +138,7 @@ def run(
                 record = draft.record()
                 store.add(record)
                 if draft.status not in TAKEN_UP:
-                    state.unlink(missing_ok=True)
+                    _remove(state)
             finally:
                 shutil.rmtree(scratch.root, ignore_errors=True)
                 with contextlib.suppress(OSError):
@@ -228,6 +228,12 @@ def check(spec: RunSpec, device: str, threads: int | None) -> torch.device:
     if threads is not None and threads < 1:
         raise ConfigError(f"threads={threads}; use 1 or more, or null.")
     return choose_device(device)
+
+
+def _remove(state: Path) -> None:
+    """Remove a checkpoint; what cannot be removed, such as a folder of its name, is no failure."""
+    with contextlib.suppress(OSError):
+        state.unlink(missing_ok=True)
 
 
 def _move(made: Path, place: Path) -> None:
@@ -351,8 +357,8 @@ def _measure(
     if fitted.steps:  # none is left where a run was killed after its last one
         _check_executed(tuned_model)
     seconds_train = time.perf_counter() - clock_train + fitted.seconds_before
-    if checkpoints is not None and checkpoints.note is not None:
-        draft.fields["notes"].append(checkpoints.note)
+    if checkpoints is not None:
+        draft.fields["notes"] += checkpoints.notes
     peak = cost.peak_bytes(device)
 
     clock_report = time.perf_counter()

@@ -14,7 +14,6 @@ from peftbench import card as cards
 from peftbench import tensors
 from peftbench.errors import WeightsError
 from peftbench.methods.base import Tuned
-from peftbench.results.privacy import public
 from peftbench.untrusted import read_bounded
 
 TASK = "tuned.safetensors"  # what one task needs besides the backbone
@@ -44,9 +43,7 @@ def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
 
 def card_bytes(card: dict[str, Any]) -> bytes:
     """The file of a card: no places, hosts or users; names that are no UTF-8 escaped."""
-    shared = public(card)
-    if "classes" in card:  # labels, even those that look like paths
-        shared["classes"] = card["classes"]
+    shared = cards.shared(card)
     try:
         return (json.dumps(shared, indent=1, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # halves of surrogate pairs, which file names can hold
