@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import signal
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `peftbench` and `python -m peftbench`; always exits."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot encode ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _dispatch(arguments)
     except PeftbenchError as e:
@@ -379,9 +382,10 @@ def _hydra(task: Task, arguments: list[str]) -> None:
     from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    from peftbench import config
+    from peftbench import config, quoting
 
     config.register()
+    arguments = quoting.paths_quoted(arguments)
     task.flags = _flags(arguments)
     arguments = _check_names(_options_first(_resolved(arguments)))
     decorate = hydra.main(
@@ -407,12 +411,22 @@ def _hydra(task: Task, arguments: list[str]) -> None:
         except (HydraException, OmegaConfBaseException) as e:
             raise ConfigError(_one_line(e)) from e
         except OSError as e:
-            raise ConfigError(f"{e.strerror}: {e.filename}. Choose another results_dir.") from e
+            raise ConfigError(_of_system(e, arguments)) from e
         except SystemExit as e:
             if e.code not in (None, 0):
                 raise ConfigError("see `peftbench run --help`") from e
     if refusals:
         raise refusals[0]
+
+
+def _of_system(error: OSError, arguments: Sequence[str]) -> str:
+    """What the system refused, and the key to change where it is that of the results."""
+    named = [a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("results_dir=")]
+    results = os.path.abspath(named[-1] if named else "results")
+    place = os.path.abspath(os.fsdecode(error.filename)) if error.filename else ""
+    inside = os.path.commonpath([place, results]) in (place, results) if place else False
+    advice = "Choose another results_dir." if inside else "Check its permissions and the disk."
+    return f"{error.strerror or error}: {error.filename}. {advice}"
 
 
 @contextlib.contextmanager
@@ -479,6 +493,7 @@ def _check_names(arguments: list[str]) -> list[str]:
     from hydra.core.override_parser.types import ChoiceSweep, Glob
     from hydra.errors import OverrideParseException
 
+    from peftbench import quoting
     from peftbench.config import check_choices, choices
 
     skip = {i + 1 for i, a in enumerate(arguments) if a in VALUED_OPTIONS}
@@ -494,7 +509,9 @@ def _check_names(arguments: list[str]) -> list[str]:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as e:
-        raise ConfigError(f"{e.override!r} is no valid override: {_one_line(e)}") from e
+        shown = quoting.hint(str(e.override))
+        reason = "its value does not parse." if shown else _one_line(e)
+        raise ConfigError(f"{e.override!r} is no valid override: {reason}{shown}") from e
     for override in parsed:
         if override.key_or_group not in GROUPS or override.is_delete():
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,14 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from peftbench import data, loggers, methods, shipped
+from peftbench import data, foreign, loggers, methods, shipped
 from peftbench.backbones.load import hash_checkpoint
 from peftbench.data.sources import Source, source_of
 from peftbench.errors import ConfigError
@@ -38,6 +38,9 @@ from peftbench.spec import (
 )
 from peftbench.sweep.tuning import TunerConfig
 from peftbench.training.checkpoint import Saving
+from peftbench.untrusted import printable
+
+_log = logging.getLogger(__name__)
 
 DATA_DIR = "${data_dir}"  # root of a data set that is looked for by its name
 
@@ -89,7 +92,7 @@ def config_dirs() -> list[Path]:
     ours = config_dir()
     local = Path.cwd() / "conf"
     folders = [ours, *methods.discover()]
-    if local.is_dir() and not local.samefile(ours):
+    if os.path.isdir(local) and not local.samefile(ours):
         folders.insert(1, local)
     return folders
 
@@ -98,8 +101,8 @@ def group_dirs(group: str) -> list[Path]:
     """Folders whose YAML files are the choices of `group`."""
     if group == "experiments":
         parents = dict.fromkeys((config_dir().parent, Path.cwd()))
-        return [p / group for p in parents if (p / group).is_dir()]
-    return [folder / group for folder in config_dirs() if (folder / group).is_dir()]
+        return [p / group for p in parents if os.path.isdir(p / group)]
+    return [folder / group for folder in config_dirs() if os.path.isdir(folder / group)]
 
 
 class PeftbenchSearchPath(SearchPathPlugin):
@@ -210,6 +213,11 @@ def build(
         backbone = dataclasses.replace(backbone, checkpoint_sha256=sha256)
     backbone = dataclasses.replace(backbone, title=_title(backbone))
     dataset: DatasetSpec = OmegaConf.to_object(cfg.dataset)  # type: ignore[assignment]
+    if not dataset.name.strip() or printable(dataset.name) != dataset.name:
+        raise ConfigError(
+            f"dataset.name='{printable(dataset.name)}' is what tables would call it. Use a name of "
+            "printable characters, or leave it out."
+        )
     return RunSpec(
         method=method,
         backbone=backbone,
@@ -234,6 +242,8 @@ def dataset_specs(data_dir: str | None) -> dict[str, DatasetSpec]:
     """
     specs = {}
     for name, entry in catalogue("dataset").items():
+        if "defaults" in entry:
+            continue  # made of another one by Hydra alone
         plain = {k: v for k, v in entry.items() if not str(v).startswith(("${", "???"))}
         if entry.get("root") == DATA_DIR:
             plain["root"] = data_dir
@@ -353,24 +363,53 @@ def aliases_of(group: str) -> dict[str, str]:
 
 
 @cache
-def _entries(group: str) -> dict[str, dict[str, Any]]:
+def _read(group: str) -> tuple[dict[str, dict[str, Any]], dict[str, ConfigError]]:
+    """The choices of a group by name, and what is wrong with files that are none.
+
+    Folders of the working directory may be somebody else's, so what is wrong there is told, and
+    refused where it is asked for.
+
+    Raises:
+        ConfigError: a file that peftbench or an installed package comes with is broken.
+    """
     found: dict[str, dict[str, Any]] = {}
+    wrong: dict[str, ConfigError] = {}
     for folder in group_dirs(group):
-        for path in sorted(folder.rglob("*.yaml")):
+        # below experiments/ are the tables that they measure
+        pattern = "*.yaml" if group == "experiments" else "**/*.yaml"
+        for path in sorted(folder.glob(pattern)):
             name = path.relative_to(folder).with_suffix("").as_posix()
-            found.setdefault(name, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    return found
+            if name in found:
+                continue
+            try:
+                found[name] = foreign.read_of_group(group, path)
+            except ConfigError as error:
+                if not is_local(folder):
+                    raise
+                wrong.setdefault(name, error)
+    if wrong:
+        first = next(iter(wrong.values()))
+        more = f" {len(wrong) - 1} more files there are left out too." if len(wrong) > 1 else ""
+        _log.warning("peftbench: left out: %s%s", first, more)
+    return found, wrong
+
+
+def is_local(folder: Path) -> bool:
+    """Whether a folder of a group is one of the working directory, and not ours."""
+    local = [Path.cwd() / "conf", Path.cwd() / "experiments"]
+    ours = (config_dir(), config_dir().parent / "experiments")
+    return any(folder.is_relative_to(place) for place in local) and not any(
+        folder.is_relative_to(place) for place in ours
+    )
+
+
+def _entries(group: str) -> dict[str, dict[str, Any]]:
+    return _read(group)[0]
 
 
 def choices(group: str) -> set[str]:
     """Names that `group=NAME` accepts, aliases included."""
-    # below experiments/ are the tables that they measure
-    pattern = "*.yaml" if group == "experiments" else "**/*.yaml"
-    names = {
-        path.relative_to(folder).with_suffix("").as_posix()
-        for folder in group_dirs(group)
-        for path in folder.glob(pattern)
-    }
+    names = set(_entries(group))
     if group == "method":
         names |= set(methods.METHODS)
     return names
@@ -380,6 +419,8 @@ def check_choices(group: str, chosen: Iterable[str]) -> None:
     """Raise `UnknownName` with suggestions for a name that `group` does not have."""
     known = choices(group)
     for name in chosen:
+        if name in _read(group)[1]:
+            raise _read(group)[1][name]
         if name not in known:
             error = unknown_name(group, name, known)
             hint = {

@@ -305,7 +305,7 @@ def _measure(
     shifts = robustness.find(tested, splits.class_names, backbone.preprocessing)
     draft.fields["provenance"] = _provenance(backbone, splits)
     tuned_model = _attach(spec, backbone, anatomy, num_classes)
-    draft.fields["notes"] = [*splits.notes, *tuned_model.notes]
+    draft.fields["notes"] = [*splits.notes, *backbone.notes, *tuned_model.notes]
     if micro_batch is not None and micro_batch < spec.recipe.batch_size:
         draft.fields["notes"].append(f"trained with {micro_batch} images in memory at a time")
     draft.fields["parameters"] = _count(tuned_model, anatomy)

@@ -14,6 +14,7 @@ A line that is indented by three more spaces continues the one above it.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -21,10 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from peftbench import foreign, grids
+from peftbench.config import catalogue, choices, group_dirs, is_local, method_of, pinned
+from peftbench.errors import ConfigError
+from peftbench.untrusted import printable
 
-from peftbench import grids
-from peftbench.config import catalogue, group_dirs, method_of, pinned
+_log = logging.getLogger(__name__)
 
 FIELDS = ("Question", "Runs", "GPU hours", "Table")
 KEPT_BY_A_SEARCH = ("seed", "dataset.shot_seed")  # jobs that differ in these share a search
@@ -129,12 +132,26 @@ def read(path: Path) -> Experiment:
 
 
 def sweep(path: Path) -> Sweep:
-    """The product that a file declares."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    """The product that a file declares.
 
-    body: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    params = body.get("hydra", {}).get("sweeper", {}).get("params", {})
-    overrides = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items()])
+    Raises:
+        ConfigError: it is no experiment.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    body = foreign.read(path)
+    try:
+        params = body.get("hydra", {}).get("sweeper", {}).get("params", {})
+        texts = [f"{key}={value}" for key, value in params.items()]
+        overrides = OverridesParser.create().parse_overrides(texts)
+        if not all(isinstance(body.get(key, {}), dict) for key in ("tuner", "hydra")):
+            raise TypeError("tuner is no mapping")
+        if not isinstance(body.get("defaults", []), list):
+            raise TypeError("defaults is no list")
+    except (AttributeError, TypeError, HydraException) as error:
+        reason = printable(str(error).strip().partition("\n")[0])
+        raise ConfigError(f"{path} is no experiment: {reason}. Correct the file.") from error
     axes = {
         str(override.get_key_element()): tuple(map(str, override.sweep_string_iterator()))
         if override.is_sweep_override()
@@ -145,8 +162,25 @@ def sweep(path: Path) -> Sweep:
 
 
 def paths() -> list[Path]:
-    """The files of all experiments, ours and those of the working directory."""
-    return [path for folder in group_dirs("experiments") for path in sorted(folder.glob("*.yaml"))]
+    """The files of all experiments, ours and those of the working directory.
+
+    What lies there and is no experiment is told of and left out.
+    """
+    names = choices("experiments")
+    found = []
+    for folder in group_dirs("experiments"):
+        for path in sorted(folder.glob("*.yaml")):
+            if path.stem not in names:
+                continue
+            try:
+                sweep(path)
+            except ConfigError as error:
+                if not is_local(folder):
+                    raise
+                _log.warning("peftbench: left out: %s", error)
+            else:
+                found.append(path)
+    return found
 
 
 def _number(pattern: str, text: str) -> int | None:

@@ -83,6 +83,8 @@ def _backbones() -> str:
         entry = known.get(name)
         if entry is None:
             rows.append((name, f"= {aliases[name]}"))
+        elif "name" not in entry:
+            rows.append((name, f"as {entry['defaults'][0]}"))
         elif entry["name"] in SHIPPED:
             rows.append((name, SHIPPED[entry["name"]].about))
         else:

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
+import struct
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 MOST_BYTES = 256 * 2**20  # of one small file: a record, a card, predictions, a manifest
+MOST_RECORD = 16 * 2**20  # of a record or a card: values take up to 25 times their text in memory
+MOST_DIRECTORY = 32 * 2**20  # of the list of contents of a zip file, about 300,000 files
 MOST_HEADER = 4096  # bytes of the header of a .npy file, which numpy evaluates as a literal
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA unpack without a bound
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# what reading a damaged zip file raises, beside OSError; NotImplementedError is a RuntimeError
+DAMAGED = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 # what a terminal obeys or hides: controls, surrogates, formats (U+202E among them), separators
 UNPRINTABLE = frozenset(("Cc", "Cs", "Cf", "Co", "Cn", "Zl", "Zp"))
 
@@ -32,6 +42,19 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def guarded(cell: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula: such a one begins with `'`.
+
+    Numbers stay numbers, and `unguarded` gives back what went in.
+    """
+    return f"'{cell}" if FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    """What `guarded` made a cell of."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def check_plain_file(path: Path) -> None:
@@ -63,10 +86,35 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     """
     check_plain_file(path)
     with open(path, "rb") as file:
-        data = file.read(most + 1)
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size / 2**20:,.0f} MB, more than {most / 2**20:.0f} MB")
+        data = file.read(size + 1)  # not `most`, which would be set aside each time
+        if len(data) > size:  # it grows
+            data += file.read(most + 1 - len(data))
     if len(data) > most:
         raise ValueError(f"it has more than {most / 2**20:.0f} MB")
     return data
+
+
+def check_directory(file: IO[bytes]) -> None:
+    """Refuse a zip file whose list of contents would fill the memory before any is read.
+
+    Raises:
+        ValueError: the list is larger than `MOST_DIRECTORY`.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2**16 - 128))  # its end may be followed by a comment of 64 KB
+    tail = file.read()
+    file.seek(0)
+    for mark, at, code in ((b"PK\5\6", 12, "<L"), (b"PK\6\6", 40, "<Q")):  # the latter of zip64
+        found = tail.find(mark)
+        while found >= 0:
+            if found + at + struct.calcsize(code) <= len(tail):
+                (listed,) = struct.unpack_from(code, tail, found + at)
+                if listed > MOST_DIRECTORY and listed != 2**32 - 1:
+                    raise ValueError(f"its list of contents has {listed / 2**20:,.0f} MB")
+            found = tail.find(mark, found + 1)
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES) -> bytes:
@@ -99,6 +147,11 @@ def read_npz(source: Path | IO[bytes], most: int = MOST_BYTES) -> dict[str, np.n
         zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: damaged or encrypted.
     """
     arrays: dict[str, np.ndarray] = {}
+    if isinstance(source, Path):
+        check_plain_file(source)
+        with open(source, "rb") as file:
+            return read_npz(file, most)
+    check_directory(source)
     with zipfile.ZipFile(source) as archive:
         total = sum(info.file_size for info in archive.infolist())
         if total > most:
@@ -111,19 +164,48 @@ def read_npz(source: Path | IO[bytes], most: int = MOST_BYTES) -> dict[str, np.n
     return arrays
 
 
-def _array(file: IO[bytes], info: zipfile.ZipInfo) -> np.ndarray:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        header = np.lib.format.read_array_header_1_0(file, max_header_size=MOST_HEADER)
-    elif version == (2, 0):
-        header = np.lib.format.read_array_header_2_0(file, max_header_size=MOST_HEADER)
-    else:
-        raise ValueError(f"{info.filename} is of version {version} of numpy's format")
+def read_array(archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES) -> np.ndarray:
+    """One array of a `.npz`, by the name of its file, as `read_npz` reads all.
+
+    Raises:
+        ValueError, KeyError: as `read_npz`; there is no such file.
+        zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: damaged or encrypted.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type not in READABLE:
+        raise ValueError(f"{name} is packed in a way that numpy does not write")
+    if info.file_size > most:
+        raise ValueError(f"{name} unpacks to {info.file_size:,} bytes, more than {most:,}")
+    with archive.open(info) as file:
+        return _array(file, info)
+
+
+def read_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type that the header of a `.npy` announces; `ValueError` for no such one."""
+    import numpy as np
+
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(file, max_header_size=MOST_HEADER)
+        elif version == (2, 0):
+            header = np.lib.format.read_array_header_2_0(file, max_header_size=MOST_HEADER)
+        else:
+            raise ValueError(f"{name} is of version {version} of numpy's format")
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:  # of the literal
+        raise ValueError(f"{name} has no header of numpy: {error}") from error
     shape, fortran, dtype = header
     if dtype.hasobject:
-        raise ValueError(f"{info.filename} holds Python objects")
+        raise ValueError(f"{name} holds Python objects")
     if any(not isinstance(side, int) or side < 0 for side in shape):
-        raise ValueError(f"{info.filename} has the shape {shape}")
+        raise ValueError(f"{name} has the shape {shape}")
+    return shape, fortran, dtype
+
+
+def _array(file: IO[bytes], info: zipfile.ZipInfo) -> np.ndarray:
+    import numpy as np
+
+    shape, fortran, dtype = read_header(file, info.filename)
     count = math.prod(shape)
     wanted = count * dtype.itemsize
     if wanted > info.file_size:

@@ -34,9 +34,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes of sweeps
-    config._entries.cache_clear()
+    config._read.cache_clear()
     yield folder
-    config._entries.cache_clear()
+    config._read.cache_clear()
 
 
 @pytest.fixture

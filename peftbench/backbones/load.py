@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import os
 import urllib.parse
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +22,7 @@ from timm.models._registry import _deprecated_models
 from torch import Tensor, nn
 
 from peftbench import network
-from peftbench.backbones import saliency
+from peftbench.backbones import checkpoint, fitting, saliency
 from peftbench.backbones.anatomy import head_path
 from peftbench.data.images import backend
 from peftbench.errors import ConfigError, UnknownName, WeightsError
@@ -71,6 +70,7 @@ class Backbone:
     preprocessing: Preprocessing
     sha256: str  # over the names and bytes of its tensors, classifier excluded
     source: str  # the tag, file or seed that the tensors came from
+    notes: tuple[str, ...] = ()  # tensors of a file that stayed out or were resampled
 
 
 def load(
@@ -100,21 +100,25 @@ def load(
             with _named_failure(spec):
                 model = _build(spec, num_classes, pretrained=from_hub)
     source = f"random weights, seed {spec.seed}"
+    notes: tuple[str, ...] = ()
     if spec.checkpoint is not None:
-        source = str(Path(spec.checkpoint).expanduser())
+        path = Path(spec.checkpoint).expanduser()
+        source = str(path)
         if not meta:
-            _fill(model, read_checkpoint(Path(source), model), source)
+            fitted = fitting.fit(path, model)
+            notes = fitted.notes
+            _fill(model, fitted.state)
     elif spec.pretrained:
         source = spec.name
         if spec.name in SHIPPED and not meta:
             with torch.no_grad():
-                _fill(model, SHIPPED[spec.name].read(model), source)
+                _fill(model, SHIPPED[spec.name].read(model))
     _check_patches(model, size)
     model.to(device).eval()
     _choose_attention(model, torch.device(device))
     sha256 = "" if meta else hash_tensors(model)
     resolved = resolve_preprocessing(spec, preprocessing or PreprocessingSpec(), size)
-    return Backbone(model, size, resolved, sha256, source)
+    return Backbone(model, size, resolved, sha256, source, notes)
 
 
 def check_name(spec: BackboneSpec) -> None:
@@ -250,119 +254,16 @@ def hash_tensors(model: nn.Module) -> str:
 def hash_checkpoint(path: Path) -> str:
     """SHA-256 of a local weights file, which is its identity wherever it lies."""
     path = path.expanduser()
-    if not path.is_file():
-        raise _no_checkpoint(path)
+    checkpoint.check_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _no_checkpoint(path: Path) -> WeightsError:
-    return WeightsError(
-        f"backbone.checkpoint={path} does not exist. Give the path of a .safetensors, .npz or "
-        ".pth file."
-    )
-
-
-def read_checkpoint(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a local file under timm's names for `model`. Never unpickles code.
-
-    Reads safetensors, `.npz` of the original ViT and Mixer releases, and `.pth`-like files with
-    `weights_only=True`; unwraps the usual containers and lets timm rename and resize.
-    """
-    if not path.is_file():
-        raise _no_checkpoint(path)
-    try:
-        if path.suffix == ".npz":
-            return _read_npz(path, model)
-        if path.suffix == ".safetensors":
-            raw: Any = load_file(path)
-        else:
-            raw = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError) as e:
-        raise _corrupt(path, e) from e
-    except Exception as e:
-        if type(e).__name__ != "UnpicklingError":
-            raise
-        raise _corrupt(path, e) from e
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
-        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
-            raw = raw[key]
-    if not isinstance(raw, Mapping) or not all(isinstance(v, Tensor) for v in raw.values()):
-        raise WeightsError(f"{path} holds no dictionary of tensors. Save a state dict and retry.")
-    state = {_bare(str(name)): tensor for name, tensor in raw.items()}
-    return _renamed(state, model)
-
-
-def _bare(name: str) -> str:
-    """A tensor's name without the wrappers that it was trained in; MoCo v3 has two of them."""
-    for prefix in ("module.", "base_encoder.", "backbone."):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _corrupt(path: Path, error: Exception) -> WeightsError:
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return WeightsError(
-        f"{path} cannot be read as weights ({first_line[:120]}). The file is incomplete, corrupt "
-        "or holds pickled code; fetch it again or convert it to safetensors."
-    )
-
-
-def _read_npz(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    load_pretrained = getattr(model, "load_pretrained", None)
-    if load_pretrained is None:
-        raise WeightsError(
-            f"{path}: timm reads .npz weights for ViT and Mixer only, not for "
-            f"{type(model).__name__}. Convert the file to safetensors."
-        )
-    try:
-        load_pretrained(str(path))
-    except KeyError as e:
-        raise WeightsError(f"{path} lacks the array {e}, so it is not for this model.") from e
-    except AssertionError as e:
-        raise WeightsError(f"{path} holds arrays of other shapes than this model needs.") from e
-    return model.state_dict()
-
-
-def _renamed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """`state` as it is if its names and shapes fit, else through timm's converter."""
+def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy `state`, which fits, into the model."""
     own = model.state_dict()
-    if all(k in own and own[k].shape == v.shape for k, v in state.items()):
-        return state
-    module = inspect.getmodule(type(model))
-    convert = getattr(module, "checkpoint_filter_fn", None)
-    if convert is None:
-        return state
-    try:
-        return dict(convert(dict(state), model))
-    except (KeyError, RuntimeError, AttributeError, ValueError, IndexError, AssertionError):
-        return state  # the comparison in `_fill` names what does not fit
-
-
-def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into the model; every tensor but the classifier's must be there and fit."""
-    head = head_path(model) + "."
-    own = model.state_dict()
-    needed = {n: t for n, t in own.items() if not n.startswith(head)}
-    wrong = [n for n, t in needed.items() if n in state and state[n].shape != t.shape]
-    absent = [n for n in needed if n not in state and not n.endswith("num_batches_tracked")]
-    # relative position indices and attention masks are rebuilt by timm
-    absent = [n for n in absent if needed[n].is_floating_point() and "attn_mask" not in n]
-    if wrong:
-        name = wrong[0]
-        raise WeightsError(
-            f"{source}: {len(wrong)} tensors have the wrong shape, first {name!r}: found "
-            f"{tuple(state[name].shape)}, the model needs {tuple(needed[name].shape)}. Choose the "
-            "backbone.name and backbone.image_size that the weights belong to."
-        )
-    if absent:
-        raise WeightsError(
-            f"{source}: {len(absent)} of {len(needed)} tensors are missing, first {absent[0]!r}. "
-            "Choose the backbone.name that the weights belong to."
-        )
-    for name, tensor in needed.items():
-        if name in state:
-            tensor.copy_(state[name])
+    for name, tensor in state.items():
+        own[name].copy_(tensor)
 
 
 def construction(spec: BackboneSpec) -> tuple[str, dict[str, Any]]:
@@ -458,6 +359,13 @@ def _named_failure(spec: BackboneSpec) -> Iterator[None]:
         ) from e
 
 
+def _converted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """`state`, which is known to be for `model`, at the model's size."""
+    own = fitting.Needs.of(model)
+    converted, _ = fitting.convert(state, model, own)
+    return {name: tensor for name, tensor in converted.items() if name in own.tensors}
+
+
 def _read_vit_mini(model: nn.Module) -> dict[str, Tensor]:
     path = WEIGHTS / "vit_mini.safetensors"
     if not path.is_file():
@@ -465,8 +373,8 @@ def _read_vit_mini(model: nn.Module) -> dict[str, Tensor]:
     try:
         state = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError as e:
-        raise _corrupt(path, e) from e
-    return _renamed(state, model)
+        raise checkpoint.corrupt(path, e) from e
+    return _converted(state, model)
 
 
 def _read_efficientnet_lite0(model: nn.Module) -> dict[str, Tensor]:
@@ -483,7 +391,7 @@ def _read_efficientnet_lite0(model: nn.Module) -> dict[str, Tensor]:
     try:
         saved = torch.load(files[0], map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError) as e:
-        raise _corrupt(files[0], e) from e
+        raise checkpoint.corrupt(files[0], e) from e
     own = model.state_dict()
     if len(own) != len(saved):
         raise WeightsError(f"{files[0]} holds {len(saved)} tensors, not {len(own)}.")
@@ -514,12 +422,12 @@ def _read_vit_s14_saliency(model: nn.Module) -> dict[str, Tensor]:
         )
     converted = Path(torch.hub.get_dir()) / "checkpoints" / f"{saliency.CONVERTED}.safetensors"
     try:
-        return _renamed(load_file(converted), model)
+        return _converted(load_file(converted), model)
     except (SafetensorError, OSError):  # absent or damaged
         state = saliency.tensors(path.read_bytes())
     with contextlib.suppress(OSError, SafetensorError):  # it only saves time
         _save_whole(state, converted)
-    return _renamed(state, model)
+    return _converted(state, model)
 
 
 def _save_whole(state: dict[str, Tensor], path: Path) -> None:

@@ -90,7 +90,7 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
             f"Data set {spec.name!r} has manifest {listing.manifest[:12]}, but the run was built "
             f"for {spec.manifest[:12]}: files or splits changed. Restore them or build a new run."
         )
-    odd = overlaps(listing)
+    odd = [*overlaps(listing), *listing.remarks()]
     if listing.origin is None:  # of what a user brings, `describe` has told it
         for line in odd:
             _log.warning("%s: %s", spec.name, line)

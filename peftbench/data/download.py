@@ -60,10 +60,11 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file.name
+    part = path.with_name(f"{path.name}.part")
     if path.exists():
         _check(path, file, file.sha256)
+        part.unlink(missing_ok=True)  # another process has finished what this one began
         return path
-    part = path.with_name(f"{path.name}.part")
     resumed = part.exists()
     stated = _transfer(file, part)
     try:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,18 +14,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 from tqdm import tqdm
 
 from peftbench.data import images, pixels
+from peftbench.data.images import FULL, Extent, Levels
 from peftbench.data.listing import Pictures, SplitList
 from peftbench.errors import DataError
 from peftbench.spec import WHOLE, Preprocessing
+from peftbench.untrusted import check_plain_file
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif",
+    ".jpe", ".pbm", ".pnm", ".apng", *((".avif",) if features.check("avif") else ()),
 )  # fmt: skip
 
 
@@ -37,9 +41,12 @@ class FilePictures:
     def digests(self, names: Sequence[str]) -> tuple[str, ...]:
         return digests(self.root, names)
 
-    def open(self, name: str) -> Image.Image:
+    def open(self, name: str, levels: Levels = FULL) -> Image.Image:
         path = self.root / name
-        return images.decode(path, str(path))
+        return images.decode(path, str(path), levels)
+
+    def extent(self, name: str) -> Extent | None:
+        return images.extent_of_file(self.root / name)
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -54,8 +61,11 @@ class ArrayPictures:
     def digests(self, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(hashlib.sha256(self._array(name).tobytes()).hexdigest() for name in names)
 
-    def open(self, name: str) -> Image.Image:
+    def open(self, name: str, levels: Levels = FULL) -> Image.Image:
         return Image.fromarray(self._array(name))
+
+    def extent(self, name: str) -> None:
+        return None
 
     def path(self, name: str) -> None:
         return None
@@ -72,13 +82,14 @@ def decode(
     preprocessing: Preprocessing,
     title: str,
     beside: Path | None = None,
+    levels: Levels = FULL,
 ) -> np.ndarray:
     """The images of a part, in its order, from the pixel store or into it: see `Listing.decode`."""
 
     def make(row: int) -> Any:
-        return images.row(pictures.open(part.names[row]), preprocessing)
+        return images.row(pictures.open(part.names[row], levels), preprocessing)
 
-    key = pixels.key(part.digests, preprocessing)
+    key = pixels.key(part.digests, preprocessing, levels)
     whole = preprocessing.resize == WHOLE
     return pixels.stored(
         key, len(part), preprocessing.size, make, title=title, beside=beside, whole=whole
@@ -106,32 +117,14 @@ def put(source: Path, place: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def folders(folder: Path) -> list[Path]:
-    """Folders directly inside, those with a dot in front left out."""
-    return by_name(path for path in folder.iterdir() if path.is_dir() and not hidden(path))
-
-
-def pictures_in(folder: Path, deep: bool) -> list[Path]:
-    """Files that end like a picture, `deep` in all folders below too."""
-    found: list[Path] = []
-    for path in folder.iterdir():
-        if hidden(path):
-            continue
-        if path.is_dir():
-            found += pictures_in(path, deep) if deep else []
-        elif path.suffix.lower() in SUFFIXES:
-            found.append(path)
-    return by_name(found)
-
-
 def by_name(paths: Iterable[Path]) -> list[Path]:
     """Sorted by bytes: the order must not depend on the machine's locale or file system."""
     return sorted(paths, key=lambda path: os.fsencode(path.as_posix()))
 
 
-def hidden(path: Path) -> bool:
-    """Whether the name begins with a dot."""
-    return path.name.startswith(".")
+def readable(name: str) -> str:
+    r"""A name of the file system as text: what is no UTF-8 in it becomes `\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def digests(root: Path, names: Sequence[str]) -> tuple[str, ...]:
@@ -147,6 +140,8 @@ def digests(root: Path, names: Sequence[str]) -> tuple[str, ...]:
 
     def digest(name: str) -> list[object]:
         status = (root / name).stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+            raise _no_plain_file(root / name)
         seen = known.get(name)
         if isinstance(seen, list) and seen[:2] == [status.st_size, status.st_mtime_ns]:
             return seen
@@ -167,3 +162,12 @@ def digests(root: Path, names: Sequence[str]) -> tuple[str, ...]:
         except OSError:  # it only saves time, so a read-only cache is no error here
             pass
     return tuple(str(found[name][2]) for name in names)
+
+
+def _no_plain_file(path: Path) -> DataError:
+    try:
+        check_plain_file(path)
+        reason = "it changed while it was read"
+    except ValueError as error:
+        reason = str(error)
+    return DataError(f"{readable(str(path))}: {reason}. Remove it from the data set.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from peftbench.data.listing import Listing, Origin, SplitList
+from peftbench.untrusted import printable
 
 IMBALANCED = 1.5  # largest to smallest class, from which on top-1 says little of the small ones
 
@@ -16,7 +17,8 @@ def describe(listing: Listing) -> list[str]:
     """
     if listing.origin is None:
         return []
-    return [_sizes(listing, listing.origin), *_classes(listing), *overlaps(listing)]
+    told = [_sizes(listing, listing.origin), *listing.origin.remarks, *listing.remarks()]
+    return [*map(printable, told), *_classes(listing), *overlaps(listing)]
 
 
 def overlaps(listing: Listing) -> list[str]:

@@ -18,13 +18,15 @@ from typing import Any
 
 from PIL import Image
 
-from peftbench.data import images, own
-from peftbench.data.hub_load import load
+from peftbench.data import alike, images, own
+from peftbench.data.hub_load import check_names, load
+from peftbench.data.images import FULL, Extent, Levels
 from peftbench.data.listing import Listing, Origin, SplitList, read_dataset
 from peftbench.data.tables import LABEL_COLUMNS
 from peftbench.errors import DataError
 from peftbench.registry import unknown_name
 from peftbench.spec import DatasetSpec
+from peftbench.untrusted import check_plain_file
 
 VAL_NAMES = (*own.VAL_NAMES, "dev")
 HIDDEN = -1  # label of images whose class is kept secret, by convention of the hub
@@ -43,6 +45,7 @@ def read_hub(spec: DatasetSpec) -> Listing:
     roles = choose_splits({name: len(table) for name, table in tables.items()}, spec, place)
     used = {name: tables[name] for name in roles.values()}
     image, label = _columns(used, spec, place)
+    check_names(used, label, place)
     class_names, labels = _labels(used, label, place)
     encoded = {name: _undecoded(table, image) for name, table in used.items()}
     pictures = TablePictures(place, encoded, image)
@@ -62,7 +65,14 @@ def read_hub(spec: DatasetSpec) -> Listing:
         class_names=class_names,
         parts=parts,
         pictures=pictures,
-        origin=Origin(spec.name, place, kind, drawn, spec.split_seed),
+        origin=Origin(
+            spec.name,
+            place,
+            kind,
+            drawn,
+            spec.split_seed,
+            tuple(filter(None, (alike.remark(class_names),))),
+        ),
         licence=licence or "as its owner states",
     )
 
@@ -128,12 +138,21 @@ class TablePictures:
         whole = {split: self._digests(split) for split in {_split_of(name) for name in names}}
         return tuple(whole[_split_of(name)][_row_of(name)] for name in names)
 
-    def open(self, name: str) -> Image.Image:
-        cell = self.tables[_split_of(name)][_row_of(name)][self.column]
-        return images.decode(io.BytesIO(self._stored(cell, name)), f"{name} of {self.place}")
+    def open(self, name: str, levels: Levels = FULL) -> Image.Image:
+        return images.decode(io.BytesIO(self._bytes(name)), f"{name} of {self.place}", levels)
+
+    def extent(self, name: str) -> Extent | None:
+        data = self._bytes(name)
+        if not images.may_be_wide(data[: images.HEAD]):
+            return None
+        return images.extent(io.BytesIO(data), f"{name} of {self.place}")
 
     def path(self, name: str) -> None:
         return None
+
+    def _bytes(self, name: str) -> bytes:
+        cell = self.tables[_split_of(name)][_row_of(name)][self.column]
+        return self._stored(cell, name)
 
     def _digests(self, split: str) -> list[str]:
         """SHA-256 of each row; rows of arrow files that are unchanged are not read again."""
@@ -164,7 +183,12 @@ class TablePictures:
         if not path:
             raise DataError(f"{self.place}: {name} has no image. Remove the row from the data set.")
         try:
+            check_plain_file(Path(path))
             return Path(path).read_bytes()
+        except ValueError as error:
+            raise DataError(
+                f"{self.place}: the image of {name} is {path}: {error}. Remove the row."
+            ) from error
         except OSError as error:
             raise DataError(
                 f"{self.place}: the image of {name} is not stored in the table, and {path} cannot "

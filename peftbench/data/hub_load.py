@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from peftbench import network
 from peftbench.data import images
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec
+from peftbench.untrusted import check_plain_file
+
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+TABLES = (".parquet", ".arrow")
 
 
 def load(spec: DatasetSpec) -> tuple[str, dict[str, Any]]:
@@ -51,9 +56,85 @@ def load(spec: DatasetSpec) -> tuple[str, dict[str, Any]]:
         return spec.hub, _load_remote(datasets, spec.hub, spec)
 
 
+def check_names(tables: Mapping[str, Any], column: str, place: str) -> None:
+    """Hold the class names that each file declares against those that its numbers are read with.
+
+    The library takes the names of one file, or of the card of the set, for all files, and leaves
+    the numbers as they are.
+
+    Raises:
+        DataError: a file has other names, or has them in another order.
+    """
+    import datasets
+
+    names = getattr(next(iter(tables.values())).features[column], "names", None)
+    if names is None:
+        return
+    for file in _files(tables, place):
+        with contextlib.suppress(Exception):  # what it cannot read it would not have loaded
+            feature = datasets.Features.from_arrow_schema(_schema(file)).get(column)
+            own = getattr(feature, "names", None)
+            if own is not None and list(own) != list(names)[: len(own)]:
+                break
+    else:
+        return
+    first = next(i for i, name in enumerate(own) if i >= len(names) or name != names[i])
+    other = repr(names[first]) if first < len(names) else "nothing"
+    raise DataError(
+        f"{place}: column {column!r} of {file.name} calls class {first} {own[first]!r}, and other "
+        f"files or the card of the set call it {other}: labels would be swapped. Write all files "
+        "with the same class names in one order."
+    )
+
+
+def _files(tables: Mapping[str, Any], place: str) -> list[Path]:
+    """The parquet and arrow files of a set, as far as they are on this machine."""
+    folder = Path(place)
+    if folder.is_absolute():
+        saved = any((folder / name).is_file() for name in SAVED)  # each split has names of its own
+        return [] if saved else sorted(p for p in folder.rglob("*") if p.suffix in TABLES)
+    found = dict[str, Path]()
+    for table in tables.values():
+        for address in table.info.download_checksums or {}:
+            if PurePosixPath(address).suffix in TABLES and address not in found:
+                with contextlib.suppress(Exception):  # no longer in the cache, and no network
+                    from datasets.utils.file_utils import cached_path
+
+                    found[address] = Path(cached_path(address))
+    return list(found.values())
+
+
+def _schema(file: Path) -> Any:
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    with file.open("rb") as opened:
+        if opened.read(4) == b"PAR1":
+            return parquet.read_schema(file)
+        opened.seek(0)
+        try:
+            return ipc.open_stream(opened).schema
+        except pyarrow.ArrowInvalid:
+            opened.seek(0)
+            return ipc.open_file(opened).schema
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what the library would wait for without end."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            try:
+                check_plain_file(path)
+            except ValueError as error:
+                raise DataError(f"{path}: {error}. Remove it from the data set.") from error
+            except OSError:  # a dead link, or what may not be looked at: the library says so
+                continue
+
+
 def _load_folder(datasets: Any, folder: Path, spec: DatasetSpec) -> dict[str, Any]:
+    _check_files(folder)
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        if any((folder / name).is_file() for name in SAVED):
             loaded = datasets.load_from_disk(str(folder))
             return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
         return dict(

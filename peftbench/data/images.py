@@ -3,63 +3,218 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import os
-import struct
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from peftbench.errors import ConfigError, DataError
+from peftbench.errors import ConfigError, DataError, PeftbenchError
 from peftbench.registry import unknown_name
 from peftbench.spec import INTERPOLATIONS, RESIZES, TF_BILINEAR, WHOLE, Preprocessing
+from peftbench.untrusted import check_plain_file
 
 BESIDE = ".peftbench"  # folder for what is derived from data, in the folder of the data
 
-# What Pillow raises for files that are not pictures, are cut short, or claim absurd sizes.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+# Formats of Pillow that are opened, those of the endings that are read: others start programs
+# (EPS), read other files or have no bound. MPO is opened as JPEG; AVIF is not in every Pillow.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+PIXELS = "PEFTBENCH_MAX_PIXELS"  # environment variable: pixels that a picture may have
+HEAD = 32  # bytes from which `may_be_wide` judges
+GREY_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners have
+BITS, SAMPLE_FORMAT = 258, 339  # tags of TIFF
+_FEW_BITS = 64  # below it, the upper 8 bits of 16 come of 14 bits or fewer
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
 
 
-def decode(source: str | Path | BinaryIO, name: str) -> Image.Image:
-    """The picture as RGB: upright by its EXIF tag, transparency on white, 16-bit grey scaled.
+@dataclass(frozen=True)
+class Levels:
+    """Which numbers are black and white in grey pictures of more than 8 bits."""
+
+    black: int = 0
+    white: int = 65535
+
+    @classmethod
+    def of(cls, lowest: int, highest: int) -> Levels:
+        """Of numbers from `lowest` to `highest`.
+
+        Black is 0 and white the greatest number of as many bits as are in use; where some are
+        negative, as in computed tomography, the range itself.
+        """
+        if lowest < 0:
+            return cls(lowest, max(highest, lowest + 1))
+        bits = next((b for b in GREY_DEPTHS if highest < 2**b), highest.bit_length())
+        return cls(0, 2**bits - 1)
+
+    def scaled(self, wide: np.ndarray) -> np.ndarray:
+        """Whole numbers as grey levels 0..255: uint8."""
+        shown = wide.clip(self.black, self.white) - self.black
+        return np.round(shown / ((self.white - self.black) / 255)).astype(np.uint8)
+
+
+FULL = Levels()
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The numbers that a picture of more than 8 bits uses.
+
+    Of colours Pillow keeps the upper 8 of 16 bits alone: `cut` tells those.
+    """
+
+    lowest: int
+    highest: int
+    cut: bool = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether what Pillow keeps of the colours is next to nothing."""
+        return self.cut and self.highest < _FEW_BITS
+
+
+def decode(source: str | Path | BinaryIO, name: str, levels: Levels = FULL) -> Image.Image:
+    """The picture as RGB: upright by its EXIF tag, transparency on white, wide grey by `levels`.
 
     A file that cannot be read raises `DataError` with `name`.
     """
-    return inspect(source, name)[0]
+    return inspect(source, name, levels)[0]
 
 
-def inspect(source: str | Path | BinaryIO, name: str) -> tuple[Image.Image, str | None]:
+def inspect(
+    source: str | Path | BinaryIO, name: str, levels: Levels = FULL
+) -> tuple[Image.Image, str | None]:
     """As `decode`, with what was done beyond decoding where the picture is no ordinary one."""
+    with _loaded(source, name) as (opened, kind, declared):
+        return _to_rgb(_upright(opened), FULL if declared else levels), kind
+
+
+def may_be_wide(head: bytes) -> bool:
+    """Whether a file that begins so may have more than 8 bits; `HEAD` bytes are enough."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return head[24:25] == b"\x10"
+    return head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"P2", b"P3", b"P5", b"P6"))
+
+
+def extent(source: str | Path | BinaryIO, name: str) -> Extent | None:
+    """The numbers in use where they are wide and the file does not say what white is.
+
+    A file that cannot be read raises `DataError` with `name`.
+    """
+    with _loaded(source, name) as (opened, _, declared):
+        if declared:
+            return None
+        if opened.mode.startswith("I"):
+            wide = _integers(opened)
+            return Extent(int(wide.min()), max(int(wide.max()), _stated(opened)))
+        if _is_cut(opened):
+            return Extent(0, int(np.asarray(opened.convert("RGB")).max()), cut=True)
+        return None
+
+
+def extent_of_file(path: Path) -> Extent | None:
+    """`extent` of a file, of which most are judged by their first bytes."""
     try:
-        with Image.open(source) as opened:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:  # who decodes it names it
+        return None
+    return extent(path, str(path)) if may_be_wide(head) else None
+
+
+@contextlib.contextmanager
+def _loaded(
+    source: str | Path | BinaryIO, name: str
+) -> Iterator[tuple[Image.Image, str | None, bool]]:
+    """The picture, what is peculiar about it, and whether it is scaled as its file says."""
+    try:
+        if isinstance(source, str | Path):
+            check_plain_file(Path(source))
+        allow = _allowed_pixels()
+        with Image.open(source, formats=_formats()) as opened:
+            width, height = opened.size
+            if allow is not None and width * height > allow:
+                raise Image.DecompressionBombError(f"{width * height} pixels")
             kind = _peculiarity(opened)
+            declared = _is_declared(opened)
             opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened)), kind
-    except _BROKEN as error:
-        reason = str(error) or type(error).__name__
-        raise DataError(
-            f"Cannot decode image {name}: {reason}. Repair it or remove it from the data set."
-        ) from error
+            yield opened, kind, declared
+    except PeftbenchError:
+        raise
+    except Exception as error:  # decoders raise of every kind on damaged files
+        raise DataError(f"Cannot decode image {name}: {_reason(error)}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _allowed_pixels() -> int | None:
+    """What `PIXELS` allows; `None` where Pillow's own limit holds."""
+    named = os.environ.get(PIXELS)
+    if not named:
+        return None
+    if not (named.isascii() and named.isdecimal() and int(named) > 0):
+        raise ConfigError(f"{PIXELS}={named} is no number of pixels. Use a whole number above 0.")
+    Image.MAX_IMAGE_PIXELS = int(named)  # Pillow refuses twice as many, the caller more than that
+    return int(named)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a picture, and what to do about it."""
+    repair = "Repair it or remove it from the data set."
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        found = re.search(r"\d+", str(error))
+        count = int(found[0]) if found else 0
+        limit = _allowed_pixels() or 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return (
+            f"it has {count:,} pixels, and {limit:,} are allowed, because small files can claim "
+            f"any size. If it is to be trusted, set {PIXELS}={count}; otherwise remove it from the "
+            "data set."
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(_formats())}. {repair}"
+    if isinstance(error, PermissionError):
+        return "permission denied. Allow reading it or remove it from the data set."
+    return f"{str(error) or type(error).__name__}. {repair}"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1..8; of a damaged block or another number 1, as it is stored."""
+    try:
+        told = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(told) if told in _TURNS else 1
+    except Exception:  # a block of bytes of any kind; the picture does not depend on it
+        return 1
+
+
+def _to_rgb(image: Image.Image, levels: Levels) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
-        wide = np.asarray(image, dtype=np.int64).clip(0, 65535)
-        return Image.fromarray(np.round(wide / 257.0).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip it at 255
+        return Image.fromarray(levels.scaled(_integers(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -67,8 +222,52 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _integers(image: Image.Image) -> np.ndarray:
+    """The numbers of a grey picture of more than 8 bits: (H, W) int64."""
+    wide = np.asarray(image)
+    # Pillow reads 32 bits without a sign as such with one
+    if image.mode == "I" and _tag(image, SAMPLE_FORMAT) == 1 and _tag(image, BITS) == 32:
+        wide = wide.view(np.uint32)
+    return wide.astype(np.int64)
+
+
+def _stated(image: Image.Image) -> int:
+    """The greatest number that a TIFF file says it could hold, where that is no multiple of 8."""
+    bits = _tag(image, BITS)
+    return 2**bits - 1 if 8 < bits < 16 else 0
+
+
+def _is_cut(image: Image.Image) -> bool:
+    """Whether Pillow has kept the upper 8 bits of 16 of each colour."""
+    if image.format == "PNG":
+        return True  # `may_be_wide` has seen its depth, and only grey is read whole
+    if image.format == "PPM":
+        return image.mode == "RGB"
+    return image.format == "TIFF" and _tag(image, BITS) == 16
+
+
+def _is_declared(image: Image.Image) -> bool:
+    """Whether a file says what white is, as PPM does, and Pillow scales by it."""
+    if image.format != "PPM" or not image.tile:
+        return False
+    arguments = image.tile[0][3]
+    stated = arguments[-1] if isinstance(arguments, tuple) else arguments
+    return stated not in (65535, "I;16B")
+
+
+def _tag(image: Image.Image, number: int) -> int:
+    """A whole number of a TIFF file, the first of several; 0 where there is none."""
+    try:
+        told = getattr(image, "tag_v2", {}).get(number, 0)
+        return int(told[0] if isinstance(told, tuple) else told)
+    except (ValueError, TypeError, IndexError):
+        return 0
+
+
 def _peculiarity(opened: Image.Image) -> str | None:
-    if getattr(opened, "n_frames", 1) > 1:
+    if getattr(opened, "is_animated", False):
+        if opened.format in ("TIFF", "MPO"):
+            return "hold several pictures, of which the first is read"
         return "are animated; their first frame is read"
     if opened.mode == "CMYK":
         return "are CMYK and become RGB"
@@ -78,7 +277,7 @@ def _peculiarity(opened: Image.Image) -> str | None:
         return "are transparent and lie on white"
     if opened.mode == "P":
         return "have a palette and become RGB"
-    if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if _orientation(opened) != 1:
         return "are turned upright, as their EXIF tag says"
     return None
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from PIL import Image
 
+from peftbench.data.images import FULL, Extent, Levels
 from peftbench.registry import Registry
 from peftbench.spec import DatasetSpec, Preprocessing
 
@@ -55,8 +56,11 @@ class Pictures(Protocol):
     def digests(self, names: Sequence[str]) -> tuple[str, ...]:
         """SHA-256 of the stored bytes of each; `DataError` where one is not there."""
 
-    def open(self, name: str) -> Image.Image:
+    def open(self, name: str, levels: Levels = FULL) -> Image.Image:
         """The decoded picture as RGB; `DataError` where it is broken."""
+
+    def extent(self, name: str) -> Extent | None:
+        """As `images.extent`, of pictures with more than 8 bits; `DataError` where it is broken."""
 
     def path(self, name: str) -> Path | None:
         """The file that holds the picture and nothing else, if there is one."""
@@ -83,6 +87,7 @@ class Origin:
     kind: str  # how it lies there: "class folders"
     drawn: tuple[str, ...]  # splits that were drawn here
     split_seed: int
+    remarks: tuple[str, ...] = ()  # sentences on what a reader had to decide, or left aside
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class Listing:
     origin: Origin | None = None  # of a data set that a user brings
     home: Home | None = None  # of data that lies in a folder
     extra: str = ""  # one more line of the roll-up, about what is not in the splits
+    # what is to be told of the pixels before training; wide pictures are decoded for it, once
+    remarks: Callable[[], tuple[str, ...]] = tuple
 
     def covered(self) -> Mapping[str, SplitList]:
         """The splits from which the roll-up hash is made."""

@@ -176,7 +176,7 @@ class Manifest:
             )
             if rollup_of(splits, found.extra) != found.rollup:
                 raise ValueError("its images do not have its roll-up hash")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise DataError(
                 f"The manifest {where} is damaged: {reason}. Remove it and prepare the data set "
@@ -223,7 +223,12 @@ def _place(home: Path, spec: DatasetSpec) -> Path | None:
 
 
 def _read(path: Path) -> Manifest:
-    return Manifest.from_text(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"Cannot read the manifest {path}: {reason}. Remove it.") from error
+    return Manifest.from_text(text, str(path))
 
 
 def check(spec: DatasetSpec, listing: Listing) -> None:
@@ -248,7 +253,7 @@ def _says(path: Path, rollup: str) -> bool:
     try:
         with path.open(encoding="utf-8") as file:
             head = next((line for line in file if line.startswith(' "rollup": ')), "")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return False
     return head.strip() == f'"rollup": "{rollup}",'
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench.data import files
+from peftbench.data import files, levels
 from peftbench.data.listing import Home, Listing, Origin, Pictures, SplitList, rollup_of
 from peftbench.data.splits import stratified_split
 from peftbench.errors import DataError
@@ -84,10 +84,12 @@ def make_listing(
     `folder` is that of the files, if there are any, and `lists` those in it that say what is in
     which split.
     """
+    wide = levels.Finder(pictures, tuple(parts.values()), source)
     extra = f"parameters\t{spec.val_fraction!r}\t{spec.test_fraction!r}\t{spec.split_seed}\n"
 
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
-        return files.decode(pictures, part, preprocessing, f"{spec.name} {split}", folder)
+        title = f"{spec.name} {split}"
+        return files.decode(pictures, part, preprocessing, title, folder, wide().levels)
 
     return Listing(
         title=title,
@@ -106,6 +108,7 @@ def make_listing(
         home=Home(folder, origin.kind, pictures, lists) if folder is not None else None,
         extra=extra,
         origin=origin,
+        remarks=wide.remarks,
     )
 
 

@@ -5,6 +5,10 @@ the bytes of each image and of the transform, so a changed file or another size 
 Processes share it: the first one builds while the others wait, and all read the same pages.
 The size that a whole picture had stands in the same row of the same file as its pixels, so that
 neither is ever there without the other.
+
+What lies beside the data may come from whoever gave the data. So the hash of every array, and of
+the finished part of one that is being built, is kept in the user's cache, and an array that is not
+known there is compared with its images, all of them decoded again, before anything is read of it.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -25,33 +30,60 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from peftbench.data.images import BESIDE, cache_dir, file_digest, geometry_key, replaced, row_type
+from peftbench.data.images import (
+    BESIDE,
+    FULL,
+    Levels,
+    cache_dir,
+    file_digest,
+    geometry_key,
+    replaced,
+    row_type,
+)
 from peftbench.errors import DataError
 from peftbench.spec import Preprocessing
+from peftbench.untrusted import check_plain_file
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the key; raised when the same key would mean other pixels
-_VERIFIED_BYTES = 2**30  # larger arrays are checked by shape and size only: hashing takes too long
+_HASHED_EACH_TIME = 2**30  # bytes; of larger arrays, those whose file has not changed are not
+_KEPT_DAYS = 7  # that a build which was stopped can be gone on with
 _SAVED_EVERY = 2.0  # seconds between notes of how far a build has come
 _SPARE_BYTES = 2**28  # of the disk, that a build leaves free
 
 
-def key(digests: Sequence[str], preprocessing: Preprocessing) -> str:
+def key(digests: Sequence[str], preprocessing: Preprocessing, levels: Levels = FULL) -> str:
     """Names the array of the images with these SHA-256 `digests`, in this order.
 
     The version of Pillow is part of it: another one may resize to other pixels.
     """
     content = [str(FORMAT), PIL.__version__, geometry_key(preprocessing), *digests]
+    if levels != FULL:
+        content.append(f"levels {levels.black} {levels.white}")
     return hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
 
 
-def place(beside: Path | None) -> Path:
-    """The folder of the store: beside the data, unless `PEFTBENCH_CACHE` names another.
+def places(beside: Path | None) -> tuple[Path, ...]:
+    """Folders in which arrays are looked for, the preferred one first.
 
-    Data that cannot be written to, or that is in no folder, has its arrays in the user's cache.
+    Beside the data, and in the user's cache; nowhere else where `PEFTBENCH_CACHE` names it.
     """
-    if beside is not None and not os.environ.get("PEFTBENCH_CACHE") and os.access(beside, os.W_OK):
-        return beside / BESIDE / "pixels"
-    return cache_dir() / "pixels"
+    cache = cache_dir() / "pixels"
+    if beside is None or os.environ.get("PEFTBENCH_CACHE"):
+        return (cache,)
+    return (beside / BESIDE / "pixels", cache)
+
+
+def _may_write(folder: Path) -> bool:
+    """Whether arrays may be put into a folder, which need not be there."""
+    there = next((f for f in (folder, *folder.parents) if os.path.lexists(f)), folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def _may_lock(path: Path) -> bool:
+    lock = path.with_suffix(".lock")
+    return not lock.exists() or os.access(lock, os.R_OK)
 
 
 def stored(
@@ -77,15 +109,20 @@ def stored(
     Raises:
         DataError: an image cannot be decoded, or the store cannot be written.
     """
-    path = place(beside) / f"{name}.npy"
     kind = row_type(size, whole)
-    found = _open_checked(path, count, kind)
+    paths = [folder / f"{name}.npy" for folder in places(beside)]
+    found = _known(paths, count, kind)
     if found is None:
+        path = next((p for p in paths if _may_write(p.parent) and _may_lock(p)), paths[-1])
         with _writable(path.parent), _only_builder(path):
-            found = _open_checked(path, count, kind)  # another process may have built it meanwhile
+            found = _known(paths, count, kind)  # another process may have built it meanwhile
+            found = _compared(paths, count, kind, make, title) if found is None else found
             if found is None:
                 _build(path, count, kind, make, title)
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
+            path.with_suffix(".lock").unlink(missing_ok=True)  # who waits for it finds the array
+            for folder in (path.parent, _memory_path(path).parent):
+                _sweep(folder)
     return found
 
 
@@ -93,8 +130,9 @@ def _build(
     path: Path, count: int, kind: np.dtype[Any], make: Callable[[int], Any], title: str
 ) -> None:
     part = path.with_suffix(".part")
-    done = _rows_done(part, count, kind)
+    done = 0 if part.is_symlink() else _rows_done(part, count, kind)
     if not done:
+        part.unlink(missing_ok=True)  # a link, or another user's, that could not be written to
         _check_space(path.parent, count * kind.itemsize)
     array = np.lib.format.open_memmap(
         part,
@@ -102,6 +140,7 @@ def _build(
         dtype=kind.base,
         shape=None if done else (count, *kind.shape),
     )
+    digest = _digest_of_rows(part, array, done)
     try:
         saved = time.monotonic()
         rows = range(done, count)
@@ -114,9 +153,10 @@ def _build(
                 strict=True,
             ):
                 array[number] = image
+                digest.update(array[number].tobytes())
                 if time.monotonic() - saved > _SAVED_EVERY:
                     array.flush()
-                    _note(part, number + 1)
+                    _note(part, number + 1, digest.hexdigest())
                     saved = time.monotonic()
         array.flush()
     except Exception:  # the key of repaired images is another one; nobody would take this up
@@ -125,35 +165,55 @@ def _build(
     del array
     side = (kind["pixels"] if kind.names else kind).shape[0]
     facts = {"title": title, "images": count, "size": side, "pillow": PIL.__version__}
+    sha256 = digest.hexdigest()  # of what was decoded, whatever is on the disk now
     with replaced(_facts_path(path)) as facts_file:
-        content = json.dumps({**facts, "sha256": file_digest(part)}, indent=1)
+        content = json.dumps({**facts, "sha256": sha256}, indent=1)
         facts_file.write_text(content + "\n", encoding="utf-8")
     os.replace(part, path)
     _forget(part)
+    _remember(path, sha256)
+
+
+def _digest_of_rows(part: Path, array: np.memmap, rows: int) -> Any:
+    """SHA-256 of the header of an array and of so many of its rows, to be gone on with."""
+    digest = hashlib.sha256()
+    left = array.offset + rows * array[:1].nbytes
+    with part.open("rb") as file:
+        while left and (chunk := file.read(min(left, 2**20))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest
 
 
 def _rows_done(part: Path, count: int, kind: np.dtype[Any]) -> int:
-    """How many rows a build that was stopped has left behind."""
+    """How many rows a build that was stopped has left behind, as the user's cache knows them."""
     try:
-        done = int(_progress_path(part).read_text(encoding="ascii"))
+        note = json.loads(_progress_path(part).read_text(encoding="ascii"))
+        done, sha256 = note["rows"], note["sha256"]
         array = np.load(part, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        if not (_fits(array, count, kind) and isinstance(done, int) and 0 < done < count):
+            return 0
+        return done if _digest_of_rows(part, array, done).hexdigest() == sha256 else 0
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RecursionError):
         return 0
-    return done if _fits(array, count, kind) and 0 < done < count else 0
 
 
 def _fits(array: np.ndarray, count: int, kind: np.dtype[Any]) -> bool:
     return array.shape == (count, *kind.shape) and array.dtype == kind.base
 
 
-def _note(part: Path, done: int) -> None:
-    with replaced(_progress_path(part)) as progress:
-        progress.write_text(str(done), encoding="ascii")
+def _note(part: Path, done: int, sha256: str) -> None:
+    path = _progress_path(part)
+    with contextlib.suppress(OSError):  # without a note the build begins anew
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as progress:
+            progress.write_text(json.dumps({"rows": done, "sha256": sha256}), encoding="ascii")
 
 
 def _forget(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _progress_path(part).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        _progress_path(part).unlink()
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -165,24 +225,149 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _open_checked(path: Path, count: int, kind: np.dtype[Any]) -> np.ndarray | None:
+def _opened(path: Path, count: int, kind: np.dtype[Any]) -> np.ndarray | None:
     try:
+        check_plain_file(path)
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not _fits(array, count, kind):
-            return None
-        if array.nbytes <= _VERIFIED_BYTES:
-            facts = json.loads(_facts_path(path).read_text(encoding="utf-8"))
-            if facts["sha256"] != _digest_now(path, path.stat().st_mtime_ns):
-                return None
-        return array
-    except (OSError, ValueError, EOFError, KeyError, TypeError):  # absent, cut short, no array
+        return array if _fits(array, count, kind) else None
+    except (OSError, ValueError, EOFError):  # absent, cut short, no array
         return None
 
 
+def _known(paths: Sequence[Path], count: int, kind: np.dtype[Any]) -> np.ndarray | None:
+    """The first array whose bytes are those that the user's cache knows."""
+    for path in paths:
+        found = _opened(path, count, kind)
+        if found is not None and _is_known(path):
+            return found
+    return None
+
+
+def _is_known(path: Path) -> bool:
+    memory = _memory(path)
+    sha256 = memory.get("sha256") or _SEEN.get(path.stem)
+    if sha256 is None:
+        return False
+    state = _state(path)
+    if os.path.getsize(path) > _HASHED_EACH_TIME and memory.get("state") == [str(path), *state]:
+        return True
+    if _digest_now(path, tuple(state)) != sha256:
+        return False
+    if os.path.getsize(path) > _HASHED_EACH_TIME:
+        _remember(path, sha256)
+    return True
+
+
+def _compared(
+    paths: Sequence[Path], count: int, kind: np.dtype[Any], make: Callable[[int], Any], title: str
+) -> np.ndarray | None:
+    """The first array that nobody knows and that holds what its images decode to."""
+    for path in paths:
+        found = _opened(path, count, kind)
+        if found is None:
+            continue
+        if _memory(path):
+            _log.warning("%s: %s has changed since it was made, and is not used", title, path)
+            continue
+        _log.warning(
+            "%s: the resized images in %s were not made by you, or %s has forgotten it: "
+            "they are compared with all %s images, once",
+            title, path.parent, cache_dir(), f"{count:,}",
+        )  # fmt: skip
+        digest = _digest_of_rows(path, found, count)  # type: ignore[arg-type]
+        if _holds(found, kind, make, title):
+            _remember(path, digest.hexdigest())
+            return found if _is_known(path) else None
+        _log.warning("%s: %s does not hold its images, and is not used", title, path)
+    return None
+
+
+def verify(beside: Path | None) -> list[str]:
+    """Hash every array of a data set as a whole; remarks about those that nobody here has made.
+
+    Raises:
+        DataError: names one that has changed since.
+    """
+    strange = 0
+    for path in sorted((places(beside)[0] if beside else Path()).glob("*.npy")):
+        memory = _memory(path)
+        if not memory:
+            strange += 1
+        elif file_digest(path) != memory["sha256"]:
+            raise DataError(
+                f"The resized images {path} have changed since they were made. Remove the file; "
+                "it is made again when it is used."
+            )
+    if not strange:
+        return []
+    return [
+        f"{strange} array{'s' * (strange > 1)} of resized images beside it were not made here and "
+        "will be compared with the images when they are used"
+    ]
+
+
+def _holds(found: np.ndarray, kind: np.dtype[Any], make: Callable[[int], Any], title: str) -> bool:
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        rows = range(len(found))
+        made = tqdm(pool.map(make, rows), total=len(rows), desc=f"check {title}", disable=None)
+        for number, image in zip(rows, made, strict=True):
+            row = np.empty(1, dtype=kind)
+            row[0] = image
+            if row.tobytes() != found[number : number + 1].tobytes():
+                pool.shutdown(cancel_futures=True)
+                return False
+    return True
+
+
 @functools.lru_cache(maxsize=256)
-def _digest_now(path: Path, changed: int) -> str:
-    """Hash of a file that was last changed then; a process that opens it again need not hash."""
+def _digest_now(path: Path, state: tuple[int, ...]) -> str:
+    """Hash of a file in that state; a process that opens it again need not hash."""
     return file_digest(path)
+
+
+def _state(path: Path) -> list[int]:
+    """What changes when a file does; the time of its last change of any kind cannot be set."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+
+
+_SEEN: dict[str, str] = {}  # hashes that this process has found, should no cache keep them
+
+
+def _memory_path(path: Path) -> Path:
+    """Where the hash of an array is kept, named as the array is: like its key, by content."""
+    return cache_dir() / "arrays" / f"{path.stem}.json"
+
+
+def _memory(path: Path) -> dict[str, Any]:
+    for place in (_memory_path(path), *([_facts_path(path)] if _is_in_cache(path) else [])):
+        try:
+            found = json.loads(place.read_text(encoding="utf-8"))
+            if isinstance(found, dict) and isinstance(found.get("sha256"), str):
+                return found
+        except (OSError, ValueError, RecursionError):  # absent or damaged
+            continue
+    return {}
+
+
+def _remember(path: Path, sha256: str) -> None:
+    _SEEN[path.stem] = sha256
+    memory = _memory_path(path)
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(memory) as temporary:
+            content = {"sha256": sha256, "state": [str(path), *_state(path)]}
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+    except OSError as error:
+        _log.warning(
+            "%s cannot be written (%s): the resized images will be checked again by the next run. "
+            "Set PEFTBENCH_CACHE to a folder that stays.",
+            memory.parent, error.strerror or error,
+        )  # fmt: skip
+
+
+def _is_in_cache(path: Path) -> bool:
+    return path.parent == cache_dir() / "pixels"
 
 
 def _facts_path(path: Path) -> Path:
@@ -190,7 +375,11 @@ def _facts_path(path: Path) -> Path:
 
 
 def _progress_path(part: Path) -> Path:
-    return part.with_suffix(".rows")
+    """Beside what is in the user's cache; of what is beside the data in that cache as well."""
+    if _is_in_cache(part):
+        return part.with_suffix(".rows")
+    key = hashlib.sha256(os.fsencode(part)).hexdigest()[:32]
+    return cache_dir() / "arrays" / f"{key}.rows"
 
 
 @contextlib.contextmanager
@@ -198,7 +387,15 @@ def _only_builder(path: Path) -> Iterator[None]:
     """Held by one process at a time, and let go of when it dies."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path.with_suffix(".lock"))
+    place = path.with_suffix(".lock")
+    if place.is_symlink():
+        place.unlink()
+    elif place.exists() and not os.access(place, os.W_OK):
+        # another user's: in a folder that both may write to it can be put aside, unless held
+        with _read_only(place):
+            yield
+        return
+    lock = FileLock(place)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -208,6 +405,43 @@ def _only_builder(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _read_only(place: Path) -> Iterator[None]:
+    """The lock of a file that may not be written to, which the system grants all the same."""
+    import fcntl  # a file of another user that can be read is met on such systems alone
+
+    handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"waiting for another user to decode {place.stem[:12]}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which lets go of it
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what builds left behind that nobody holds and nobody has gone on with for days."""
+    from filelock import FileLock, Timeout
+
+    oldest = time.time() - _KEPT_DAYS * 86_400
+    for left in (
+        p for pattern in ("*.part", "*.rows", "*.lock", ".*.tmp") for p in folder.glob(pattern)
+    ):
+        with contextlib.suppress(OSError, Timeout):
+            if left.lstat().st_mtime > oldest or left.is_symlink():
+                continue
+            if left.suffix == ".tmp":
+                left.unlink()
+                continue
+            lock = left.with_suffix(".lock")
+            with FileLock(lock, timeout=0):
+                left.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

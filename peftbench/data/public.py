@@ -15,6 +15,7 @@ import numpy as np
 
 from peftbench.data import files
 from peftbench.data.layouts import LAYOUTS, Contents, Layout, Match, Rows, match
+from peftbench.data.levels import Finder
 from peftbench.data.listing import Home, Listing, SplitList, read_dataset, rollup_of
 from peftbench.data.splits import stratified_cut
 from peftbench.errors import DataError
@@ -63,13 +64,15 @@ def read_public(spec: DatasetSpec) -> Listing:
     notes += _absent_classes(spec, place, contents, rows)
     parts = {split: _split_list(contents, part) for split, part in rows.items()}
     covered = {name: _split_list(contents, part) for name, part in contents.covered.items()}
+    wide = Finder(contents.pictures, tuple((covered or parts).values()), str(place.folder))
     extra = f"classes\t{len(contents.class_names)}\n"
     found = match(place.folder, place.layout, spec).found
     lists = tuple(path for path in found if not path.endswith("/"))
 
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
         title = f"{spec.name} {split}"
-        return files.decode(contents.pictures, part, preprocessing, title, place.folder)
+        levels = wide().levels
+        return files.decode(contents.pictures, part, preprocessing, title, place.folder, levels)
 
     return Listing(
         title=spec.facts.title or spec.name,
@@ -88,6 +91,7 @@ def read_public(spec: DatasetSpec) -> Listing:
         notes=tuple(notes),
         home=Home(place.folder, place.layout.name, contents.pictures, lists, covered),
         extra=extra,
+        remarks=wide.remarks,
     )
 
 

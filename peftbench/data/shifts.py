@@ -17,10 +17,11 @@ from typing import NoReturn
 import numpy as np
 
 from peftbench.data import images
-from peftbench.data.files import FilePictures, folders
+from peftbench.data.files import FilePictures
 from peftbench.data.layouts.classes import class_folders, images_of
 from peftbench.data.listing import Home, Listing, SplitList, read_dataset, rollup_of
 from peftbench.data.public import Absent, Ambiguous
+from peftbench.data.tree import folders
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Preprocessing
 

@@ -6,19 +6,24 @@ runs/<method>/<run_id>.json            records, each with its whole configuratio
 runs/<method>/<run_id>/card.json       cards of the tuned tasks
 runs/<method>/<run_id>/predictions.npz on request
 
-The same runs make the same bytes. A hash of every file finds what was damaged or edited; the run id
+The same runs make the same bytes, without the paths, users and hosts of the machine that they ran
+on (`peftbench.results.privacy`). A hash of every file finds what was damaged or edited; the run id
 is a digest of the configuration, so that one which was changed has another id.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
+import secrets
+import shutil
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +34,29 @@ from typing import IO, Any
 from peftbench import __version__
 from peftbench.errors import ConfigError, StoreError
 from peftbench.results.identity import run_id_of
-from peftbench.results.record import SCHEMA, RunRecord, Status
-from peftbench.results.store import ResultsStore, current, method_of, preference, write_atomic
+from peftbench.results.privacy import identified_paths, public
+from peftbench.results.record import SCHEMA, RunRecord, Status, parsed
+from peftbench.results.store import (
+    UNREADABLE,
+    ResultsStore,
+    current,
+    method_of,
+    predictions_of,
+    preference,
+    write_atomic,
+)
+from peftbench.results.validation import check_plain
+from peftbench.untrusted import (
+    MOST_BYTES,
+    MOST_RECORD,
+    check_directory,
+    check_plain_file,
+    printable,
+    read_bounded,
+    read_member,
+    read_npz,
+    unguarded,
+)
 
 FORMAT = 1  # raised when a bundle is laid out in another way
 INDEX, ROWS = "bundle.json", "rows.csv"
@@ -40,7 +66,13 @@ EXTRA_NAME = re.compile(
     rf"runs/([^/\\.][^/\\]*)/([0-9a-f]{{16}})/({re.escape(CARD)}|{PREDICTIONS})"
 )
 MADE = (1980, 1, 1, 0, 0, 0)  # the oldest date that a zip file can hold: no date of its own
-LARGEST = 256 * 2**20  # bytes of one file, far above any record, card or predictions
+MOST_INDEX = 32 * 2**20  # bytes of the index of about 70,000 runs
+MOST_ROW = 64 * 2**10  # bytes of one run in the table of a bundle
+# bytes that a bundle of this many unpacks to; records and predictions shrink to a fifth
+MOST_UNPACKED, MOST_RATIO = 64 * 2**20, 100
+BYTES_OF_IMAGE = 4 * 8  # of its predictions: four numbers, at most of 64 bits
+BYTES_BESIDE = 64 * 2**10  # of the headers of these arrays and of the zip file around them
+SPLIT = {"final": "test", "tune": "val"}
 ROW_KEYS = ("run_id", "status", "method", "dataset", "seed", "phase", "top1", "loss")
 
 
@@ -82,24 +114,33 @@ def export_results(
     from peftbench.results.frame import csv_text, frame, select
 
     store = ResultsStore(root)
-    scan = store.scan()
-    rows = select(frame(scan.records), where)
+    scan = store.scan(history=False)
+    unfit: list[StoreError] = []
+    records: dict[str, RunRecord] = {}
+    files: dict[str, Callable[[], bytes]] = {}
+    for record in current(scan.records):
+        if reason := _unfit(store, record):
+            path = store.path(method_of(record), record.run_id)
+            unfit.append(StoreError(f"{path} cannot be exported: {reason}. Run it again."))
+        else:
+            records[record.run_id] = record
+    rows = select(frame(map(_public, records.values())), where)
     if rows.empty:
+        if unfit:
+            raise unfit[0]
         wanted = f" has {' and '.join(where)}" if where else " is there"
         raise ConfigError(f"No run{wanted} in {store.runs}, so there is nothing to export.")
-    records = {record.run_id: record for record in current(scan.records)}
-    files: dict[str, Callable[[], bytes]] = {ROWS: csv_text(rows).encode}
+    files[ROWS] = csv_text(rows).encode
     for run_id in sorted(map(str, rows["run_id"])):
         record = records[run_id]
         method = method_of(record)
-        path = store.path(method, run_id)
-        if reason := _misfit(record):
-            raise StoreError(f"{path} cannot be exported: {reason}. Run it again.")
-        files[f"runs/{method}/{run_id}.json"] = path.read_bytes
-        for name in (CARD, *([PREDICTIONS] if predictions else [])):
-            extra = store.artefacts(record) / name
-            if extra.is_file():
-                files[f"runs/{method}/{run_id}/{name}"] = extra.read_bytes
+        files[f"runs/{method}/{run_id}.json"] = partial(_public_file, store.path(method, run_id))
+        artefacts = store.artefacts(record)
+        if (artefacts / CARD).is_file():
+            files[f"runs/{method}/{run_id}/{CARD}"] = partial(_public_file, artefacts / CARD)
+        if predictions and (artefacts / PREDICTIONS).is_file():
+            read = partial(read_bounded, artefacts / PREDICTIONS)
+            files[f"runs/{method}/{run_id}/{PREDICTIONS}"] = read
     content, index = _packed(files, len(rows))
     digest = _sha256(index)[:16]
     path = Path(f"peftbench-results-{digest}.zip") if out is None else Path(out)
@@ -108,7 +149,36 @@ def export_results(
     if path.exists() and path.read_bytes() != content:
         raise ConfigError(f"{path} exists already. Remove it or choose another --out.")
     write_atomic(path, lambda file: file.write(content))
-    return Bundle(path, len(rows), digest, scan.broken)
+    return Bundle(path, len(rows), digest, (*scan.broken, *unfit))
+
+
+def _unfit(store: ResultsStore, record: RunRecord) -> str | None:
+    """Why a record cannot leave this machine, if it cannot."""
+    path = store.path(method_of(record), record.run_id)
+    if not path.is_file():
+        return f"its record lies in the folder of another method than {method_of(record)!r}"
+    if places := identified_paths(record.spec):
+        return f"its run id is made from a path of this machine, {places[0]}"
+    return _misfit(record)
+
+
+def _public(record: RunRecord) -> RunRecord:
+    """The record as it may leave this machine."""
+    return RunRecord.from_json(json.dumps(public(json.loads(record.to_json()))))
+
+
+def _public_file(path: Path) -> bytes:
+    """A record or a card as it may leave this machine; as it is where it tells nothing."""
+    data = read_bounded(path, MOST_RECORD)
+    try:
+        content = parsed(data)
+        check_plain(content) if path.name == CARD else None
+        told = public(content)
+    except UNREADABLE as error:
+        raise StoreError(f"{path} cannot be exported: {error}. Remove it.") from error
+    if told == content:
+        return data
+    return (json.dumps(told, indent=1) + "\n").encode()
 
 
 def import_results(
@@ -130,24 +200,27 @@ def import_results(
     store = ResultsStore(root)
     with _opened(path) as archive:
         index, raw = _index(path, archive)
-        for name in index:
-            _read(path, archive, name, index)  # everything, before anything is written
-        records = {
-            name: _record(path, _read(path, archive, name, index), name)
-            for name in index
-            if RECORD_NAME.fullmatch(name)
-        }
+        records: dict[str, RunRecord] = {}
+        fates: dict[str, str] = {}
+        for name in index:  # everything, before anything is written
+            data = _read(path, archive, name, index)
+            if RECORD_NAME.fullmatch(name):
+                record = _record(path, data, name)
+                fates[name] = _fate(store, record)
+                records[name] = dataclasses.replace(record, history=[])  # most of its memory
         _check_extras(path, archive, index, records)
         _check_rows(path, _read(path, archive, ROWS, index), list(records.values()))
-        fates = {name: _fate(store, record) for name, record in records.items()}
         clashes = [name for name, fate in fates.items() if fate == "conflict"]
         if clashes and not keep:
             raise StoreError(_conflicts(path, store, [records[name] for name in clashes]))
         added = [name for name, fate in fates.items() if fate == "new"]
-        if not dry_run:
-            for name in added:
-                data = _read(path, archive, name, index)
-                _add(store, records[name], data, _extras(path, archive, index, name))
+        if added and not dry_run:
+            with _staging(store) as folder:
+                for name in added:
+                    for member in (*_extras(index, name), name):
+                        data = _read(path, archive, member, index)
+                        _stage(path, folder, member, data)
+                _move_in(store, folder, [records[name] for name in added])
     ids = {name: record.run_id for name, record in records.items()}
     return Imported(
         _sha256(raw)[:16],
@@ -185,16 +258,23 @@ def _packed(files: Mapping[str, Callable[[], bytes]], runs: int) -> tuple[bytes,
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StoreError(f"{path} cannot be read as a bundle of results: {reason}.") from error
-    with archive:
+    with contextlib.ExitStack() as stack:
+        try:
+            check_plain_file(path)
+            file = stack.enter_context(open(path, "rb"))
+            check_directory(file)
+            archive = stack.enter_context(zipfile.ZipFile(file))
+        except UNREADABLE as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StoreError(
+                f"{path} cannot be read as a bundle of results: {printable(str(reason))}."
+            ) from error
         try:
             yield archive
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise StoreError(f"{path} is damaged or encrypted: {error}. Copy it again.") from error
+        except UNREADABLE as error:
+            raise StoreError(
+                f"{path} is damaged or encrypted: {printable(str(error))}. Copy it again."
+            ) from error
 
 
 def _index(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, Any], bytes]:
@@ -205,75 +285,117 @@ def _index(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, Any], bytes]
             f"{path} holds no {INDEX}, so it is no bundle of results. "
             "`peftbench export-results` writes one."
         )
-    if archive.getinfo(INDEX).file_size > LARGEST:
-        raise StoreError(f"{path} was altered: its {INDEX} is too large.")
-    raw = archive.read(INDEX)
     try:
-        about = json.loads(raw)
+        raw = read_member(archive, INDEX, MOST_INDEX)
+        about = parsed(raw)
         listed = dict(about["files"])
-        versions = {"format": int(about["format"]), "schema": int(about["schema"])}
-        runs = int(about["runs"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{path} was altered: its {INDEX} cannot be read ({error}).") from error
+        versions = {key: _integer(about, key) for key in ("format", "schema")}
+        runs = _integer(about, "runs")
+        sizes = [_integer(entry, "bytes") for entry in listed.values()]
+        if not all(isinstance(entry["sha256"], str) for entry in listed.values()):
+            raise ValueError("a hash is no text")
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise StoreError(f"{path} is damaged: {error}. Copy it again.") from error
+    except UNREADABLE as error:
+        raise StoreError(
+            f"{path} was altered: its {INDEX} cannot be read ({printable(str(error))})."
+        ) from error
     for (name, version), known in zip(versions.items(), (FORMAT, SCHEMA), strict=True):
         if not 1 <= version <= known:
             raise StoreError(
-                f"{path} has {name} {version}, written by peftbench {about.get('peftbench')}; "
+                f"{path} has {name} {version}, written by peftbench "
+                f"{printable(str(about.get('peftbench')))[:40]}; "
                 f"peftbench {__version__} knows {name} 1 to {known}. Install a newer peftbench."
             )
     if sorted(names) != sorted([*listed, INDEX]):
         odd = sorted(set(names) ^ {*listed, INDEX}) or ["a name that is there twice"]
-        raise StoreError(f"{path} was altered: {odd[0]} is in it or in its list, but not in both.")
+        raise StoreError(
+            f"{path} was altered: {_short(odd[0])} is in it or in its list, but not in both."
+        )
     strange = [
         name
         for name in listed
         if name != ROWS and not RECORD_NAME.fullmatch(name) and not EXTRA_NAME.fullmatch(name)
     ]
     if strange or ROWS not in listed:
-        raise StoreError(f"{path} was altered: {(strange or [ROWS])[0]!r} does not belong there.")
+        odd_name = _short((strange or [ROWS])[0])
+        raise StoreError(f"{path} was altered: '{odd_name}' does not belong there.")
     if runs != sum(bool(RECORD_NAME.fullmatch(name)) for name in listed):
         raise StoreError(f"{path} was altered: it does not hold the {runs} runs that it announces.")
+    most = max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size)
+    if sum(sizes) > most:
+        raise StoreError(
+            f"{path} is refused: it unpacks to {sum(sizes) / 2**20:,.0f} MB, more than "
+            f"{most / 2**20:,.0f} MB, which no bundle of its size does."
+        )
     return listed, raw
+
+
+def _integer(about: Mapping[str, Any], key: str) -> int:
+    value = about[key]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{key} is {_short(repr(value))}, not a count")
+    return value
+
+
+def _short(text: str) -> str:
+    """A name of somebody else's for a message."""
+    text = printable(text)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _read(path: Path, archive: zipfile.ZipFile, name: str, index: Mapping[str, Any]) -> bytes:
     """One file of the bundle, of the size and hash that its index says."""
-    try:
-        size, sha256 = int(index[name]["bytes"]), str(index[name]["sha256"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} was altered: {INDEX} does not describe {name}.") from error
-    if size > LARGEST or archive.getinfo(name).file_size != size:
-        raise StoreError(f"{path} was altered: {name} does not have the size that {INDEX} says.")
-    data = archive.read(name)
+    size, sha256 = index[name]["bytes"], index[name]["sha256"]
+    runs = sum(1 for listed in index if RECORD_NAME.fullmatch(listed)) if name == ROWS else 0
+    most = (
+        MOST_ROW * (runs + 1)
+        if name == ROWS
+        else MOST_BYTES
+        if name.endswith(PREDICTIONS)
+        else MOST_RECORD
+    )
+    if size > most or archive.getinfo(name).file_size != size:
+        raise StoreError(
+            f"{path} was altered: {_short(name)} does not have the size that {INDEX} says, or more "
+            "than any such file."
+            if size > most
+            else f"{path} was altered: {_short(name)} does not have the size that {INDEX} says."
+        )
+    data = read_member(archive, name, most)
     if _sha256(data) != sha256:
-        raise StoreError(f"{path} was altered: the hash of {name} is not that in {INDEX}.")
+        raise StoreError(f"{path} was altered: the hash of {_short(name)} is not that in {INDEX}.")
     return data
 
 
 def _record(path: Path, data: bytes, name: str) -> RunRecord:
     """The record in one file of the bundle, which fits its name and its run id."""
     try:
-        raw = json.loads(data)
         record = RunRecord.from_json(data.decode())
-        if not isinstance(raw.get("schema"), int) or not 1 <= raw["schema"] <= SCHEMA:
+        if not 1 <= record.schema <= SCHEMA:
             raise ValueError(
-                f"its schema is {raw.get('schema')}, and peftbench {__version__} knows 1 to "
+                f"its schema is {record.schema}, and peftbench {__version__} knows 1 to "
                 f"{SCHEMA}; install a newer peftbench"
             )
         if name != f"runs/{method_of(record)}/{record.run_id}.json":
             raise ValueError(f"it holds run {record.run_id} of {method_of(record)}")
         if reason := _misfit(record):
             raise ValueError(reason)
-    except (ValueError, AttributeError, RecursionError, StoreError) as error:
-        raise StoreError(f"{path} is refused: {name}: {error}.") from error
+    except (*UNREADABLE, StoreError) as error:
+        raise _refusal(path, name, error) from error
     return record
+
+
+def _refusal(path: Path, name: str, error: BaseException) -> StoreError:
+    told = printable(str(error) or type(error).__name__).removesuffix(".")
+    return StoreError(f"{path} is refused: {_short(name)}: {told}.")
 
 
 def _misfit(record: RunRecord) -> str | None:
     """Why a record does not belong to its run id, if it does not."""
     try:
         expected = run_id_of(record.spec)
-    except (ValueError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         return str(error)
     if expected != record.run_id:
         return f"its configuration has run id {expected}, so one of them was changed"
@@ -293,38 +415,75 @@ def _check_extras(
             continue
         record = records.get(f"runs/{found[1]}/{found[2]}.json")
         if record is None:
-            raise StoreError(f"{path} was altered: {name} belongs to no record in it.")
+            raise StoreError(f"{path} was altered: {_short(name)} belongs to no record in it.")
         data = _read(path, archive, name, index)
         check = _check_card if found[3] == CARD else _check_predictions
         try:
             check(data, record)
-        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise StoreError(f"{path} is refused: {name}: {error}.") from error
+        except UNREADABLE as error:
+            raise _refusal(path, name, error) from error
 
 
 def _check_card(data: bytes, record: RunRecord) -> None:
-    run_id = json.loads(data).get("run_id")
-    if run_id != record.run_id:
-        raise ValueError(f"it is the card of run {run_id}")
+    card = parsed(data)
+    if not isinstance(card, dict):
+        raise ValueError("it is no card but another kind of value")
+    classes = card.get("classes", [])
+    check_plain({key: value for key, value in card.items() if key != "classes"})
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not a list of names")
+    if card.get("run_id") != record.run_id:
+        raise ValueError(f"it is the card of run {_short(str(card.get('run_id')))}")
+    spec = card.get("spec")
+    if spec is not None and run_id_of(spec) != record.run_id:
+        raise ValueError("it declares another configuration than its record")
 
 
 def _check_predictions(data: bytes, record: RunRecord) -> None:
-    """The predictions have the accuracy that the record has."""
+    """One prediction of each image of the record, with the accuracy that the record has."""
     import numpy as np
 
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        accuracy = float(np.mean(arrays["classes"] == arrays["labels"]))
-    recorded = record.metrics.get("test/top1")
+    images = _images(record)
+    most = MOST_BYTES if images is None else min(MOST_BYTES, _most_predictions(images))
+    arrays = read_npz(io.BytesIO(data), most)
+    classes, labels = arrays["classes"], arrays["labels"]
+    if classes.ndim != 1 or classes.shape != labels.shape or not len(labels):
+        raise ValueError(f"its arrays have the shapes {classes.shape} and {labels.shape}")
+    accuracy = float(np.mean(classes == labels))
+    recorded = record.metrics.get(f"{SPLIT.get(record.spec.get('phase'), 'test')}/top1")
     if recorded is None or abs(recorded - accuracy) > 1e-9:
         raise ValueError(f"its accuracy is {accuracy}, and that of the record {recorded}")
+    made = predictions_of(arrays)
+    if images is not None and len(made.labels) != images:
+        raise ValueError(f"it has {len(made.labels)} images, and the record {images}")
+    for name in ("confidence", "margin"):
+        array = getattr(made, name)
+        if not (np.isfinite(array).all() and (array >= 0).all() and (array <= 1 + 1e-5).all()):
+            raise ValueError(f"{name} is not within 0 and 1 everywhere")
+
+
+def _images(record: RunRecord) -> int | None:
+    """How many images were reported, where the record says it."""
+    measured = record.metrics.get(f"{SPLIT.get(record.spec.get('phase'), 'test')}/num_images")
+    counted = record.provenance.data.get("report_images") if record.provenance else None
+    return counted if measured is None else int(measured)
+
+
+def _most_predictions(images: int) -> int:
+    return images * BYTES_OF_IMAGE + BYTES_BESIDE
 
 
 def _check_rows(path: Path, data: bytes, records: Sequence[RunRecord]) -> None:
     """`rows.csv` says of each run what its record says."""
     from peftbench.results.frame import csv_text, frame
 
-    def keys(text: str) -> list[tuple[str | None, ...]]:
-        return sorted(tuple(map(row.get, ROW_KEYS)) for row in csv.DictReader(io.StringIO(text)))
+    def keys(text: str) -> list[tuple[str, ...]]:
+        found = []
+        for row in csv.DictReader(io.StringIO(text), strict=True):
+            found.append(tuple(printable(unguarded(row.get(key) or "")) for key in ROW_KEYS))
+            if len(found) > len(records):
+                raise ValueError("more rows than records")
+        return sorted(found)
 
     try:
         same = keys(data.decode()) == keys(csv_text(frame(records)))
@@ -339,11 +498,16 @@ def _fate(store: ResultsStore, record: RunRecord) -> str:
     here = store.get(record.run_id, method_of(record))
     if here is None:
         return "new"
-    if here.to_json() == record.to_json():
+    if _told(here) == _told(record):
         return "present"
     if here.status is Status.OK and record.status is Status.OK:
         return "conflict"
     return "new" if preference(record) > preference(here) else "kept"
+
+
+def _told(record: RunRecord) -> dict[str, Any]:
+    """What both sides of a transfer have of a record."""
+    return public(json.loads(record.to_json()))
 
 
 def _conflicts(path: Path, store: ResultsStore, records: Sequence[RunRecord], most: int = 5) -> str:
@@ -351,7 +515,7 @@ def _conflicts(path: Path, store: ResultsStore, records: Sequence[RunRecord], mo
     for record in records[:most]:
         here = store.get(record.run_id, method_of(record))
         ours, theirs = (_top1(one) for one in (here, record))
-        lines.append(f"{record.run_id} of {method_of(record)} (top1 {ours} here, {theirs} there)")
+        lines.append(f"{record.run_id} of {_short(method_of(record))} (top1 {ours} here, {theirs} there)")
     more = f" and {len(records) - most} more" if len(records) > most else ""
     return (
         f"{path} is refused: {store.root} has other results of {len(records)} of its runs: "
@@ -365,24 +529,102 @@ def _top1(record: RunRecord | None) -> float | None:
     return metrics.get("test/top1", metrics.get("val/top1"))
 
 
-def _extras(
-    path: Path, archive: zipfile.ZipFile, index: Mapping[str, Any], record_name: str
-) -> dict[str, bytes]:
-    """Files beside a record, by name."""
+def _extras(index: Mapping[str, Any], record_name: str) -> list[str]:
+    """Names in the bundle of the files beside a record."""
     folder = record_name.removesuffix(".json")
-    return {
-        name: _read(path, archive, f"{folder}/{name}", index)
-        for name in (CARD, PREDICTIONS)
-        if f"{folder}/{name}" in index
-    }
+    return [f"{folder}/{name}" for name in (CARD, PREDICTIONS) if f"{folder}/{name}" in index]
 
 
-def _add(store: ResultsStore, record: RunRecord, data: bytes, extras: Mapping[str, bytes]) -> None:
-    """The record comes last: one that is here has all its files."""
-    with store.claim(record.run_id, method_of(record)):
-        for name, extra in extras.items():
-            write_atomic(store.artefacts(record) / name, partial(_write, extra))
-        store.add(record, data=data)
+def _stage(path: Path, folder: Path, name: str, data: bytes) -> None:
+    try:
+        write_atomic(folder / name, partial(_write, data))
+    except StoreError as error:
+        reason = getattr(error.__cause__, "strerror", None) or str(error)
+        raise StoreError(
+            f"{path} is not imported, none of its runs: {_short(name)} cannot be written to "
+            f"{folder.parent}: {reason}."
+        ) from error
+
+
+@contextmanager
+def _staging(store: ResultsStore) -> Iterator[Path]:
+    """A folder on the file system of the store, for files that all come in or none does."""
+    there = store.root.exists()
+    folder = store.root / f".import.{os.getpid()}.{secrets.token_hex(4)}.part"
+    done = False
+    try:
+        yield folder
+        done = True
+    except OSError as error:
+        raise StoreError(
+            f"{store.root} cannot be written: {error.strerror or error}. Nothing was imported. "
+            "Free some space, choose another results folder or make this one writable."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not there and not done:  # as if nothing had been tried
+            _remove_empty(store.root)
+
+
+def _move_in(store: ResultsStore, folder: Path, records: Sequence[RunRecord]) -> None:
+    """Put staged runs where they belong; whatever goes wrong, what was there before is there again.
+
+    The record of a run comes last: one that is here has all its files.
+    """
+    undo: list[Callable[[], object]] = []
+    try:
+        for number, record in enumerate(records):
+            method, run_id = method_of(record), record.run_id
+            staged = folder / "runs" / method
+            with store.claim(run_id, method):
+                artefacts = store.artefacts(record)
+                new = artefacts if not artefacts.exists() else None
+                if new is not None:
+                    undo.append(partial(_rmdir, new))
+                moves = [
+                    (staged / run_id / name, artefacts / name) for name in (CARD, PREDICTIONS)
+                ]
+                moves.append((staged / f"{run_id}.json", store.path(method, run_id)))
+                for source, target in moves:
+                    if source.is_file():
+                        _replace(source, target, folder / "before" / f"{number}-{target.name}", undo)
+    except BaseException:
+        for step in reversed(undo):
+            with contextlib.suppress(OSError):
+                step()
+        for method in {method_of(record) for record in records}:
+            _rmdir(store.runs / method)
+        raise
+
+
+def _replace(source: Path, target: Path, before: Path, undo: list[Callable[[], object]]) -> None:
+    """Move a file over another one, which is kept until all went well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        before.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(target, before)
+        undo.append(partial(os.replace, before, target))
+    else:
+        undo.append(partial(target.unlink, missing_ok=True))
+    os.replace(source, target)
+
+
+def _rmdir(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not empty, or not there
+        folder.rmdir()
+
+
+def _remove_empty(root: Path) -> None:
+    """A results folder that was made for nothing: its locks alone are in it."""
+    runs = root / "runs"
+    with contextlib.suppress(OSError):
+        for folder in runs.iterdir():
+            if folder.is_dir():
+                _rmdir(folder)
+        if not any(path.is_dir() for path in runs.iterdir()):
+            (runs / ".store.lock").unlink(missing_ok=True)
+    for folder in (runs, root):
+        _rmdir(folder)
 
 
 def _write(data: bytes, file: IO[bytes]) -> None:

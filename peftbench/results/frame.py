@@ -20,6 +20,7 @@ from peftbench.errors import ConfigError, StoreError
 from peftbench.registry import unknown_name
 from peftbench.results.record import Cost, RunRecord, Status
 from peftbench.results.store import ResultsStore, current, write_atomic
+from peftbench.untrusted import guarded, printable, unguarded
 
 DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
 _AGAIN = "Write it again with `peftbench report`."
@@ -457,13 +458,12 @@ def _boolean(value: Any) -> Any:
 
 
 def _string(value: Any) -> Any:
-    """Text that every file format can hold; an empty one is missing."""
+    """Text on one line that every file format can hold and no terminal obeys; empty is missing."""
     if value is None or value == "":
         return pd.NA
-    if type(value) is str and value.isascii() and "\r" not in value and "\0" not in value:
+    if type(value) is str and value.isascii() and value.isprintable():
         return value
-    text = str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\\0")
-    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates of file names
+    return printable(str(value))
 
 
 _CONVERT: dict[str, Callable[[Any], Any]] = {
@@ -485,7 +485,7 @@ def csv_text(table: pd.DataFrame) -> str:
     """The frame as csv with every digit; an empty field is a missing value."""
     spelled = pd.DataFrame(
         {
-            name: [pd.NA if value is pd.NA else _spell(value) for value in table[name].array]
+            name: [pd.NA if value is pd.NA else guarded(_spell(value)) for value in table[name].array]
             for name in map(str, table.columns)
         },
         dtype=object,
@@ -498,4 +498,4 @@ def _parse(text: Any, dtype: str) -> Any:
         return None
     if dtype == "boolean":
         return {"True": True, "False": False}.get(text)
-    return {"Int64": int, "Float64": float, "string": str}[dtype](text)
+    return {"Int64": int, "Float64": float, "string": unguarded}[dtype](text)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftbench.spec import BEST_ON_TEST, IDENTITY_VERSION, Phase, digest
+from peftbench.spec import BEST_ON_TEST, FOUND_BY, IDENTITY_VERSION, Phase, digest
 
 # what a record tells beside the identity: a name, a place, what a protocol says about reporting
-BESIDE = {"backbone": ("title",), "dataset": ("root",), "recipe": ("name",)}
+BESIDE = {"backbone": ("title",), "dataset": ("root", *FOUND_BY), "recipe": ("name",)}
 
 
 def run_id_of(spec: Mapping[str, Any]) -> str:

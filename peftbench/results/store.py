@@ -14,17 +14,20 @@ import json
 import os
 import secrets
 import socket
+import struct
 import sys
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from peftbench.errors import StoreError
 from peftbench.results.record import RunRecord, Status
+from peftbench.untrusted import MOST_RECORD, read_bounded, read_npz
 
 if sys.platform != "win32":
     import fcntl
@@ -235,20 +238,12 @@ class ResultsStore:
 
     def load_predictions(self, method: str, run_id: str) -> Predictions | None:
         """Predictions of one run, or `None` where it saved none."""
-        import numpy as np
-
         path = self.artefacts((method, run_id)) / "predictions.npz"
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                return Predictions(
-                    archive["classes"],
-                    archive["confidence"],
-                    archive["margin"],
-                    archive["labels"],
-                )
+            return predictions_of(read_npz(path))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise StoreError(
                 f"{path} does not hold predictions: {error}. Delete it and rerun {run_id}."
             ) from error
@@ -315,6 +310,28 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         ) from error
 
 
+# what reading a zip file, an array or a text of somebody else's may end in
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
+    *(OverflowError, RecursionError, struct.error, zlib.error, zipfile.BadZipFile),
+)
+
+
+def predictions_of(arrays: Mapping[str, np.ndarray]) -> Predictions:
+    """The arrays of a file of predictions; `ValueError` unless they are one for each image."""
+    lacking = [name for name in Predictions.__dataclass_fields__ if name not in arrays]
+    if lacking:
+        raise ValueError(f"it has no {', '.join(lacking)}")
+    made = Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})
+    for name, kinds in (
+        *(("classes", "iu"), ("labels", "iu"), ("confidence", "f"), ("margin", "f")),
+    ):
+        array = arrays[name]
+        if array.dtype.kind not in kinds or array.shape != (len(made.labels),):
+            raise ValueError(f"{name} has the shape {array.shape} and the type {array.dtype}")
+    return made
+
+
 def method_of(record: RunRecord) -> str:
     """Name of the method of a record; `StoreError` where its spec names none."""
     method = record.spec.get("method")
@@ -349,19 +366,16 @@ def _part(kind: str, name: str) -> str:
 def _read(path: Path, *, history: bool = True) -> RunRecord:
     """The record in `path`; `FileNotFoundError` where there is none, `StoreError` if broken."""
     try:
-        record = RunRecord.from_json(path.read_bytes(), history=history)
-        if not isinstance(record.spec, dict) or not isinstance(record.metrics, dict):
-            raise ValueError("spec or metrics is not a mapping")
-        if not all(isinstance(v, int | float | None) for v in record.metrics.values()):
-            raise ValueError("a metric is not a number")
+        record = RunRecord.from_json(read_bounded(path, MOST_RECORD), history=history)
         if record.run_id != path.stem:
             raise ValueError(f"it holds run {record.run_id!r}")
         method_of(record)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, StoreError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
         raise StoreError(
-            f"{path} is not a readable run record: {error}. Rerun it or delete the file."
+            f"{path} is not a readable run record: {reason}. Rerun it or delete the file."
         ) from error
     return record
 

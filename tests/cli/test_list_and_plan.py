@@ -315,6 +315,7 @@ def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
                     spec.describe(),
                     status,
                     error=None if status is Status.OK else "no room.",
+                    metrics={"test/top1": 0.5} if status is Status.OK else {},
                     cost=Cost("cpu", "float32", seconds_total=7.0),
                     provenance=Provenance("0", "3", {}, None, None, "here", "linux", 1),
                 )

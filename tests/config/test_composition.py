@@ -32,9 +32,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    config._entries.cache_clear()
+    config._read.cache_clear()
     yield folder
-    config._entries.cache_clear()
+    config._read.cache_clear()
 
 
 def write(path: Path, text: str) -> None:

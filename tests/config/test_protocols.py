@@ -395,11 +395,11 @@ def test_a_protocol_of_ones_own_is_a_file(tmp_path: Path, monkeypatch: pytest.Mo
         encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
-    config._entries.cache_clear()
+    config._read.cache_clear()
     try:
         spec = build(compose("protocol=ours"))
     finally:
-        config._entries.cache_clear()
+        config._read.cache_clear()
     assert (spec.protocol.name, spec.protocol.seeds, spec.recipe.name) == ("ours", (7,), "short")
     assert spec.selection == Selection("best_on_test", every=5)
 

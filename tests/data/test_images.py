@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import PIL
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from peftbench.data.images import (
     backend,
@@ -15,6 +19,7 @@ from peftbench.data.images import (
     decode,
     fit,
     geometry_key,
+    inspect,
     row,
     row_type,
     squashed,
@@ -217,3 +222,148 @@ def test_unknown_geometry_is_refused_with_the_known_names() -> None:
         check_geometry(geometry(0))
     with pytest.raises(ConfigError, match=r"outside 0\.\.1"):
         check_geometry(geometry(8, crop_fraction=1.5))
+
+
+def turned() -> Image.Image:
+    image = Image.new("RGB", (8, 16), (10, 20, 30))
+    image.paste((200, 100, 50), (0, 0, 8, 8))
+    return image
+
+
+def block(*entries: tuple[int, int, int, bytes], more: int = 0) -> bytes:
+    """An EXIF block of entries (tag, type, count, 4 bytes), which may announce `more` entries."""
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    head = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries) + more)
+    return head + body + b"\0\0\0\0" * (not more)
+
+
+ORIENTATION = 0x0112
+DAMAGED = {
+    "no block": b"Exif\0\0" + b"\xff" * 40,
+    "empty": b"Exif\0\0",
+    "cut short": block((ORIENTATION, 3, 1, b"\x06\0\0\0"))[:19],
+    "more entries than there are": block(more=60_000),
+    "no such orientation": block((ORIENTATION, 3, 1, b"\x09\0\0\0")),
+    "orientation 0": block((ORIENTATION, 3, 1, b"\0\0\0\0")),
+    "orientation in words": block((ORIENTATION, 2, 4, b"top\0")),
+    "an orientation that divides by 0": block((ORIENTATION, 5, 1, b"\xff\xff\xff\0")),
+    "orientation elsewhere": block((ORIENTATION, 3, 5_000_000, b"\xff\xff\xff\x7f")),
+    "a directory outside": block((0x8769, 4, 1, b"\xff\xff\xff\x7f")),
+    "a directory in itself": block((0x8769, 4, 1, b"\x08\0\0\0"), (0x8825, 4, 1, b"\x08\0\0\0")),
+    "a type that is none": block((ORIENTATION, 77, 1, b"\x06\0\0\0")),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("damage", list(DAMAGED))
+def test_a_damaged_exif_block_does_not_refuse_a_good_picture(kind: str, damage: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    plain = pixels(turned(), kind, **options)
+    assert pixels(turned(), kind, exif=DAMAGED[damage], **options) == plain
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tag", [0x8769, 0x8825, 0xA005])
+@pytest.mark.parametrize("offset", [0, 7, 2**31 - 1, 2**32 - 1])
+def test_a_tiff_whose_directories_lie_elsewhere_is_read(tag: int, offset: int) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[tag] = offset
+    info.tagtype[tag] = 4
+    assert pixels(turned(), "TIFF", tiffinfo=info) == np.asarray(turned()).tolist()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_every_orientation_is_turned_as_pillow_does(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = turned()
+    image.putpixel((1, 2), (1, 2, 3))
+    with Image.open(as_file(image, kind, exif=exif)) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened)).tolist()
+    assert pixels(image, kind, exif=exif) == expected
+
+
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(started) print\nshowpage\n"
+)
+OTHERS = {
+    "PostScript": POSTSCRIPT,
+    "PostScript behind a header": b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 32, 90) + POSTSCRIPT,
+    "X bitmap": b"#define x_width 8\n#define x_height 1\nstatic char x_bits[] = {\n0x00 };\n",
+    "FITS": b"SIMPLE  =                    T".ljust(2880),
+    "HTML": b"<!DOCTYPE html><html>404</html>",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_only_formats_that_are_read_are_tried(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a program was started")
+
+    for name in ("Popen", "run", "call", "check_call", "check_output"):
+        monkeypatch.setattr(subprocess, name, refuse)
+    monkeypatch.setattr(os, "system", refuse)
+    path = tmp_path / "picture.png"
+    path.write_bytes(OTHERS[kind])
+    for source in (path, io.BytesIO(OTHERS[kind])):
+        with pytest.raises(DataError, match=r"Cannot decode image case: it is none of .*PNG, "):
+            decode(source, "case")
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.png")
+    with pytest.raises(DataError, match="it is no plain file but a named pipe"):
+        decode(tmp_path / "p.png", "case")
+
+
+def test_very_large_pictures_are_refused_with_the_name_of_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    monkeypatch.delenv("PEFTBENCH_MAX_PIXELS", raising=False)
+    image = Image.new("RGB", (16, 8), (1, 2, 3))
+    message = r"it has 128 pixels, and 100 are allowed.* set PEFTBENCH_MAX_PIXELS=128; otherwise"
+    with pytest.raises(DataError, match=message):
+        decode(as_file(image), "case")
+    monkeypatch.setenv("PEFTBENCH_MAX_PIXELS", "128")
+    assert decode(as_file(image), "case").size == (16, 8)
+    monkeypatch.setenv("PEFTBENCH_MAX_PIXELS", "127")
+    with pytest.raises(DataError, match="it has 128 pixels, and 127 are allowed"):
+        decode(as_file(image), "case")
+    monkeypatch.setenv("PEFTBENCH_MAX_PIXELS", "many")
+    with pytest.raises(ConfigError, match="PEFTBENCH_MAX_PIXELS=many is no number of pixels"):
+        decode(as_file(image), "case")
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "kind", "expected"),
+    [
+        ("1", 1, "PNG", [255, 255, 255]),
+        ("L", 90, "BMP", [90, 90, 90]),
+        ("LA", (100, 255), "PNG", [100, 100, 100]),
+        ("LA", (100, 0), "WEBP", [255, 255, 255]),
+        ("RGBA", (0, 0, 0, 51), "TIFF", [204, 204, 204]),
+        ("CMYK", (0, 0, 0, 255), "TIFF", [0, 0, 0]),
+        ("CMYK", (0, 0, 0, 0), "JPEG", [255, 255, 255]),
+        ("YCbCr", (90, 128, 128), "TIFF", [90, 90, 90]),
+        ("LAB", (128, 128, 128), "TIFF", [119, 119, 119]),  # L* of 50
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, colour: object, kind: str, expected: list[int]) -> None:
+    buffer = as_file(Image.new(mode, (8, 8), colour), kind)  # type: ignore[arg-type]
+    found = np.asarray(decode(buffer, "case"))
+    assert np.abs(found[4, 4].astype(int) - expected).max() <= 1
+
+
+def test_the_first_of_several_pictures_is_read() -> None:
+    pages = [Image.new("RGB", (4, 4), (level,) * 3) for level in (10, 90)]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
+    picture, kind = inspect(buffer, "case")
+    assert np.unique(np.asarray(picture)).tolist() == [10]
+    assert kind == "hold several pictures, of which the first is read"

@@ -95,7 +95,7 @@ def test_a_list_without_a_header_is_told_what_one_looks_like() -> None:
         ("path,label\na.png,cat\nb.png,cat,dog\n", "line 3: 2 cells are in the header and 3 here"),
         ("path,label\n,cat\n", "line 2: no path. Fill the cell."),
         ("path,label\na.png, \n", "line 2: no label. Fill the cell."),
-        ("path,label,split\na.png,cat,dev\n", "line 2: 'dev' is no split. Use one of: train, "),
+        ("path,label,split\na.png,cat,eval\n", "line 2: 'eval' is no split. Use one of: train, "),
         ("path,label\n/etc/a.png,cat\n", "line 2: '/etc/a.png' leads out of the data set"),
         ("path,label\na/../../b.png,cat\n", "line 2: 'a/../../b.png' leads out of the data set"),
         ('path,label\n"a.png,cat\n', "line 2: unexpected end of data. Repair the line."),

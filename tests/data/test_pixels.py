@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
@@ -17,7 +19,7 @@ import pytest
 from PIL import Image
 
 from peftbench import data
-from peftbench.data import SplitList, files, pixels
+from peftbench.data import SplitList, files, images, pixels
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Phase, Preprocessing
 
@@ -75,7 +77,7 @@ def test_a_build_that_was_interrupted_goes_on_where_it_stopped(
     assert sorted(made) == list(range(60, 90))
     assert np.array_equal(found, np.stack([picture(row) for row in range(90)]))
     assert sorted(path.name for path in (cache / "pixels").iterdir()) == [
-        "name.json", "name.lock", "name.npy",
+        "name.json", "name.npy",
     ]  # fmt: skip
     facts = json.loads((cache / "pixels" / "name.json").read_text())
     assert (facts["images"], facts["size"]) == (90, 4)
@@ -219,3 +221,261 @@ def test_a_disk_without_space_is_seen_before_the_work(monkeypatch: pytest.Monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 5_000_000))
     with pytest.raises(DataError, match=r"need 15\.1 GB in .*, where 0\.0 GB are free\. Set PEFTB"):
         pixels.stored("name", 100_000, 224, picture, title="")
+
+
+def never(row: int) -> np.ndarray:
+    raise AssertionError("an image was decoded again")
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a data set, with the user's cache elsewhere."""
+    monkeypatch.delenv("PEFTBENCH_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(pixels, "_SEEN", {})
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def read(beside: Path, make=picture, count: int = 9) -> np.ndarray:
+    return pixels.stored("name", count, 4, make, title="set", beside=beside)
+
+
+TRUE = np.stack([picture(row) for row in range(9)])
+
+
+def plant(beside: Path, array: np.ndarray) -> Path:
+    """An array with the facts that belong to it, as whoever gave the data could lay it there."""
+    folder = beside / ".peftbench" / "pixels"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "name.npy", array)
+    facts = {"title": "set", "images": len(array), "size": 4, "pillow": "any"}
+    digest = hashlib.sha256((folder / "name.npy").read_bytes()).hexdigest()
+    (folder / "name.json").write_text(json.dumps({**facts, "sha256": digest}))
+    return folder / "name.npy"
+
+
+def test_an_array_that_was_made_here_is_read_without_decoding(beside: Path) -> None:
+    assert np.array_equal(read(beside), TRUE)
+    assert np.array_equal(read(beside, never), TRUE)
+    moved = beside.with_name("moved")
+    beside.rename(moved)  # the array is known by what is in it
+    assert np.array_equal(read(moved, never), TRUE)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(8, 9), slice(0, 1)])
+def test_an_array_that_was_replaced_together_with_its_facts_is_not_used(
+    beside: Path, caplog: pytest.LogCaptureFixture, rows: slice
+) -> None:
+    read(beside)
+    false = TRUE.copy()
+    false[rows] = 255
+    path = plant(beside, false)
+    assert np.array_equal(read(beside), TRUE)
+    assert "has changed since it was made, and is not used" in caplog.text
+    assert np.array_equal(np.load(path), TRUE)
+    assert np.array_equal(read(beside, never), TRUE)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(8, 9), slice(0, 1)])
+def test_an_array_that_came_with_the_data_is_compared_with_all_its_images(
+    beside: Path, caplog: pytest.LogCaptureFixture, rows: slice
+) -> None:
+    false = TRUE.copy()
+    false[rows] = 255
+    path = plant(beside, false)
+    assert np.array_equal(read(beside), TRUE)
+    assert "were not made by you" in caplog.text and "is not used" in caplog.text
+    assert np.array_equal(np.load(path), TRUE)
+
+
+def test_an_array_that_came_with_the_data_and_is_right_is_known_from_then_on(
+    beside: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = plant(beside, TRUE)
+    before = path.stat().st_ino
+    made: list[int] = []
+
+    def counted(row: int) -> np.ndarray:
+        made.append(row)
+        return picture(row)
+
+    assert np.array_equal(read(beside, counted), TRUE)
+    assert sorted(made) == list(range(9)) and path.stat().st_ino == before
+    assert "they are compared with all 9 images, once" in caplog.text
+    assert np.array_equal(read(beside, never), TRUE)
+
+
+def test_bytes_behind_the_rows_are_no_part_of_an_array(beside: Path) -> None:
+    with plant(beside, TRUE).open("ab") as file:
+        file.write(b"more")
+    assert np.array_equal(read(beside), TRUE)
+    assert (beside / ".peftbench/pixels/name.npy").stat().st_size == 128 + TRUE.nbytes
+
+
+@pytest.mark.parametrize("note", ["8", '{"rows": 8, "sha256": ""}'])
+def test_rows_of_a_build_that_came_with_the_data_are_not_gone_on_with(
+    beside: Path, note: str
+) -> None:
+    path = plant(beside, np.full_like(TRUE, 255))
+    path.rename(path.with_suffix(".part"))
+    path.with_suffix(".rows").write_text(note)
+    assert np.array_equal(read(beside), TRUE)
+
+
+def test_rows_that_were_changed_while_a_build_was_stopped_are_made_again(
+    beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "_SAVED_EVERY", 0.0)
+
+    def interrupted(row: int) -> np.ndarray:
+        if row == 6:
+            raise KeyboardInterrupt
+        return picture(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        read(beside, interrupted)
+    part = beside / ".peftbench/pixels/name.part"
+    (note,) = (tmp_path / "home/.cache/peftbench/arrays").glob("*.rows")
+    assert json.loads(note.read_text())["rows"] == 6
+    content = bytearray(part.read_bytes())
+    content[130] ^= 255
+    part.write_bytes(content)
+    assert np.array_equal(read(beside), TRUE)
+
+
+@pytest.mark.parametrize("suffix", [".part", ".lock", ".npy"])
+def test_a_link_in_the_store_leads_to_nothing_that_is_written(beside: Path, suffix: str) -> None:
+    folder = beside / ".peftbench" / "pixels"
+    folder.mkdir(parents=True)
+    precious = beside.parent / "precious"
+    precious.write_text("mine")
+    (folder / f"name{suffix}").symlink_to(precious)
+    assert np.array_equal(read(beside), TRUE)
+    assert precious.read_text() == "mine"
+
+
+def test_a_pipe_in_place_of_an_array_is_not_waited_for(beside: Path) -> None:
+    folder = beside / ".peftbench" / "pixels"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "name.npy")
+    assert np.array_equal(read(beside), TRUE)
+
+
+def test_large_arrays_are_hashed_when_their_file_has_changed(
+    beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "_HASHED_EACH_TIME", 100)
+    read(beside)
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return images.file_digest(path)
+
+    monkeypatch.setattr(pixels, "file_digest", counted)
+    read(beside, never)
+    assert hashed == []
+    path = beside / ".peftbench/pixels/name.npy"
+    status = path.stat()
+    false = TRUE.copy()
+    false[3] = 9
+    with path.open("r+b") as file:
+        file.seek(128)
+        file.write(false.tobytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as if nothing had happened
+    assert np.array_equal(read(beside), TRUE)
+    assert hashed == [path]
+
+
+def test_a_lock_of_another_user_that_can_only_be_read_is_held_all_the_same(
+    beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = beside / ".peftbench" / "pixels"
+    folder.mkdir(parents=True)
+    (folder / "name.lock").touch()
+    allowed = os.access
+    monkeypatch.setattr(
+        os, "access", lambda p, m: not (str(p).endswith(".lock") and m & os.W_OK) and allowed(p, m)
+    )
+    held: list[bool] = []
+
+    def make(row: int) -> np.ndarray:
+        with (folder / "name.lock").open() as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.append(False)
+            except BlockingIOError:
+                held.append(True)
+        return picture(row)
+
+    assert np.array_equal(read(beside, make), TRUE)
+    assert held == [True] * 9
+
+
+def test_a_lock_that_cannot_even_be_read_sends_the_store_to_the_cache(
+    beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = beside / ".peftbench" / "pixels"
+    folder.mkdir(parents=True)
+    (folder / "name.lock").touch()
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda p, m: not str(p).endswith(".lock") and allowed(p, m))
+    assert np.array_equal(read(beside), TRUE)
+    assert (tmp_path / "home/.cache/peftbench/pixels/name.npy").is_file()
+
+
+def test_what_builds_left_behind_is_swept_after_a_week(beside: Path) -> None:
+    folder = beside / ".peftbench" / "pixels"
+    folder.mkdir(parents=True)
+    names = ("old.part", "old.rows", "old.lock", ".old.json.7.tmp", "held.part", "held.lock")
+    for name in (*names, "new.part", "kept.npy"):
+        (folder / name).write_bytes(b"x")
+    for name in (*names, "kept.npy"):
+        os.utime(folder / name, (1, 1))
+    with (folder / "held.lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        read(beside)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"held.part", "held.lock", "new.part", "kept.npy", "name.npy", "name.json"}
+
+
+def test_a_cache_that_cannot_be_written_is_told_of(
+    beside: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "home").write_text("no folder")
+    assert np.array_equal(read(beside), TRUE)
+    assert "Set PEFTBENCH_CACHE to a folder that stays." in caplog.text
+    assert np.array_equal(read(beside, never), TRUE)  # this process knows it
+
+
+def test_verifying_hashes_arrays_of_any_size(beside: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pixels, "_HASHED_EACH_TIME", 100)
+    read(beside)
+    assert pixels.verify(beside) == []
+    path = plant(beside, np.full_like(TRUE, 255))
+    with pytest.raises(DataError, match=r"resized images .*name\.npy have changed since they were"):
+        pixels.verify(beside)
+    path.rename(path.with_name("other.npy"))
+    assert "1 array of resized images beside it were not made here" in pixels.verify(beside)[0]
+
+
+def test_accuracy_does_not_follow_an_array_that_was_replaced(
+    make_folder, small: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PEFTBENCH_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    root = make_folder({"cat": 6, "dog": 6})
+    spec = DatasetSpec("folder", reader="folder", root=str(root))
+    before = np.array(data.load(spec, Phase.FINAL, small).train.images)
+    for path in (root / ".peftbench" / "pixels").glob("*.npy"):
+        false = np.zeros_like(np.load(path))
+        np.save(path, false)
+        facts = json.loads(path.with_suffix(".json").read_text())
+        facts["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.with_suffix(".json").write_text(json.dumps(facts))
+    for home in ("home", "another"):  # who made it, and somebody else
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+        monkeypatch.setattr(pixels, "_SEEN", {})
+        after = data.load(spec, Phase.FINAL, small)
+        assert np.array_equal(after.train.images, before)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import functools
 import gzip
 import io
+import lzma
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -182,3 +186,109 @@ def test_broken_archives_are_named_and_leave_nothing(tmp_path: Path) -> None:
         unpack(changed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.type = size, kind
+    return entry.tobuf(tarfile.USTAR_FORMAT)
+
+
+MEGABYTE = 2**20
+HUGE = 24 * MEGABYTE
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"], ids=["pax", "global", "name", "link"])
+@pytest.mark.parametrize("opener", [open, gzip.open, bz2.open, lzma.open])
+def test_a_huge_header_of_a_tar_is_refused_before_it_is_read(
+    tmp_path: Path, kind: bytes, opener: Callable
+) -> None:
+    path = tmp_path / "a.tar.gz"
+    with opener(path, "wb") as file:
+        file.write(header("a", HUGE, kind))
+        if opener is not open:  # else it is cut short, and refused by its number already
+            for _ in range(HUGE // MEGABYTE):
+                file.write(b"a" * MEGABYTE)
+        file.write(header("b", 0) + bytes(1024))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="headers of more than 1,048,576 bytes for one file"):
+            unpack(path, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 16 * MEGABYTE  # xz alone takes 8
+    finally:
+        tracemalloc.stop()
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_headers_for_one_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    long = header("a", 1000, b"L") + b"n" * 1000 + bytes(24)
+    path.write_bytes(long * 2000 + header("b", 0) + bytes(1024))
+    with pytest.raises(DataError, match=r"headers of more than|no intact archive"):
+        unpack(path, tmp_path / "out")
+
+
+def test_what_is_skipped_of_a_stream_counts_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.bz2"
+    with bz2.open(path, "wb") as file:
+        file.write(header("skipped", 8 * MEGABYTE) + bytes(8 * MEGABYTE))
+        file.write(header("top/a", 1) + b"a".ljust(512, b"\0") + bytes(1024))
+    with pytest.raises(DataError, match=r"unpacks to more than 1,048,576 bytes; refused as a bomb"):
+        unpack(path, tmp_path / "out", strip="top", limits=Limits(MEGABYTE))
+    assert unpack(path, tmp_path / "out", strip="top") == 1
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_a_zip_of_zeros_is_refused_whatever_packs_it(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive, archive.open("a", "w") as file:
+        file.write(bytes(4 * MEGABYTE))
+    with pytest.raises(DataError, match="unpacks to more than 1,048,576 bytes"):
+        unpack(path, tmp_path / "out", limits=Limits(MEGABYTE))
+
+
+PLANTED = (
+    ".peftbench/pixels/0.npy",
+    "./.peftbench/a.json",
+    "a/.peftbench/a.json",
+    "a/b/.Peftbench",
+    ".PEFTBENCH/x",
+    ".peftbench./x",
+    ".peftbench /x",
+    ".peft\u200bbench/x",
+    "\uff0epeftbench/x",
+    "PEFTBE~1/x",
+    ".peftbench::$INDEX_ALLOCATION/x",
+)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("packed", ["a.tar.gz", "a.zip"])
+def test_what_is_trusted_beside_data_cannot_be_planted(
+    tmp_path: Path, name: str, packed: str
+) -> None:
+    files = {"a/0.png": b"x", name: b"y"}
+    make = make_zip if packed.endswith("zip") else functools.partial(make_tar, mode="w:gz")
+    path = make(tmp_path / packed, files)
+    for strip in ("", "a"):
+        with pytest.raises(DataError, match=r"\.peftbench is where what was derived|leads out of"):
+            unpack(path, tmp_path / "out", strip=strip)
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_cannot_be_planted_either(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(header(".peftbench", 0, tarfile.DIRTYPE) + header("a", 0) + bytes(1024))
+    with pytest.raises(DataError, match=r"\.peftbench is where what was derived"):
+        unpack(path, tmp_path / "out")
+
+
+def test_names_that_only_look_like_it_are_taken(tmp_path: Path) -> None:
+    files = {"peftbench/a": b"1", ".peftbench2/b": b"2", "x.peftbench/c": b"3"}
+    assert unpack(make_tar(tmp_path / "a.tar", files), tmp_path / "out") == 3
+
+
+def test_headers_of_many_small_files_are_no_bomb(tmp_path: Path) -> None:
+    files = {f"labels/{number:05d}.txt": b"1" for number in range(300)}
+    path = make_tar(tmp_path / "a.tar.xz", files, "w:xz")
+    assert unpack(path, tmp_path / "out", limits=Limits(30_000)) == 300

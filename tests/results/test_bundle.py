@@ -28,6 +28,8 @@ def runs(make_record):
     for seed in range(3):
         record = make_record(metrics={"test/top1": 0.75, "test/loss": 1 / 3}, error=None)
         record.spec["seed"] = seed
+        told = dataclasses.replace(record.provenance, host="")  # nothing of this machine
+        record = dataclasses.replace(record, provenance=told)
         made.append(dataclasses.replace(record, run_id=run_id_of(record.spec)))
     return made
 
@@ -239,6 +241,11 @@ def test_a_failure_gives_way_to_a_result_and_never_the_other_way_round(root, tmp
 def test_a_record_that_is_not_what_its_run_id_says_is_not_exported(root, runs, tmp_path):
     runs[0].spec["recipe"]["lr"] = 0.5
     ResultsStore(root).add(runs[0], replace=True)
+    made = export_results(root, tmp_path / "others.zip")
+    assert made.runs == 2 and len(made.broken) == 1
+    assert re.search("cannot be exported: its configuration has run id", str(made.broken[0]))
+    for record in runs[1:]:
+        ResultsStore(root).path("lora", record.run_id).unlink()
     with pytest.raises(StoreError, match="cannot be exported: its configuration has run id"):
         export_results(root, tmp_path / "new.zip")
     assert not (tmp_path / "new.zip").exists()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peftbench.data.files import FilePictures, folders, pictures_in
+from peftbench.data.files import FilePictures
 from peftbench.data.layouts.base import Contents, Layout, Rows, add
+from peftbench.data.tree import folders, pictures_in
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec
 

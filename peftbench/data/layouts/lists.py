@@ -78,7 +78,7 @@ def _build_notes(path: Path) -> tuple[str, ...]:
         return ()
     try:
         return tuple(map(str, json.loads(read_text(path))["notes"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} does not say what the folder was built from: {error}.") from error
 
 
@@ -110,7 +110,7 @@ def _read_json(path: Path) -> list[tuple[str, int]]:
         if not isinstance(raw, dict) or not raw:
             raise ValueError("it is no object with entries")
         return [(check_name(name, str(path)), int(label)) for name, label in raw.items()]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path} does not map image paths to class ids: {error}. Fetch it again."
         ) from error

@@ -40,7 +40,7 @@ def splits(folder: Path, counts: Counts = VTAB) -> Splits:
 def _records(folder: Path, split: str, part: str) -> Records:
     stem = f"camelyonpatch_level_2_split_{part}"
     where = folder / f"{stem}_x.h5"
-    labels = np.asarray(hdf5.array(folder / f"{stem}_y.h5", "y")).reshape(-1).tolist()
+    labels = hdf5.whole(folder / f"{stem}_y.h5", "y").reshape(-1).tolist()
 
     @functools.cache
     def images() -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from peftbench.data.files import hidden
 from peftbench.data.raw.base import (
     ORDER_NOTE,
     VTAB,
@@ -23,6 +22,7 @@ from peftbench.data.raw.base import (
     cut_tail,
     located,
 )
+from peftbench.data.tree import hidden
 from peftbench.errors import DataError
 
 NEEDS = below(
@@ -118,7 +118,7 @@ def read_scenes(path: Path) -> list[Scene]:
             )
             for scene in scenes
         ]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise DataError(f"{path} holds no scenes of CLEVR: {error!r}. Fetch it again.") from error
 
 

@@ -24,6 +24,7 @@ from peftbench.data.raw.base import (
     scratch,
 )
 from peftbench.errors import DataError
+from peftbench.untrusted import DAMAGED, READABLE, read_array, read_header
 
 STEM = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64"
 NEED = f"{STEM}.hdf5|{STEM}.npz"
@@ -75,11 +76,11 @@ def _factors(path: Path) -> np.ndarray:
     """The factors of each image as indices: (N, 6), integers."""
     try:
         if path.suffix == ".hdf5":
-            factors = np.asarray(hdf5.array(path, "latents/classes"))
+            factors = hdf5.whole(path, "latents/classes")
         else:
-            with np.load(path, allow_pickle=False) as archive:  # its `metadata` is pickled
-                factors = archive["latents_classes"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            with zipfile.ZipFile(path) as archive:  # its `metadata` is pickled
+                factors = read_array(archive, "latents_classes.npy")
+    except (OSError, *DAMAGED) as error:
         raise _damaged(path, str(error)) from error
     if factors.ndim != 2 or factors.shape[1] != 6 or factors.dtype.kind not in "iu":
         raise _damaged(path, f"latents_classes is {factors.dtype} {factors.shape}")
@@ -110,14 +111,10 @@ def _stored(path: Path, count: int) -> Iterator[np.ndarray]:
 def _zipped(path: Path, count: int) -> Iterator[np.ndarray]:
     with zipfile.ZipFile(path) as archive, archive.open("imgs.npy") as file:
         try:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read(file)
-        except ValueError as error:
+            if archive.getinfo("imgs.npy").compress_type not in READABLE:
+                raise ValueError("imgs.npy is packed in a way that numpy does not write")
+            shape, fortran, dtype = read_header(file, "imgs.npy")
+        except DAMAGED as error:
             raise _damaged(path, str(error)) from error
         _check_images(path, count, (-1,) if fortran else shape, dtype)
         for start in range(0, count, _CHUNK):

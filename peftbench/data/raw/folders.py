@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from peftbench.data.files import folders, pictures_in
 from peftbench.data.raw.base import (
     COPIED_NOTE,
     ORDER_NOTE,
@@ -18,6 +17,7 @@ from peftbench.data.raw.base import (
     cut_one,
     located,
 )
+from peftbench.data.tree import folders, pictures_in
 from peftbench.errors import DataError
 
 TRAIN_PERCENT, VAL_PERCENT = 60, 20

@@ -25,6 +25,7 @@ from peftbench.data.raw.tfrecord import Span, spans
 from peftbench.errors import DataError
 
 INFO = "dataset_info.json"
+MOST_RECORDS = 10**7  # dSprites, the largest task, has 737,280
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of the names of shards
 VERSION = "[0-9]*.[0-9]*.[0-9]*"
 
@@ -82,7 +83,11 @@ def prepared(folder: Path) -> Prepared:
         }
         if not re.fullmatch(r"\w+", name) or any(min(c, default=0) < 0 for c in lengths.values()):
             raise ValueError(f"the name {name!r} or a length")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if sum(map(sum, lengths.values())) > MOST_RECORDS:
+            raise ValueError(f"it has more than {MOST_RECORDS:,} records")
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
         raise DataError(
             f"{path} does not describe a prepared data set: {error!r}. Prepare it again with "
             "TensorFlow Datasets."

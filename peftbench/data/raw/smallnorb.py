@@ -24,6 +24,7 @@ from peftbench.data.raw.base import (
     located,
     scratch,
 )
+from peftbench.data.unpack import Limits
 from peftbench.errors import DataError
 
 STEMS = {
@@ -134,8 +135,12 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _unzipped(path: Path) -> Iterator[bytes]:
+    room = Limits.of(path).bytes
     with gzip.open(path) as file:
         while chunk := file.read(1 << 22):
+            room -= len(chunk)
+            if room < 0:
+                raise DataError(f"{path} unpacks to far more than was published. Fetch it again.")
             yield chunk
 
 

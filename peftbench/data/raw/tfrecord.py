@@ -18,6 +18,7 @@ from peftbench.errors import DataError
 ALL = 0xFFFFFFFF
 MASK = 0xA282EAD8
 LONGEST = 1 << 28  # bytes; a greater length is damage, not an image
+MOST_VALUES = 1 << 20  # of a feature, or fields of a message: each becomes an object of its own
 
 
 @functools.cache
@@ -135,8 +136,10 @@ def example(data: bytes) -> Features:
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
     """Numbers and values of the fields of a message in protobuf's wire format."""
-    position = 0
+    position = count = 0
     while position < len(message):
+        count += 1
+        _check_count(count)
         key, position = _varint(message, position)
         kind = key & 7
         if kind == 0:
@@ -174,9 +177,15 @@ def _bytes(value: bytes | int) -> bytes:
     return value
 
 
+def _check_count(count: int) -> None:
+    if count > MOST_VALUES:
+        raise ValueError(f"it has more than {MOST_VALUES:,} values")
+
+
 def _floats(value: bytes) -> list[float]:
     if len(value) % 4:
         raise ValueError("a number is cut short")
+    _check_count(len(value) // 4)
     return list(struct.unpack(f"<{len(value) // 4}f", value))
 
 
@@ -184,8 +193,10 @@ def _numbers(value: bytes | int) -> Iterator[int]:
     if isinstance(value, int):
         yield _signed(value)
         return
-    position = 0
+    position = count = 0
     while position < len(value):
+        count += 1
+        _check_count(count)
         number, position = _varint(value, position)
         yield _signed(number)
 

@@ -1,0 +1,442 @@
+"""Pickles read as data: a small machine that follows the opcodes and never calls what a file names.
+
+Names of classes and functions stay names. Tensors and numpy arrays become descriptions that are
+held against the bytes that the file has before anything is made of them; objects of other classes
+become `Inert`. So a training script's arguments do not stand in the way of its weights, and nothing
+in a file can run.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+MOST_DIMENSIONS = 16
+STDLIB_DATA = (  # of the standard library, only these hold nothing but data
+    "argparse.Namespace",
+    "collections.",
+    "copyreg._reconstructor",
+    "copyreg.__newobj__",
+    "datetime.",
+    "decimal.Decimal",
+    "enum.",
+    "fractions.Fraction",
+    "functools.partial",
+    "operator.getitem",
+    "pathlib.",
+    "types.SimpleNamespace",
+    "typing.",
+    "uuid.UUID",
+    "_codecs.encode",
+    *(
+        f"builtins.{name}"
+        for name in (
+            *("set", "frozenset", "dict", "list", "tuple", "complex", "bytearray", "bytes"),
+            *("slice", "range", "int", "float", "str", "bool", "object", "type", "getattr"),
+        )
+    ),
+)
+PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
+MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
+INERT_CALLS = re.compile(  # functions and types that stand for a value which weights do not need
+    r"numpy\.(core|_core)\.multiarray\.scalar|numpy\.dtypes\..*|numpy\.random\..*"
+    r"|torch\.(Size|device|Generator|finfo|iinfo)|torch\.serialization\._get_layout"
+    r"|(argparse|datetime|decimal|enum|fractions|functools|pathlib|types|typing|uuid)\..*"
+    r"|operator\.getitem|collections\.deque"
+    r"|builtins\.(complex|bytearray|bytes|slice|range|int|float|str|bool|object)"
+)
+
+
+class Refused(ValueError):
+    """The pickle asks for something that is no data; the text names it."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """A class or function that a pickle names; it is never imported."""
+
+    module: str
+    qualified: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.qualified}"
+
+
+@dataclass(eq=False)
+class Inert:
+    """What a pickle says about an object of a class that is not rebuilt."""
+
+    name: Name
+    arguments: tuple[Any, ...] = ()
+    items: dict[Any, Any] = field(default_factory=dict)
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of numbers outside of the pickle."""
+
+    key: str
+    kind: str  # torch's name of the storage class, such as FloatStorage
+    numbers: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A view of a storage, as `torch.as_strided` takes it; all in numbers of its dtype."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str  # torch's name of it; empty: that of the storage
+
+
+@dataclass(eq=False)
+class PickledArray:
+    """A numpy array whose bytes lie in the pickle itself."""
+
+    shape: tuple[int, ...] = ()
+    dtype: str = ""  # such as <f4; empty: not numbers
+    fortran: bool = False
+    data: bytes = b""
+
+
+class _Mark:
+    pass
+
+
+def read(file: IO[bytes], stored: Callable[[Any], Storage]) -> Any:
+    """The next pickle of `file` as data; `stored` describes what a persistent id means.
+
+    Raises:
+        Refused: it calls a function, or names a part of the standard library that is no data.
+        ValueError: it is damaged.
+    """
+    try:
+        return _run(file, stored)
+    except ValueError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+    ) as e:
+        raise ValueError(f"the pickle in it is damaged: {type(e).__name__}") from e
+
+
+def _run(file: IO[bytes], stored: Callable[[Any], Storage]) -> Any:
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+
+    def above_mark() -> list[Any]:
+        for i in range(len(stack) - 1, -1, -1):
+            if isinstance(stack[i], _Mark):
+                values = stack[i + 1 :]
+                del stack[i:]
+                return values
+        raise ValueError("the pickle in it is damaged: no mark")
+
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
+        if name in ("PROTO", "FRAME"):
+            continue
+        if name == "STOP":
+            return stack.pop()
+        if name == "MARK":
+            stack.append(_Mark())
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name]())
+        elif name in VALUES:
+            stack.append(argument)
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            count = int(name[-1])
+            if len(stack) < count:
+                raise ValueError("the pickle in it is damaged: the stack is too short")
+            values = tuple(stack[-count:])
+            del stack[-count:]
+            stack.append(values)
+        elif name in GATHERED:
+            stack.append(GATHERED[name](above_mark()))
+        elif name == "DICT":
+            values = above_mark()
+            stack.append(dict(zip(values[::2], values[1::2], strict=True)))
+        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+            values = [stack.pop()] if name == "APPEND" else above_mark()
+            _extend(stack[-1], values)
+        elif name in ("SETITEM", "SETITEMS"):
+            if name == "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                values = [key, value]
+            else:
+                values = above_mark()
+            _set_items(stack[-1], values)
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "POP":
+            stack.pop()
+        elif name == "POP_MARK":
+            above_mark()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "GLOBAL":
+            module, _, qualified = argument.partition(" ")
+            stack.append(_named(module, qualified))
+        elif name == "STACK_GLOBAL":
+            qualified, module = stack.pop(), stack.pop()
+            stack.append(_named(module, qualified))
+        elif name in ("BINPERSID", "PERSID"):
+            stack.append(stored(stack.pop() if name == "BINPERSID" else argument))
+        elif name == "REDUCE":
+            arguments, called = stack.pop(), stack.pop()
+            stack.append(_call(called, arguments))
+        elif name in ("NEWOBJ", "NEWOBJ_EX"):
+            if name == "NEWOBJ_EX":
+                stack.pop()
+            arguments, called = stack.pop(), stack.pop()
+            stack.append(_instance(called, arguments))
+        elif name == "BUILD":
+            state = stack.pop()
+            _set_state(stack[-1], state)
+        elif name == "INST":
+            module, _, qualified = argument.partition(" ")
+            stack.append(_instance(_named(module, qualified), tuple(above_mark())))
+        elif name == "OBJ":
+            called, *rest = above_mark()
+            stack.append(_instance(called, tuple(rest)))
+        else:
+            raise Refused(f"the pickle in it uses {name}, which weights do not need")
+    raise ValueError("the pickle in it has no end")
+
+
+CONSTANTS: Mapping[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+}
+GATHERED: Mapping[str, Callable[[list[Any]], Any]] = {
+    "TUPLE": tuple,
+    "LIST": list,
+    "FROZENSET": frozenset,
+}
+VALUES = frozenset(
+    (
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8"),
+        *("SHORT_BINUNICODE", "BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "BYTEARRAY8"),
+    )
+)
+
+
+def _named(module: Any, qualified: Any) -> Name:
+    if not isinstance(module, str) or not isinstance(qualified, str):
+        raise ValueError("the pickle in it is damaged: a class without a name")
+    name = Name(PYTHON_2.get(module, module), qualified)
+    top = name.module.partition(".")[0]
+    data = any(
+        str(name) == known or (known.endswith(".") and str(name).startswith(known))
+        for known in STDLIB_DATA
+    )
+    if top in sys.stdlib_module_names and top != "__main__" and not data:
+        raise Refused(f"it holds code: {name}")
+    return name
+
+
+def _is_class(name: Name) -> bool:
+    """Whether a name outside of the standard library is written as classes are."""
+    return name.qualified.rpartition(".")[2].lstrip("_")[:1].isupper()
+
+
+def _instance(called: Any, arguments: Any) -> Any:
+    if not isinstance(called, Name) or not isinstance(arguments, tuple):
+        raise ValueError("the pickle in it is damaged: an object without a class")
+    if str(called) in MAPPINGS:
+        return {}
+    return Inert(called, arguments)
+
+
+def _call(called: Any, arguments: Any) -> Any:
+    """What `called(*arguments)` stands for, where that is data; nothing is called."""
+    if not isinstance(called, Name):
+        raise Refused("it holds code: a call of something that has no name")
+    if not isinstance(arguments, tuple):
+        raise ValueError("the pickle in it is damaged: a call without arguments")
+    full = str(called)
+    builder = BUILDERS.get(full)
+    if builder is not None:
+        return builder(*arguments)
+    if full in MAPPINGS:
+        return {}
+    if INERT_CALLS.fullmatch(full) or (
+        called.module.partition(".")[0] not in sys.stdlib_module_names and _is_class(called)
+    ):
+        return Inert(called, arguments)
+    raise Refused(f"it holds code: a call of {full}")
+
+
+def _extend(target: Any, values: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(values)
+    elif isinstance(target, set):
+        target.update(values)
+    elif not isinstance(target, Inert):
+        raise ValueError("the pickle in it is damaged: it appends to what is no list")
+
+
+def _set_items(target: Any, values: list[Any]) -> None:
+    pairs = dict(zip(values[::2], values[1::2], strict=True))
+    if isinstance(target, dict):
+        target.update(pairs)
+    elif isinstance(target, Inert):
+        target.items.update(pairs)
+    else:
+        raise ValueError("the pickle in it is damaged: it sets items of what has none")
+
+
+def _set_state(target: Any, state: Any) -> None:
+    if isinstance(target, Name):
+        raise Refused(f"it holds code: it changes {target}")
+    if isinstance(target, Inert):
+        target.state = state
+    elif isinstance(target, PickledArray):
+        _fill_array(target, state)
+
+
+def _fill_array(array: PickledArray, state: Any) -> None:
+    shape, dtype, fortran, data = state[-4:]
+    if isinstance(data, bytes | bytearray) and isinstance(dtype, Inert):
+        array.shape = _sizes(shape)
+        array.dtype = _numpy_dtype(dtype)
+        array.fortran = bool(fortran)
+        array.data = bytes(data)
+
+
+def _numpy_dtype(dtype: Inert) -> str:
+    """Such as <f4; empty for everything that is not plain numbers."""
+    code = dtype.arguments[0] if dtype.arguments else ""
+    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "|"
+    if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]", code):
+        return ""
+    return f"{order if order in ('<', '>', '|') else '='}{code}"
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if isinstance(values, Inert):  # torch.Size
+        values = values.arguments[0]
+    sizes = tuple(values)
+    if len(sizes) > MOST_DIMENSIONS or any(type(v) is not int or v < 0 for v in sizes):
+        raise ValueError(f"a tensor in it has the shape {str(sizes)[:60]}")
+    return sizes
+
+
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype: str = ""
+) -> StoredTensor:
+    """A tensor that lies within its storage and repeats none of its numbers."""
+    shape, steps = _sizes(size), _sizes(stride)
+    if not isinstance(storage, Storage) or len(shape) != len(steps) or type(offset) is not int:
+        raise ValueError("a tensor in it is damaged")
+    numbers = math.prod(shape)
+    last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
+    if offset < 0 or numbers > storage.numbers or (numbers and last >= storage.numbers):
+        raise ValueError(
+            f"a tensor in it has the shape {shape}, and its storage only {storage.numbers:,} numbers"
+        )
+    return StoredTensor(storage, offset, shape, steps, dtype)
+
+
+def _typed_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> StoredTensor:
+    """As newer dtypes are saved: the storage counts bytes."""
+    width = WIDTHS[dtype.qualified]
+    if not isinstance(storage, Storage):
+        raise ValueError("a tensor in it is damaged")
+    counted = Storage(storage.key, storage.kind, storage.numbers // width)
+    return _tensor(counted, offset, size, stride, dtype=dtype.qualified)
+
+
+def _of_subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+    return _call(function, arguments)
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _reconstructed(kind: Any, *_: Any) -> Any:
+    return PickledArray()
+
+
+def _array_from_buffer(
+    buffer: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any
+) -> PickledArray:
+    data = bytes(buffer) if isinstance(buffer, bytes | bytearray) else b""
+    return PickledArray(_sizes(shape), _numpy_dtype(dtype), order == "F", data)
+
+
+def _dtype(*arguments: Any) -> Inert:
+    return Inert(Name("numpy", "dtype"), arguments)
+
+
+def _encoded(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
+    if encoding not in ("latin1", "latin-1", "utf-8", "utf8"):
+        raise ValueError("the pickle in it is damaged: an unknown encoding")
+    return bytes(text.encode(encoding))
+
+
+def _attribute(owner: Any, attribute: Any, *_: Any) -> Name:
+    if not isinstance(owner, Name) or not isinstance(attribute, str):
+        raise Refused("it holds code: a call of getattr")
+    return _named(owner.module, f"{owner.qualified}.{attribute}")
+
+
+def _object_of(kind: Any, *_: Any) -> Any:
+    return _instance(kind, ())
+
+
+WIDTHS = {  # bytes of a number of torch's dtypes
+    **dict.fromkeys(("float64", "int64", "complex64", "uint64"), 8),
+    **dict.fromkeys(("float32", "int32", "uint32"), 4),
+    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
+    **dict.fromkeys(("int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2"), 1),
+    "complex128": 16,
+}
+BUILDERS: Mapping[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _of_subclass,
+    "numpy.core.multiarray._reconstruct": _reconstructed,
+    "numpy._core.multiarray._reconstruct": _reconstructed,
+    "numpy.core.numeric._frombuffer": _array_from_buffer,
+    "numpy._core.numeric._frombuffer": _array_from_buffer,
+    "numpy.dtype": _dtype,
+    "_codecs.encode": _encoded,
+    "builtins.getattr": _attribute,
+    "builtins.set": lambda values=(), *_: set(values),
+    "builtins.frozenset": lambda values=(), *_: frozenset(values),
+    "builtins.list": lambda values=(), *_: list(values),
+    "builtins.tuple": lambda values=(), *_: tuple(values),
+    "builtins.dict": lambda values=(), *_: dict(values),
+    "copyreg._reconstructor": _object_of,
+    "copyreg.__newobj__": _object_of,
+}
