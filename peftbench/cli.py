@@ -572,6 +572,8 @@ def _one_line(error: BaseException) -> str:
             parent = link.parent_node
             known = list(parent.keys()) if OmegaConf.is_dict(parent) else []
             text = str(unknown_name(f"key in {prefix}:" if prefix else "key", key, map(str, known)))
+            if f"{prefix}.".startswith("tuner.space."):  # open to every key of a run
+                text += f" To search over another key, put + in front: +{link.full_key}."
             return text
         if isinstance(link, ValidationError) and link.full_key:
             first = str(link).strip().splitlines()[0]
