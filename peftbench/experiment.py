@@ -506,8 +506,19 @@ class BestOnTest:
         return {"best": best, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            ValueError: it is not the best epoch of such a run.
+        """
         best = state["best"]
+        if best is not None:
+            own = {name: tensor.shape for name, tensor in self.tuned.state().items()}
+            shapes = {name: tensor.shape for name, tensor in best["state"].items()}
+            if best["epoch"] not in self.epochs or shapes != own:
+                raise ValueError("its best epoch is none of this run")
+            if best["logits"].shape != (len(self.labels), self.num_classes):
+                raise ValueError("the logits of its best epoch are of another shape")
         self.best = best and _Best(best["epoch"], Predictions(best["logits"]), best["state"])
         self.last = state["last"]
 
@@ -544,8 +555,17 @@ class LooksOnVal:
         return {"values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.values = state["values"]
+        """Go on from there.
+
+        Raises:
+            ValueError: these are not looks of such a run.
+        """
+        values = state["values"]
+        if not values.keys() <= self.bounds.keys():
+            raise ValueError("its looks are at other epochs")
+        if not all(isinstance(value, float) for value in values.values()):
+            raise ValueError("its looks are no accuracies")
+        self.values = values
 
 
 def _report_split(splits: data.Splits) -> tuple[np.ndarray, np.ndarray]:

@@ -177,6 +177,8 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the name of a file that is gone by now
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
@@ -222,6 +224,8 @@ def _check_like(fresh: Any, found: Any, path: str) -> None:
             raise ValueError(f"{path} is of another length")
         for index, value in enumerate(fresh):
             _check_like(value, found[index], f"{path}.{index}")
+    elif isinstance(fresh, float) and type(found) in (int, float):
+        pass
     elif fresh is not None and type(found) is not type(fresh):
         raise ValueError(f"{path} is of another type")
     _check_finite(found, path)

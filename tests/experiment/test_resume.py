@@ -288,7 +288,8 @@ def test_a_state_that_cannot_be_saved_is_noted_and_training_goes_on(
     monkeypatch.setattr(checkpoint, "save_file", full)
     record = experiment.run(SPEC, store, saving=Saving(steps=2))
     place = store.root / "checkpoints"
-    assert record.notes == [f"its state could not be saved in {place}: {error}"]
+    reason = getattr(error, "strerror", None) or str(error)
+    assert record.notes == [f"its state could not be saved in {place}: {reason}"]
     assert outcome(record, store) | {"notes": []} == whole
     assert checkpoints(store) == []
 
