@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
+from peftbench.results.privacy import public
 from peftbench.spec import BackboneSpec
 from peftbench.untrusted import printable
 
@@ -89,6 +90,22 @@ def parse(data: bytes) -> dict[str, Any]:
     return dict(card)
 
 
+def shared(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A card as it leaves the machine: files and folders by name, no hosts, no users."""
+    copied = public(card)
+    for parts, key in (
+        (("spec", "backbone"), "checkpoint"),
+        (("spec", "dataset"), "root"),
+        (("provenance",), "backbone_source"),
+    ):
+        place: Any = copied
+        for part in parts:
+            place = place.get(part) if isinstance(place, dict) else None
+        if isinstance(place, dict) and isinstance(place.get(key), str):
+            place[key] = file_name(place[key])  # a relative path tells of folders too
+    return copied
+
+
 def require(card: Mapping[str, Any], fields: Mapping[str, type]) -> None:
     """Raise `ValueError` unless each of `fields`, named by its path, is there and of its type."""
     for path, kind in fields.items():
@@ -99,6 +116,21 @@ def require(card: Mapping[str, Any], fields: Mapping[str, type]) -> None:
             value = value[name]
         if type(value) is not kind:
             raise ValueError(f"its {path} is {_shown(value)}")
+
+
+def check_numbers(card: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless metrics and statistics of pixels are numbers (a metric, or null)."""
+    pixels = card["provenance"]["preprocessing"]
+    for key in ("mean", "std"):
+        if len(pixels[key]) != 3 or not all(map(_is_number, pixels[key])):
+            raise ValueError(f"its provenance.preprocessing.{key} is no list of three numbers")
+    for name, value in card["metrics"].items():
+        if value is not None and not _is_number(value):
+            raise ValueError(f"its metric {_shown(name)} is {_shown(value)}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9
 
 
 def image_size(card: Mapping[str, Any]) -> int:

@@ -235,6 +235,11 @@ def _parser() -> argparse.ArgumentParser:
         "--merged", action="store_true", help="the whole model, as timm builds it, in one file"
     )
     export.add_argument("--out", metavar="DIR", help="a new folder; exports/METHOD-RUN_ID if left")
+    export.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="with --merged, the local weights of the run where they lie now",
+    )
     _add_results(export)
     export.set_defaults(command=_export)
 
@@ -591,6 +596,8 @@ def _one_line(error: BaseException) -> str:
             parent = link.parent_node
             known = list(parent.keys()) if OmegaConf.is_dict(parent) else []
             text = str(unknown_name(f"key in {prefix}:" if prefix else "key", key, map(str, known)))
+            if f"{prefix}.".startswith("tuner.space."):  # open to every key of a run
+                text += f" To search over another key, put + in front: +{link.full_key}."
             return text
         if isinstance(link, ValidationError) and link.full_key:
             first = str(link).strip().splitlines()[0]
@@ -694,7 +701,13 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from peftbench.export import export
 
-    folder = export(options.run_id, options.results_dir, options.out, merged=options.merged)
+    folder = export(
+        options.run_id,
+        options.results_dir,
+        options.out,
+        merged=options.merged,
+        checkpoint=options.checkpoint,
+    )
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", flush=True)
     return OK
 

@@ -119,7 +119,7 @@ def run(
             if stored is not None and not force:
                 return stored
             if force:
-                state.unlink(missing_ok=True)
+                _remove(state)
             draft = Draft(spec, started=_now(), fields={"tuning": tuning})
             logger.start(spec.run_id, spec.describe())
             # a rerun that fails must not leave its files beside the record of an earlier success
@@ -141,7 +141,7 @@ def run(
                 record = draft.record()
                 store.add(record)
                 if draft.status not in TAKEN_UP:
-                    state.unlink(missing_ok=True)
+                    _remove(state)
             finally:
                 shutil.rmtree(scratch.root, ignore_errors=True)
                 with contextlib.suppress(OSError):
@@ -231,6 +231,12 @@ def check(spec: RunSpec, device: str, threads: int | None) -> torch.device:
     spec.train_size(image_size(spec.backbone))
     check_threads(threads)
     return choose_device(device)
+
+
+def _remove(state: Path) -> None:
+    """Remove a checkpoint; what cannot be removed, such as a folder of its name, is no failure."""
+    with contextlib.suppress(OSError):
+        state.unlink(missing_ok=True)
 
 
 def _move(made: Path, place: Path) -> None:
@@ -359,8 +365,8 @@ def _measure(
     if fitted.steps:  # none is left where a run was killed after its last one
         _check_executed(tuned_model)
     seconds_train = time.perf_counter() - clock_train + fitted.seconds_before
-    if checkpoints is not None and checkpoints.note is not None:
-        draft.fields["notes"].append(checkpoints.note)
+    if checkpoints is not None:
+        draft.fields["notes"] += checkpoints.notes
     peak = cost.peak_bytes(device)
 
     clock_report = time.perf_counter()
@@ -508,8 +514,19 @@ class BestOnTest:
         return {"best": best, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            ValueError: it is not the best epoch of such a run.
+        """
         best = state["best"]
+        if best is not None:
+            own = {name: tensor.shape for name, tensor in self.tuned.state().items()}
+            shapes = {name: tensor.shape for name, tensor in best["state"].items()}
+            if best["epoch"] not in self.epochs or shapes != own:
+                raise ValueError("its best epoch is none of this run")
+            if best["logits"].shape != (len(self.labels), self.num_classes):
+                raise ValueError("the logits of its best epoch are of another shape")
         self.best = best and _Best(best["epoch"], Predictions(best["logits"]), best["state"])
         self.last = state["last"]
 
@@ -546,8 +563,17 @@ class LooksOnVal:
         return {"values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.values = state["values"]
+        """Go on from there.
+
+        Raises:
+            ValueError: these are not looks of such a run.
+        """
+        values = state["values"]
+        if not values.keys() <= self.bounds.keys():
+            raise ValueError("its looks are at other epochs")
+        if not all(isinstance(value, float) for value in values.values()):
+            raise ValueError("its looks are no accuracies")
+        self.values = values
 
 
 def _report_split(splits: data.Splits) -> tuple[np.ndarray, np.ndarray]:

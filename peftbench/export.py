@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,23 +16,38 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peftbench import api, tuned
+from peftbench import card as cards
 from peftbench.backbones.load import construction
 from peftbench.errors import ConfigError, WeightsError
 from peftbench.registry import unknown_name
 from peftbench.results.disk import explained, full_number
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore, current
-from peftbench.spec import BackboneSpec, Phase
+from peftbench.spec import Phase
+from peftbench.untrusted import check_plain_file, printable
 
 LISTED_CLASSES = 20  # names in the README of a folder; its card holds all
+# what Markdown or HTML takes for markup, as references that show the character
+ENTITIES = {character: f"&#{ord(character)};" for character in "\\`*[]|~$#!@"} | {
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+}
+AUTOLINK = re.compile(r"(?:https?|ftp|mailto|xmpp):|www\.", re.IGNORECASE)
 
 
 def export(
-    run_id: str, results_dir: Path | str, out: Path | str | None = None, *, merged: bool = False
+    run_id: str,
+    results_dir: Path | str,
+    out: Path | str | None = None,
+    *,
+    merged: bool = False,
+    checkpoint: Path | str | None = None,
 ) -> Path:
     """The new folder `out` with the tuned task of a run, or with its merged model.
 
-    `run_id` may be a unique beginning of one.
+    `run_id` may be a unique beginning of one. Merging a run on local weights reads them where they
+    were, or from `checkpoint`; nothing else in the folder says where that is.
 
     Raises:
         ConfigError: no such run, several, one that failed, or `out` exists.
@@ -46,21 +62,26 @@ def export(
             f"{source / tuned.TASK} does not exist: the record is here without its files. Run the "
             "task again with force=true."
         )
-    card = tuned.read_card(source)
+    card = _card(source)
     name = f"{record.spec['method']['name']}-{record.run_id}{'-merged' if merged else ''}"
     folder = Path("exports") / name if out is None else Path(out)
     if folder.exists():
         raise ConfigError(f"{folder} exists already. Remove it or choose another --out.")
-    state = _merged_state(source) if merged else None
+    state = None
+    if merged:
+        recorded = record.spec["backbone"].get("checkpoint")
+        state = _merged_state(source, recorded if checkpoint is None else checkpoint)
     with _new_folder(folder) as part:
         if state is None:
             card = {"kind": "task", **card}
+            check_plain_file(source / tuned.TASK)
             shutil.copyfile(source / tuned.TASK, part / tuned.TASK)
         else:
             card = {"kind": "merged", "timm": _construction(card), **card}
             save_file(state, part / tuned.MERGED, metadata={"run_id": record.run_id})
-        text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-        (part / tuned.CARD).write_text(text, encoding="utf-8")
+        data = tuned.card_bytes(card)
+        card = json.loads(data)  # as it leaves the machine
+        (part / tuned.CARD).write_bytes(data)
         (part / "README.md").write_text(model_card(card), encoding="utf-8")
     return folder
 
@@ -89,9 +110,26 @@ def find(store: ResultsStore, run_id: str) -> RunRecord:
     return record
 
 
-def _merged_state(source: Path) -> dict[str, Tensor]:
+def _card(source: Path) -> dict[str, Any]:
+    """The card of a run, with all that the README of an exported folder tells.
+
+    Raises:
+        WeightsError: there is none, or it lacks something.
+    """
+    card = {key: value for key, value in tuned.read_card(source).items() if key != "kind"}
+    try:
+        cards.require(card, cards.README_FIELDS)
+        cards.check_numbers(card)
+    except ValueError as e:
+        raise WeightsError(
+            f"{source / tuned.CARD} is not a readable card: {e}. Run the task again."
+        ) from e
+    return card
+
+
+def _merged_state(source: Path, checkpoint: Path | str | None) -> dict[str, Tensor]:
     """Tensors of the plain model that computes what the task in `source` does."""
-    task = api.load(source)
+    task = api.load(source, checkpoint)
     assert isinstance(task, api.TunedModel)
     # safetensors refuses tensors that share memory
     return {name: t.detach().clone() for name, t in api.merge(task).state_dict().items()}
@@ -99,7 +137,7 @@ def _merged_state(source: Path) -> dict[str, Tensor]:
 
 def _construction(card: dict[str, Any]) -> dict[str, Any]:
     """What `timm.create_model` needs to build the architecture of a task."""
-    architecture, options = construction(BackboneSpec(**card["spec"]["backbone"]))
+    architecture, options = construction(cards.backbone(card))
     num_classes = len(card["classes"])
     return {"architecture": architecture, "num_classes": num_classes, "kwargs": options}
 
@@ -114,7 +152,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         for path in part.iterdir():
             path.chmod(0o644)  # safetensors writes for the owner alone
         part.rename(folder)
-    except (OSError, SafetensorError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         if full_number(e) is not None:
             raise explained(e, folder) from e
         raise ConfigError(f"{folder} cannot be written: {e}. Choose another --out.") from e
@@ -123,33 +161,66 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def model_card(card: dict[str, Any]) -> str:
-    """The README of an exported folder."""
+    """The README of an exported folder; no text in it is taken for Markdown or HTML."""
     spec, origin = card["spec"], card["provenance"]
     method, backbone, pixels = spec["method"], spec["backbone"], origin["preprocessing"]
     options = ", ".join(f"{k}={v}" for k, v in method["hyperparameters"].items()) or "none"
     classes = card["classes"]
     names = ", ".join(classes[:LISTED_CLASSES]) + (", ..." if len(classes) > LISTED_CLASSES else "")
     rows = {
-        "method": f"{card['method_card']['title']} ({method['name']}; {options})",
-        "paper": card["method_card"]["paper"],
-        "backbone": f"`{backbone['name']}`, SHA-256 `{origin['backbone_sha256']}`",
-        "data": f"{spec['dataset']['name']}, manifest `{spec['dataset']['manifest'][:12]}`",
-        "classes": f"{len(classes)}: {names}",
+        "method": escaped(f"{card['method_card']['title']} ({method['name']}; {options})"),
+        "paper": escaped(card["method_card"]["paper"]),
+        "backbone": _weights(backbone, origin["backbone_sha256"]),
+        "data": f"{escaped(spec['dataset']['name'])}, manifest "
+        f"{code(spec['dataset']['manifest'][:12])}",
+        "classes": f"{len(classes)}: {escaped(names)}",
         **_accuracy(card["metrics"]),
-        "input": f"RGB in [0, 1], {pixels['size']} x {pixels['size']} pixels by {pixels['resize']} "
-        f"and {pixels['interpolation']}; mean {pixels['mean']}, standard deviation {pixels['std']}",
-        "made by": f"peftbench {origin['peftbench']}, run `{card['run_id']}`",
+        "input": f"{_input(pixels)}; mean {pixels['mean']}, standard deviation {pixels['std']}",
+        "made by": f"peftbench {escaped(origin['peftbench'])}, run {code(card['run_id'])}",
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    title = f"{method['name']}, {backbone['title'] or backbone['name']}, {spec['dataset']['name']}"
-    return f"# {title}\n\n| | |\n| --- | --- |\n{table}\n## Use\n\n{_usage(card)}"
+    title = f"{method['name']}, {backbone.get('title') or backbone['name']}, "
+    title += spec["dataset"]["name"]
+    return f"# {escaped(title)}\n\n| | |\n| --- | --- |\n{table}\n## Use\n\n{_usage(card)}"
 
 
-def _accuracy(metrics: dict[str, float]) -> dict[str, str]:
+def _weights(backbone: dict[str, Any], sha256: str) -> str:
+    """Which backbone a task was tuned on."""
+    if backbone.get("checkpoint") is None:
+        return f"{code(backbone['name'])}, SHA-256 {code(sha256)}"
+    return (
+        f"the weights in the file {code(cards.file_name(backbone['checkpoint']))} (SHA-256 "
+        f"{code(backbone.get('checkpoint_sha256', ''))}) on the architecture of "
+        f"{code(backbone['name'])}; SHA-256 of the tensors {code(sha256)}"
+    )
+
+
+def _input(pixels: dict[str, Any]) -> str:
+    side = pixels["size"]
+    how = f"{pixels['resize']} and {pixels['interpolation']}"
+    return f"RGB in [0, 1], {side} x {side} pixels by {escaped(how)}"
+
+
+def escaped(text: str) -> str:
+    """`text` as one line of plain words in Markdown: no markup, HTML, cell, link or control."""
+    plain = "".join(ENTITIES.get(character, character) for character in printable(text))
+    # inside a word an underscore is a letter
+    plain = re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", plain)
+    return AUTOLINK.sub(lambda m: m[0][:-1] + f"&#{ord(m[0][-1])};", plain)
+
+
+def code(text: str) -> str:
+    """`text` as Markdown code, or as escaped words where it would end the code or a cell."""
+    plain = printable(text)
+    return escaped(text) if not plain or set(plain) & set("`|<") else f"`{plain}`"
+
+
+def _accuracy(metrics: dict[str, float | None]) -> dict[str, str]:
+    found = {split: metrics.get(f"{split}/top1") for split in ("test", "val")}
     return {
-        f"{split} accuracy": f"{100 * metrics[f'{split}/top1']:.2f} % top-1"
-        for split in ("test", "val")
-        if f"{split}/top1" in metrics
+        f"{split} accuracy": f"{100 * value:.2f} % top-1"
+        for split, value in found.items()
+        if value is not None
     }
 
 
@@ -167,12 +238,15 @@ def _usage(card: dict[str, Any]) -> str:
             f"model.load_state_dict(load_file({tuned.MERGED!r}))\n"
             "```\n"
         )
+    local = card["spec"]["backbone"].get("checkpoint") is not None
+    given, source = ', checkpoint="PATH"' if local else "", "from where its name says"
+    if local:
+        source = "from the file above, which is not in this folder (its SHA-256 is checked)"
     return (
-        f"`{tuned.TASK}` holds the tuned tensors and the head; the backbone comes from where its "
-        "name says.\n\n"
+        f"`{tuned.TASK}` holds the tuned tensors and the head; the backbone comes {source}.\n\n"
         "```python\n"
         "import peftbench as pb\n\n"
-        'model = pb.load("FOLDER")  # ready, in eval mode\n'
+        f'model = pb.load("FOLDER"{given})  # ready, in eval mode\n'
         'tuned = pb.attach(backbone, "FOLDER")  # or onto a bare timm backbone in memory\n'
         "backbone = pb.detach(tuned)  # for the next task\n"
         "```\n"

@@ -15,7 +15,6 @@ from peftbench import tensors
 from peftbench.errors import WeightsError
 from peftbench.methods.base import Tuned
 from peftbench.results.disk import writing
-from peftbench.results.privacy import public
 from peftbench.results.store import write_atomic
 from peftbench.untrusted import read_bounded
 
@@ -42,9 +41,7 @@ def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
 
 def card_bytes(card: dict[str, Any]) -> bytes:
     """The file of a card: no places, hosts or users; names that are no UTF-8 escaped."""
-    shared = public(card)
-    if "classes" in card:  # labels, even those that look like paths
-        shared["classes"] = card["classes"]
+    shared = cards.shared(card)
     try:
         return (json.dumps(shared, indent=1, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # halves of surrogate pairs, which file names can hold

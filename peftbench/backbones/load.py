@@ -151,6 +151,13 @@ def check_name(spec: BackboneSpec) -> None:
                 f"{advice}"
             )
         known = [*SHIPPED, *_architectures()]
+        # the pages of timm's weights write timm/NAME.TAG, and its API hf-hub:timm/NAME.TAG
+        bare = name.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
+        if bare != name and bare.partition(".")[0] in known:
+            raise UnknownName(
+                f"Unknown backbone {name!r}. Names are written without what stands in front: "
+                f"backbone.name={bare}."
+            )
         error = unknown_name("backbone", name, known)
         raise UnknownName(
             str(error).partition(" Known:")[0] + " `peftbench list backbones` shows the configured "

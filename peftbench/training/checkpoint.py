@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import secrets
 import time
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from peftbench.errors import ConfigError
 from peftbench.training.world import ALONE, World
+from peftbench.untrusted import check_plain_file, printable
 
 FORMAT = 1
 ASKED_EVERY = 20  # steps; several processes must agree, which costs a message
@@ -77,7 +80,7 @@ class Checkpoints:
         self.steps = steps
         self.world = world
         self.resumed = 0  # times that this run was taken up
-        self.note: str | None = None  # why a file that is there was not taken up
+        self.notes: list[str] = []  # why a file that is there was not taken up, or none written
         self._saved = time.monotonic()
 
     def belongs_to(self, **identity: str) -> None:
@@ -102,51 +105,163 @@ class Checkpoints:
         state = {name: part.state_dict() for name, part in parts.items()}
         skeleton = _take_tensors({"parts": state, "random": random}, "", tensors)
         head = {"identity": self.identity, "resumed": self.resumed, "state": skeleton}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, str(temporary), metadata={"peftbench": json.dumps(head)})
             os.replace(temporary, self.path)
+        except (OSError, SafetensorError) as e:  # a full disk: training is worth more than this
+            note = f"its state could not be saved in {self.path.parent}: {_reason(e)}"
+            if note not in self.notes:
+                self.notes.append(note)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def restore(self, parts: Mapping[str, Stateful]) -> bool:
         """Give every part its state back; false where there is none that fits.
 
+        A state of other content than these parts save is noted, and leaves them as they are.
+
         With another number of processes the random numbers go on from new seeds: the order of the
         images and their augmentation are as they were, dropout is not.
         """
-        found = self.world.told(self._read() if self.world.leads else None)
+        fresh = _copied({name: part.state_dict() for name, part in parts.items()})
+        found = self.world.told(self._read(fresh) if self.world.leads else None)
         if found is None:
             return False
-        head, tensors = found
-        state = _put_tensors(head["state"], tensors)
-        for name, part in parts.items():
-            part.load_state_dict(state["parts"][name])
-        if len(state["random"]) == self.world.size:
-            set_random_state(state["random"][self.world.rank])
-        self.resumed = head["resumed"] + 1
+        state, resumed = found
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state["parts"][name])
+                if isinstance(part, torch.optim.Optimizer):
+                    _check_optimizer(part)
+            if len(state["random"]) == self.world.size:
+                set_random_state(state["random"][self.world.rank])
+        except Exception as e:  # whatever its content makes a part do
+            for name, part in parts.items():
+                part.load_state_dict(fresh[name])
+            self.notes.append(self._anew(f"has unexpected content ({_reason(e)})"))
+            return False
+        self.resumed = resumed + 1
         return True
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        if not self.path.is_file():
-            return None
+    def _read(self, fresh: Mapping[str, Any]) -> tuple[dict[str, Any], int] | None:
+        """The state in the file and how often the run was resumed; `None`, noted, without one."""
         try:
+            check_plain_file(self.path)
             with safe_open(str(self.path), framework="pt") as file:
                 head = json.loads((file.metadata() or {})["peftbench"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, KeyError, ValueError, SafetensorError) as e:
-            self.note = f"started anew: {self.path} cannot be read ({type(e).__name__}: {e})"
+            found, resumed = head["identity"], head["resumed"]
+            if found != self.identity:
+                keys = sorted(found.keys() | self.identity.keys())
+                differing = [k for k in keys if found.get(k) != self.identity.get(k)]
+                self.notes.append(self._anew(f"has another {', '.join(map(str, differing))}"))
+                return None
+        except FileNotFoundError:
             return None
-        if head["identity"] != self.identity:
-            differing = sorted(
-                key
-                for key in head["identity"].keys() | self.identity.keys()
-                if head["identity"].get(key) != self.identity.get(key)
-            )
-            self.note = f"started anew: {self.path} has another {', '.join(differing)}"
+        except Exception as e:  # whatever is in the file
+            self.notes.append(self._anew(f"cannot be read ({type(e).__name__}: {_reason(e)})"))
             return None
-        return head, tensors
+        try:
+            state = _put_tensors(head["state"], tensors)
+            _check_state(fresh, state, resumed)
+        except Exception as e:
+            self.notes.append(self._anew(f"has unexpected content ({_reason(e)})"))
+            return None
+        return state, resumed
+
+    def _anew(self, reason: str) -> str:
+        return f"started anew: {self.path} {printable(reason)}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the name of a file that is gone by now
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    tensors: dict[str, Tensor] = {}
+    skeleton = _take_tensors(state, "", tensors)
+    copied: dict[str, Any] = _put_tensors(skeleton, tensors)
+    return copied
+
+
+def _check_state(fresh: Mapping[str, Any], state: Any, resumed: Any) -> None:
+    """Raise `ValueError` unless `state` is one that the parts of this run save.
+
+    `fresh` is what they save before the first step: empty where training fills in, else of the same
+    names, types and shapes.
+    """
+    if type(resumed) is not int or resumed < 0:
+        raise ValueError("the number of times that it was taken up is none")
+    if not isinstance(state, dict) or state.keys() != {"parts", "random"}:
+        raise ValueError("it lacks the parts or the random numbers")
+    _check_like(dict(fresh), state["parts"], "parts")
+    here = random_state()
+    if not isinstance(state["random"], list) or not state["random"]:
+        raise ValueError("it lacks the random numbers")
+    for each in state["random"]:
+        _check_like({"cpu": here["cpu"], "cuda": []}, each, "random")
+
+
+def _check_like(fresh: Any, found: Any, path: str) -> None:
+    """Raise `ValueError` where `found` differs from `fresh` in kind, and where it is not finite."""
+    if isinstance(fresh, Tensor | np.ndarray):
+        if type(found) is not type(fresh) or found.shape != fresh.shape:
+            raise ValueError(f"{path} is not of shape {tuple(fresh.shape)}")
+        if found.dtype != fresh.dtype:
+            raise ValueError(f"{path} is of another type")
+    elif isinstance(fresh, dict):
+        if not isinstance(found, dict) or (fresh and found.keys() != fresh.keys()):
+            raise ValueError(f"{path} has other names")
+        for key, value in fresh.items():
+            _check_like(value, found[key], f"{path}.{key}")
+    elif isinstance(fresh, list):
+        if not isinstance(found, list) or (fresh and len(found) != len(fresh)):
+            raise ValueError(f"{path} is of another length")
+        for index, value in enumerate(fresh):
+            _check_like(value, found[index], f"{path}.{index}")
+    elif isinstance(fresh, float) and type(found) in (int, float):
+        pass
+    elif fresh is not None and type(found) is not type(fresh):
+        raise ValueError(f"{path} is of another type")
+    _check_finite(found, path)
+
+
+def _check_finite(value: Any, path: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_finite(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_finite(item, f"{path}.{index}")
+    elif isinstance(value, Tensor | np.ndarray):
+        tensor = torch.as_tensor(value)
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{path} is not finite")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path} is not finite")
+
+
+# what PyTorch's optimisers keep for each tensor that has had a gradient
+KEPT = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `ValueError` where it got moments that are missing or of other shapes."""
+    needed: set[str] = KEPT.get(type(optimizer).__name__, set())
+    if needed and not optimizer.state:
+        raise ValueError("the optimiser has no moments")
+    for parameter, held in optimizer.state.items():
+        if not isinstance(held, dict) or not needed <= held.keys():
+            raise ValueError("the optimiser lacks moments")
+        for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+            moment = held.get(name)
+            if moment is not None and getattr(moment, "shape", None) != parameter.shape:
+                raise ValueError(f"the optimiser's {name} is of another shape")
 
 
 def random_state() -> dict[str, Any]:

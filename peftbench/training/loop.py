@@ -91,14 +91,22 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; the images of the epoch are drawn again."""
+        """Go on from there; the images of the epoch are drawn again.
+
+        Raises:
+            ValueError: it is not how far a training can have come.
+        """
+        rows = [EpochRow(**row) for row in state["history"]]
+        numbers = [state[key] for key in ("epoch", "position", "step")]
+        if min(numbers) < 0 or [row.epoch for row in rows] != list(range(1, state["epoch"] + 1)):
+            raise ValueError("its epochs do not follow one another")
         self.order.set_state(state["order"])
         self.total_loss.copy_(state["total_loss"])
         self.correct.copy_(state["correct"])
         self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
         self.epoch_seconds = state["epoch_seconds"]
         self.seconds_before = state["seconds"]
-        self.history[:] = [EpochRow(**row) for row in state["history"]]
+        self.history[:] = rows
 
 
 class Weights:
@@ -196,6 +204,7 @@ def fit(
     }
     step_seconds: list[float] = []
     timed_images, first_step = 0, 0
+    progress.epoch_order = progress.order.get_state()
     if checkpoints is not None and checkpoints.restore(kept):
         first_step = progress.step
         progress.keep_if_leading(world)

@@ -198,7 +198,7 @@ REFUSED: list[tuple[str, Callable[[], object], type[PeftbenchError], str]] = [
     ("infinity", lambda: without_numbers(float("inf")), WeightsError, "values that are not finit"),
     ("statistics", broken_statistics, WeightsError, r"'layer2.0.bn1.running_var' .* not finite"),
     ("two heads", distilled, Unsupported, "module to replace but 2, as distilled"),
-    ("uncopyable", with_lock, ConfigError, r"cannot be copied.* 'blocks.0.guard' says: cannot pi"),
+    ("uncopyable", with_lock, ConfigError, r"cannot be copied.* 'blocks.0.guard' says cannot pi"),
     ("inference", made_in_inference_mode, ConfigError, r"made in torch\.inference_mode"),
     ("tuned", lambda: pb.tune(fresh("vit"), "bias", 3), ConfigError, r"tuned model already\. Call"),
     ("copy of a tuned one", tuned_twice, ConfigError, "this VisionTransformer carries one already"),

@@ -36,6 +36,16 @@ REFUSED = {
         ["-m", "experiments=demoo"],
         "peftbench: Unknown experiments 'demoo'. Did you mean: demo? Known: ",
     ),
+    "backbone as its page writes it": (
+        ["backbone.name=timm/vit_tiny_patch16_224.augreg_in21k", "dataset=mini/digits"],
+        "peftbench: Unknown backbone 'timm/vit_tiny_patch16_224.augreg_in21k'. Names are written "
+        "without what stands in front: backbone.name=vit_tiny_patch16_224.augreg_in21k.",
+    ),
+    "key to search over": (
+        ["tuner=grid", "tuner.space.method.rank=[2,4]", "method=lora"],
+        "peftbench: Unknown key in tuner.space: 'method'. Known: recipe. To search over another "
+        "key, put + in front: +tuner.space.method.",
+    ),
     "key": (["sede=1"], "peftbench: Unknown key 'sede'. Did you mean: seed, seeds? Known: "),
     "key of a method": (
         ["method=lora", "method.rnk=4"],
