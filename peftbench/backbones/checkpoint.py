@@ -253,18 +253,28 @@ def _read_zip(path: Path) -> _Found:
         if storage.key not in cache:
             cache.clear()
             info = members[f"{folder}data/{storage.key}"]
-            data = bytearray(info.file_size)
-            with zipfile.ZipFile(path) as opened, opened.open(info) as file:
-                view, at = memoryview(data), 0
-                while at < len(data):
-                    count = file.readinto(view[at:])
-                    if not count:
-                        raise EOFError("it ends in the middle of a tensor")
-                    at += count
+            data = _member(path, info)
             cache[storage.key] = data
         return torch.frombuffer(cache[storage.key], dtype=torch.uint8)
 
     return _Found(pickles.read(io.BytesIO(pickle), stored), numbers)
+
+
+def _member(path: Path, info: zipfile.ZipInfo) -> bytearray:
+    """The bytes of a stored member, without reading the directory of the zip file again."""
+    data = bytearray(info.file_size)
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(30)  # of fixed length; its last two numbers are lengths
+        if len(header) != 30 or header[:4] != b"PK\x03\x04":
+            raise zipfile.BadZipFile("a member of it does not begin where its directory says")
+        name, extra = struct.unpack("<HH", header[26:])
+        file.seek(name + extra, 1)
+        if file.readinto(data) != len(data):
+            raise EOFError("it ends in the middle of a tensor")
+    if zlib.crc32(data) != info.CRC:
+        raise zipfile.BadZipFile("the checksum of a tensor is wrong")
+    return data
 
 
 def _read_pickles(path: Path, start: bytes) -> _Found:
@@ -277,7 +287,9 @@ def _read_pickles(path: Path, start: bytes) -> _Found:
         raise ValueError("it is no file of torch, numpy or safetensors")
     storages: dict[str, pickles.Storage] = {}
 
-    def stored(identity: Any) -> pickles.Storage:
+    def stored(identity: Any) -> Any:
+        if isinstance(identity, tuple) and identity[:1] == ("module",) and len(identity) > 1:
+            return identity[1]  # a class, with its source code beside it
         storage = _storage(identity)
         if storages.setdefault(storage.key, storage) != storage:
             raise ValueError("two of its storages share a key")
