@@ -404,7 +404,7 @@ LAYOUTS: tuple[Layout, ...] = (
 PROJECTS = (  # that no layout translates, by a part of a name
     (r"encoder\.layer\.\d+\.|embeddings\.patch_embeddings", "transformers"),
     (r"visual\.trunk\.|text\.ln_final", "OpenCLIP"),
-    (r"^layers\.\d+\.ffn\.|\.ffn\.layers\.", "MMPretrain"),
+    (r"(^|\.)layers\.\d+\.ffn\.|\.ffn\.layers\.", "MMPretrain"),
     (r"stem\.conv_[a-z]+\.weight|res[2-5]\.\d+\.conv1", "Detectron2"),
     (r"features\.\d+\.\d+\.(block|attn|mlp)\.|features\.\d+\.", "torchvision"),
     (r"layer\.\d+\.attention\.(q|o)_proj", "transformers"),
