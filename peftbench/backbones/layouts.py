@@ -309,7 +309,10 @@ LAYOUTS: tuple[Layout, ...] = (
             (r"embeddings\.register_tokens", "reg_token"),
             (rf"embeddings\.patch_embeddings\.{WB}", r"patch_embed.proj.\1"),
             *(
-                (rf"(?:model\.)?layer\.(\d+)\.attention\.{part}_proj\.{WB}", rf"blocks.\1.attn.{part}.\2")
+                (
+                    rf"(?:model\.)?layer\.(\d+)\.attention\.{part}_proj\.{WB}",
+                    rf"blocks.\1.attn.{part}.\2",
+                )
                 for part in ("q", "k", "v")
             ),
             (rf"(?:model\.)?layer\.(\d+)\.attention\.o_proj\.{WB}", r"blocks.\1.attn.proj.\2"),

@@ -13,7 +13,15 @@ from collections.abc import Collection, Iterable
 WRAPPERS = frozenset(
     (
         *("model", "module", "_orig_mod", "net", "network", "state_dict", "params", "weights"),
-        *("backbone", "encoder", "visual", "trunk", "vision_model", "vision_tower", "vision_encoder"),
+        *(
+            "backbone",
+            "encoder",
+            "visual",
+            "trunk",
+            "vision_model",
+            "vision_tower",
+            "vision_encoder",
+        ),
         *("image_encoder", "vit", "deit", "swin", "beit", "dinov2", "convnext", "clip", "resnet"),
         *("state_dict_ema", "model_ema", "model_state_dict", "model_state", "base_model"),
         *("feature_extractor", "features_extractor", "wrapped", "_module", "_fsdp_wrapped_module"),

@@ -71,7 +71,7 @@ BESIDES: dict[str, object] = {
     "numpy number": np.float64(81.2),
     "numpy integer": np.int64(3),
     "numpy array": np.arange(6, dtype=np.float32).reshape(2, 3),
-    "random state": np.random.RandomState(0).get_state(),  # noqa: NPY002
+    "random state": np.random.RandomState(0).get_state(),
     "path": Path("a/b"),
     "date": datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.UTC),
     "default dictionary": collections.defaultdict(list, {"a": [1]}),
@@ -165,7 +165,9 @@ def test_a_call_is_refused_by_its_name_and_not_made(
 ) -> None:
     trace, path = tmp_path / "trace", tmp_path / "weights.pth"
     trace.write_text("there")
-    call = _Call(function, f"open({str(trace)!r}, 'w')" if function is not os.remove else str(trace))
+    call = _Call(
+        function, f"open({str(trace)!r}, 'w')" if function is not os.remove else str(trace)
+    )
     content: dict[object, object] = {"model": _state()}
     if place == "beside":
         content["args"] = call
@@ -255,7 +257,9 @@ def test_an_npz_whose_header_lies_is_refused(tmp_path: Path) -> None:
     assert "announces" in _refusal(path)
 
 
-def _repacked(path: Path, change: Callable[[zipfile.ZipFile, zipfile.ZipInfo, bytes], None]) -> None:
+def _repacked(
+    path: Path, change: Callable[[zipfile.ZipFile, zipfile.ZipInfo, bytes], None]
+) -> None:
     with zipfile.ZipFile(path) as archive:
         members = [(info, archive.read(info)) for info in archive.infolist()]
     with zipfile.ZipFile(path, "w") as archive:

@@ -120,9 +120,7 @@ def test_squeeze_and_excitation_under_a_plain_resnet_is_named(tmp_path: Path) ->
 def test_a_deeper_resnet_is_named(tmp_path: Path) -> None:
     small = {"channels": (8, 8, 8, 8), "stem_width": 8}
     saved = _model("resnet18", **small, layers=(1, 2, 1, 1))
-    line = _refusal(
-        tmp_path, saved.state_dict(), _model("resnet18", **small, layers=(1, 1, 1, 1))
-    )
+    line = _refusal(tmp_path, saved.state_dict(), _model("resnet18", **small, layers=(1, 1, 1, 1)))
     assert "layer2.1.conv1.weight" in line and "blocks of a deeper network" in line
 
 
@@ -189,7 +187,11 @@ def test_parts_of_a_backbone_are_not_taken_for_others(name: str) -> None:
 def test_the_note_says_what_stayed_out(tmp_path: Path) -> None:
     state = _body(_model(**TINY))
     content = {
-        "model": {**state, "decoder_embed.weight": torch.ones(2, 2), "decoder_pred.bias": torch.ones(2)}
+        "model": {
+            **state,
+            "decoder_embed.weight": torch.ones(2, 2),
+            "decoder_pred.bias": torch.ones(2),
+        }
     }
     found = _fit(tmp_path, content, _model(**TINY, seed=3))
     assert _equal(found, state)
@@ -217,9 +219,7 @@ def test_the_note_says_what_stayed_out(tmp_path: Path) -> None:
         lambda s: {"a": s, "b": dict(s)},
     ],
 )
-def test_the_network_is_found_where_it_is(
-    tmp_path: Path, wrap: Callable[[State], object]
-) -> None:
+def test_the_network_is_found_where_it_is(tmp_path: Path, wrap: Callable[[State], object]) -> None:
     state = _body(_model(**TINY))
     assert _equal(_fit(tmp_path, wrap(state), _model(**TINY, seed=3)), state)
 
@@ -245,7 +245,7 @@ def _renamed(state: State, pairs: list[tuple[str, str]]) -> State:
     found = {}
     for name, tensor in state.items():
         for pattern, replacement in pairs:
-            name = re.sub(f"^{pattern}$", replacement, name)  # noqa: PLW2901
+            name = re.sub(f"^{pattern}$", replacement, name)
         found[name] = tensor
     return found
 
