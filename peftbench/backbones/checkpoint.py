@@ -92,13 +92,13 @@ def check_file(path: Path) -> None:
         found = f" It holds {untrusted.printable(', '.join(inside[:3]))}." if inside else ""
         what = "is a folder" if path.is_dir() else f"cannot be used: {e}"
         raise WeightsError(
-            f"backbone.checkpoint={_shown(path)} {what}. Give the path of the .safetensors, .npz or "
-            f".pth file itself.{found}"
+            f"backbone.checkpoint={_shown(path)} {what}. Give the path of the .safetensors, .npz "
+            f"or .pth file itself.{found}"
         ) from e
     except OSError as e:
         raise WeightsError(
-            f"backbone.checkpoint={_shown(path)} cannot be opened ({e.strerror}). Give yourself the "
-            "right to read it, or give the path of another file."
+            f"backbone.checkpoint={_shown(path)} cannot be opened ({e.strerror}). Give yourself "
+            "the right to read it, or give the path of another file."
         ) from e
 
 
@@ -115,18 +115,16 @@ def read(path: Path) -> dict[str, Entry]:
             start = file.read(64)
         if path.suffix == ".safetensors" or (start[8:9] == b"{" and start[:1] != b"\x80"):
             return _read_safetensors(path)
-        if start.startswith(b"PK"):
-            found = _read_zip(path)
-        else:
-            found = _read_pickles(path, start)
+        zipped = start.startswith(b"PK")
+        found = _read_zip(path) if zipped else _read_pickles(path, start)
         table: dict[str, Entry] = {}
         _flatten(found.content, "", table, found, [0], 0)
     except READING as e:
         raise corrupt(path, e) from e
     if not any(math.prod(entry.shape) > 1 for entry in table.values()):
         raise WeightsError(
-            f"{_shown(path)} holds no dictionary of tensors{_described(found.content)}. Save a state "
-            "dict and retry."
+            f"{_shown(path)} holds no dictionary of tensors{_described(found.content)}. Save a "
+            "state dict and retry."
         )
     return table
 
@@ -219,7 +217,7 @@ def _read_safetensors(path: Path) -> dict[str, Entry]:
 
 
 def _read_zip(path: Path) -> _Found:
-    """A file of torch >= 1.6: one pickle, and the numbers of each storage in a member of its own."""
+    """A file of torch >= 1.6: one pickle, and a member with the numbers of each storage."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}

@@ -460,8 +460,8 @@ def _misfit(
         name = wrong[0]
         return WeightsError(
             f"{source}: {len(wrong)} tensors have the wrong shape, first {name!r}: found "
-            f"{tuple(found[name].shape)}, the model needs {tuple(needs.tensors[name].shape)}.{also} "
-            "Choose the backbone.name and backbone.image_size that the weights belong to."
+            f"{tuple(found[name].shape)}, the model needs {tuple(needs.tensors[name].shape)}.{also}"
+            " Choose the backbone.name and backbone.image_size that the weights belong to."
         )
     lacks = (
         f"{source}: {len(absent)} of {len(needs.tensors)} tensors are missing, first {absent[0]!r}."

@@ -1,4 +1,4 @@
-"""Names that other projects give to the tensors of architectures of timm, and timm's names for them.
+"""Names that other projects give to the tensors of timm's architectures, and timm's own.
 
 The tables state facts about published files; timm's own converters come after them.
 """

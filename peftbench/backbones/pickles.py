@@ -147,6 +147,8 @@ def _run(file: IO[bytes], stored: Callable[[Any], Any]) -> Any:
                 return values
         raise ValueError("the pickle in it is damaged: no mark")
 
+    argument: Any
+    values: Any
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name == "PROTO":
@@ -371,7 +373,8 @@ def _tensor(
     last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
     if offset < 0 or numbers > storage.numbers or (numbers and last >= storage.numbers):
         raise ValueError(
-            f"a tensor in it has the shape {shape}, and its storage only {storage.numbers:,} numbers"
+            f"a tensor in it has the shape {shape}, and its storage only {storage.numbers:,} "
+            "numbers"
         )
     return StoredTensor(storage, offset, shape, steps, dtype)
 

@@ -189,6 +189,7 @@ def test_a_pickle_that_changes_a_class_is_refused(tmp_path: Path) -> None:
     assert argparse.Namespace(a=1) == argparse.Namespace(a=1)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
