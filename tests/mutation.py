@@ -1,4 +1,4 @@
-"""Damaged copies of a file, the same for the same seed: what readers of untrusted files must bear."""
+"""Damaged copies of a file, the same for the same seed: what readers of files must bear."""
 
 from __future__ import annotations
 

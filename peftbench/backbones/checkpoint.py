@@ -92,13 +92,13 @@ def check_file(path: Path) -> None:
         found = f" It holds {untrusted.printable(', '.join(inside[:3]))}." if inside else ""
         what = "is a folder" if path.is_dir() else f"cannot be used: {e}"
         raise WeightsError(
-            f"backbone.checkpoint={_shown(path)} {what}. Give the path of the .safetensors, .npz or "
-            f".pth file itself.{found}"
+            f"backbone.checkpoint={_shown(path)} {what}. Give the path of the .safetensors, .npz "
+            f"or .pth file itself.{found}"
         ) from e
     except OSError as e:
         raise WeightsError(
-            f"backbone.checkpoint={_shown(path)} cannot be opened ({e.strerror}). Give yourself the "
-            "right to read it, or give the path of another file."
+            f"backbone.checkpoint={_shown(path)} cannot be opened ({e.strerror}). Give yourself "
+            "the right to read it, or give the path of another file."
         ) from e
 
 
@@ -115,18 +115,16 @@ def read(path: Path) -> dict[str, Entry]:
             start = file.read(64)
         if path.suffix == ".safetensors" or (start[8:9] == b"{" and start[:1] != b"\x80"):
             return _read_safetensors(path)
-        if start.startswith(b"PK"):
-            found = _read_zip(path)
-        else:
-            found = _read_pickles(path, start)
+        zipped = start.startswith(b"PK")
+        found = _read_zip(path) if zipped else _read_pickles(path, start)
         table: dict[str, Entry] = {}
         _flatten(found.content, "", table, found, [0], 0)
     except READING as e:
         raise corrupt(path, e) from e
     if not any(math.prod(entry.shape) > 1 for entry in table.values()):
         raise WeightsError(
-            f"{_shown(path)} holds no dictionary of tensors{_described(found.content)}. Save a state "
-            "dict and retry."
+            f"{_shown(path)} holds no dictionary of tensors{_described(found.content)}. Save a "
+            "state dict and retry."
         )
     return table
 
@@ -219,7 +217,7 @@ def _read_safetensors(path: Path) -> dict[str, Entry]:
 
 
 def _read_zip(path: Path) -> _Found:
-    """A file of torch >= 1.6: one pickle, and the numbers of each storage in a member of its own."""
+    """A file of torch >= 1.6: one pickle, and a member with the numbers of each storage."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
@@ -253,18 +251,28 @@ def _read_zip(path: Path) -> _Found:
         if storage.key not in cache:
             cache.clear()
             info = members[f"{folder}data/{storage.key}"]
-            data = bytearray(info.file_size)
-            with zipfile.ZipFile(path) as opened, opened.open(info) as file:
-                view, at = memoryview(data), 0
-                while at < len(data):
-                    count = file.readinto(view[at:])
-                    if not count:
-                        raise EOFError("it ends in the middle of a tensor")
-                    at += count
+            data = _member(path, info)
             cache[storage.key] = data
         return torch.frombuffer(cache[storage.key], dtype=torch.uint8)
 
     return _Found(pickles.read(io.BytesIO(pickle), stored), numbers)
+
+
+def _member(path: Path, info: zipfile.ZipInfo) -> bytearray:
+    """The bytes of a stored member, without reading the directory of the zip file again."""
+    data = bytearray(info.file_size)
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(30)  # of fixed length; its last two numbers are lengths
+        if len(header) != 30 or header[:4] != b"PK\x03\x04":
+            raise zipfile.BadZipFile("a member of it does not begin where its directory says")
+        name, extra = struct.unpack("<HH", header[26:])
+        file.seek(name + extra, 1)
+        if file.readinto(data) != len(data):
+            raise EOFError("it ends in the middle of a tensor")
+    if zlib.crc32(data) != info.CRC:
+        raise zipfile.BadZipFile("the checksum of a tensor is wrong")
+    return data
 
 
 def _read_pickles(path: Path, start: bytes) -> _Found:
@@ -277,7 +285,9 @@ def _read_pickles(path: Path, start: bytes) -> _Found:
         raise ValueError("it is no file of torch, numpy or safetensors")
     storages: dict[str, pickles.Storage] = {}
 
-    def stored(identity: Any) -> pickles.Storage:
+    def stored(identity: Any) -> Any:
+        if isinstance(identity, tuple) and identity[:1] == ("module",) and len(identity) > 1:
+            return identity[1]  # a class, with its source code beside it
         storage = _storage(identity)
         if storages.setdefault(storage.key, storage) != storage:
             raise ValueError("two of its storages share a key")

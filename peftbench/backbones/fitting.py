@@ -145,9 +145,7 @@ def _attempts(
         inside = {n.removeprefix(prefix): e for n, e in table.items() if n.startswith(prefix)}
         if all(
             n in inside and inside[n].shape == needs.tensors[n].shape for n in needs.required
-        ) and all(
-            inside[n].shape == t.shape for n, t in needs.tensors.items() if n in inside
-        ):
+        ) and all(inside[n].shape == t.shape for n, t in needs.tensors.items() if n in inside):
             state = {n: tensors[prefix + n] for n in needs.tensors if n in inside}
             used = frozenset(prefix + n for n in state)
             left = tuple(
@@ -185,9 +183,7 @@ def _translated(
     converted, dropped = convert(state, model, needs)
     strangers = [n for n in dropped if n in state]
     left = [*outside, *(prefix + n for n in strangers)]
-    used = frozenset(
-        prefix + n for n in known if prefix + n not in set(left)
-    )
+    used = frozenset(prefix + n for n in known if prefix + n not in set(left))
     extra = {n: state[n] for n in strangers}
     project = layout.project if layout else ""
     return _Attempt(prefix, converted, used, tuple(left), project, extra)
@@ -371,9 +367,7 @@ def _others(
     }
     names = [*chosen.left]
     names += [
-        n
-        for n in table
-        if not n.startswith(chosen.prefix) and n not in copies and not _training(n)
+        n for n in table if not n.startswith(chosen.prefix) and n not in copies and not _training(n)
     ]
     wrapped = {c for c in chosen.prefix.split(".") if c}
     relative = {n: n.removeprefix(chosen.prefix) for n in names}
@@ -428,9 +422,7 @@ def _resampled(path: Path, chosen: _Attempt, tensors: _Tensors, needs: Needs) ->
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    broken = [
-        n for n, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())
-    ]
+    broken = [n for n, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if broken:
         raise WeightsError(
             f"{printable(str(path))} has NaN or infinity in {len(broken)} "
@@ -468,8 +460,8 @@ def _misfit(
         name = wrong[0]
         return WeightsError(
             f"{source}: {len(wrong)} tensors have the wrong shape, first {name!r}: found "
-            f"{tuple(found[name].shape)}, the model needs {tuple(needs.tensors[name].shape)}.{also} "
-            "Choose the backbone.name and backbone.image_size that the weights belong to."
+            f"{tuple(found[name].shape)}, the model needs {tuple(needs.tensors[name].shape)}.{also}"
+            " Choose the backbone.name and backbone.image_size that the weights belong to."
         )
     lacks = (
         f"{source}: {len(absent)} of {len(needs.tensors)} tensors are missing, first {absent[0]!r}."
@@ -514,7 +506,9 @@ def _fit_npz(path: Path, model: nn.Module) -> Fit:
         unread = checkpoint.read_npz_into(path, load_pretrained)
     except KeyError as e:
         absent = printable(str(e))
-        raise WeightsError(f"{source} lacks the array {absent}, so it is not for this model.") from e
+        raise WeightsError(
+            f"{source} lacks the array {absent}, so it is not for this model."
+        ) from e
     except AssertionError as e:
         raise WeightsError(f"{source} holds arrays of other shapes than this model needs.") from e
     except (*checkpoint.READING, TypeError) as e:

@@ -1,4 +1,4 @@
-"""Names that other projects give to the tensors of architectures of timm, and timm's names for them.
+"""Names that other projects give to the tensors of timm's architectures, and timm's own.
 
 The tables state facts about published files; timm's own converters come after them.
 """
@@ -309,7 +309,10 @@ LAYOUTS: tuple[Layout, ...] = (
             (r"embeddings\.register_tokens", "reg_token"),
             (rf"embeddings\.patch_embeddings\.{WB}", r"patch_embed.proj.\1"),
             *(
-                (rf"(?:model\.)?layer\.(\d+)\.attention\.{part}_proj\.{WB}", rf"blocks.\1.attn.{part}.\2")
+                (
+                    rf"(?:model\.)?layer\.(\d+)\.attention\.{part}_proj\.{WB}",
+                    rf"blocks.\1.attn.{part}.\2",
+                )
                 for part in ("q", "k", "v")
             ),
             (rf"(?:model\.)?layer\.(\d+)\.attention\.o_proj\.{WB}", r"blocks.\1.attn.proj.\2"),
@@ -404,7 +407,7 @@ LAYOUTS: tuple[Layout, ...] = (
 PROJECTS = (  # that no layout translates, by a part of a name
     (r"encoder\.layer\.\d+\.|embeddings\.patch_embeddings", "transformers"),
     (r"visual\.trunk\.|text\.ln_final", "OpenCLIP"),
-    (r"^layers\.\d+\.ffn\.|\.ffn\.layers\.", "MMPretrain"),
+    (r"(^|\.)layers\.\d+\.ffn\.|\.ffn\.layers\.", "MMPretrain"),
     (r"stem\.conv_[a-z]+\.weight|res[2-5]\.\d+\.conv1", "Detectron2"),
     (r"features\.\d+\.\d+\.(block|attn|mlp)\.|features\.\d+\.", "torchvision"),
     (r"layer\.\d+\.attention\.(q|o)_proj", "transformers"),

@@ -13,7 +13,15 @@ from collections.abc import Collection, Iterable
 WRAPPERS = frozenset(
     (
         *("model", "module", "_orig_mod", "net", "network", "state_dict", "params", "weights"),
-        *("backbone", "encoder", "visual", "trunk", "vision_model", "vision_tower", "vision_encoder"),
+        *(
+            "backbone",
+            "encoder",
+            "visual",
+            "trunk",
+            "vision_model",
+            "vision_tower",
+            "vision_encoder",
+        ),
         *("image_encoder", "vit", "deit", "swin", "beit", "dinov2", "convnext", "clip", "resnet"),
         *("state_dict_ema", "model_ema", "model_state_dict", "model_state", "base_model"),
         *("feature_extractor", "features_extractor", "wrapped", "_module", "_fsdp_wrapped_module"),
@@ -47,7 +55,7 @@ PARTS = (  # by the first component of a name that wraps nothing, and what to ca
 # the last components of a name: tensors that are made again from the sizes of the model
 BUFFERS = re.compile(
     r"(.*\.)?(num_batches_tracked|relative_position_index|relative_coords_table|attn_mask|periods"
-    r"|bias_mask|position_ids|attention_bias_idxs|pre_logits\..*|mask_token"
+    r"|bias_mask|position_ids|attention_bias_idxs|pre_logits\..*"
     r"|rope\.(?!freqs).*|freqs_(cos|sin)|inv_freq|rope_embed.*|k_bias_zero)"
 )
 BUFFER = "buffers that timm makes anew"
@@ -80,6 +88,8 @@ def part(name: str, wrapped: Collection[str] = ()) -> str | None:
     if BUFFERS.fullmatch(name):
         return BUFFER
     components = name.split(".")
+    if components[-1] == "mask_token":
+        return "a mask token"
     while len(components) > 1 and components[0] in WRAPPERS | set(wrapped):
         components.pop(0)
     for pattern, what in PARTS:

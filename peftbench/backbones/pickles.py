@@ -12,6 +12,7 @@ import math
 import pickletools
 import re
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -41,7 +42,6 @@ STDLIB_DATA = (  # of the standard library, only these hold nothing but data
         )
     ),
 )
-PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
 MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
 INERT_CALLS = re.compile(  # functions and types that stand for a value which weights do not need
     r"numpy\.(core|_core)\.multiarray\.scalar|numpy\.dtypes\..*|numpy\.random\..*"
@@ -111,8 +111,9 @@ class _Mark:
     pass
 
 
-def read(file: IO[bytes], stored: Callable[[Any], Storage]) -> Any:
-    """The next pickle of `file` as data; `stored` describes what a persistent id means.
+def read(file: IO[bytes], stored: Callable[[Any], Any]) -> Any:
+    """The next pickle of `file` as data; `stored` describes what a persistent id means,
+    such as a `Storage`.
 
     Raises:
         Refused: it calls a function, or names a part of the standard library that is no data.
@@ -133,9 +134,10 @@ def read(file: IO[bytes], stored: Callable[[Any], Storage]) -> Any:
         raise ValueError(f"the pickle in it is damaged: {type(e).__name__}") from e
 
 
-def _run(file: IO[bytes], stored: Callable[[Any], Storage]) -> Any:
+def _run(file: IO[bytes], stored: Callable[[Any], Any]) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    protocol = 0
 
     def above_mark() -> list[Any]:
         for i in range(len(stack) - 1, -1, -1):
@@ -145,9 +147,14 @@ def _run(file: IO[bytes], stored: Callable[[Any], Storage]) -> Any:
                 return values
         raise ValueError("the pickle in it is damaged: no mark")
 
+    argument: Any
+    values: Any
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
-        if name in ("PROTO", "FRAME"):
+        if name == "PROTO":
+            protocol = argument
+            continue
+        if name == "FRAME":
             continue
         if name == "STOP":
             return stack.pop()
@@ -193,7 +200,7 @@ def _run(file: IO[bytes], stored: Callable[[Any], Storage]) -> Any:
             stack.append(stack[-1])
         elif name == "GLOBAL":
             module, _, qualified = argument.partition(" ")
-            stack.append(_named(module, qualified))
+            stack.append(_named(*_current(module, qualified, protocol)))
         elif name == "STACK_GLOBAL":
             qualified, module = stack.pop(), stack.pop()
             stack.append(_named(module, qualified))
@@ -212,7 +219,8 @@ def _run(file: IO[bytes], stored: Callable[[Any], Storage]) -> Any:
             _set_state(stack[-1], state)
         elif name == "INST":
             module, _, qualified = argument.partition(" ")
-            stack.append(_instance(_named(module, qualified), tuple(above_mark())))
+            named = _named(*_current(module, qualified, protocol))
+            stack.append(_instance(named, tuple(above_mark())))
         elif name == "OBJ":
             called, *rest = above_mark()
             stack.append(_instance(called, tuple(rest)))
@@ -244,10 +252,19 @@ VALUES = frozenset(
 )
 
 
+def _current(module: str, qualified: str, protocol: int) -> tuple[str, str]:
+    """Python 3's name: up to protocol 2, pickles call `subprocess.Popen` commands.Popen."""
+    if protocol >= 3:
+        return module, qualified
+    if (module, qualified) in NAME_MAPPING:
+        return NAME_MAPPING[(module, qualified)]
+    return IMPORT_MAPPING.get(module, module), qualified
+
+
 def _named(module: Any, qualified: Any) -> Name:
     if not isinstance(module, str) or not isinstance(qualified, str):
         raise ValueError("the pickle in it is damaged: a class without a name")
-    name = Name(PYTHON_2.get(module, module), qualified)
+    name = Name(module, qualified)
     top = name.module.partition(".")[0]
     data = any(
         str(name) == known or (known.endswith(".") and str(name).startswith(known))
@@ -356,7 +373,8 @@ def _tensor(
     last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
     if offset < 0 or numbers > storage.numbers or (numbers and last >= storage.numbers):
         raise ValueError(
-            f"a tensor in it has the shape {shape}, and its storage only {storage.numbers:,} numbers"
+            f"a tensor in it has the shape {shape}, and its storage only {storage.numbers:,} "
+            "numbers"
         )
     return StoredTensor(storage, offset, shape, steps, dtype)
 
