@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from peftbench import __version__, data_cli, results_cli
 from peftbench.errors import ConfigError, PeftbenchError
+from peftbench.untrusted import printable, printable_lines
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         status = _dispatch(arguments)
     except PeftbenchError as e:
-        print(f"peftbench: {e}", file=sys.stderr)
+        print(f"peftbench: {printable(str(e))}", file=sys.stderr)
         status = USAGE
     except KeyboardInterrupt:
         print("peftbench: interrupted; the same command continues", file=sys.stderr)
@@ -337,10 +338,10 @@ class Task:
         logger = loggers.make(logger_settings(cfg), cfg.results_dir)
         store = ResultsStore(cfg.results_dir)
         if not cfg.force and experiment.settled(spec, store) is not None:
-            print(f"{spec}: already done (force=true runs it again)", flush=True)
+            print(printable(f"{spec}: already done (force=true runs it again)"), flush=True)
         elif not cfg.quiet:
             for line in told:
-                print(line, file=sys.stderr, flush=True)
+                print(printable(line), file=sys.stderr, flush=True)
         record = experiment.run(
             spec,
             store,
@@ -355,7 +356,8 @@ class Task:
         )
         good = record.status is Status.OK
         print(
-            f"{spec}: {outcome(record)}\n  {store.path(spec.method.name, spec.run_id)}",
+            f"{printable(f'{spec}: {outcome(record)}')}\n"
+            f"  {printable(str(store.path(spec.method.name, spec.run_id)))}",
             file=sys.stdout if good else sys.stderr,
             flush=True,
         )
@@ -566,7 +568,7 @@ def _list(options: argparse.Namespace) -> int:
         told = listing.long_text(options.what, options.long, options.format or "text")
     else:
         told = listing.text(options.what, options.results_dir, options.status, options.data_dir)
-    print(told, end="", flush=True)  # here, where a closed pipe is caught
+    print(printable_lines(told), end="", flush=True)  # here, where a closed pipe is caught
     return OK
 
 
@@ -594,9 +596,9 @@ def _report(options: argparse.Namespace) -> int:
         incomplete=options.incomplete,
         parts=report.PARTS if options.only is None else options.only,
     )
-    print(made.text)
+    print(printable_lines(made.text))
     for error in made.broken if options.format != "text" else ():
-        print(f"peftbench: {error}", file=sys.stderr)
+        print(f"peftbench: {printable(str(error))}", file=sys.stderr)
     return FAILED if made.broken else OK
 
 
@@ -614,7 +616,7 @@ def _advise(options: argparse.Namespace) -> int:
     if not options.dirty:
         runs, left_out = committed(runs)
     found = advice.advise(runs, budget, datasets=options.dataset, backbones=options.backbone)
-    print(advice.to_text(found, budget), end="", flush=True)
+    print(printable_lines(advice.to_text(found, budget)), end="", flush=True)
     for line in left_out:
         print(f"Left out: {line}.", flush=True)
     return OK if any(one.chosen for one in found) else FAILED
@@ -642,9 +644,9 @@ def _reproduce(options: argparse.Namespace) -> int:
     from peftbench.report.papers.reproduce import reproduce
 
     told = reproduce(options.table, options.results_dir, options.where, dirty=options.dirty)
-    print(told.text, end="")
+    print(printable_lines(told.text), end="")
     for error in told.broken:
-        print(f"peftbench: {error}", file=sys.stderr)
+        print(f"peftbench: {printable(str(error))}", file=sys.stderr)
     if told.missed or told.broken:
         return FAILED
     return OK if told.judged else NOTHING
@@ -654,7 +656,8 @@ def _export(options: argparse.Namespace) -> int:
     from peftbench.export import export
 
     folder = export(options.run_id, options.results_dir, options.out, merged=options.merged)
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", flush=True)
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    print(printable(f"{folder}: {names}"), flush=True)
     return OK
 
 
@@ -687,7 +690,7 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def _dashboard(options: argparse.Namespace) -> int:

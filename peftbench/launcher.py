@@ -42,6 +42,7 @@ from peftbench.sweep.slots import Slot, make_slots, visible_gpus
 from peftbench.sweep.status import StatusView
 from peftbench.sweep.tuning import TunerConfig
 from peftbench.sweep.work import Plain, TunedWork, Work
+from peftbench.untrusted import printable, printable_lines
 
 PLUGINS = "hydra_plugins.peftbench"  # Hydra takes launchers of this top-level package only
 
@@ -153,12 +154,12 @@ class QueueLauncher(JobLauncher):
         work = self._work(jobs, store)
         todo = work.begin()
         place = choose(work.at_most)
-        print(f"{work.title()}, {place.title}", flush=True)
+        print(printable_lines(f"{work.title()}, {place.title}"), flush=True)
         endings: list[Ending] = []
         if todo:
             if not self.config.quiet:
                 for line in self.found:
-                    print(line, file=sys.stderr, flush=True)
+                    print(printable(line), file=sys.stderr, flush=True)
             queue = place.queue()
             endings = self._run(work, todo, queue, place.slots, store, limit)
             if queue.left:
@@ -331,4 +332,4 @@ def _summarise(endings: list[Ending], wanted: int) -> None:
         print(f"{len(endings)} of {wanted} jobs ended: {text}", flush=True)
     reasons = Counter(e.message for e in endings if e.failed)
     for reason, count in reasons.most_common():
-        print(f"  failed {count} x: {reason}", file=sys.stderr, flush=True)
+        print(f"  failed {count} x: {printable(reason)}", file=sys.stderr, flush=True)

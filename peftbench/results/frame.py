@@ -18,6 +18,7 @@ import pandas as pd
 
 from peftbench.errors import ConfigError, StoreError
 from peftbench.registry import unknown_name
+from peftbench.results.privacy import public_text
 from peftbench.results.record import Cost, RunRecord, Status
 from peftbench.results.store import ResultsStore, current, write_atomic
 from peftbench.untrusted import guarded, printable, unguarded
@@ -242,6 +243,15 @@ def committed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     several = "s" if changed.sum() > 1 else ""
     line = f"{changed.sum()} run{several} of code that differs from its commit (--dirty shows them)"
     return table[~changed].reset_index(drop=True), [line]
+
+
+def public_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they may leave this machine: no host, and no place in the cause of a failure."""
+    told = [pd.NA if value is pd.NA else public_text(value) for value in table["error"].array]
+    return table.assign(
+        host=pd.array([pd.NA] * len(table), dtype=DTYPES["host"]),
+        error=pd.array(told, dtype=DTYPES["error"]),
+    )
 
 
 def write_table(table: pd.DataFrame, root: Path | str) -> Written:
@@ -485,7 +495,9 @@ def csv_text(table: pd.DataFrame) -> str:
     """The frame as csv with every digit; an empty field is a missing value."""
     spelled = pd.DataFrame(
         {
-            name: [pd.NA if value is pd.NA else guarded(_spell(value)) for value in table[name].array]
+            name: [
+                pd.NA if value is pd.NA else guarded(_spell(value)) for value in table[name].array
+            ]
             for name in map(str, table.columns)
         },
         dtype=object,
