@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -612,7 +613,11 @@ def _advise(options: argparse.Namespace) -> int:
         latency_ms=None if options.max_latency is None else units.milliseconds(options.max_latency),
         memory_bytes=None if options.max_memory is None else units.byte_count(options.max_memory),
     )
-    runs, left_out = load(options.results_dir), list[str]()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        runs, left_out = load(options.results_dir), list[str]()
+    for warning in told:
+        print(f"peftbench: {printable(str(warning.message))}", file=sys.stderr)
     if not options.dirty:
         runs, left_out = committed(runs)
     found = advice.advise(runs, budget, datasets=options.dataset, backbones=options.backbone)
