@@ -21,7 +21,7 @@ from peftbench.registry import unknown_name
 from peftbench.results.privacy import public_text
 from peftbench.results.record import Cost, RunRecord, Status
 from peftbench.results.store import ResultsStore, current, write_atomic
-from peftbench.untrusted import guarded, printable, unguarded
+from peftbench.untrusted import guarded, printable, printable_lines, unguarded
 
 DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
 _AGAIN = "Write it again with `peftbench report`."
@@ -152,7 +152,12 @@ def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
     rows = map(itemgetter(*DTYPES), map(_row, current(records)))
     values = list(zip(*rows, strict=True)) or [()] * len(DTYPES)
     columns = zip(DTYPES.items(), values, strict=True)
-    table = pd.DataFrame({name: _array(column, dtype) for (name, dtype), column in columns})
+    table = pd.DataFrame(
+        {
+            name: _array(column, dtype, _lines if name == "error" else None)
+            for (name, dtype), column in columns
+        }
+    )
     return table.sort_values(list(ORDER), kind="stable", ignore_index=True)
 
 
@@ -288,7 +293,11 @@ def read_table(path: Path | str) -> pd.DataFrame:
     blank = [None] * len(raw)
     return pd.DataFrame(
         {
-            name: _array((_parse(value, dtype) for value in raw.get(name, blank)), dtype)
+            name: _array(
+                (_parse(value, dtype) for value in raw.get(name, blank)),
+                dtype,
+                _lines if name == "error" else None,
+            )
             for name, dtype in DTYPES.items()
         }
     )
@@ -443,8 +452,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _array(values: Iterable[Any], dtype: Any) -> Any:
-    convert = _CONVERT[dtype]
+def _array(values: Iterable[Any], dtype: Any, convert: Callable[[Any], Any] | None = None) -> Any:
+    convert = convert or _CONVERT[dtype]
     return pd.array([convert(value) for value in values], dtype=dtype)
 
 
@@ -474,6 +483,13 @@ def _string(value: Any) -> Any:
     if type(value) is str and value.isascii() and value.isprintable():
         return value
     return printable(str(value))
+
+
+def _lines(value: Any) -> Any:
+    """Text whose lines stay lines: the cause of a failure."""
+    if type(value) is str and "\n" in value:
+        return printable_lines(value)
+    return _string(value)
 
 
 _CONVERT: dict[str, Callable[[Any], Any]] = {
