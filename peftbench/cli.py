@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +18,7 @@ from peftbench import __version__, data_cli, results_cli
 from peftbench.errors import ConfigError, DiskFull, PeftbenchError, StoreError
 from peftbench.results.disk import explained, full_number
 from peftbench.results.store import Busy
+from peftbench.untrusted import printable, printable_lines
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -367,10 +369,10 @@ class Task:
             with contextlib.suppress(StoreError):  # where nothing is to be written
                 store.tidy()
         if not cfg.force and experiment.settled(spec, store) is not None:
-            print(f"{spec}: already done (force=true runs it again)", flush=True)
+            print(printable(f"{spec}: already done (force=true runs it again)"), flush=True)
         elif not cfg.quiet:
             for line in told:
-                print(line, file=sys.stderr, flush=True)
+                print(printable(line), file=sys.stderr, flush=True)
         record = experiment.run(
             spec,
             store,
@@ -385,7 +387,8 @@ class Task:
         )
         good = record.status is Status.OK
         print(
-            f"{spec}: {outcome(record)}\n  {store.path(spec.method.name, spec.run_id)}",
+            f"{printable(f'{spec}: {outcome(record)}')}\n"
+            f"  {printable(str(store.path(spec.method.name, spec.run_id)))}",
             file=sys.stdout if good else sys.stderr,
             flush=True,
         )
@@ -614,7 +617,7 @@ def _list(options: argparse.Namespace) -> int:
         told = listing.long_text(options.what, options.long, options.format or "text")
     else:
         told = listing.text(options.what, options.results_dir, options.status, options.data_dir)
-    print(told, end="", flush=True)  # here, where a closed pipe is caught
+    print(printable_lines(told), end="", flush=True)  # here, where a closed pipe is caught
     return OK
 
 
@@ -642,9 +645,9 @@ def _report(options: argparse.Namespace) -> int:
         incomplete=options.incomplete,
         parts=report.PARTS if options.only is None else options.only,
     )
-    print(made.text)
+    print(printable_lines(made.text))
     for error in made.broken if options.format != "text" else ():
-        print(f"peftbench: {error}", file=sys.stderr)
+        print(f"peftbench: {printable(str(error))}", file=sys.stderr)
     return FAILED if made.broken else OK
 
 
@@ -658,11 +661,15 @@ def _advise(options: argparse.Namespace) -> int:
         latency_ms=None if options.max_latency is None else units.milliseconds(options.max_latency),
         memory_bytes=None if options.max_memory is None else units.byte_count(options.max_memory),
     )
-    runs, left_out = load(options.results_dir), list[str]()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        runs, left_out = load(options.results_dir), list[str]()
+    for warning in told:
+        print(f"peftbench: {printable(str(warning.message))}", file=sys.stderr)
     if not options.dirty:
         runs, left_out = committed(runs)
     found = advice.advise(runs, budget, datasets=options.dataset, backbones=options.backbone)
-    print(advice.to_text(found, budget), end="", flush=True)
+    print(printable_lines(advice.to_text(found, budget)), end="", flush=True)
     for line in left_out:
         print(f"Left out: {line}.", flush=True)
     return OK if any(one.chosen for one in found) else FAILED
@@ -690,9 +697,9 @@ def _reproduce(options: argparse.Namespace) -> int:
     from peftbench.report.papers.reproduce import reproduce
 
     told = reproduce(options.table, options.results_dir, options.where, dirty=options.dirty)
-    print(told.text, end="")
+    print(printable_lines(told.text), end="")
     for error in told.broken:
-        print(f"peftbench: {error}", file=sys.stderr)
+        print(f"peftbench: {printable(str(error))}", file=sys.stderr)
     if told.missed or told.broken:
         return FAILED
     return OK if told.judged else NOTHING
@@ -708,7 +715,8 @@ def _export(options: argparse.Namespace) -> int:
         merged=options.merged,
         checkpoint=options.checkpoint,
     )
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", flush=True)
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    print(printable(f"{folder}: {names}"), flush=True)
     return OK
 
 
@@ -741,7 +749,7 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def _dashboard(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from peftbench.errors import ConfigError, PeftbenchError
 from peftbench.registry import unknown_name
 from peftbench.spec import DatasetSpec
+from peftbench.untrusted import printable, printable_lines
 
 if TYPE_CHECKING:
     from peftbench.data.prepare import Ready
@@ -110,10 +111,10 @@ def _each(options: argparse.Namespace, act: Callable[[DatasetSpec, Path], str]) 
     specs = chosen(options.names, data_dir, options.root)
     for spec in specs:
         try:
-            print(act(spec, Path(data_dir).expanduser()), flush=True)
+            print(printable_lines(act(spec, Path(data_dir).expanduser())), flush=True)
         except PeftbenchError as error:
             failed.append(spec.name)
-            print(f"peftbench: {error}", file=sys.stderr, flush=True)
+            print(f"peftbench: {printable(str(error))}", file=sys.stderr, flush=True)
     if failed and len(specs) > 1:
         print(
             f"peftbench: {len(failed)} of {len(specs)} failed: {', '.join(failed)}",

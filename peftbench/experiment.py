@@ -46,6 +46,7 @@ from peftbench.training.evaluate import Predictions, metrics, predict
 from peftbench.training.loop import fit
 from peftbench.training.optim import check_recipe
 from peftbench.training.world import ALONE, World, from_environment, join, leave
+from peftbench.untrusted import printable
 
 ENDINGS: dict[type[PeftbenchError], Status] = {  # the last one is the base of the others
     Unsupported: Status.UNSUPPORTED,
@@ -737,7 +738,7 @@ def _following(
     from tqdm import tqdm
 
     total = spec.recipe.total_epochs
-    with tqdm(total=total, desc=str(spec), unit="epoch", disable=not show) as bar:
+    with tqdm(total=total, desc=printable(str(spec)), unit="epoch", disable=not show) as bar:
 
         def on_epoch(row: EpochRow) -> None:
             log(row)

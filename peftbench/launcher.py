@@ -46,6 +46,7 @@ from peftbench.sweep.slots import Slot, make_slots, visible_gpus
 from peftbench.sweep.status import StatusView
 from peftbench.sweep.tuning import TunerConfig
 from peftbench.sweep.work import Plain, TunedWork, Work
+from peftbench.untrusted import printable, printable_lines
 
 # of a message: `(see FILE)`, `(trace in FILE)`, the job of a cluster, process and time of a holder
 VARYING = re.compile(
@@ -171,12 +172,12 @@ class QueueLauncher(JobLauncher):
         work = self._work(jobs, store)
         todo = work.begin()
         place = choose(work.at_most)
-        print(f"{work.title()}, {place.title}", flush=True)
+        print(printable_lines(f"{work.title()}, {place.title}"), flush=True)
         endings: list[Ending] = []
         if todo:
             if not self.config.quiet:
                 for line in self.found:
-                    print(line, file=sys.stderr, flush=True)
+                    print(printable(line), file=sys.stderr, flush=True)
             queue = place.queue()
             endings = self._run(work, todo, queue, place.slots, store, limit)
             if queue.left:
@@ -353,10 +354,10 @@ def _summarise(endings: list[Ending], wanted: int) -> None:
         print(f"{len(endings)} of {wanted} jobs ended: {text}", flush=True)
     failed = sums(e.message for e in endings if e.failed)
     for reason, count in failed:
-        print(f"  failed {count} x: {reason}", file=sys.stderr, flush=True)
+        print(f"  failed {count} x: {printable(reason)}", file=sys.stderr, flush=True)
     for holder, count in sums(e.message for e in endings if e.held):
         print(
-            f"  held elsewhere {count} x: {holder}. These are not done: when that has ended, the "
+            f"  held elsewhere {count} x: {printable(holder)}. These are not done: when that has ended, the "
             "same command finds or runs them",
             file=sys.stderr,
             flush=True,

@@ -12,6 +12,7 @@ from peftbench.errors import ConfigError, DataError
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import DatasetSpec
+from peftbench.untrusted import printable
 
 
 def text(what: str, results_dir: str, status: str | None, data_dir: str | None = None) -> str:
@@ -47,7 +48,7 @@ def long_text(what: str, long: bool, style: str) -> str:
 
 def columns(rows: Sequence[Sequence[object]]) -> str:
     """Rows of cells as text, each column as wide as its widest cell, the last one ragged."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)] if cells else []
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
     return "".join(f"{line}\n" for line in lines)
@@ -202,12 +203,13 @@ def _runs(results_dir: str, status: str | None) -> str:
         where = store.artefacts(record) / "log.txt"
         log = f" ({where})" if where.is_file() and str(where) not in (record.error or "") else ""
         told = f"{record.error}{log}" if record.error else _metrics(record.metrics)
+        backbone = spec["backbone"]
         rows.append(
             (
                 record.run_id,
                 record.status,
                 spec["method"]["name"],
-                spec["backbone"]["title"] or spec["backbone"]["name"],
+                backbone.get("title") or backbone["name"],
                 spec["dataset"]["name"],
                 spec["seed"],
                 told,

@@ -12,6 +12,7 @@ from peftbench.errors import PeftbenchError, Unsupported
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BackboneSpec, Precision, RunSpec
+from peftbench.untrusted import printable
 
 RECORD_BYTES = 40_000  # record, card, predictions and head of a small run
 
@@ -65,7 +66,7 @@ def show(
     for entry in plan:
         seconds = f", about {entry.seconds:.0f} s" if entry.seconds else ""
         note = f": {entry.note}" if entry.note else ""
-        print(f"{entry.spec.run_id}  {entry.state:<11}  {entry.spec}{seconds}{note}")
+        print(printable(f"{entry.spec.run_id}  {entry.state:<11}  {entry.spec}{seconds}{note}"))
     counts = {s: sum(e.state == s for e in plan) for s in ("done", "unsupported")}
     left = [e for e in plan if e.state not in counts]
     failed = sum(e.state.startswith("again") for e in left)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from peftbench.untrusted import printable
+
 OK, FAILED = 0, 1
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -51,9 +53,9 @@ def _export_results(options: argparse.Namespace) -> int:
     made = export_results(
         options.results_dir, options.out, options.where, predictions=options.predictions
     )
-    print(f"{made.path}: {_runs(made.runs)}, digest {made.digest}", flush=True)
+    print(printable(f"{made.path}: {_runs(made.runs)}, digest {made.digest}"), flush=True)
     for error in made.broken:
-        print(f"peftbench: {error}", file=sys.stderr)
+        print(f"peftbench: {printable(str(error))}", file=sys.stderr)
     return FAILED if made.broken else OK
 
 
@@ -67,7 +69,7 @@ def _import_results(options: argparse.Namespace) -> int:
     parts = [f"{_runs(len(done.added))} {verb} to {options.results_dir}"]
     parts += [f"{len(done.present)} already there"] if done.present else []
     parts += [f"{len(done.kept)} kept as they are here"] if done.kept else []
-    print(f"{', '.join(parts)}; digest {done.digest}", flush=True)
+    print(printable(f"{', '.join(parts)}; digest {done.digest}"), flush=True)
     return OK
 
 

@@ -36,12 +36,19 @@ UNPRINTABLE = frozenset(("Cc", "Cs", "Cf", "Co", "Cn", "Zl", "Zp"))
 
 def printable(text: str) -> str:
     r"""`text` for a terminal or a page: one line, everything that a terminal obeys as `\x1b`."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
         character.encode("unicode_escape").decode("ascii")
         if unicodedata.category(character) in UNPRINTABLE
         else character
         for character in text
     )
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, whose line ends stay."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def guarded(cell: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from peftbench.loggers.base import Logger
 from peftbench.results.record import EpochRow, RunRecord
+from peftbench.untrusted import printable
 
 WARNING = "peftbench: warning: "  # a sweep repeats lines that begin with it
 
@@ -84,7 +85,10 @@ class Guard:
         assert self._logger is not None
         name = self._logger.settings.name
         line = " ".join(reason.split())
-        print(f"{WARNING}logger={name}: {line} The record is complete without it.", file=sys.stderr)
+        print(
+            f"{WARNING}logger={name}: {printable(line)} The record is complete without it.",
+            file=sys.stderr,
+        )
         self._release()
 
     def _release(self) -> None:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import peftbench
 from peftbench.loggers import ledger
 from peftbench.loggers.base import LOGGERS, Logger, LoggerError, LoggerSettings, flat, history_row
+from peftbench.results.privacy import public
 from peftbench.results.record import EpochRow, Parameters, RunRecord
 
 CHILD = "peftbench.loggers.wandb_child"
@@ -115,6 +116,7 @@ def start_message(
     run_id: str, spec: Mapping[str, Any], settings: LoggerSettings, mode: str, patience: bool = True
 ) -> dict[str, Any]:
     """What the child needs to begin a run. Without `patience` an unreachable server is an error."""
+    spec = public({"spec": spec})["spec"]
     method, backbone, dataset = (spec[key] for key in ("method", "backbone", "dataset"))
     name = f"{method['name']} {backbone.get('title') or backbone['name']} {dataset['name']}"
     return {
@@ -160,14 +162,15 @@ def tags(spec: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
 
 def summary(record: RunRecord) -> dict[str, Any]:
     """The record as one flat mapping: status, metrics, parameters/..., cost/..., and so on."""
-    parts = json.loads(record.to_json())  # values that are not finite become null
+    parts = public(json.loads(record.to_json()))  # values that are not finite become null
+    error, notes = parts["error"], parts["notes"]
     for declared in ("spec", "history", "metrics", "notes"):
         del parts[declared]
     found = {**flat(parts), **flat(dict(record.metrics))}
     if isinstance(record.parameters, Parameters):
         found["parameters/tuned"] = record.parameters.method + record.parameters.unfrozen
     # a rerun that succeeds must take back the error of the try before
-    return {**found, "error": record.error, "notes": "\n".join(record.notes)}
+    return {**found, "error": error, "notes": "\n".join(notes)}
 
 
 class Child:

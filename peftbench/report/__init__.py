@@ -69,7 +69,14 @@ def build(
         UnknownName: there is no such experiment or table, column or value.
     """
     from peftbench.report import papers, statistics, tables
-    from peftbench.results.frame import committed, epochs, frame, select, write_table
+    from peftbench.results.frame import (
+        committed,
+        epochs,
+        frame,
+        public_table,
+        select,
+        write_table,
+    )
 
     root = Path(root)
     folder = root if out is None else Path(out)
@@ -82,7 +89,7 @@ def build(
         hint = f"No runs in {root / 'runs'} yet. Run: peftbench run {command}"
         return Report("\n".join([*notes, hint]), broken=scan.broken)
     everything = frame(scan.records)
-    chosen = select(everything, where)
+    chosen = public_table(select(everything, where))
     matching = len(chosen)
     left_out: list[str] = []
     if not dirty:
@@ -91,7 +98,7 @@ def build(
     paths: list[Path] = []
     front = printed = ""
     if TABLES in parts:
-        written = write_table(everything, folder)
+        written = write_table(public_table(everything), folder)
         made = papers.build(
             layouts,
             everything,
@@ -186,8 +193,11 @@ def _finished(begun: Beside, table: pd.DataFrame) -> Written:
 def _page(table: pd.DataFrame, scan: Scan, store: ResultsStore, path: Path) -> None:
     from peftbench.report.page import render
     from peftbench.results.frame import epochs
+    from peftbench.results.privacy import public_text
 
-    html = render(table, epochs(scan.records), store, broken=[str(e) for e in scan.broken])
+    html = render(
+        table, epochs(scan.records), store, broken=[public_text(str(e)) for e in scan.broken]
+    )
     write_atomic(path, partial(_write, text=html))
 
 

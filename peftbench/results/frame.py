@@ -18,9 +18,10 @@ import pandas as pd
 
 from peftbench.errors import ConfigError, StoreError
 from peftbench.registry import unknown_name
+from peftbench.results.privacy import public_text
 from peftbench.results.record import Cost, RunRecord, Status
 from peftbench.results.store import ResultsStore, current, write_atomic
-from peftbench.untrusted import guarded, printable, unguarded
+from peftbench.untrusted import guarded, printable, printable_lines, unguarded
 
 DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
 _AGAIN = "Write it again with `peftbench report`."
@@ -151,7 +152,12 @@ def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
     rows = map(itemgetter(*DTYPES), map(_row, current(records)))
     values = list(zip(*rows, strict=True)) or [()] * len(DTYPES)
     columns = zip(DTYPES.items(), values, strict=True)
-    table = pd.DataFrame({name: _array(column, dtype) for (name, dtype), column in columns})
+    table = pd.DataFrame(
+        {
+            name: _array(column, dtype, _lines if name == "error" else None)
+            for (name, dtype), column in columns
+        }
+    )
     return table.sort_values(list(ORDER), kind="stable", ignore_index=True)
 
 
@@ -244,6 +250,15 @@ def committed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return table[~changed].reset_index(drop=True), [line]
 
 
+def public_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows as they may leave this machine: no host, and no place in the cause of a failure."""
+    told = [pd.NA if value is pd.NA else public_text(value) for value in table["error"].array]
+    return table.assign(
+        host=pd.array([pd.NA] * len(table), dtype=DTYPES["host"]),
+        error=pd.array(told, dtype=DTYPES["error"]),
+    )
+
+
 def write_table(table: pd.DataFrame, root: Path | str) -> Written:
     """`root/table.csv` and `root/table.parquet`, each replaced as a whole.
 
@@ -278,7 +293,11 @@ def read_table(path: Path | str) -> pd.DataFrame:
     blank = [None] * len(raw)
     return pd.DataFrame(
         {
-            name: _array((_parse(value, dtype) for value in raw.get(name, blank)), dtype)
+            name: _array(
+                (_parse(value, dtype) for value in raw.get(name, blank)),
+                dtype,
+                _lines if name == "error" else None,
+            )
             for name, dtype in DTYPES.items()
         }
     )
@@ -433,8 +452,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _array(values: Iterable[Any], dtype: Any) -> Any:
-    convert = _CONVERT[dtype]
+def _array(values: Iterable[Any], dtype: Any, convert: Callable[[Any], Any] | None = None) -> Any:
+    convert = convert or _CONVERT[dtype]
     return pd.array([convert(value) for value in values], dtype=dtype)
 
 
@@ -466,6 +485,13 @@ def _string(value: Any) -> Any:
     return printable(str(value))
 
 
+def _lines(value: Any) -> Any:
+    """Text whose lines stay lines: the cause of a failure."""
+    if type(value) is str and "\n" in value:
+        return printable_lines(value)
+    return _string(value)
+
+
 _CONVERT: dict[str, Callable[[Any], Any]] = {
     "Int64": _integer,
     "Float64": _float,
@@ -485,7 +511,9 @@ def csv_text(table: pd.DataFrame) -> str:
     """The frame as csv with every digit; an empty field is a missing value."""
     spelled = pd.DataFrame(
         {
-            name: [pd.NA if value is pd.NA else guarded(_spell(value)) for value in table[name].array]
+            name: [
+                pd.NA if value is pd.NA else guarded(_spell(value)) for value in table[name].array
+            ]
             for name in map(str, table.columns)
         },
         dtype=object,

@@ -28,6 +28,7 @@ from peftbench.spec import (
     Recipe,
     Selection,
 )
+from peftbench.untrusted import printable
 
 DEEPEST = 32  # lists and mappings within one another
 LARGEST = 2**63 - 1  # what a column of integers holds
@@ -88,6 +89,9 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         if not isinstance(part.get("name"), str) or not part["name"]:
             raise ValueError(f"spec.{name}.name is {_told(part.get('name'))}, not a name")
     method = spec["method"]
+    name = method["name"]  # also that of a folder
+    if name.startswith(".") or set("/\\") & set(name) or printable(name) != name:
+        raise ValueError(f"spec.method.name is {_told(name)}, which cannot be that of a folder")
     if not isinstance(method.get("hyperparameters", {}), dict):
         raise ValueError("spec.method.hyperparameters is not a mapping")
     for where, value, low in (
@@ -347,4 +351,3 @@ def _told(value: Any) -> str:
         return "an integer of more than 63 bits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from peftbench.untrusted import printable_lines
+
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
@@ -73,16 +75,20 @@ class StatusView:
     def say(self, line: str) -> None:
         """A line that stays."""
         if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(
+                printable_lines(line), markup=False, highlight=False, soft_wrap=True
+            )
         else:
-            print(line, flush=True)
+            print(printable_lines(line), flush=True)
 
     def warn(self, line: str) -> None:
         """A line that stays, about something that went wrong beside the jobs."""
         if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(
+                printable_lines(line), markup=False, highlight=False, soft_wrap=True
+            )
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(printable_lines(line), file=sys.stderr, flush=True)
 
     def eta(self) -> float | None:
         """Seconds until the sweep is done, from the mean of what has ended; `None` before that."""

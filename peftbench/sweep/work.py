@@ -16,6 +16,7 @@ from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Ending, Job, record_of
 from peftbench.sweep.tuning import Cell, TunerConfig, advance, make_cells
+from peftbench.untrusted import printable
 
 
 class Work(ABC):
@@ -144,7 +145,7 @@ class TunedWork(Work):
             jobs = [self.compose(overrides) for overrides in cell.final_overrides()]
         except ConfigError as e:
             self.to_run -= len(cell.finals)
-            print(f"  {' '.join(cell.overrides)}: {e}", file=sys.stderr, flush=True)
+            print(printable(f"  {' '.join(cell.overrides)}: {e}"), file=sys.stderr, flush=True)
             return []
         todo = [job for job in jobs if job.spec.run_id not in self.done]
         self.found += len(jobs) - len(todo)

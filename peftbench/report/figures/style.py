@@ -53,6 +53,7 @@ STYLE: Any = {  # matplotlib's own annotation lists every key
     "grid.linewidth": 0.6,
     "svg.hashsalt": "peftbench",  # the same figure is the same file
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # names of methods and data sets may hold dollar signs
     "text.hinting": "none",  # of no use at this resolution, and a quarter of the time
 }
 GREY = "#8a8a8a"

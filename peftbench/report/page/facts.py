@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +13,10 @@ import pandas as pd
 
 from peftbench.report.costs import measured
 from peftbench.report.tables import OK, labelled, overall, summary
-from peftbench.results.record import Status
+from peftbench.results.record import Status, parsed
 from peftbench.results.store import ResultsStore
+from peftbench.results.validation import check_plain
+from peftbench.untrusted import MOST_RECORD, read_bounded
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def method_parts(table: pd.DataFrame, store: ResultsStore) -> list[MethodPart]:
                 _text(card.get("summary")),
                 _promises(card),
                 _source(card),
-                tuple(map(_text, card.get("deviations") or ())),
+                tuple(map(_text, _listed(card.get("deviations")))),
                 tuple(standings.get(name, ())),
                 tuple(sorted(refused[name].items())),
             )
@@ -194,10 +195,16 @@ def _card(store: ResultsStore, method: str, run_ids: Sequence[str]) -> Mapping[s
     for run_id in run_ids:
         path = store.artefacts((method, run_id)) / "card.json"
         with contextlib.suppress(OSError, ValueError):  # removed, or not a card
-            card = json.loads(path.read_text(encoding="utf-8")).get("method_card")
+            card = parsed(read_bounded(path, MOST_RECORD))
+            card = card.get("method_card") if isinstance(card, dict) else None
             if isinstance(card, dict):
+                check_plain(card)
                 return card
     return {}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _promises(card: Mapping[str, Any]) -> tuple[str, ...]:
