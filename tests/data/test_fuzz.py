@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutation import mutations
 from PIL import Image, features
 
 from peftbench.data import hdf5, images, matlab, tables
@@ -23,7 +24,6 @@ from peftbench.data.raw import smallnorb, tfrecord
 from peftbench.data.unpack import Limits, unpack
 from peftbench.errors import PeftbenchError
 from peftbench.spec import DatasetSpec
-from mutation import mutations
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
