@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from peftbench.errors import ConfigError, DataError, PeftbenchError
 from peftbench.registry import unknown_name
 from peftbench.spec import INTERPOLATIONS, RESIZES, TF_BILINEAR, WHOLE, Preprocessing
-from peftbench.untrusted import check_plain_file
+from peftbench.untrusted import check_plain_file, printable
 
 BESIDE = ".peftbench"  # folder for what is derived from data, in the folder of the data
 
@@ -210,7 +210,7 @@ def _reason(error: Exception) -> str:
         return f"it is none of {', '.join(_formats())}. {repair}"
     if isinstance(error, PermissionError):
         return "permission denied. Allow reading it or remove it from the data set."
-    return f"{str(error) or type(error).__name__}. {repair}"
+    return f"{printable(str(error)) or type(error).__name__}. {repair}"
 
 
 def _upright(image: Image.Image) -> Image.Image:
