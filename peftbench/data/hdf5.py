@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from peftbench.errors import DataError
-from peftbench.untrusted import MOST_BYTES, check_plain_file
+from peftbench.untrusted import MOST_BYTES, check_plain_file, printable
 
 
 def array(path: Path, name: str) -> Any:
@@ -30,7 +30,9 @@ def array(path: Path, name: str) -> Any:
         found = h5py.File(path, "r")[name]
         _check(found, path)
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise DataError(f"Cannot read {name} of {path}: {error}. Fetch it again.") from error
+        raise DataError(
+            f"Cannot read {name} of {path}: {printable(str(error))}. Fetch it again."
+        ) from error
     return found
 
 
@@ -46,7 +48,9 @@ def whole(path: Path, name: str) -> np.ndarray:
     try:
         return np.asarray(found)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise DataError(f"Cannot read {name} of {path}: {error}. Fetch it again.") from error
+        raise DataError(
+            f"Cannot read {name} of {path}: {printable(str(error))}. Fetch it again."
+        ) from error
 
 
 def _check(found: Any, path: Path) -> None:

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from peftbench.errors import ConfigError, DataError, PeftbenchError
 from peftbench.registry import unknown_name
 from peftbench.spec import INTERPOLATIONS, RESIZES, TF_BILINEAR, WHOLE, Preprocessing
-from peftbench.untrusted import check_plain_file
+from peftbench.untrusted import check_plain_file, printable
 
 BESIDE = ".peftbench"  # folder for what is derived from data, in the folder of the data
 
@@ -28,6 +28,8 @@ BESIDE = ".peftbench"  # folder for what is derived from data, in the folder of 
 # (EPS), read other files or have no bound. MPO is opened as JPEG; AVIF is not in every Pillow.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PIXELS = "PEFTBENCH_MAX_PIXELS"  # environment variable: pixels that a picture may have
+SURE_PIXELS = 2**26  # a sheet at 600 dots an inch has 35 million, if it is blank in 1 kB
+MOST_RATIO = 10_000  # pixels for each byte of larger pictures; photographs have 1 to 50
 HEAD = 32  # bytes from which `may_be_wide` judges
 GREY_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners have
 BITS, SAMPLE_FORMAT = 258, 339  # tags of TIFF
@@ -147,9 +149,11 @@ def _loaded(
             check_plain_file(Path(source))
         allow = _allowed_pixels()
         with Image.open(source, formats=_formats()) as opened:
-            width, height = opened.size
-            if allow is not None and width * height > allow:
-                raise Image.DecompressionBombError(f"{width * height} pixels")
+            count = math.prod(opened.size)
+            if allow is None and count > SURE_PIXELS:
+                allow = max(SURE_PIXELS, MOST_RATIO * _length(source))
+            if allow is not None and count > allow:
+                raise Image.DecompressionBombError(f"{count} pixels")
             kind = _peculiarity(opened)
             declared = _is_declared(opened)
             opened.load()
@@ -177,6 +181,17 @@ def _allowed_pixels() -> int | None:
     return int(named)
 
 
+def _length(source: str | Path | BinaryIO) -> int:
+    """Bytes of a file, which may be open."""
+    if isinstance(source, str | Path):
+        return Path(source).stat().st_size
+    place = source.tell()
+    try:
+        return source.seek(0, os.SEEK_END)
+    finally:
+        source.seek(place)
+
+
 def _reason(error: Exception) -> str:
     """What is wrong with a picture, and what to do about it."""
     repair = "Repair it or remove it from the data set."
@@ -184,16 +199,18 @@ def _reason(error: Exception) -> str:
         found = re.search(r"\d+", str(error))
         count = int(found[0]) if found else 0
         limit = _allowed_pixels() or 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        most = f"and {limit:,} are allowed"
+        if count <= limit:
+            most = f"more than {MOST_RATIO:,} for each byte"
         return (
-            f"it has {count:,} pixels, and {limit:,} are allowed, because small files can claim "
-            f"any size. If it is to be trusted, set {PIXELS}={count}; otherwise remove it from the "
-            "data set."
+            f"it has {count:,} pixels, {most}, because small files can claim any size. If it is to "
+            f"be trusted, set {PIXELS}={count}; otherwise remove it from the data set."
         )
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(_formats())}. {repair}"
     if isinstance(error, PermissionError):
         return "permission denied. Allow reading it or remove it from the data set."
-    return f"{str(error) or type(error).__name__}. {repair}"
+    return f"{printable(str(error)) or type(error).__name__}. {repair}"
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ import numpy as np
 
 from peftbench.data.unpack import CHUNK, Limits
 from peftbench.errors import DataError
-from peftbench.untrusted import check_plain_file
+from peftbench.untrusted import check_plain_file, printable
 
 MOST_CELLS = 10**7
 PACKED = 15  # type of a variable that is packed
@@ -38,7 +38,7 @@ def read(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
                 raise ValueError(f"{name} announces {math.prod(shape):,} cells")
         variables: dict[str, Any] = loadmat(str(path), variable_names=names, simplify_cells=True)
     except Exception as error:  # of every kind on damaged files
-        reason = str(error) or type(error).__name__
+        reason = printable(str(error)) or type(error).__name__
         raise DataError(f"Cannot read {path}: {reason}. Fetch it again.") from error
     return variables
 

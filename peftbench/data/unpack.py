@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from peftbench.data.images import BESIDE
 from peftbench.errors import DataError
-from peftbench.untrusted import READABLE
+from peftbench.untrusted import READABLE, printable
 
 MAX_RATIO = 100  # unpacked bytes for each byte of the archive; photographs have about 1
 SMALLEST_LIMIT = 2**26  # bytes that any archive may unpack to: lists of labels pack well
@@ -114,7 +114,7 @@ def unpack(
             raise DataError(f"{archive} has no files{f' below {strip}' if strip else ''}.")
         _move_into(part, target, replace)
     except _BROKEN as error:
-        reason = str(error) or type(error).__name__
+        reason = printable(str(error)) or type(error).__name__
         raise DataError(
             f"{archive} is no intact archive: {reason}. Remove it and fetch it again."
         ) from error
@@ -143,7 +143,7 @@ def _write_all(
             place = part.joinpath(*member.path.parts[len(prefix) :])
             place.parent.mkdir(parents=True, exist_ok=True)
             if place.exists():
-                raise DataError(f"{archive} holds {str(member.path)!r} twice; refused.")
+                raise DataError(f"{archive} holds {str(member.path)[:200]!r} twice; refused.")
             with member.open() as source, place.open("xb") as file:
                 while chunk := source.read(member.chunk):
                     room -= len(chunk)  # what comes out, not what is declared
@@ -152,7 +152,7 @@ def _write_all(
                     file.write(chunk)
                     bar.update(len(chunk))
             if place.stat().st_size < member.size:
-                raise EOFError(f"{member.path} is cut short")
+                raise EOFError(f"{str(member.path)[:200]!r} is cut short")
     return count
 
 

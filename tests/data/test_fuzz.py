@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutation import mutations
 from PIL import Image, features
 
-from peftbench.data import hdf5, images, matlab, tables
+from peftbench.data import hdf5, images, tables
 from peftbench.data.layouts import lists
 from peftbench.data.manifest import Manifest
 from peftbench.data.raw import smallnorb, tfrecord
 from peftbench.data.unpack import Limits, unpack
 from peftbench.errors import PeftbenchError
 from peftbench.spec import DatasetSpec
-from mutation import mutations
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -222,20 +222,6 @@ def test_archives(tmp_path: Path, name: str, mode: str, form: int) -> None:
         unpack(path, tmp_path / f"out{next(number)}", limits=Limits(2**22, 100))
 
     bear(archive(name, mode, form), read)
-
-
-def test_matlab_files(tmp_path: Path) -> None:
-    scipy = pytest.importorskip("scipy.io", exc_type=ImportError)
-    path = tmp_path / "a.mat"
-    rows = np.array([("a.jpg", 3), ("b.jpg", 4)], dtype=[("fname", "O"), ("class", "O")])
-
-    def read(data: bytes) -> None:
-        path.write_bytes(data)
-        matlab.read(path)
-
-    for compress in (False, True):
-        scipy.savemat(path, {"labels": np.arange(9), "annotations": rows}, do_compression=compress)
-        bear(path.read_bytes(), read, COUNT // 2)
 
 
 def test_hdf5_files(tmp_path: Path) -> None:

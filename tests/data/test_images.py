@@ -340,6 +340,23 @@ def test_very_large_pictures_are_refused_with_the_name_of_the_limit(
         decode(as_file(image), "case")
 
 
+def claiming(side: int, size: int) -> io.BytesIO:
+    """A BMP of `size` bytes whose header says that it is a square of that side."""
+    content = bytearray(as_file(Image.new("L", (4, 4)), "BMP").getvalue().ljust(size, b"\0"))
+    content[18:26] = struct.pack("<ii", side, side)
+    return io.BytesIO(bytes(content))
+
+
+def test_a_small_file_cannot_claim_a_large_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PEFTBENCH_MAX_PIXELS", raising=False)
+    message = r"it has 81,000,000 pixels, more than 10,000 for each byte, .*MAX_PIXELS=81000000;"
+    with pytest.raises(DataError, match=message):
+        decode(claiming(9000, 8000), "case")
+    for side, size in ((8000, 2000), (9000, 8200)):  # these are cut short, no more than that
+        with pytest.raises(DataError, match="truncated"):
+            decode(claiming(side, size), "case")
+
+
 @pytest.mark.parametrize(
     ("mode", "colour", "kind", "expected"),
     [

@@ -292,3 +292,11 @@ def test_headers_of_many_small_files_are_no_bomb(tmp_path: Path) -> None:
     files = {f"labels/{number:05d}.txt": b"1" for number in range(300)}
     path = make_tar(tmp_path / "a.tar.xz", files, "w:xz")
     assert unpack(path, tmp_path / "out", limits=Limits(30_000)) == 300
+
+
+def test_a_name_in_several_lines_is_told_in_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(header("first\nsecond\x1b[2J", 9000) + bytes(512))
+    with pytest.raises(DataError) as caught:
+        unpack(path, tmp_path / "out")
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
