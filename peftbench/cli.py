@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _tell(line: str) -> None:
     with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
-        print(f"peftbench: {line}", file=sys.stderr, flush=True)
+        print(f"peftbench: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

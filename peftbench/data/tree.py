@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,18 +67,16 @@ def kind(path: Path) -> str:
         DataError: it may not be looked at.
     """
     try:
-        if os.path.isdir(path):
-            return FOLDER
-        if os.path.isfile(path):
-            return FILE
-        os.stat(path)
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         return DEAD
     except OSError as error:
         if error.errno == errno.ELOOP:
             return ROUND
         raise unreadable(path, error) from error
-    return ""
+    if stat.S_ISDIR(mode):
+        return FOLDER
+    return FILE if stat.S_ISREG(mode) else ""
 
 
 def is_picture(path: Path) -> bool:
@@ -94,16 +93,15 @@ def pictures_in(folder: Path, deep: bool) -> list[Path]:
     """Files that end like a picture, `deep` in all folders below too, each real file once."""
     if deep:
         return Tree(folder).pictures([folder])[0]
-    return [path for path in listed(folder) if is_picture(path) and _is_file(path)]
+    return [path for path in listed(folder) if is_picture(path) and _is_file(path, kind(path))]
 
 
-def _is_file(path: Path) -> bool:
-    """Whether it is a file, or a link to none, which is an error as soon as it is read.
+def _is_file(path: Path, found: str) -> bool:
+    """Whether what is `found` there is a file, or a link to none, which fails when it is read.
 
     Raises:
         DataError: it is named like a picture and is a named pipe, a device or a circle of links.
     """
-    found = kind(path)
     if found == "":
         try:
             check_plain_file(path)
@@ -189,7 +187,7 @@ class Tree:
                     pending.append((number, path))
                 else:
                     self._enter(number, path, visit, pending)
-            elif is_picture(path) and _is_file(path):
+            elif is_picture(path) and _is_file(path, found):
                 (visit.links if link and found == FILE else visit.pictures).append(path)
             else:
                 self._leave(path, found)

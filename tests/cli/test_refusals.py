@@ -103,6 +103,17 @@ REFUSED = {
         "peftbench: Data set 'folder' needs a folder. Set dataset.root to ",
     ),
     "absent root": (["dataset=folder", "dataset.root=nowhere"], "peftbench: The data set root "),
+    "root with odd letters": (
+        ["dataset=folder", "dataset.root=no where (1)=x's"],
+        "peftbench: The data set root ",
+    ),
+    "no name": (["dataset.name=''"], "peftbench: dataset.name='' is what tables would call it."),
+    "blank name": (["dataset.name=' '"], "peftbench: dataset.name=' ' is what tables would call"),
+    "text that is none": (
+        ["logger.project=a=b"],
+        "peftbench: 'logger.project=a=b' is no valid override: its value does not parse. Quotes "
+        "make it a text: ",
+    ),
     "hub": (["dataset=hf"], "peftbench: Data set 'hf' needs dataset.hub=ORG/NAME, a set of "),
     "absent hub": (
         ["dataset=hf", "dataset.hub=org/name"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +267,37 @@ def test_hidden_and_missing_labels_are_refused(tmp_path: Path) -> None:
     assert "dataset.test_split=NAME" in text
     splits = {"train": table(0, [0, None] * 2), "test": table(4, [0, 1])}
     assert "train/000001 has no label in column 'label'" in refused(write(tmp_path / "no", splits))
+
+
+@pytest.mark.parametrize("second", [["cat", "dog"], ["dog", "bird"], ["dog", "cat", "bird"]])
+def test_files_that_name_classes_in_another_order_are_refused(tmp_path: Path, second) -> None:
+    kind = ClassLabel(names=second)
+    splits = {"train": table(0, [0, 1] * 6), "test": table(20, [0, 1] * 3, kind)}
+    text = refused(write(tmp_path / "set", splits))
+    wrong = 2 if len(second) == 3 else int(second[0] == "dog")
+    assert "column 'label' of test" in text and f"calls class {wrong} {second[wrong]!r}" in text
+    other = ("'dog'", "'cat'", "nothing")[wrong]
+    assert f"other files or the card of the set call it {other}: labels would be swapped" in text
+
+
+def test_shards_of_one_split_are_held_together_too(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", {"train": table(0, [0, 1] * 6), "test": table(20, [0, 1])})
+    odd = table(40, [0, 1] * 3, ClassLabel(names=["cat", "dog"]))
+    odd.to_parquet(str(folder / "train-00001-of-00002.parquet"))
+    assert "labels would be swapped" in refused(folder)
+
+
+def test_splits_saved_with_other_names_are_refused(tmp_path: Path) -> None:
+    swapped = table(20, [0, 1], ClassLabel(names=["cat", "dog"]))
+    place = tmp_path / "saved"
+    DatasetDict({"train": table(0, [0, 1] * 6), "test": swapped}).save_to_disk(str(place))
+    assert "column 'label' of split test is not that of the others" in refused(place)
+
+
+def test_a_pipe_in_a_folder_is_refused_at_once(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", {"train": table(0, [0, 1] * 6), "test": table(20, [0, 1])})
+    os.mkfifo(folder / "train-00001.parquet")
+    assert "train-00001.parquet: it is no plain file but a named pipe" in refused(folder)
 
 
 def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
