@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.report.comparison import Comparison, compare, scored
+from peftbench.report.verdict import seeds_it_would_take
 from peftbench.results.frame import Column, csv_text
 from peftbench.results.store import ResultsStore
 from peftbench.statistics.best import Best
@@ -214,10 +215,17 @@ def _told(found: Best, behind: str) -> str:
     if not found.told:
         return (
             f"nothing can be told. With {behind} and {len(found.p_holm) + 1} methods even the "
-            f"clearest result has a corrected p-value of {_p(found.smallest)}."
+            f"clearest result has a corrected p-value of {_p(found.smallest)}.{_more(found)}"
         )
     test = "exchange of runs" if found.over == SEEDS else "Wilcoxon's signed-rank test"
-    return f"{', '.join(found.members)} ({test}, {behind})."
+    return f"{', '.join(found.members)} ({test}, {behind}).{_more(found)}"
+
+
+def _more(found: Best) -> str:
+    """How many seeds it would take; more seeds say nothing of new data sets."""
+    if found.over != SEEDS or len(found.members) < 2:
+        return ""
+    return f" {seeds_it_would_take(found)}"
 
 
 def _tests(one: Comparison) -> str:
