@@ -34,9 +34,12 @@ STATISTICS_COLUMNS = (
 INTRODUCTION = """\
 # Statistics
 
-Scores are {metric} on test, in %. Intervals are 95 % percentile bootstrap intervals. "Over seeds"
-is a claim about these data sets; "over seeds and data sets" is one about new data sets of the kind,
-which needs many of them. P-values are two-sided and corrected by Holm's method over all pairs of
+Scores are {metric} on test, in %. Intervals are 95 % intervals (Student's, corrected for
+skewness; of the probability of improvement, generalised ones). In simulations they held the truth
+for 96 % of normal scores; for exponential ones for 93 % with 4 data sets and 3 seeds, and for 90 %
+with one data set and 3 seeds. With one seed there is none over seeds. "Over seeds" is a claim about
+these data sets; "over seeds and data sets" is one about new data sets of the kind, which needs many
+of them. P-values are two-sided and corrected by Holm's method over all pairs of
 methods. A method is *not distinguishable from the best* where its test against the method of the
 highest mean has a corrected p-value above 5 %; that is no proof that the two are equal.
 """
