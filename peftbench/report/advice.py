@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from peftbench.report.comparison import scored
+from peftbench.report.verdict import seeds_it_would_take
 from peftbench.results.frame import select
 from peftbench.statistics import best, scores
 from peftbench.statistics.intervals import DATASETS, SEEDS, Interval, mean_interval
@@ -175,7 +176,15 @@ def _doubts(rows: pd.DataFrame, found: best.Best | None, within: int) -> list[st
     if found.seeds < FEW_SEEDS:
         doubts.append(f"some method has {_count(found.seeds, 'seed')} only on a data set")
     if not found.told:
-        doubts.append("so few runs cannot tell any two methods apart; the order may be luck")
+        doubts.append(
+            "so few runs cannot tell any two methods apart; the order may be luck. "
+            + seeds_it_would_take(found)
+        )
+    elif len(found.members) > 1:
+        doubts.append(
+            f"{found.best} and {_count(len(found.members) - 1, 'other')} cannot be told apart. "
+            + seeds_it_would_take(found)
+        )
     new = best.not_distinguishable(rows, over=DATASETS)
     if new is not None and not new.told:
         doubts.append(

@@ -7,6 +7,7 @@ import pandas as pd
 from peftbench.report.comparison import scored
 from peftbench.statistics import best, intervals, scores
 from peftbench.statistics.averages import weightings
+from peftbench.statistics.best import Best
 from peftbench.statistics.intervals import Interval
 
 Row = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
@@ -15,7 +16,7 @@ Row = tuple[str, str, str]  # backbone and suite as tables name them, and the la
 def spreads(
     table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
 ) -> dict[Row, dict[str, Interval]]:
-    """By row and name of the average, its 95 % bootstrap interval over seeds.
+    """By row and name of the average, its 95 % interval over seeds.
 
     A row on a single data set has an interval under the name of that data set. Rows that lack a
     data set, or ran on other weights or files than most, have none.
@@ -43,12 +44,16 @@ def equals_of_the_best(
 
     Over the mean of all data sets. Nothing where so few runs could tell no two methods apart.
     """
-    found = {}
-    for key, kept in _parts(table, metric, limited):
-        told = best.not_distinguishable(kept)
-        if told is not None and told.told:
-            found[key] = told.members
-    return found
+    found = leaders(table, metric=metric, limited=limited)
+    return {key: one.members for key, one in found.items() if one.told}
+
+
+def leaders(
+    table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
+) -> dict[tuple[str, str], Best]:
+    """By backbone and suite, the best over seeds by the mean of all data sets, and its equals."""
+    found = {key: best.not_distinguishable(kept) for key, kept in _parts(table, metric, limited)}
+    return {key: one for key, one in found.items() if one is not None}
 
 
 def _parts(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.report.comparison import Comparison, compare, scored
+from peftbench.report.verdict import seeds_it_would_take
 from peftbench.results.frame import Column, csv_text
 from peftbench.results.store import ResultsStore
 from peftbench.statistics.best import Best
@@ -33,9 +34,12 @@ STATISTICS_COLUMNS = (
 INTRODUCTION = """\
 # Statistics
 
-Scores are {metric} on test, in %. Intervals are 95 % percentile bootstrap intervals. "Over seeds"
-is a claim about these data sets; "over seeds and data sets" is one about new data sets of the kind,
-which needs many of them. P-values are two-sided and corrected by Holm's method over all pairs of
+Scores are {metric} on test, in %. Intervals are 95 % intervals (Student's, corrected for
+skewness; of the probability of improvement, generalised ones). In simulations they held the truth
+for 96 % of normal scores; for exponential ones for 93 % with 4 data sets and 3 seeds, and for 90 %
+with one data set and 3 seeds. With one seed there is none over seeds. "Over seeds" is a claim about
+these data sets; "over seeds and data sets" is one about new data sets of the kind, which needs many
+of them. P-values are two-sided and corrected by Holm's method over all pairs of
 methods. A method is *not distinguishable from the best* where its test against the method of the
 highest mean has a corrected p-value above 5 %; that is no proof that the two are equal.
 """
@@ -214,10 +218,17 @@ def _told(found: Best, behind: str) -> str:
     if not found.told:
         return (
             f"nothing can be told. With {behind} and {len(found.p_holm) + 1} methods even the "
-            f"clearest result has a corrected p-value of {_p(found.smallest)}."
+            f"clearest result has a corrected p-value of {_p(found.smallest)}.{_more(found)}"
         )
     test = "exchange of runs" if found.over == SEEDS else "Wilcoxon's signed-rank test"
-    return f"{', '.join(found.members)} ({test}, {behind})."
+    return f"{', '.join(found.members)} ({test}, {behind}).{_more(found)}"
+
+
+def _more(found: Best) -> str:
+    """How many seeds it would take; more seeds say nothing of new data sets."""
+    if found.over != SEEDS or len(found.members) < 2:
+        return ""
+    return f" {seeds_it_would_take(found)}"
 
 
 def _tests(one: Comparison) -> str:

@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from peftbench.statistics import ranks, scores
+from peftbench.statistics import power, ranks, scores
 from peftbench.statistics.intervals import DATASETS, SEEDS
 from peftbench.statistics.scores import Array
 
@@ -50,6 +50,15 @@ class Best:
     datasets: int
     seeds: int  # of the method and data set that have fewest
     alpha: float = ranks.ALPHA
+    means: dict[str, float] = field(default_factory=dict)  # over data sets, of every method
+    # Seeds each that would tell the best from another method, were the difference the one that is
+    # seen (`power.seeds_to_tell`); `None` for equal means, or where no run shows how seeds differ.
+    needed: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def least(self) -> int:
+        """Fewest seeds of each with which any two methods could be told apart."""
+        return power.least_seeds(self.datasets, self.alpha / max(1, _pairs(len(self.means))))
 
 
 def not_distinguishable(
@@ -96,7 +105,40 @@ def not_distinguishable(
         datasets=means.shape[1],
         seeds=fewest,
         alpha=alpha,
+        means={name: float(overall[name]) for name in order},
+        needed=_needed(kept, overall, order, alpha),
     )
+
+
+def _needed(
+    kept: pd.DataFrame, overall: pd.Series[float], order: Sequence[str], alpha: float
+) -> dict[str, int | None]:
+    """`Best.needed`, from the spread of seeds inside each method and data set.
+
+    A method with one seed on a data set is taken to spread as the others do there, or as runs do
+    on the mean of the data sets.
+    """
+    grouped = kept.groupby(["label", "dataset"])["score"]
+    variance = grouped.var(ddof=1).unstack().loc[list(order)]
+    freedom = (grouped.count() - 1).unstack().loc[list(order)]
+    pooled = (variance * freedom).sum() / freedom.sum().replace(0, np.nan)
+    if pooled.isna().all():
+        return dict.fromkeys(order[1:])
+    spread = variance.fillna(pooled).fillna(pooled.mean()).sum(axis=1) / len(pooled) ** 2
+    best = order[0]
+    return {
+        other: power.seeds_to_tell(
+            float(overall[best] - overall[other]),
+            float(spread[best] + spread[other]),
+            len(pooled),
+            alpha / _pairs(len(order)),
+        )
+        for other in order[1:]
+    }
+
+
+def _pairs(methods: int) -> int:
+    return methods * (methods - 1) // 2
 
 
 def against_best(

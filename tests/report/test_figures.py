@@ -62,11 +62,10 @@ def test_points_lie_at_parameters_and_mean_with_the_interval_of_the_task_mean(ta
         (x,), (y,) = line.get_data()
         (_, low), (_, high) = bar.get_segments()[0]
         found[x] = (y, (high - low) / 2)
-    # Every data set scores mean - 1, mean, mean + 1 percent. Widened by sqrt(3 / 2) these have
-    # variance 1, the mean of 2 x 3 draws has 1 / 6, and 1.96 / sqrt 6 = 0.80; ends are multiples
-    # of sqrt(3 / 2) / 6 = 0.20.
+    # Every data set scores mean - 1, mean, mean + 1 percent: variance 1, that of the mean of 2 x 3
+    # runs 1 / 6, with 2 + 2 degrees of freedom. t of 95.65 % is 2.914, and 2.914 / sqrt 6 = 1.190.
     assert found == {
-        tuned: (pytest.approx(100 * score), pytest.approx(0.8, abs=0.11))
+        tuned: (pytest.approx(100 * score), pytest.approx(1.190, abs=0.01))
         for tuned, score in METHODS.values()
     }
 

@@ -45,7 +45,7 @@ def accuracy_against(
 
     Reads the table of runs (`peftbench.results.frame`); `cost` is a name in
     `peftbench.report.costs.COSTS`. Only rows that are complete appear; the others are named above
-    the panel. Bars are 95 % bootstrap intervals over seeds of the mean over the data sets, and for
+    the panel. Bars are 95 % intervals over seeds of the mean over the data sets, and for
     a measured cost the range over seeds. The grey line joins the methods that no other beats
     at the same cost or less.
     """

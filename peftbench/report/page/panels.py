@@ -12,8 +12,9 @@ from peftbench.report.costs import COSTS, measured
 from peftbench.report.figures.learning import QUANTITIES, scores
 from peftbench.report.figures.lines import lines
 from peftbench.report.figures.style import COLOURS, look
-from peftbench.report.spreads import Row, equals_of_the_best, spreads
+from peftbench.report.spreads import Row, leaders, spreads
 from peftbench.report.tables import OK, SCORES, TASK, labelled, summary
+from peftbench.report.verdict import verdict
 from peftbench.statistics.intervals import Interval
 
 DIGITS = 6  # significant digits on the page; its downloads keep every one
@@ -23,7 +24,7 @@ MOST_EPOCHS = 60  # points of a learning curve; longer ones are thinned
 def panels(table: pd.DataFrame, epochs: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry for each backbone and suite with a finished or failed final run."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    best = {metric: equals_of_the_best(table, metric=metric) for metric in SCORES}
+    best = {metric: leaders(table, metric=metric) for metric in SCORES}
     for metric in SCORES:
         known = spreads(table, metric=metric)
         for key, rows in _sections(summary(table, metric=metric)):
@@ -36,7 +37,16 @@ def panels(table: pd.DataFrame, epochs: pd.DataFrame) -> list[dict[str, Any]]:
         panel["costs"] = prices.get(key, {})
         panel["devices"] = sorted({price["device"] for price in panel["costs"].values()} - {""})
         panel["curves"] = curves.get(key, {})
-        panel["best"] = {metric: list(best[metric].get(key, ())) for metric in SCORES}
+        found_best = {metric: best[metric].get(key) for metric in SCORES}
+        panel["best"] = {
+            metric: list(one.members) if one is not None and one.told else []
+            for metric, one in found_best.items()
+        }
+        whole = next((a["name"] for a in panel["averages"]), "")
+        panel["verdict"] = {
+            metric: "" if one is None else verdict(one, str(whole))
+            for metric, one in found_best.items()
+        }
     return list(found.values())
 
 

@@ -85,7 +85,8 @@ function drawLearning(panel, rows) {
   drawChips(byId("chips"), state, panel, labels, () => drawLearning(panel, rows));
 }
 
-// One sentence on who is ahead, and how sure that is.
+// What the runs tell of who is ahead. The tests are of all rows, on the mean of all tasks; of other
+// choices only the highest mean is named.
 function finding(panel, rows) {
   const ranked = rows.filter((row) => score(row, state.average) !== null).sort((a, b) => score(b, state.average) - score(a, state.average));
   if (!ranked.length) return "No row is complete yet for this choice.";
@@ -93,9 +94,10 @@ function finding(panel, rows) {
   const cell = top.cells[state.average];
   const also = equals(state, panel).filter((label) => label !== top.label && ranked.some((r) => r.label === label));
   const cheap = ranked.filter((row) => also.includes(row.label) && row.parameters !== null).sort((a, b) => a.parameters - b.parameters)[0];
-  let text = `${top.label} is ahead with ${percent(cell.mean)} % (${state.average}, ${cell.n} ${cell.n === 1 ? "seed" : "seeds"})`;
-  if (also.length) text += `; not distinguishable from it: ${also.join(", ")}`;
-  text += ".";
+  const all = (panel.scores[state.metric] ?? []).length === rows.length;
+  let text = `${top.label} has the highest mean of the rows shown, ${percent(cell.mean)} % (${state.average}, ${cell.n} ${cell.n === 1 ? "seed" : "seeds"}).`;
+  if (all && wholeAverage(panel) === state.average && panel.verdict[state.metric]) text = panel.verdict[state.metric];
+  else text += " Whether that is more than luck is tested for all rows and the mean of all tasks only.";
   if (cheap && cheap.parameters < (top.parameters ?? 0)) {
     text += ` Of these ${cheap.label} tunes the fewest parameters, ${magnitude(cheap.parameters)} against ${magnitude(top.parameters)}.`;
   }

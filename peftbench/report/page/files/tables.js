@@ -98,10 +98,11 @@ function intervalPlot(cell, method, low, high) {
 
 const BEST = "not distinguishable from the best at 5 % (exchanging runs between methods, Holm over all pairs)";
 
+const wholeAverage = (panel) => panel.averages.find((a) => a.kind === "mean of tasks")?.name ?? panel.tasks[0].name;
+
 // Labels not distinguishable from the best; the tests are about the mean of all tasks.
 function equals(state, panel) {
-  const whole = panel.averages.find((a) => a.kind === "mean of tasks")?.name ?? panel.tasks[0].name;
-  return state.average === whole ? panel.best[state.metric] : [];
+  return state.average === wholeAverage(panel) ? panel.best[state.metric] : [];
 }
 
 function boardColumns(state, panel, rows) {

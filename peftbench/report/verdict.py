@@ -1,0 +1,64 @@
+"""Which method is ahead, in sentences that say no more than the runs tell."""
+
+from __future__ import annotations
+
+from peftbench.statistics import power
+from peftbench.statistics.best import Best
+
+MOST_NAMED = 6
+
+
+def verdict(found: Best, what: str = "") -> str:
+    """One to three sentences on the best method over seeds; `what` names the average.
+
+    "Ahead" is said only of a method that its runs tell from every other one.
+    """
+    of = f" ({what}, {_seeds(found.seeds)})" if what else f" ({_seeds(found.seeds)})"
+    value = f"{100 * found.means[found.best]:.1f} %{of}"
+    others = found.members[1:]
+    if len(found.means) < 2:
+        return f"{found.best} has {value}, and there is no other method to compare it with."
+    if not others:
+        return (
+            f"{found.best} is ahead with {value}: its runs tell it from every other method at "
+            f"{100 * found.alpha:.0f} %."
+        )
+    if found.told:
+        start = f"Which of these is best cannot be told: {_named(found.members)}."
+        start += f" {found.best} has the highest mean, {value}, inside the noise."
+    else:
+        start = f"Which method is best cannot be told: {found.best} has the highest mean, {value}"
+        start += ", but so few runs tell no two methods apart."
+    return f"{start} {seeds_it_would_take(found)}"
+
+
+def seeds_it_would_take(found: Best) -> str:
+    """How many seeds would tell the best from the nearest method that it is not told from."""
+    nearest = found.members[1]
+    needed = found.needed.get(nearest)
+    if needed is None and found.means[found.best] == found.means[nearest]:
+        return f"It would take other seeds to see a difference from {nearest}: the means are equal."
+    if needed is None:
+        return (
+            "One seed does not show how much seeds differ: run at least "
+            f"{_seeds(found.least)} of each method."
+        )
+    number = (
+        f"more than {power.MOST_SEEDS:,} seeds"
+        if needed > power.MOST_SEEDS
+        else f"about {_seeds(max(needed, found.seeds + 1))}"
+    )
+    return (
+        f"It would take {number} of each to tell it from {nearest}, if they differ by as much as "
+        f"seen (t-test at {100 * found.alpha:.0f} %, corrected for all pairs, power "
+        f"{100 * power.POWER:.0f} %)."
+    )
+
+
+def _named(labels: tuple[str, ...]) -> str:
+    more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
+    return ", ".join(labels[:MOST_NAMED]) + more
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'' if number == 1 else 's'}"
