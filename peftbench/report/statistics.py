@@ -36,8 +36,9 @@ INTRODUCTION = """\
 
 Scores are {metric} on test, in %. Intervals are 95 % intervals (Student's, corrected for
 skewness; of the probability of improvement, generalised ones). In simulations they held the truth
-for 96 % of normal scores; for exponential ones for 93 % with 4 data sets and 3 seeds, and for 90 %
-with one data set and 3 seeds. With one seed there is none over seeds. "Over seeds" is a claim about
+for 95 to 97 % of normal scores; for exponential ones for 93 to 95 % over seeds with 4 data sets and
+3 seeds, but for 89 to 90 % with one data set and 3 seeds, and for 90 to 92 % over seeds and 4 data
+sets. With one seed there is none over seeds. "Over seeds" is a claim about
 these data sets; "over seeds and data sets" is one about new data sets of the kind, which needs many
 of them. P-values are two-sided and corrected by Holm's method over all pairs of
 methods. A method is *not distinguishable from the best* where its test against the method of the

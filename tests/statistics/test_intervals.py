@@ -81,8 +81,8 @@ def test_three_seeds_have_students_interval_moved_to_the_longer_tail():
 @pytest.mark.parametrize("statistic, over, datasets, seeds", SHAPES)
 def test_intervals_hold_for_few_seeds(statistic, over, datasets, seeds, kind, low):
     found = coverage(statistic, over, datasets, seeds, kind, 1000, seed=7)
-    if (statistic, datasets, kind) == ("mean", 1, "exp"):
-        low = 0.88  # three exponential scores cannot show their skewness: 90 to 91 %
+    if statistic == "mean" and kind == "exp" and (datasets == 1 or over == DATASETS):
+        low = 0.88  # three or four exponential values do not show their skewness: 89 to 92 %
     # 93 to 97 % with two binomial sd of 1,000 trials (1.5 %); of wins, more is no fault
     assert low - 0.01 <= found <= (0.98 if statistic == "mean" else 1.0)
 
