@@ -224,13 +224,13 @@ def _read_zip(path: Path) -> _Found:
         pickled = [n for n in members if n.count("/") == 1 and n.endswith("/data.pkl")]
         if len(pickled) != 1:
             raise ValueError("a zip file without the weights of torch in it")
+        folder = pickled[0].removesuffix("data.pkl")
+        if f"{folder}constants.pkl" in members:
+            raise pickles.Refused("it is a TorchScript archive, which holds code")
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             raise ValueError("a zip file with packed members, which torch does not write")
         if sum(info.file_size for info in members.values()) > size:
             raise ValueError("its members announce more bytes than the file has")
-        folder = pickled[0].removesuffix("data.pkl")
-        if f"{folder}constants.pkl" in members:
-            raise pickles.Refused("it is a TorchScript archive, which holds code")
         order = folder + "byteorder"
         if order in members and archive.read(order) not in (b"little", b""):
             raise ValueError("its numbers are in the byte order of another machine")
