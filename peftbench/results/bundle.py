@@ -451,7 +451,7 @@ def _check_predictions(data: bytes, record: RunRecord) -> None:
     if classes.ndim != 1 or classes.shape != labels.shape or not len(labels):
         raise ValueError(f"its arrays have the shapes {classes.shape} and {labels.shape}")
     accuracy = float(np.mean(classes == labels))
-    recorded = record.metrics.get(f"{SPLIT.get(record.spec.get('phase'), 'test')}/top1")
+    recorded = record.metrics.get(f"{SPLIT.get(str(record.spec.get('phase')), 'test')}/top1")
     if recorded is None or abs(recorded - accuracy) > 1e-9:
         raise ValueError(f"its accuracy is {accuracy}, and that of the record {recorded}")
     made = predictions_of(arrays)
@@ -465,7 +465,7 @@ def _check_predictions(data: bytes, record: RunRecord) -> None:
 
 def _images(record: RunRecord) -> int | None:
     """How many images were reported, where the record says it."""
-    measured = record.metrics.get(f"{SPLIT.get(record.spec.get('phase'), 'test')}/num_images")
+    measured = record.metrics.get(f"{SPLIT.get(str(record.spec.get('phase')), 'test')}/num_images")
     counted = record.provenance.data.get("report_images") if record.provenance else None
     return counted if measured is None else int(measured)
 

@@ -254,8 +254,8 @@ def public_table(table: pd.DataFrame) -> pd.DataFrame:
     """The rows as they may leave this machine: no host, and no place in the cause of a failure."""
     told = [pd.NA if value is pd.NA else public_text(value) for value in table["error"].array]
     return table.assign(
-        host=pd.array([pd.NA] * len(table), dtype=DTYPES["host"]),
-        error=pd.array(told, dtype=DTYPES["error"]),
+        host=_array([None] * len(table), DTYPES["host"]),
+        error=_array(told, DTYPES["error"], lambda text: text),
     )
 
 

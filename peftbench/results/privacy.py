@@ -83,7 +83,7 @@ def last_part(place: str) -> str:
         return place
     windows = "\\" in place or re.match(r"[A-Za-z]:/", place) is not None
     path = (PureWindowsPath if windows else PurePosixPath)(place)
-    named_after_user = path.parent.name in HOMES or path == Path.home()
+    named_after_user = path.parent.name in HOMES or str(path) == str(Path.home())
     return "~" if named_after_user or path.name.startswith("~") else path.name or "/"
 
 
@@ -197,5 +197,5 @@ def _names_pattern(names: tuple[str, ...]) -> re.Pattern[str] | None:
     )
     if not told:
         return None
-    names = "|".join(map(re.escape, told))
-    return re.compile(rf"(?<![\w-])(?:{names})(?:\.\w[\w-]*)*(?![\w-])")  # with a domain
+    joined = "|".join(map(re.escape, told))
+    return re.compile(rf"(?<![\w-])(?:{joined})(?:\.\w[\w-]*)*(?![\w-])")  # with a domain
