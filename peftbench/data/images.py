@@ -265,9 +265,10 @@ def _is_cut(image: Image.Image) -> bool:
 
 def _is_declared(image: Image.Image) -> bool:
     """Whether a file says what white is, as PPM does, and Pillow scales by it."""
-    if image.format != "PPM" or not image.tile:
+    tiles = getattr(image, "tile", ())
+    if image.format != "PPM" or not tiles:
         return False
-    arguments = image.tile[0][3]
+    arguments = tiles[0][3]
     stated = arguments[-1] if isinstance(arguments, tuple) else arguments
     return stated not in (65535, "I;16B")
 

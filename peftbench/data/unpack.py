@@ -272,7 +272,7 @@ class _Opened:
         if self.stream.entries > 2 * self.limits.files:  # folders are entries too
             raise DataError(f"{self.archive} holds more than {self.limits.files:,} files; refused.")
         entry = self.tar.next()
-        self.tar.members.clear()  # kept by it to be looked up, which nobody does here
+        self.tar.members.clear()  # type: ignore[attr-defined]  # kept by it to be looked up, which nobody does here
         self.stream.headers = None
         return entry
 
