@@ -158,7 +158,7 @@ def test_a_damaged_state_is_not_taken_up(store: ResultsStore, whole: dict[str, A
     assert outcome(record, store) | {"notes": []} == whole
 
 
-def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
     """Change the state in a checkpoint, given as its JSON head and its tensors, in place."""
     with safe_open(str(path), "pt") as file:
         head = json.loads(file.metadata()["peftbench"])
@@ -189,10 +189,10 @@ def first(tensors: dict[str, Any], part: str) -> str:
     return next(k for k, v in tensors.items() if part in k and v.is_floating_point() and v.ndim > 1)
 
 
-CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "empty": lambda h, t: h.update(state={"items": []}),
-    "no state": lambda h, t: h.pop("state") and None,
-    "no identity": lambda h, t: h.pop("identity") and None,
+    "no state": lambda h, t: h.pop("state"),
+    "no identity": lambda h, t: h.pop("identity"),
     "identity is a list": lambda h, t: h.update(identity=[1]),
     "resumed is a text": lambda h, t: h.update(resumed="1"),
     "state is a list": lambda h, t: h.update(state=[1, 2]),
@@ -210,9 +210,9 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "order of another size": lambda h, t: t.update({"/parts/progress/order": torch.zeros(3)}),
     "no random numbers": lambda h, t: put(h["state"], [], "random"),
     "a weight of another shape": lambda h, t: t.update({first(t, "/weights/"): torch.zeros(1)}),
-    "a weight that is NaN": lambda h, t: t[first(t, "/weights/")].fill_(float("nan")) and None,
+    "a weight that is NaN": lambda h, t: t[first(t, "/weights/")].fill_(torch.nan),
     "a moment of another shape": lambda h, t: t.update({first(t, "/exp_avg"): torch.zeros(2)}),
-    "a tensor is missing": lambda h, t: t.pop(first(t, "/weights/")) and None,
+    "a tensor is missing": lambda h, t: t.pop(first(t, "/weights/")),
     "average of other weights": lambda h, t: put(h["state"], None, "parts", "average", "averages"),
     "deep": lambda h, t: h.update(state=nested(200)),
 }
