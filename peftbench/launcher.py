@@ -357,8 +357,8 @@ def _summarise(endings: list[Ending], wanted: int) -> None:
         print(f"  failed {count} x: {printable(reason)}", file=sys.stderr, flush=True)
     for holder, count in sums(e.message for e in endings if e.held):
         print(
-            f"  held elsewhere {count} x: {printable(holder)}. These are not done: when that has ended, the "
-            "same command finds or runs them",
+            f"  held elsewhere {count} x: {printable(holder)}. These are not done: when that has "
+            "ended, the same command finds or runs them",
             file=sys.stderr,
             flush=True,
         )

@@ -113,8 +113,8 @@ def _not_timm(model: nn.Module) -> str:
     for path, module in model.named_modules():
         if path and is_timm(module) and hasattr(module, "get_classifier"):
             return (
-                f"this {own} holds a {type(module).__name__} of timm at {path!r}, and has no single "
-                f"classifier itself. Tune that one: peftbench.tune(model.get_submodule({path!r}), "
+                f"this {own} holds a {type(module).__name__} of timm at {path!r}, and has no "
+                f"single classifier itself. Tune that one: peftbench.tune(model.get_submodule({path!r}), "
                 "...)."
             )
     of = f" of {origin}" if origin in ("torchvision", "transformers", "open_clip", "torch") else ""

@@ -591,13 +591,13 @@ def _move_in(store: ResultsStore, folder: Path, records: Sequence[RunRecord]) ->
                 new = artefacts if not artefacts.exists() else None
                 if new is not None:
                     undo.append(partial(_rmdir, new))
-                moves = [
-                    (staged / run_id / name, artefacts / name) for name in (CARD, PREDICTIONS)
-                ]
+                moves = [(staged / run_id / name, artefacts / name) for name in (CARD, PREDICTIONS)]
                 moves.append((staged / f"{run_id}.json", store.path(method, run_id)))
                 for source, target in moves:
                     if source.is_file():
-                        _replace(source, target, folder / "before" / f"{number}-{target.name}", undo)
+                        _replace(
+                            source, target, folder / "before" / f"{number}-{target.name}", undo
+                        )
     except BaseException:
         for step in reversed(undo):
             with contextlib.suppress(OSError):

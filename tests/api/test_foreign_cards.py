@@ -325,7 +325,10 @@ TENSORS: list[tuple[Change, str]] = [
     (lambda s: s["head.bias"].fill_(float("inf")), "head.bias holds values that are not finite"),
     (lambda s: s.update({"head.bias": s["head.bias"].double()}), "float64 in it, not (3,) float32"),
     (lambda s: s.update({"head.bias": torch.zeros(3, 1)}), "is (3, 1) float32 in it, not (3,)"),
-    (lambda s: s.update({"../../evil": torch.zeros(1)}), "its tensors differ in 1 names: ../../evi"),
+    (
+        lambda s: s.update({"../../evil": torch.zeros(1)}),
+        "its tensors differ in 1 names: ../../evi",
+    ),
     (lambda s: s.update({"\x1b[2J": torch.zeros(1)}), r"names: \x1b[2J"),
     (lambda s: s.pop("head.bias"), "tuned"),
 ]
@@ -451,5 +454,3 @@ def test_a_name_of_a_data_set_is_no_markup_either(task: Path) -> None:
 def test_names_that_are_no_utf8_are_written_escaped() -> None:
     data = files.card_bytes({"classes": ["caf\udce9", "b"]})
     assert json.loads(data)["classes"] == ["caf\udce9", "b"]
-
-

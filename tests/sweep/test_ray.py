@@ -24,6 +24,7 @@ from peftbench.sweep.submission import new_folder, process
 
 PATIENCE = 60.0  # seconds; only bounds how long a broken promise is waited for
 
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Ray takes seconds to start, so all tests share it."""
