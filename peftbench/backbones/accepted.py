@@ -114,8 +114,8 @@ def _not_timm(model: nn.Module) -> str:
         if path and is_timm(module) and hasattr(module, "get_classifier"):
             return (
                 f"this {own} holds a {type(module).__name__} of timm at {path!r}, and has no "
-                f"single classifier itself. Tune that one: peftbench.tune(model.get_submodule({path!r}), "
-                "...)."
+                "single classifier itself. Tune that one: "
+                f"peftbench.tune(model.get_submodule({path!r}), ...)."
             )
     of = f" of {origin}" if origin in ("torchvision", "transformers", "open_clip", "torch") else ""
     return (
