@@ -204,7 +204,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or (isinstance(value, int) and abs(value) <= LARGEST_HYPERPARAMETER)
 
 
-def construction(card: Mapping[str, Any]) -> tuple[str, int, dict[str, int]]:
+def construction(card: Mapping[str, Any]) -> tuple[str, int, dict[str, Any]]:
     """Name, number of classes and options with which timm builds a merged model.
 
     Raises:
