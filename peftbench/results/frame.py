@@ -526,4 +526,9 @@ def _parse(text: Any, dtype: str) -> Any:
         return None
     if dtype == "boolean":
         return {"True": True, "False": False}.get(text)
-    return {"Int64": int, "Float64": float, "string": unguarded}[dtype](text)
+    readers: dict[str, Callable[[str], Any]] = {
+        "Int64": int,
+        "Float64": float,
+        "string": unguarded,
+    }
+    return readers[dtype](text)
