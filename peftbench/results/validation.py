@@ -33,6 +33,7 @@ from peftbench.untrusted import printable
 DEEPEST = 32  # lists and mappings within one another
 LARGEST = 2**63 - 1  # what a column of integers holds
 MOST_VALUES = 100_000  # of one record outside its epochs; real ones have about 200
+LONGEST_NAME = 143  # bytes of a file name in an encrypted home folder; elsewhere 255
 FRACTIONS = frozenset(("top1", "mean_per_class", "ece", "accuracy", "val_top1", "train_top1"))
 SLACK = 1e-9  # by which rounding may take a mean of fractions above 1
 # parts of a spec by the dataclass that declares them; the method has a form of its own
@@ -90,7 +91,12 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
             raise ValueError(f"spec.{name}.name is {_told(part.get('name'))}, not a name")
     method = spec["method"]
     name = method["name"]  # also that of a folder
-    if name.startswith(".") or set("/\\") & set(name) or printable(name) != name:
+    if (
+        name.startswith(".")
+        or set("/\\") & set(name)
+        or printable(name) != name
+        or len(name.encode()) > LONGEST_NAME
+    ):
         raise ValueError(f"spec.method.name is {_told(name)}, which cannot be that of a folder")
     if not isinstance(method.get("hyperparameters", {}), dict):
         raise ValueError("spec.method.hyperparameters is not a mapping")
@@ -158,7 +164,7 @@ def _measured(name: str, value: float) -> bool:
     """Whether a metric of this name can have this value: a fraction, a loss, a count."""
     if name in FRACTIONS:
         return 0 <= value <= 1 + SLACK
-    return value >= 0 and (name != "num_images" or value == int(value))
+    return value >= 0 and (name != "num_images" or (value <= LARGEST and value == int(value)))
 
 
 def _check_fraction(value: Any, where: str) -> None:
