@@ -98,7 +98,9 @@ class Session:
             disable_git=True,
             save_code=False,
             # the client would take the names of this machine and of who is logged in
-            **dict.fromkeys(("host", "username", "email"), NOBODY),
+            host=NOBODY,
+            username=NOBODY,
+            email=NOBODY,
             init_timeout=timeout,
             finish_timeout=0.75 * timeout,  # what is left is on disk
             finish_timeout_raises=True,

@@ -33,6 +33,7 @@ from peftbench.untrusted import printable
 DEEPEST = 32  # lists and mappings within one another
 LARGEST = 2**63 - 1  # what a column of integers holds
 MOST_VALUES = 100_000  # of one record outside its epochs; real ones have about 200
+MOST_SETTINGS = 256  # of one part of a spec, each of which a table may compare with each other
 LONGEST_NAME = 143  # bytes of a file name in an encrypted home folder; elsewhere 255
 FRACTIONS = frozenset(("top1", "mean_per_class", "ece", "accuracy", "val_top1", "train_top1"))
 SLACK = 1e-9  # by which rounding may take a mean of fractions above 1
@@ -100,6 +101,9 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         raise ValueError(f"spec.method.name is {_told(name)}, which cannot be that of a folder")
     if not isinstance(method.get("hyperparameters", {}), dict):
         raise ValueError("spec.method.hyperparameters is not a mapping")
+    for part in ("recipe", "dataset", "preprocessing"):
+        _check_settings(spec.get(part) or {}, f"spec.{part}")
+    _check_settings(method.get("hyperparameters", {}), "spec.method.hyperparameters")
     for where, value, low in (
         ("spec.method.version", method.get("version", 1), 0),
         ("spec.seed", spec.get("seed"), 0),
@@ -114,6 +118,11 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         value = (spec.get(where) or {}).get(key)
         if value is not None and value < least:
             raise ValueError(f"spec.{where}.{key} is {_told(value)}, below {least}")
+
+
+def _check_settings(settings: Mapping[str, Any], where: str) -> None:
+    if len(settings) > MOST_SETTINGS:
+        raise ValueError(f"{where} has {len(settings):,} entries, more than {MOST_SETTINGS}")
 
 
 def _check_numbers(raw: Mapping[str, Any]) -> None:

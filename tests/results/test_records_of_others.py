@@ -124,6 +124,9 @@ ODD: dict[str, Change] = {
     "a rate of text": put("spec", "recipe", "lr", to="fast"),
     "half an epoch": put("spec", "recipe", "epochs", to=1.5),
     "hyper-parameters in a list": put("spec", "method", "hyperparameters", to=[1]),
+    "a thousand hyper-parameters": put(
+        "spec", "method", "hyperparameters", to={f"x{i}": i for i in range(1000)}
+    ),
     "hyper-parameters too deep": put("spec", "method", "hyperparameters", "x", to=nested(40)),
     "a method that a terminal obeys": put("spec", "method", "name", to="lora\x1b[2J"),
     "a method that leaves its folder": put("spec", "method", "name", to=".."),
