@@ -311,25 +311,22 @@ def _named(folder: Path) -> Iterator[None]:
 
 
 def _load_merged(card: dict[str, Any], folder: Path) -> nn.Module:
-    architecture, num_classes, options = cards.construction(card)
+    architecture, num_classes, known = cards.construction(card)
+    options: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, **known}
     path = folder / files.MERGED
     with _named(folder):
         check_name(BackboneSpec(architecture, pretrained=False))
         if architecture in SHIPPED:
             raise ConfigError(f"{architecture!r} is no architecture of timm.")
         with torch.device("meta"):  # what it would take is known before it is made
-            planned = timm.create_model(
-                architecture, pretrained=False, num_classes=num_classes, **options
-            )
+            planned = timm.create_model(architecture, **options)
         try:
             state = tensors.read(path, planned.state_dict())
         except FileNotFoundError as e:
             raise WeightsError(f"{path} does not exist. Export the run again.") from e
         except (OSError, ValueError) as e:
             raise WeightsError(f"{path} cannot be read ({e}). Export the run again.") from e
-        model = timm.create_model(
-            architecture, pretrained=False, num_classes=num_classes, **options
-        )
+        model = timm.create_model(architecture, **options)
         model.load_state_dict(state, strict=True)
     _check_finite(state, path)
     return model.eval()

@@ -119,7 +119,7 @@ def require(card: Mapping[str, Any], fields: Mapping[str, type]) -> None:
 
 
 def check_numbers(card: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless metrics and pixel statistics are numbers; a metric may be null."""
+    """Raise `ValueError` unless metrics (or null) and statistics of pixels are numbers."""
     pixels = card["provenance"]["preprocessing"]
     for key in ("mean", "std"):
         if len(pixels[key]) != 3 or not all(map(_is_number, pixels[key])):

@@ -14,6 +14,7 @@ from typing import Any
 
 PROBE_SECONDS = 5.0  # for the server to say anything at all
 ORPHAN_SECONDS = 20  # for the end of a run whose process is gone
+NOBODY = "not told"
 
 
 class Session:
@@ -96,6 +97,10 @@ class Session:
             x_save_requirements=False,
             disable_git=True,
             save_code=False,
+            # the client would take the names of this machine and of who is logged in
+            host=NOBODY,
+            username=NOBODY,
+            email=NOBODY,
             init_timeout=timeout,
             finish_timeout=0.75 * timeout,  # what is left is on disk
             finish_timeout_raises=True,

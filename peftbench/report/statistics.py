@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.report.comparison import Comparison, compare, scored
+from peftbench.report.tables import inert
 from peftbench.report.verdict import seeds_it_would_take
 from peftbench.results.frame import Column, csv_text
 from peftbench.results.store import ResultsStore
@@ -166,7 +167,7 @@ def to_markdown(found: Sequence[Comparison], *, metric: str = "top-1 accuracy") 
         parts.append("No backbone has two methods with all data sets of a suite yet.\n")
     for one in found:
         parts += [_head(one), _averages(one), _sets(one), _tests(one), _pictures(one)]
-    return "\n".join(part for part in parts if part)
+    return inert("\n".join(part for part in parts if part))
 
 
 def _head(one: Comparison) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import string
 from collections import Counter, defaultdict
@@ -22,6 +23,10 @@ SCORES = {"top1": "top-1 accuracy", "mean_per_class": "mean per-class accuracy"}
 OK, MISSING, UNSUPPORTED, FAILED, MIXED = "ok", "missing", "unsupported", "failed", "mixed"
 INCOMPLETE = "incomplete"  # an average over cells that are not all `ok`
 SHOWN = {MISSING: "–", UNSUPPORTED: "n/a", FAILED: "failed", MIXED: "mixed", INCOMPLETE: "–"}
+
+# where Markdown takes a text for HTML, for a character by its name, or for a link
+ACTIVE = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)|\]\(|\]:")
+REPLACED = {"<": "&lt;", "&": "&amp;", "](": r"]\(", "]:": r"]\:"}
 
 # Kinds of columns.
 TASK, GROUP_MEAN = "task", "group mean"
@@ -161,7 +166,12 @@ def to_markdown(cells: pd.DataFrame) -> str:
                 ]
             )
         )
-    return "\n\n".join([*parts, _closing(cells, bullet="- ")]) + "\n"
+    return inert("\n\n".join([*parts, _closing(cells, bullet="- ")]) + "\n")
+
+
+def inert(markdown: str) -> str:
+    """Markdown in which names of others begin no HTML, no link and no picture."""
+    return ACTIVE.sub(lambda found: REPLACED[found[0]], markdown)
 
 
 def to_csv(cells: pd.DataFrame) -> str:

@@ -21,7 +21,6 @@ import io
 import json
 import os
 import re
-import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from peftbench import __version__
 from peftbench.errors import ConfigError, StoreError
 from peftbench.results.arithmetic import arithmetic
 from peftbench.results.identity import run_id_of
+from peftbench.results.locks import temporary_tag
 from peftbench.results.privacy import identified_paths, public
 from peftbench.results.record import SCHEMA, RunRecord, Status, parsed
 from peftbench.results.store import (
@@ -560,7 +560,7 @@ def _stage(path: Path, folder: Path, name: str, data: bytes) -> None:
 def _staging(store: ResultsStore) -> Iterator[Path]:
     """A folder on the file system of the store, for files that all come in or none does."""
     there = store.root.exists()
-    folder = store.root / f".import.{os.getpid()}.{secrets.token_hex(4)}.part"
+    folder = store.root / f".import.{temporary_tag()}.part"
     done = False
     try:
         yield folder
@@ -595,9 +595,8 @@ def _move_in(store: ResultsStore, folder: Path, records: Sequence[RunRecord]) ->
                 moves.append((staged / f"{run_id}.json", store.path(method, run_id)))
                 for source, target in moves:
                     if source.is_file():
-                        _replace(
-                            source, target, folder / "before" / f"{number}-{target.name}", undo
-                        )
+                        before = folder / "before" / f"{number}-{target.name}"
+                        _replace(source, target, before, undo)
     except BaseException:
         for step in reversed(undo):
             with contextlib.suppress(OSError):

@@ -461,11 +461,9 @@ def _array(values: Iterable[Any], dtype: Any, convert: Callable[[Any], Any] | No
 
 
 def _integer(value: Any) -> Any:
-    if type(value) is int:
-        return value
-    if isinstance(value, int | float) and math.isfinite(value) and int(value) == value:
+    if isinstance(value, int | float) and -(2**63) <= value < 2**63 and int(value) == value:
         return int(value)
-    return pd.NA
+    return pd.NA  # also a sum that the column cannot hold; NaN is not within the range
 
 
 def _float(value: Any) -> Any:
@@ -526,4 +524,9 @@ def _parse(text: Any, dtype: str) -> Any:
         return None
     if dtype == "boolean":
         return {"True": True, "False": False}.get(text)
-    return {"Int64": int, "Float64": float, "string": unguarded}[dtype](text)
+    readers: dict[str, Callable[[str], Any]] = {
+        "Int64": int,
+        "Float64": float,
+        "string": unguarded,
+    }
+    return readers[dtype](text)

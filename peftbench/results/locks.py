@@ -31,7 +31,7 @@ STALE_SECONDS = 24 * 3600.0  # the same for locks from before there were signs o
 TEMPORARY_SECONDS = 3600.0  # without a write, after which nobody is at a temporary file any more
 # .NAME.PID-PLACE.RANDOM.tmp; earlier and other ones have no place, or no process either
 TEMPORARY = re.compile(
-    r"\..+?(?:\.(\d{1,10})(?:-([0-9a-f]{8}))?)?\.(?:[0-9a-f]{8}\.tmp|part)|\.write-test-\d+-[0-9a-f]{8}"
+    r"\..+?(?:\.(\d{1,10})(?:-([0-9a-f]{8}))?)?\.(?:[0-9a-f]{8}\.tmp|(?:[0-9a-f]{8}\.)?part)|\.write-test-\d+-[0-9a-f]{8}"
 )
 LARGEST_LOCK = 65536  # bytes; ours have 300
 

@@ -19,8 +19,7 @@ from peftbench.results.identity import BESIDE
 
 HIDDEN = frozenset(("host", "hostname", "node", "user", "username", "login", "email"))
 PLACES = frozenset(("root", "checkpoint", "hub", "backbone_source", "data_dir", "results_dir"))
-# no machine in them
-VERBATIM = frozenset(("classes", "method_card", "metrics", "run_id", "schema"))
+VERBATIM = frozenset(("classes", "method_card", "metrics", "run_id", "schema"))  # no machine
 HOMES = frozenset(("home", "homes", "Users", "users", "scratch"))  # folders named after people
 # accounts and machines that many have; replacing these words would only spoil sentences
 COMMON = frozenset(
@@ -137,7 +136,7 @@ class _Cleaner:
 
 
 def _public_spec(spec: Mapping[str, Any], cleaner: _Cleaner) -> dict[str, Any]:
-    """What is not identity is changed; of a local checkpoint identity is its hash, not its path."""
+    """Only what is not identity is changed; a local checkpoint is its hash, not its path."""
     beside = {**BESIDE, "backbone": (*BESIDE["backbone"], "checkpoint")}
     return {
         name: {k: cleaner.value(k, v) if k in beside[name] else v for k, v in part.items()}

@@ -255,7 +255,7 @@ class ResultsStore:
                 (self.root / ".scratch").rmdir()  # unless a run is using it
         for pattern in TEMPORARIES:
             for path in sorted(self.root.glob(pattern)):
-                if left_over(path, age_of(path, now)):
+                if left_over(path, _age_of_all(path, now)):
                     removed += _removed(path)
         return removed
 
@@ -490,8 +490,17 @@ def _user_of(path: Path) -> str:
         return "another user"
 
 
+def _age_of_all(path: Path, now: float) -> float:
+    """The same of a folder and of everything in it: seconds since anything there was touched."""
+    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+    return min(age_of(one, now) for one in (path, *inside))
+
+
 def _removed(path: Path) -> list[Path]:
-    """The path, where it could be removed."""
+    """The path, where it could be removed; a folder, such as of an import, with all that it has."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return [] if path.exists() else [path]
     try:
         path.unlink()
     except OSError:

@@ -33,6 +33,8 @@ from peftbench.untrusted import printable
 DEEPEST = 32  # lists and mappings within one another
 LARGEST = 2**63 - 1  # what a column of integers holds
 MOST_VALUES = 100_000  # of one record outside its epochs; real ones have about 200
+MOST_SETTINGS = 256  # of one part of a spec, each of which a table may compare with each other
+LONGEST_NAME = 143  # bytes of a file name in an encrypted home folder; elsewhere 255
 FRACTIONS = frozenset(("top1", "mean_per_class", "ece", "accuracy", "val_top1", "train_top1"))
 SLACK = 1e-9  # by which rounding may take a mean of fractions above 1
 # parts of a spec by the dataclass that declares them; the method has a form of its own
@@ -90,10 +92,18 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
             raise ValueError(f"spec.{name}.name is {_told(part.get('name'))}, not a name")
     method = spec["method"]
     name = method["name"]  # also that of a folder
-    if name.startswith(".") or set("/\\") & set(name) or printable(name) != name:
+    if (
+        name.startswith(".")
+        or set("/\\") & set(name)
+        or printable(name) != name
+        or len(name.encode()) > LONGEST_NAME
+    ):
         raise ValueError(f"spec.method.name is {_told(name)}, which cannot be that of a folder")
     if not isinstance(method.get("hyperparameters", {}), dict):
         raise ValueError("spec.method.hyperparameters is not a mapping")
+    for part in ("recipe", "dataset", "preprocessing"):
+        _check_settings(spec.get(part) or {}, f"spec.{part}")
+    _check_settings(method.get("hyperparameters", {}), "spec.method.hyperparameters")
     for where, value, low in (
         ("spec.method.version", method.get("version", 1), 0),
         ("spec.seed", spec.get("seed"), 0),
@@ -108,6 +118,11 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         value = (spec.get(where) or {}).get(key)
         if value is not None and value < least:
             raise ValueError(f"spec.{where}.{key} is {_told(value)}, below {least}")
+
+
+def _check_settings(settings: Mapping[str, Any], where: str) -> None:
+    if len(settings) > MOST_SETTINGS:
+        raise ValueError(f"{where} has {len(settings):,} entries, more than {MOST_SETTINGS}")
 
 
 def _check_numbers(raw: Mapping[str, Any]) -> None:
@@ -158,7 +173,7 @@ def _measured(name: str, value: float) -> bool:
     """Whether a metric of this name can have this value: a fraction, a loss, a count."""
     if name in FRACTIONS:
         return 0 <= value <= 1 + SLACK
-    return value >= 0 and (name != "num_images" or value == int(value))
+    return value >= 0 and (name != "num_images" or (value <= LARGEST and value == int(value)))
 
 
 def _check_fraction(value: Any, where: str) -> None:
@@ -170,9 +185,9 @@ def _check_fraction(value: Any, where: str) -> None:
 
 def _check_epochs(epochs: list[Any], kind: Any) -> None:
     """Column by column: of a long training the epochs are most of the record."""
-    names = tuple(field.name for field in fields(kind))
+    names, row_of = _columns(kind)
     try:
-        columns = dict(zip(names, zip(*map(itemgetter(*names), epochs), strict=True), strict=False))
+        columns = dict(zip(names, zip(*map(row_of, epochs), strict=True), strict=False))
     except (KeyError, TypeError) as e:
         raise ValueError("not a run record: an epoch lacks a number") from e
     for name, column in columns.items():
@@ -191,6 +206,13 @@ def _check_epochs(epochs: list[Any], kind: Any) -> None:
     if max(map(len, epochs), default=0) > len(names):
         for row in epochs:
             _plain(row)  # keys of a newer writer
+
+
+@cache
+def _columns(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    """Names of the fields of a dataclass, and what takes them out of a mapping."""
+    names = tuple(field.name for field in fields(kind))
+    return names, itemgetter(*names)
 
 
 _EPOCH_RANGES = {
@@ -217,6 +239,8 @@ def _plain(value: Any) -> None:
         below: list[Any] = []
         for item in level:
             kind = type(item)
+            if kind is str:  # half of them
+                continue
             if kind is dict:
                 below.extend(item.values())
             elif kind is list:
@@ -239,32 +263,36 @@ def _plain(value: Any) -> None:
 def _dataclass(kind: Any) -> Check:
     """A check of a mapping against the annotations of a dataclass; unknown keys pass."""
     hints = typing.get_type_hints(kind)
-    checks: dict[str, tuple[frozenset[type], Check]] = {
+    known = {
         field.name: (_types(hints[field.name]), _annotated(hints[field.name]))
         for field in fields(kind)
     }
-    known = checks.keys()
+    # what any value fits needs no look
+    checks = {name: pair for name, pair in known.items() if pair[1] is not _anything}
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {_told(value)}, not a mapping")
-        for name in known & value.keys():
-            item = value[name]
-            fast, thorough = checks[name]
-            if type(item) not in fast and thorough is not _anything:
-                thorough(item, f"{where}.{name}" if where else name)
+        for name, item in value.items():
+            if name in checks:
+                fast, thorough = checks[name]
+                if type(item) not in fast:
+                    thorough(item, f"{where}.{name}" if where else name)
 
     return check
 
 
 def _types(hint: Any) -> frozenset[type]:
     """Types of plain values that fit an annotation without a look inside."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return frozenset().union(*map(_types, typing.get_args(hint)))
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return frozenset().union(*map(_types, arguments))
     if hint is float:
         return frozenset((float, int, type(None)))
     if hint is Any:
         return frozenset((dict, list, str, int, float, bool, type(None)))
+    if origin in (dict, list) and arguments[-1] is Any:
+        return frozenset((origin,))
     return frozenset((hint,)) if hint in (int, str, bool, type(None)) else frozenset()
 
 
@@ -275,7 +303,9 @@ def _annotated(hint: Any) -> Check:
     if hint is Any:
         return _anything
     if origin in (types.UnionType, typing.Union):
-        return _one_of(hint, tuple(map(_annotated, arguments)))
+        checks = tuple(_annotated(one) for one in arguments if one is not type(None))
+        # `None` is among the types that need no look
+        return checks[0] if len(checks) == 1 else _one_of(checks)
     if origin in (list, tuple):
         fast, inner = _types(arguments[0]), _annotated(arguments[0])
         return lambda value, where: _each(value, where, fast, inner)
@@ -283,7 +313,7 @@ def _annotated(hint: Any) -> Check:
         fast, inner = _types(arguments[1]), _annotated(arguments[1])
         return lambda value, where: _every(value, where, fast, inner)
     if is_dataclass(hint):
-        return _dataclass(hint)
+        return _dataclass(typing.cast(Any, hint))
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         known = frozenset(map(str, hint))
         return lambda value, where: _among(value, where, known)
@@ -295,10 +325,8 @@ def _anything(value: Any, where: str) -> None:
     """`Any`: what `_plain` has walked over."""
 
 
-def _one_of(hint: Any, checks: tuple[Check, ...]) -> Check:
+def _one_of(checks: tuple[Check, ...]) -> Check:
     def check(value: Any, where: str) -> None:
-        if value is None and type(None) in typing.get_args(hint):
-            return
         refusal: ValueError | None = None
         for one in checks:
             try:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
+import resource
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mutation import mutations
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import peftbench as pb
+from peftbench import api
 from peftbench import export as exporting
 from peftbench import tuned as files
 from peftbench.backbones.load import construction, hash_checkpoint, hash_tensors
 from peftbench.backbones.load import load as load_backbone
-from peftbench.errors import ConfigError, WeightsError
+from peftbench.errors import ConfigError, PeftbenchError, WeightsError
 from peftbench.methods import METHODS
 from peftbench.spec import BackboneSpec
 
@@ -454,3 +459,83 @@ def test_a_name_of_a_data_set_is_no_markup_either(task: Path) -> None:
 def test_names_that_are_no_utf8_are_written_escaped() -> None:
     data = files.card_bytes({"classes": ["caf\udce9", "b"]})
     assert json.loads(data)["classes"] == ["caf\udce9", "b"]
+
+
+ODD: tuple[Any, ...] = (
+    *(None, True, -1, 0, 0.5, 1e308, 2**63, 10**40, float("nan"), float("inf")),
+    *("", "x", "..", "\x1b[2J\u202e\n", "/etc/passwd", "https://example.org/x", "hf-hub:x/y"),
+    *("${oc.env:HOME}", "caf\udce9", [], {}, [[]], {"a": {"b": None}}),
+)
+
+
+def altered(card: dict[str, Any], source: random.Random) -> dict[str, Any]:
+    """The card with one value anywhere in it replaced, taken out or added."""
+    card = copy.deepcopy(card)
+    place: Any = card
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = source.choice(keys)
+        if not isinstance(place[key], dict | list) or not place[key] or source.random() < 0.15:
+            break
+        place = place[key]
+    kind = source.random()
+    if kind < 0.15:
+        del place[key]
+    elif kind < 0.25 and isinstance(place, dict):
+        place[source.choice(("checkpoint_path", "pretrained_cfg", "\x1b[2J"))] = source.choice(ODD)
+    else:
+        place[key] = source.choice(ODD)
+    return card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["task", "merged"])
+def test_two_thousand_damaged_cards_end_in_a_line_or_load(
+    kind: str, task: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand cards of each kind of damage; what several of them ask for is built once."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    asked: set[str] = set()
+
+    def once(build: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(card: dict[str, Any], *rest: Any) -> Any:
+            spec, origin = card["spec"], card["provenance"]
+            parts = [card.get("timm"), len(card["classes"])]
+            if kind == "task":
+                parts += [spec["backbone"], spec["method"], origin["preprocessing"]["size"]]
+                parts += [origin["backbone_sha256"]]
+            if (key := json.dumps(parts)) in asked:
+                raise Known
+            asked.add(key)
+            return build(card, *rest)
+
+        return wrapped
+
+    monkeypatch.setattr(api, "_backbone_of", once(api._backbone_of))
+    monkeypatch.setattr(api, "_load_merged", once(api._load_merged))
+    folder = {"task": task, "merged": merged}[kind]
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    card = read(folder)
+    source = random.Random(3)
+    cards = [*mutations(json.dumps(card).encode(), 1000, seed=8)]
+    cards += [json.dumps(altered(card, source)).encode() for _ in range(1000)]
+    outcomes: Counter[str] = Counter()
+    for data in cards:
+        (tmp_path / "card.json").write_bytes(data)
+        try:
+            model = pb.load(tmp_path)
+        except PeftbenchError as error:
+            assert str(error).isprintable()
+            outcomes["refused"] += 1
+        except Known:
+            outcomes["the same model again"] += 1
+        else:
+            assert isinstance(model, nn.Module)
+            outcomes["loaded"] += 1
+    assert outcomes["refused"] > 500 and outcomes["loaded"] > 0
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 500e6
+
+
+class Known(Exception):
+    """A model that has been built before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import socket
 import time
@@ -25,7 +26,8 @@ from peftbench.loggers.wandb import (
     summary,
     tags,
 )
-from peftbench.results.record import Status
+from peftbench.results import privacy
+from peftbench.results.record import Provenance, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import Phase
 
@@ -51,6 +53,7 @@ def test_a_run_without_a_key_is_mirrored_offline(
     (run,) = read_runs(store.root)
     assert (run.run_id, run.project, run.group) == (spec.run_id, "peftbench", "night")
     assert (run.job_type, run.exit_code) == ("tune", 0)
+    assert run.host == "not told"  # the client would send that of this machine
     assert run.tags == ("partial", "vit_mini", "mini/digits", "mini", "mine", "OK")
     assert run.config == {"run_id": spec.run_id, **spec.describe()}
     losses = [(row["_step"], row["epoch"], row["train/loss"]) for row in run.history]
@@ -148,6 +151,36 @@ def test_the_summary_is_flat_and_holds_no_value_that_json_lacks() -> None:
     assert "test/ece" not in told
     assert (told["parameters/tuned"], told["parameters/stored_bytes"]) == (15, 120)
     assert all(not isinstance(value, dict) for value in told.values())
+
+
+def test_what_is_sent_tells_neither_where_files_lie_nor_whose_machine_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(privacy, "_here", lambda: ("node17", "annelise"))
+    run = record()
+    run.spec["dataset"]["root"] = "/home/annelise/My Data/set"
+    run.spec["backbone"] |= {
+        "checkpoint": "/scratch/annelise/a.pth",
+        "checkpoint_sha256": "ab" * 32,
+    }
+    origin = Provenance(
+        *("0.1.0", "3.11", {"torch": "2.9"}, None, None, "node17", "linux", 2),
+        backbone_source="/scratch/annelise/a.pth",
+    )
+    run = dataclasses.replace(
+        run,
+        provenance=origin,
+        error="/home/annelise/My Data/set/1.png cannot be decoded on node17",
+        notes=["weights of /scratch/annelise/a.pth"],
+    )
+    told = [
+        start_message(run.run_id, run.spec, settings(), "offline"),
+        finish_message(run, settings()),
+    ]
+    text = json.dumps(told)
+    assert not [word for word in ("annelise", "node17", "/home", "/scratch") if word in text]
+    assert "1.png cannot be decoded on ..." in text and "weights of a.pth" in text
+    assert told[0]["init"]["config"]["backbone"]["checkpoint"] == "a.pth"
 
 
 def test_tags_are_unique_and_short() -> None:

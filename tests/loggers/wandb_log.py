@@ -21,6 +21,7 @@ class OfflineRun:
     project: str
     group: str
     job_type: str
+    host: str
     tags: tuple[str, ...]
     config: dict[str, Any]
     history: tuple[dict[str, Any], ...]
@@ -69,6 +70,7 @@ def read(path: Path) -> OfflineRun:
         project=run.project,
         group=run.run_group,
         job_type=run.job_type,
+        host=run.host,
         tags=tuple(run.tags),
         config={key: value for key, value in config.items() if key != "_wandb"},
         history=tuple(history),

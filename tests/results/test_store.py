@@ -592,6 +592,41 @@ def test_what_nobody_holds_is_swept_and_what_somebody_may_hold_stays(tmp_path, m
     assert ResultsStore(tmp_path / "nothing").tidy() == []
 
 
+def test_the_folder_of_an_import_that_was_killed_is_swept_and_that_of_a_living_one_stays(tmp_path):
+    store = ResultsStore(tmp_path)
+    (tmp_path / "runs").mkdir()
+    alive = locks.temporary_tag()
+    dead = alive.replace(f"{os.getpid()}-", f"{2**22 + 1}-")
+
+    def staged(tag: str, age: float, newest: float) -> Path:
+        folder = tmp_path / f".import.{tag}.part"
+        record = folder / "runs" / "lora" / "x.json"
+        record.parent.mkdir(parents=True)
+        record.write_text("{}")
+        for path, seconds in [(record, newest), *((up, age) for up in record.parents[:3])]:
+            os.utime(path, (time.time() - seconds, time.time() - seconds))
+        return folder
+
+    swept = [
+        staged(dead, 0, 0),
+        staged("12.0123abcd", 7200, 7200),  # of an earlier version
+        staged("12-0123abcd.0123abcd", 7200, 7200),  # of another host
+    ]
+    kept = [
+        staged(alive, 0, 0),
+        staged("13-0123abcd.0123abcd", 7200, 100),  # its last file has just been written
+    ]
+    link = tmp_path / ".import.14.0123abcd.part"
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (target / "mine").write_text("")
+    link.symlink_to(target)
+    assert sorted(store.tidy()) == sorted(swept)
+    assert [path for path in swept if path.exists()] == []
+    assert all((path / "runs" / "lora" / "x.json").is_file() for path in kept)
+    assert (target / "mine").is_file()
+
+
 def test_a_cluster_that_knows_its_process_gone_releases_its_lock_and_no_other(
     tmp_path, monkeypatch
 ):

@@ -16,7 +16,7 @@ from peftbench.report.tables import OK, labelled, overall, summary
 from peftbench.results.record import Status, parsed
 from peftbench.results.store import ResultsStore
 from peftbench.results.validation import check_plain
-from peftbench.untrusted import MOST_RECORD, read_bounded
+from peftbench.untrusted import MOST_RECORD, printable_lines, read_bounded
 
 
 @dataclass(frozen=True)
@@ -253,4 +253,5 @@ def _with_unit(value: float | None, unit: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or value is pd.NA else str(value)
+    """A text of a table or a card, whose lines stay lines."""
+    return "" if value is None or value is pd.NA else printable_lines(str(value))
