@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import re
 import shutil
 import socket
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +55,8 @@ class RemoteFile:
 def fetch(file: RemoteFile, folder: Path) -> Path:
     """The file in `folder`; what is there already is checked and kept.
 
-    A transfer that was interrupted is resumed, by the next call too.
+    A transfer that was interrupted is resumed, by the next call too. Of several processes that want
+    the same file one fetches it, and the others wait for it.
 
     Raises:
         Unreachable: the host does not answer or has no such file; known within `TIMEOUT` seconds.
@@ -60,11 +64,23 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file.name
-    part = path.with_name(f"{path.name}.part")
     if path.exists():
         _check(path, file, file.sha256)
-        part.unlink(missing_ok=True)  # another process has finished what this one began
+        path.with_name(f"{path.name}.part").unlink(missing_ok=True)  # of no use any more
         return path
+    with _only_one(path):
+        if path.exists():  # another process has fetched it meanwhile
+            _check(path, file, file.sha256)
+        else:
+            _bring(file, path)
+    return path
+
+
+def _bring(file: RemoteFile, path: Path) -> None:
+    """Transfer a file to `path`, of which the start may be there."""
+    part = path.with_name(f"{path.name}.part")
+    if part.is_symlink() or (part.exists() and not part.is_file()):
+        raise DataError(f"{part} is no plain file. Remove it; the rest of {file.name} goes there.")
     resumed = part.exists()
     stated = _transfer(file, part)
     try:
@@ -80,7 +96,39 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
             part.unlink()
             raise
     part.replace(path)
-    return path
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Held by one process at a time for each file, and let go of when it dies.
+
+    The lock stays where a transfer breaks, beside the part that it guards.
+    """
+    from filelock import FileLock, Timeout
+
+    place = path.with_name(f"{path.name}.lock")
+    if place.is_symlink():
+        place.unlink()
+    lock = FileLock(place)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tqdm.write(f"waiting for another process to fetch {path.name}", file=sys.stderr)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"Cannot lock {place}: {reason}. Remove it if nobody fetches {path.name}, or set "
+            "data_dir to a folder that you may write to."
+        ) from error
+    try:
+        yield
+    finally:
+        if not path.with_name(f"{path.name}.part").exists():
+            with contextlib.suppress(OSError):  # Windows keeps what is open
+                place.unlink()  # who waits for it finds the file, or nothing to go on with
+        lock.release()
 
 
 def _transfer(file: RemoteFile, part: Path) -> str:

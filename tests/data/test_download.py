@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,3 +115,73 @@ def test_a_remote_file_must_make_sense() -> None:
         RemoteFile("file:///etc/passwd", "a")
     with pytest.raises(DataError, match="no name of a file"):
         RemoteFile("https://example.org/a", "../a")
+
+
+WAIT = 120.0  # seconds until a test gives up on what it waits for
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once somebody says that another process fetches the file."""
+    said = threading.Event()
+
+    def write(line: str, file: object = None) -> None:
+        assert line == "waiting for another process to fetch a.bin"
+        said.set()
+
+    monkeypatch.setattr("peftbench.data.download.tqdm.write", write)
+    return said
+
+
+def test_of_two_that_want_a_file_one_fetches_it(tmp_path: Path, waits: threading.Event) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+    with web.serving({"/a.bin": CONTENT}) as site, ThreadPoolExecutor(2) as pool:
+        site.before = lambda: (asked.set(), go_on.wait(WAIT))
+        try:
+            first = pool.submit(fetch, remote(site), tmp_path)
+            assert asked.wait(WAIT)
+            second = pool.submit(fetch, remote(site), tmp_path)
+            assert waits.wait(WAIT)
+        finally:
+            go_on.set()
+        assert first.result(WAIT) == second.result(WAIT) == tmp_path / "a.bin"
+        assert site.asked == [("/a.bin", "")]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_where_the_one_that_fetches_dies_the_other_goes_on(
+    tmp_path: Path, waits: threading.Event
+) -> None:
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:1234])
+    hold = (
+        "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire();"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / "a.bin.lock")]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+        web.serving({"/a.bin": CONTENT}) as site,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            assert holder.stdout is not None and holder.stdout.readline().strip() == b"held"
+            waiting = pool.submit(fetch, remote(site), tmp_path)
+            assert waits.wait(WAIT)
+            assert site.asked == []
+        finally:
+            holder.kill()
+        assert waiting.result(WAIT).read_bytes() == CONTENT
+        assert site.asked == [("/a.bin", "bytes=1234-")]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_part_that_leads_elsewhere_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"precious")
+    (tmp_path / "a.bin.part").symlink_to(tmp_path / "mine")
+    with (
+        web.serving({"/a.bin": CONTENT}) as site,
+        pytest.raises(DataError, match=r"a\.bin\.part is no plain file\. Remove it"),
+    ):
+        fetch(remote(site), tmp_path)
+    assert (tmp_path / "mine").read_bytes() == b"precious"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +19,7 @@ class Site:
     cut_after: list[int] = field(default_factory=list)  # bytes; one connection breaks for each
     redirects: dict[str, tuple[str, str]] = field(default_factory=dict)  # to, and a stated hash
     asked: list[tuple[str, str]] = field(default_factory=list)  # path and range of each request
+    before: Callable[[], object] = lambda: None  # called before each answer
 
 
 @contextmanager
@@ -33,6 +34,7 @@ def serving(files: dict[str, bytes]) -> Iterator[Site]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range") or ""
             site.asked.append((self.path, wanted))
+            site.before()
             if self.path in site.redirects:
                 target, stated = site.redirects[self.path]
                 self.send_response(302)

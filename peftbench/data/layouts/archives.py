@@ -49,7 +49,11 @@ def _read_cub(folder: Path, spec: DatasetSpec) -> Contents:
     pairs: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for key, path in paths.items():
         split = "train" if trains[key] == "1" else "test"
-        pairs[split].append((check_name(path, str(folder / "images.txt")), int(labels[key])))
+        where = folder / "image_class_labels.txt"
+        number = labels[key]
+        if not (number.isascii() and number.isdecimal() and len(number) < 10):
+            raise DataError(f"{where}: {number[:80]!r} is no number of a class.")
+        pairs[split].append((check_name(path, str(folder / "images.txt")), int(number)))
     ids, parts = reindexed(pairs)
     names = tuple(titles.get(str(number), str(number)) for number in ids)
     return Contents(names, parts, FilePictures(folder / "images"))
@@ -77,12 +81,12 @@ FLOWER_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
 
 def _read_flowers(folder: Path, spec: DatasetSpec) -> Contents:
     where = folder / "imagelabels.mat"
-    labels = [int(v) for v in matlab.column(where, matlab.read(where), "labels")]
+    labels = matlab.whole_numbers(where, matlab.read(where, ["labels"]), "labels")
     setid = folder / "setid.mat"
-    chosen = matlab.read(setid)
+    chosen = matlab.read(setid, list(FLOWER_SPLITS.values()))
     pairs: dict[str, list[tuple[str, int]]] = {}
     for split, key in FLOWER_SPLITS.items():
-        numbers = [int(v) for v in matlab.column(setid, chosen, key)]
+        numbers = matlab.whole_numbers(setid, chosen, key)
         beyond = [number for number in numbers if not 1 <= number <= len(labels)]
         if beyond:
             raise DataError(f"{setid}: {key} names image {beyond[0]} of {len(labels)}.")
@@ -105,9 +109,9 @@ def _read_dogs(folder: Path, spec: DatasetSpec) -> Contents:
     pairs: dict[str, list[tuple[str, int]]] = {}
     for split in ("train", "test"):
         path = existing(folder, f"{split}_list.mat", f"lists/{split}_list.mat")
-        variables = matlab.read(path)
-        names = [check_name(str(n), str(path)) for n in matlab.column(path, variables, "file_list")]
-        labels = [int(v) for v in matlab.column(path, variables, "labels")]
+        variables = matlab.read(path, ["file_list", "labels"])
+        names = [check_name(n, str(path)) for n in matlab.texts(path, variables, "file_list")]
+        labels = matlab.whole_numbers(path, variables, "labels")
         if len(names) != len(labels):
             raise DataError(f"{path} has {len(names)} files and {len(labels)} labels.")
         pairs[split] = list(zip(names, labels, strict=True))
@@ -142,20 +146,20 @@ def _read_cars(folder: Path, spec: DatasetSpec) -> Contents:
     }
     pairs = {}
     for split, path in lists.items():
-        rows = matlab.column(path, matlab.read(path), "annotations")
+        rows = matlab.column(path, matlab.read(path, ["annotations"]), "annotations")
         try:
             pairs[split] = [
                 (check_name(f"cars_{split}/{row['fname']}", str(path)), int(row["class"]))
                 for row in rows
             ]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise DataError(
                 f"{path} has no fname and class for each image. The labels of the test images are "
                 "in cars_test_annos_withlabels.mat."
             ) from error
     ids, parts = reindexed(pairs)
     meta = folder / "devkit" / "cars_meta.mat"
-    titles = [str(v) for v in matlab.column(meta, matlab.read(meta), "class_names")]
+    titles = matlab.texts(meta, matlab.read(meta, ["class_names"]), "class_names")
     names = tuple(titles[i - 1] if 1 <= i <= len(titles) else str(i) for i in ids)
     return Contents(names, parts, FilePictures(folder))
 

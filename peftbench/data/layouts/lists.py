@@ -17,6 +17,7 @@ from peftbench.data.layouts.base import (
 )
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec
+from peftbench.untrusted import read_bounded
 
 SHOT_SEEDS = (0, 1, 2)  # each number of shots was drawn three times
 IMAGE_FOLDERS = ("images", ".", "jpg", "data/images")  # few-shot: NOAH's, Cars, CoOp's, Aircraft
@@ -41,8 +42,8 @@ def read_list(path: Path) -> list[tuple[str, int]]:
 def read_text(path: Path) -> str:
     """A list as text; `DataError` where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bounded(path).decode("utf-8")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"Cannot read {path}: {reason}. Fetch it again.") from error
 

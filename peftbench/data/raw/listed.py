@@ -86,11 +86,11 @@ def flowers(folder: Path, counts: Counts = VTAB) -> Splits:
     image_00001.jpg (TFDS 4.9.9, datasets/oxford_flowers102).
     """
     images, where, setid = (located(folder, need) for need in FLOWERS_NEEDS)
-    labels = [int(v) for v in matlab.column(where, matlab.read(where), "labels")]
-    chosen = matlab.read(setid)
+    labels = matlab.whole_numbers(where, matlab.read(where, ["labels"]), "labels")
+    chosen = matlab.read(setid, list(FLOWERS_SPLITS.values()))
     parts = []
     for split, key in FLOWERS_SPLITS.items():
-        numbers = [int(v) for v in matlab.column(setid, chosen, key)]
+        numbers = matlab.whole_numbers(setid, chosen, key)
         beyond = [number for number in numbers if not 1 <= number <= len(labels)]
         if beyond:
             raise DataError(f"{setid}: {key} names image {beyond[0]} of {len(labels)}.")

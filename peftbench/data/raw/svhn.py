@@ -47,7 +47,7 @@ def splits(folder: Path, counts: Counts = VTAB) -> Splits:
 
 
 def _records(path: Path) -> Records:
-    labels = [int(value) for value in matlab.column(path, matlab.read(path, ["y"]), "y")]
+    labels = matlab.whole_numbers(path, matlab.read(path, ["y"]), "y")
 
     @functools.cache
     def images() -> np.ndarray:
