@@ -5,6 +5,7 @@ A table gives names and shapes at once and reads the numbers of a tensor when th
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import mmap
@@ -28,7 +29,13 @@ from peftbench.errors import WeightsError
 
 MOST_PICKLE = 2**30  # bytes of the pickle inside a zip file; the numbers lie beside it
 MOST_ENTRIES = 2_000_000  # visited in one file: a pickle can refer to one object many times
-MOST_DEPTH = 40
+MOST_DEPTH = 40  # of nested mappings, and dots in one name
+MOST_TENSORS = 200_000  # of one file; the largest that people have, with optimizers, have thousands
+MOST_CHARACTERS = 16 * 2**20  # of all names together
+MOST_HEADER = 16 * 2**20  # bytes; of a thousand tensors it has 100,000
+# tensors may share numbers, as tied weights and copies do; what is more than this many times the
+# file would fill the memory when it is read
+MOST_SHARED = 4
 # a .npz of true weights hardly shrinks when it is packed; what unpacks to more is no such file
 MOST_GROWTH = 20  # times the file's size
 ALWAYS_ALLOWED = 256 * 2**20  # bytes
@@ -66,6 +73,7 @@ class Entry:
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    size: int = 0  # bytes of its numbers
 
 
 def check_file(path: Path) -> None:
@@ -114,11 +122,13 @@ def read(path: Path) -> dict[str, Entry]:
         with open(path, "rb") as file:
             start = file.read(64)
         if path.suffix == ".safetensors" or (start[8:9] == b"{" and start[:1] != b"\x80"):
-            return _read_safetensors(path)
+            return _checked(_read_safetensors(path))
         zipped = start.startswith(b"PK")
         found = _read_zip(path) if zipped else _read_pickles(path, start)
-        table: dict[str, Entry] = {}
-        _flatten(found.content, "", table, found, [0], 0)
+        table = _checked(_flattened(found))
+        together, size = sum(entry.size for entry in table.values()), path.stat().st_size
+        if together > ALWAYS_ALLOWED + MOST_SHARED * size:
+            raise ValueError(f"its tensors have {together:,} bytes and the file {size:,}")
     except READING as e:
         raise corrupt(path, e) from e
     if not any(math.prod(entry.shape) > 1 for entry in table.values()):
@@ -181,7 +191,7 @@ def _shown(path: Path) -> str:
 
 def _described(content: Any) -> str:
     if isinstance(content, Mapping) and content:
-        keys = ", ".join(repr(str(key)[:40]) for key in list(content)[:6])
+        keys = ", ".join(repr(str(key)[:40]) for key in list(content)[:6])  # texts or numbers
         return untrusted.printable(f", only the keys {keys}")
     if isinstance(content, pickles.Inert):
         return untrusted.printable(f", only a {content.name}")
@@ -200,25 +210,37 @@ class _Found:
 
 
 def _read_safetensors(path: Path) -> dict[str, Entry]:
-    with safe_open(path, "pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-    def reader(name: str) -> Callable[[], Tensor]:
-        def read_one() -> Tensor:
-            with safe_open(path, "pt") as opened:
-                tensor: Tensor = opened.get_tensor(name)
-                return tensor
-
-        return read_one
-
+    with open(path, "rb") as opened:
+        start = opened.read(8)
+    if len(start) == 8 and (header := int.from_bytes(start, "little")) > MOST_HEADER:
+        raise ValueError(f"its header announces {header:,} bytes")
+    file = safe_open(path, "pt")  # closed with the last tensor that is read of it
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if not shapes:
         raise ValueError("it holds no tensors")
-    return {name: Entry(shape, reader(name)) for name, shape in shapes.items()}
+    return {
+        name: Entry(shape, functools.partial(file.get_tensor, name))
+        for name, shape in shapes.items()
+    }
+
+
+MANY = "it has more tensors, or longer names, than weights have"
+
+
+def _checked(table: dict[str, Entry]) -> dict[str, Entry]:
+    """Refuse what would take forever or fill the memory to look through."""
+    if len(table) > MOST_TENSORS or sum(map(len, table)) > MOST_CHARACTERS:
+        raise ValueError(MANY)
+    if any(name.count(".") > MOST_DEPTH for name in table):
+        raise ValueError("the name of a tensor in it has too many parts")
+    return table
 
 
 def _read_zip(path: Path) -> _Found:
     """A file of torch >= 1.6: one pickle, and a member with the numbers of each storage."""
     size = path.stat().st_size
+    with open(path, "rb") as file:
+        untrusted.check_directory(file)
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         pickled = [n for n in members if n.count("/") == 1 and n.endswith("/data.pkl")]
@@ -245,17 +267,23 @@ def _read_zip(path: Path) -> _Found:
             raise ValueError(f"a tensor in it needs {wanted:,} bytes and there are {has}")
         return storage
 
-    cache: dict[str, bytearray] = {}
-
     def numbers(storage: pickles.Storage) -> Tensor:
-        if storage.key not in cache:
-            cache.clear()
-            info = members[f"{folder}data/{storage.key}"]
-            data = _member(path, info)
-            cache[storage.key] = data
-        return torch.frombuffer(cache[storage.key], dtype=torch.uint8)
+        data = _member(path, members[f"{folder}data/{storage.key}"])
+        return torch.frombuffer(data, dtype=torch.uint8)
 
-    return _Found(pickles.read(io.BytesIO(pickle), stored), numbers)
+    return _Found(pickles.read(io.BytesIO(pickle), stored), _once(numbers))
+
+
+def _once(numbers: Callable[[pickles.Storage], Tensor]) -> Callable[[pickles.Storage], Tensor]:
+    """Each storage is read once, and all its tensors are views of it."""
+    known: dict[str, Tensor] = {}
+
+    def read_once(storage: pickles.Storage) -> Tensor:
+        if storage.key not in known:
+            known[storage.key] = numbers(storage)
+        return known[storage.key]
+
+    return read_once
 
 
 def _member(path: Path, info: zipfile.ZipInfo) -> bytearray:
@@ -311,13 +339,15 @@ def _read_pickles(path: Path, start: bytes) -> _Found:
         places: dict[str, tuple[int, int]] = {}
         at = data.tell()
         for key in keys if isinstance(keys, list) else []:
-            known = storages.get(str(key))
+            if not isinstance(key, str) or key in places:
+                raise ValueError("its list of storages is damaged")
+            known = storages.get(key)
             (count,) = struct.unpack("<q", data[at : at + 8])
             width = pickles.WIDTHS[STORAGES[known.kind]] if known else 0
             at += 8
             if known is None or count < known.numbers or at + count * width > len(data):
                 raise ValueError("it ends before its tensors do")
-            places[str(key)] = (at, known.numbers * width)
+            places[key] = (at, known.numbers * width)
             at += count * width
         if storages.keys() - places.keys():
             raise ValueError("it lacks the numbers of some tensors")
@@ -331,7 +361,7 @@ def _read_pickles(path: Path, start: bytes) -> _Found:
                 raise EOFError("it ends in the middle of a tensor")
         return torch.frombuffer(found, dtype=torch.uint8)
 
-    return _Found(content, numbers)
+    return _Found(content, _once(numbers))
 
 
 def _no_numbers(storage: pickles.Storage) -> Tensor:
@@ -348,9 +378,11 @@ def _storage(identity: Any) -> pickles.Storage:
         or identity[1].qualified not in STORAGES
         or not isinstance(identity[2], str)
         or type(identity[4]) is not int
-        or identity[4] < 0
+        or not 0 <= identity[4] <= pickles.MOST_NUMBERS
     ):
-        raise ValueError("a storage in it is of an unknown kind")
+        kind = identity[1] if isinstance(identity, tuple) and len(identity) > 1 else ""
+        named = f": {kind.qualified[:40]}" if isinstance(kind, pickles.Name) else ""
+        raise ValueError(f"a storage in it is of a kind that is not read{named}")
     if len(identity) > 5 and identity[5] is not None:
         raise ValueError("a storage in it is a part of another one")
     return pickles.Storage(identity[2], identity[1].qualified, identity[4])
@@ -359,37 +391,55 @@ def _storage(identity: Any) -> pickles.Storage:
 # ------------------------------------------------------------------- names
 
 
-def _flatten(
-    value: Any, name: str, table: dict[str, Entry], found: _Found, visited: list[int], depth: int
-) -> None:
-    """Collect the tensors below `value`."""
-    visited[0] += 1
-    if visited[0] > MOST_ENTRIES or depth > MOST_DEPTH:
-        raise ValueError("it is nested without end")
-    if isinstance(value, pickles.StoredTensor):
-        table[name] = Entry(value.shape, lambda: _strided(value, found.numbers(value.storage)))
-    elif isinstance(value, pickles.PickledArray):
-        if value.dtype:
-            table[name] = Entry(value.shape, lambda: _from_array(value))
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            if isinstance(key, str | int):
+def _flattened(found: _Found) -> dict[str, Entry]:
+    """The tensors of a pickle by their full names."""
+    table: dict[str, Entry] = {}
+    visited = characters = 0
+
+    def collect(value: Any, name: str, depth: int) -> None:
+        nonlocal visited, characters
+        visited += 1
+        if visited > MOST_ENTRIES or depth > MOST_DEPTH:
+            raise ValueError("it is nested without end")
+        if isinstance(value, pickles.StoredTensor | pickles.PickledArray):
+            entry = _entry(value, found)
+            if entry is not None:
+                characters += len(name)
+                table[name] = entry
+                if characters > MOST_CHARACTERS:
+                    raise ValueError(MANY)
+        elif isinstance(value, Mapping):
+            for key, inner in value.items():
                 below = f"{name}.{key}" if name else str(key)
-                _flatten(inner, below, table, found, visited, depth + 1)
-    elif isinstance(value, pickles.Inert):
-        _flatten(value.items, name, table, found, visited, depth + 1)
-        if isinstance(value.state, Mapping):
-            # of a whole pickled module, what its state dict would have in it
-            parts = [value.state.get(part) for part in ("_parameters", "_buffers", "_modules")]
-            if all(isinstance(part, Mapping) for part in parts):
-                for part in parts:
-                    _flatten(part, name, table, found, visited, depth + 1)
-    elif isinstance(value, list | tuple) and any(
-        isinstance(v, Mapping | pickles.StoredTensor) for v in value
-    ):
-        for i, inner in enumerate(value):
-            below = f"{name}.{i}" if name else str(i)
-            _flatten(inner, below, table, found, visited, depth + 1)
+                collect(inner, below, depth + 1)
+        elif isinstance(value, pickles.Inert):
+            collect(value.items, name, depth + 1)
+            if isinstance(value.state, Mapping):
+                # of a whole pickled module, what its state dict would have in it
+                parts = [value.state.get(part) for part in ("_parameters", "_buffers", "_modules")]
+                if all(isinstance(part, Mapping) for part in parts):
+                    for part in parts:
+                        collect(part, name, depth + 1)
+        elif isinstance(value, list | tuple) and any(
+            isinstance(v, Mapping | pickles.StoredTensor) for v in value
+        ):
+            for i, inner in enumerate(value):
+                collect(inner, f"{name}.{i}" if name else str(i), depth + 1)
+
+    collect(found.content, "", 0)
+    return table
+
+
+def _entry(value: pickles.StoredTensor | pickles.PickledArray, found: _Found) -> Entry | None:
+    """A tensor of a pickle, or None for an array of no numbers."""
+    if isinstance(value, pickles.StoredTensor):
+        width = pickles.WIDTHS[value.dtype or STORAGES[value.storage.kind]]
+        size = math.prod(value.shape) * width
+        return Entry(value.shape, lambda: _strided(value, found.numbers(value.storage)), size)
+    if not value.dtype:
+        return None
+    size = math.prod(value.shape) * np.dtype(value.dtype).itemsize
+    return Entry(value.shape, lambda: _from_array(value), size)
 
 
 def _strided(tensor: pickles.StoredTensor, raw: Tensor) -> Tensor:
@@ -405,7 +455,8 @@ def _from_array(array: pickles.PickledArray) -> Tensor:
     dtype = np.dtype(array.dtype)
     if math.prod(array.shape) * dtype.itemsize != len(array.data):
         raise ValueError("an array in it has another size than its bytes")
-    flat = np.frombuffer(array.data, dtype=dtype).astype(dtype.newbyteorder("="))
+    data = array.data.encode("latin1") if isinstance(array.data, str) else array.data
+    flat = np.frombuffer(data, dtype=dtype).astype(dtype.newbyteorder("="))
     return torch.from_numpy(flat.reshape(array.shape, order="F" if array.fortran else "C").copy())
 
 
@@ -424,8 +475,9 @@ class _Recorded(io.FileIO):
         return super().read(-1 if size is None else size) or b""
 
 
-def read_npz_into(path: Path, fill: Callable[[Any], object]) -> list[str]:
-    """Let `fill` read a `.npz` whose sizes were checked; the names that it did not look at.
+def read_npz_into(path: Path, fill: Callable[[Any], object], needed: int) -> list[str]:
+    """Let `fill`, which needs about that many bytes, read a `.npz` whose sizes were checked; the
+    names that it did not look at.
 
     Raises:
         WeightsError: the file is damaged, or unpacks to much more than weights do.
@@ -433,7 +485,8 @@ def read_npz_into(path: Path, fill: Callable[[Any], object]) -> list[str]:
     """
     check_file(path)
     try:
-        most = max(ALWAYS_ALLOWED, MOST_GROWTH * path.stat().st_size)
+        size = path.stat().st_size
+        most = max(ALWAYS_ALLOWED, size, min(MOST_GROWTH * size, ALWAYS_ALLOWED + 2 * needed))
         names = list(untrusted.read_npz(path, most))
         with zipfile.ZipFile(path) as archive:
             places = {i.filename.removesuffix(".npy"): i.header_offset for i in archive.infolist()}

@@ -23,6 +23,7 @@ from peftbench.backbones.checkpoint import Entry
 from peftbench.errors import WeightsError
 from peftbench.untrusted import printable
 
+MOST_TRANSLATED = 100  # prefixes
 ENOUGH = 0.3  # of the tensors that a model needs lie under a prefix that is worth a try
 SHOWN = 3  # names in a message
 # which of several networks in one file is meant, by the component in which their names differ:
@@ -134,15 +135,15 @@ def _attempts(
     table: Mapping[str, Entry], tensors: _Tensors, model: nn.Module, needs: Needs
 ) -> list[_Attempt]:
     """Readings of the file: those that fit as they are; where none does, all that translate."""
-    counts: dict[str, int] = {"": len(table)}
+    below: dict[str, list[str]] = {"": list(table)}
     for name in table:
         for dot in re.finditer(r"\.", name):
-            counts[name[: dot.end()]] = counts.get(name[: dot.end()], 0) + 1
+            below.setdefault(name[: dot.end()], []).append(name)
     least = max(2, round(ENOUGH * len(needs.required)))
-    prefixes = [p for p, count in counts.items() if not p or count >= least]
+    below = {p: names for p, names in below.items() if not p or len(names) >= least}
     native = []
-    for prefix in prefixes:
-        inside = {n.removeprefix(prefix): e for n, e in table.items() if n.startswith(prefix)}
+    for prefix, names in below.items():
+        inside = {n.removeprefix(prefix): table[n] for n in names}
         if all(
             n in inside and inside[n].shape == needs.tensors[n].shape for n in needs.required
         ) and all(inside[n].shape == t.shape for n, t in needs.tensors.items() if n in inside):
@@ -157,24 +158,26 @@ def _attempts(
             native.append(_Attempt(prefix, state, used, left, "", extra))
     if native:
         return native
-    return [_translated(prefix, table, tensors, model, needs) for prefix in prefixes]
+    fullest = sorted(below, key=lambda p: -len(below[p]))[:MOST_TRANSLATED]
+    prefixes = [p for p in below if p in set(fullest)]
+    return [_translated(p, below[p], tensors, model, needs) for p in prefixes]
 
 
 def _translated(
     prefix: str,
-    table: Mapping[str, Entry],
+    inside: list[str],
     tensors: _Tensors,
     model: nn.Module,
     needs: Needs,
 ) -> _Attempt:
     """What lies under `prefix`, in timm's names."""
-    names = [n.removeprefix(prefix) for n in table if n.startswith(prefix)]
+    names = [n.removeprefix(prefix) for n in inside]
     layout = layouts.recognise(names)
     plausible = layout is not None or _plausible(names, needs)
     if not plausible:
         return _Attempt(prefix, {}, frozenset(), (), "", {})
     known = [n for n in names if not _training(prefix + n)]
-    state = {n: tensors[prefix + n] for n in known if table[prefix + n].shape is not None}
+    state = {n: tensors[prefix + n] for n in known}
     outside: list[str] = []
     if layout is not None:
         state, outside = layouts.translate(layout, state, needs.tensors)
@@ -503,7 +506,8 @@ def _fit_npz(path: Path, model: nn.Module) -> Fit:
             f"{type(model).__name__}. Convert the file to safetensors."
         )
     try:
-        unread = checkpoint.read_npz_into(path, load_pretrained)
+        needed = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        unread = checkpoint.read_npz_into(path, load_pretrained, needed)
     except KeyError as e:
         absent = printable(str(e))
         raise WeightsError(

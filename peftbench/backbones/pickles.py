@@ -18,6 +18,11 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 MOST_DIMENSIONS = 16
+MOST_NUMBERS = 2**48  # of one tensor; larger ones exist nowhere
+# instructions of one pickle; a file of weights has tens for each tensor, and an instruction of one
+# byte can make an object of 200 bytes
+MOST_INSTRUCTIONS = 2_000_000
+MOST_KEY = 2**31  # of the numbers that name entries of a dictionary
 STDLIB_DATA = (  # of the standard library, only these hold nothing but data
     "argparse.Namespace",
     "collections.",
@@ -45,6 +50,7 @@ STDLIB_DATA = (  # of the standard library, only these hold nothing but data
 MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
 INERT_CALLS = re.compile(  # functions and types that stand for a value which weights do not need
     r"numpy\.(core|_core)\.multiarray\.scalar|numpy\.dtypes\..*|numpy\.random\..*"
+    r"|numpy\.ma\.core\._mareconstruct"
     r"|torch\.(Size|device|Generator|finfo|iinfo)|torch\.serialization\._get_layout"
     r"|(argparse|datetime|decimal|enum|fractions|functools|pathlib|types|typing|uuid)\..*"
     r"|operator\.getitem|collections\.deque"
@@ -67,7 +73,7 @@ class Name:
         return f"{self.module}.{self.qualified}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False, slots=True)  # it may hold itself
 class Inert:
     """What a pickle says about an object of a class that is not rebuilt."""
 
@@ -97,14 +103,14 @@ class StoredTensor:
     dtype: str  # torch's name of it; empty: that of the storage
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False, slots=True)
 class PickledArray:
     """A numpy array whose bytes lie in the pickle itself."""
 
     shape: tuple[int, ...] = ()
     dtype: str = ""  # such as <f4; empty: not numbers
     fortran: bool = False
-    data: bytes = b""
+    data: bytes | bytearray | str = b""  # as text where each character is a byte
 
 
 class _Mark:
@@ -149,8 +155,10 @@ def _run(file: IO[bytes], stored: Callable[[Any], Any]) -> Any:
 
     argument: Any
     values: Any
-    for opcode, argument, _ in pickletools.genops(file):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name = opcode.name
+        if count > MOST_INSTRUCTIONS:
+            raise ValueError(f"the pickle in it has more than {MOST_INSTRUCTIONS:,} instructions")
         if name == "PROTO":
             protocol = argument
             continue
@@ -165,17 +173,17 @@ def _run(file: IO[bytes], stored: Callable[[Any], Any]) -> Any:
         elif name in VALUES:
             stack.append(argument)
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            if len(stack) < count:
+            length = int(name[-1])
+            if len(stack) < length:
                 raise ValueError("the pickle in it is damaged: the stack is too short")
-            values = tuple(stack[-count:])
-            del stack[-count:]
+            values = tuple(stack[-length:])
+            del stack[-length:]
             stack.append(values)
         elif name in GATHERED:
             stack.append(GATHERED[name](above_mark()))
         elif name == "DICT":
             values = above_mark()
-            stack.append(dict(zip(values[::2], values[1::2], strict=True)))
+            stack.append(_pairs(values))
         elif name in ("APPEND", "APPENDS", "ADDITEMS"):
             values = [stack.pop()] if name == "APPEND" else above_mark()
             _extend(stack[-1], values)
@@ -229,6 +237,7 @@ def _run(file: IO[bytes], stored: Callable[[Any], Any]) -> Any:
     raise ValueError("the pickle in it has no end")
 
 
+SET = Name("builtins", "set")  # no weights lie in one, so none is made and nothing hashed for it
 CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -236,12 +245,12 @@ CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
+    "EMPTY_SET": lambda: Inert(SET),
 }
 GATHERED: Mapping[str, Callable[[list[Any]], Any]] = {
     "TUPLE": tuple,
     "LIST": list,
-    "FROZENSET": frozenset,
+    "FROZENSET": lambda values: Inert(SET),
 }
 VALUES = frozenset(
     (
@@ -300,6 +309,8 @@ def _call(called: Any, arguments: Any) -> Any:
         return builder(*arguments)
     if full in MAPPINGS:
         return {}
+    if full.startswith("torch._utils._rebuild_"):
+        raise ValueError(f"a tensor in it is of a kind that is not read: {called.qualified[:60]}")
     if INERT_CALLS.fullmatch(full) or (
         called.module.partition(".")[0] not in sys.stdlib_module_names and _is_class(called)
     ):
@@ -310,20 +321,28 @@ def _call(called: Any, arguments: Any) -> Any:
 def _extend(target: Any, values: list[Any]) -> None:
     if isinstance(target, list):
         target.extend(values)
-    elif isinstance(target, set):
-        target.update(values)
     elif not isinstance(target, Inert):
         raise ValueError("the pickle in it is damaged: it appends to what is no list")
 
 
 def _set_items(target: Any, values: list[Any]) -> None:
-    pairs = dict(zip(values[::2], values[1::2], strict=True))
+    pairs = _pairs(values)
     if isinstance(target, dict):
         target.update(pairs)
     elif isinstance(target, Inert):
         target.items.update(pairs)
     else:
         raise ValueError("the pickle in it is damaged: it sets items of what has none")
+
+
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    """Keys and values in turn as a dictionary; names and small numbers are the keys of weights.
+
+    Others are left out: Python hashes a tuple by walking through it without a bound, in depth and
+    in time, and large numbers can be chosen so that they all collide.
+    """
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return {k: v for k, v in pairs if type(k) is str or (type(k) is int and abs(k) <= MOST_KEY)}
 
 
 def _set_state(target: Any, state: Any) -> None:
@@ -337,11 +356,11 @@ def _set_state(target: Any, state: Any) -> None:
 
 def _fill_array(array: PickledArray, state: Any) -> None:
     shape, dtype, fortran, data = state[-4:]
-    if isinstance(data, bytes | bytearray) and isinstance(dtype, Inert):
+    if isinstance(data, bytes | bytearray | str) and isinstance(dtype, Inert):
         array.shape = _sizes(shape)
         array.dtype = _numpy_dtype(dtype)
         array.fortran = bool(fortran)
-        array.data = bytes(data)
+        array.data = data
 
 
 def _numpy_dtype(dtype: Inert) -> str:
@@ -356,22 +375,27 @@ def _numpy_dtype(dtype: Inert) -> str:
 def _sizes(values: Any) -> tuple[int, ...]:
     if isinstance(values, Inert):  # torch.Size
         values = values.arguments[0]
-    sizes = tuple(values)
-    if len(sizes) > MOST_DIMENSIONS or any(type(v) is not int or v < 0 for v in sizes):
-        raise ValueError(f"a tensor in it has the shape {str(sizes)[:60]}")
-    return sizes
+    if not isinstance(values, tuple | list) or len(values) > MOST_DIMENSIONS:
+        raise ValueError("a tensor in it has no shape")
+    if any(type(v) is not int or not 0 <= v <= MOST_NUMBERS for v in values):
+        raise ValueError("a tensor in it has a shape that is not of whole numbers")
+    return tuple(values)
 
 
 def _tensor(
     storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype: str = ""
 ) -> StoredTensor:
     """A tensor that lies within its storage and repeats none of its numbers."""
+    if any(isinstance(about, dict) and any(about.values()) for about in rest[2:]):
+        raise ValueError("a tensor in it is a conjugate or negative view")
     shape, steps = _sizes(size), _sizes(stride)
-    if not isinstance(storage, Storage) or len(shape) != len(steps) or type(offset) is not int:
+    if not isinstance(storage, Storage) or len(shape) != len(steps):
+        raise ValueError("a tensor in it is damaged")
+    if type(offset) is not int or not 0 <= offset <= MOST_NUMBERS:
         raise ValueError("a tensor in it is damaged")
     numbers = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-    if offset < 0 or numbers > storage.numbers or (numbers and last >= storage.numbers):
+    if numbers > storage.numbers or (numbers and last >= storage.numbers):
         raise ValueError(
             f"a tensor in it has the shape {shape}, and its storage only {storage.numbers:,} "
             "numbers"
@@ -383,9 +407,11 @@ def _typed_tensor(
     storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> StoredTensor:
     """As newer dtypes are saved: the storage counts bytes."""
-    width = WIDTHS[dtype.qualified]
-    if not isinstance(storage, Storage):
+    if not isinstance(storage, Storage) or not isinstance(dtype, Name):
         raise ValueError("a tensor in it is damaged")
+    if dtype.qualified not in WIDTHS:
+        raise ValueError(f"a tensor in it is of type {dtype.qualified[:40]}, which is not read")
+    width = WIDTHS[dtype.qualified]
     counted = Storage(storage.key, storage.kind, storage.numbers // width)
     return _tensor(counted, offset, size, stride, dtype=dtype.qualified)
 
@@ -405,7 +431,9 @@ def _reconstructed(kind: Any, *_: Any) -> Any:
 def _array_from_buffer(
     buffer: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any
 ) -> PickledArray:
-    data = bytes(buffer) if isinstance(buffer, bytes | bytearray) else b""
+    if not isinstance(dtype, Inert):
+        raise ValueError("an array in it is damaged")
+    data = buffer if isinstance(buffer, bytes | bytearray | str) else b""
     return PickledArray(_sizes(shape), _numpy_dtype(dtype), order == "F", data)
 
 
@@ -413,10 +441,24 @@ def _dtype(*arguments: Any) -> Inert:
     return Inert(Name("numpy", "dtype"), arguments)
 
 
-def _encoded(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
-    if encoding not in ("latin1", "latin-1", "utf-8", "utf8"):
-        raise ValueError("the pickle in it is damaged: an unknown encoding")
-    return bytes(text.encode(encoding))
+def _encoded(text: Any, encoding: Any = "latin1", *_: Any) -> Any:
+    """Bytes, as up to protocol 2; they stay text until an array is made of them, so that a text
+    which a file refers to a thousand times is there once.
+    """
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise ValueError("the pickle in it is damaged: bytes in an unknown encoding")
+    return text
+
+
+def _remade(kind: type) -> Callable[..., Any]:
+    """A list, tuple or dictionary made of another; nothing changes either, so none is copied."""
+
+    def build(*arguments: Any) -> Any:
+        if not arguments:
+            return kind()
+        return arguments[0] if isinstance(arguments[0], kind) else Inert(SET, arguments)
+
+    return build
 
 
 def _attribute(owner: Any, attribute: Any, *_: Any) -> Name:
@@ -450,11 +492,8 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
     "_codecs.encode": _encoded,
     "builtins.getattr": _attribute,
-    "builtins.set": lambda values=(), *_: set(values),
-    "builtins.frozenset": lambda values=(), *_: frozenset(values),
-    "builtins.list": lambda values=(), *_: list(values),
-    "builtins.tuple": lambda values=(), *_: tuple(values),
-    "builtins.dict": lambda values=(), *_: dict(values),
+    **{f"builtins.{kind.__name__}": _remade(kind) for kind in (list, tuple, dict)},
+    **{f"builtins.{kind}": lambda *_: Inert(SET) for kind in ("set", "frozenset")},
     "copyreg._reconstructor": _object_of,
     "copyreg.__newobj__": _object_of,
 }
