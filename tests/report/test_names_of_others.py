@@ -70,8 +70,9 @@ def records(make_record, name: str) -> list[RunRecord]:
         for dataset in (name, "b")
         for seed in range(2)
     ]
-    found.append(make_record("bias", name, 0, status=Status.ERROR, error=name))
-    found.append(make_record("norm", name, 0, status=Status.UNSUPPORTED, error=name))
+    for method, status in (("bias", Status.ERROR), ("norm", Status.UNSUPPORTED)):
+        told = {"backbone": name, "suite": name, "group": name}
+        found.append(make_record(method, name, 0, status=status, error=name, **told))
     return found
 
 
