@@ -136,6 +136,10 @@ def test_names_of_others_are_text_in_advice_and_bundles(
     assert (made.runs, made.broken) == (len(records), ())
 
 
+DRAWN = ("two lines", "mathematics", "a command of LaTeX", "a script", "half a surrogate pair")
+
+
+@pytest.mark.parametrize("name", [NAMES[key] for key in DRAWN], indirect=True, ids=DRAWN)
 def test_names_of_others_are_text_in_figures(
     tmp_path: Path, records: list[RunRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
