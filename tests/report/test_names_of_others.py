@@ -103,6 +103,13 @@ def test_names_of_others_are_text_in_tables(records: list[RunRecord]) -> None:
         assert not re.search(r'(?:^|,)"?[=+@]', text, re.MULTILINE)
 
 
+PAGES = (
+    *("hidden direction", "a script", "a picture"),
+    *("half a surrogate pair", "the end of an element"),
+)
+
+
+@pytest.mark.parametrize("name", [NAMES[key] for key in PAGES], indirect=True, ids=PAGES)
 def test_names_of_others_are_text_on_the_page(
     tmp_path: Path, records: list[RunRecord], name: str
 ) -> None:
