@@ -70,8 +70,9 @@ def records(make_record, name: str) -> list[RunRecord]:
         for dataset in (name, "b")
         for seed in range(2)
     ]
-    found.append(make_record("bias", name, 0, status=Status.ERROR, error=name))
-    found.append(make_record("norm", name, 0, status=Status.UNSUPPORTED, error=name))
+    for method, status in (("bias", Status.ERROR), ("norm", Status.UNSUPPORTED)):
+        told = {"backbone": name, "suite": name, "group": name}
+        found.append(make_record(method, name, 0, status=status, error=name, **told))
     return found
 
 
@@ -102,6 +103,13 @@ def test_names_of_others_are_text_in_tables(records: list[RunRecord]) -> None:
         assert not re.search(r'(?:^|,)"?[=+@]', text, re.MULTILINE)
 
 
+PAGES = (
+    *("hidden direction", "a script", "a picture"),
+    *("half a surrogate pair", "the end of an element"),
+)
+
+
+@pytest.mark.parametrize("name", [NAMES[key] for key in PAGES], indirect=True, ids=PAGES)
 def test_names_of_others_are_text_on_the_page(
     tmp_path: Path, records: list[RunRecord], name: str
 ) -> None:
@@ -135,6 +143,10 @@ def test_names_of_others_are_text_in_advice_and_bundles(
     assert (made.runs, made.broken) == (len(records), ())
 
 
+DRAWN = ("two lines", "mathematics", "a command of LaTeX", "a script", "half a surrogate pair")
+
+
+@pytest.mark.parametrize("name", [NAMES[key] for key in DRAWN], indirect=True, ids=DRAWN)
 def test_names_of_others_are_text_in_figures(
     tmp_path: Path, records: list[RunRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
