@@ -71,6 +71,7 @@ class Levels:
 
 
 FULL = Levels()
+SIGNED_BYTE = Levels(-128, 127)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def extent(source: str | Path | BinaryIO, name: str) -> Extent | None:
     with _loaded(source, name) as (opened, _, declared):
         if declared:
             return None
-        if opened.mode.startswith("I"):
+        if _is_whole_numbers(opened):
             wide = _integers(opened)
             return Extent(int(wide.min()), max(int(wide.max()), _stated(opened)))
         if _is_cut(opened):
@@ -230,7 +231,9 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image, levels: Levels) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip it at 255
+    if _is_whole_numbers(image):  # Pillow's own conversion would clip it at 255
+        if image.mode == "L" and levels == FULL:
+            levels = SIGNED_BYTE
         return Image.fromarray(levels.scaled(_integers(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
@@ -239,9 +242,16 @@ def _to_rgb(image: Image.Image, levels: Levels) -> Image.Image:
     return image.convert("RGB")
 
 
+def _is_whole_numbers(image: Image.Image) -> bool:
+    """Whether a grey picture has more than 8 bits, or a sign, of which Pillow knows nothing."""
+    return image.mode.startswith("I") or (image.mode == "L" and _tag(image, SAMPLE_FORMAT) == 2)
+
+
 def _integers(image: Image.Image) -> np.ndarray:
-    """The numbers of a grey picture of more than 8 bits: (H, W) int64."""
+    """The numbers of a picture that `_is_whole_numbers`: (H, W) int64."""
     wide = np.asarray(image)
+    if image.mode == "L":
+        wide = wide.view(np.int8)
     # Pillow reads 32 bits without a sign as such with one
     if image.mode == "I" and _tag(image, SAMPLE_FORMAT) == 1 and _tag(image, BITS) == 32:
         wide = wide.view(np.uint32)

@@ -37,13 +37,15 @@ class Found:
         levels = self.levels
         if levels == FULL:
             return None
+        signed = -128 <= self.lowest < 0 and self.highest < 128
+        kind = "with signs" if signed else "of 16 or 32 bits"
         how = (
             f"{levels.black:,} becomes black and {levels.white:,} white"
             if levels.black
             else f"taken as {levels.white.bit_length()} bits, so that {levels.white:,} is white"
         )
         return (
-            f"{self.pictures:,} grey pictures of 16 or 32 bits hold the numbers {self.lowest:,} to "
+            f"{self.pictures:,} grey pictures {kind} hold the numbers {self.lowest:,} to "
             f"{self.highest:,}: {how}."
         )
 

@@ -51,8 +51,9 @@ def main(arguments: list[str]) -> int:
     except Exception as error:  # of every kind on damaged files
         return _refuse(READ, error)
     try:
-        numbered = {str(number): array for number, array in enumerate(arrays)}
-        np.savez(place, **{TREE: np.frombuffer(text, dtype=np.uint8)}, **numbered)
+        numbered: dict[str, Any] = {str(number): array for number, array in enumerate(arrays)}
+        numbered[TREE] = np.frombuffer(text, dtype=np.uint8)
+        np.savez(place, **numbered)
     except OSError as error:
         return _refuse(WRITTEN, error)
     return 0

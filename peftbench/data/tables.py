@@ -164,9 +164,11 @@ def _header(text: str, where: str, delimiters: str) -> tuple[_Columns, str]:
     """Columns by their names, and what stands between them."""
     first = text.partition("\n")[0].rstrip("\r")
     for delimiter in delimiters:
-        names = [
-            name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])
-        ]
+        try:
+            cells = next(csv.reader([first], delimiter=delimiter), [])
+        except csv.Error as error:
+            raise DataError(f"{where}, line 1: {error}. Repair the line.") from error
+        names = [name.strip().lower() for name in cells]
         paths = [name for name in names if name in PATH_COLUMNS]
         marked = [name for name in names if name in LABEL_COLUMNS]
         for kind, found in (("path", paths), ("label", marked)):
@@ -254,7 +256,8 @@ def _text(path: Path) -> str:
         raise tree.unreadable(path, error) from error
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Excel writes it
     try:
-        return content.decode("utf-16" if wide else "utf-8-sig")
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        return text if "\n" in text else text.replace("\r", "\n")  # of an old Mac, or its Excel
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-{16 if wide else 8}: byte {error.start} is "

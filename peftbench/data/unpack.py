@@ -15,6 +15,7 @@ import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -51,6 +52,9 @@ _BROKEN = (
     EOFError,
     NotImplementedError,  # a zip with a method of compression that is not known here
     RuntimeError,  # a zip with a password
+    UnicodeDecodeError,  # a zip whose names are not what it says
+    OverflowError,
+    struct.error,
 )
 
 

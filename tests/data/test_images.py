@@ -384,3 +384,40 @@ def test_the_first_of_several_pictures_is_read() -> None:
     picture, kind = inspect(buffer, "case")
     assert np.unique(np.asarray(picture)).tolist() == [10]
     assert kind == "hold several pictures, of which the first is read"
+
+
+@pytest.mark.parametrize("kind", ["MPO", "GIF", "BMP", "WEBP", "PPM"])
+def test_a_picture_under_the_ending_of_another_format_is_read(tmp_path: Path, kind: str) -> None:
+    shades = np.tile(np.array([[10, 90], [170, 250]], dtype=np.uint8).repeat(8, 0).repeat(8, 1), 1)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    if kind == "MPO":
+        options = {"save_all": True, "append_images": [Image.new("RGB", (16, 16))], "quality": 100}
+    Image.fromarray(shades).convert("RGB").save(tmp_path / "a.jpg", kind, **options)
+    shown = np.asarray(decode(tmp_path / "a.jpg", "case"))
+    assert np.abs(shown[..., 0].astype(int) - shades).max() <= (4 if kind == "MPO" else 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"%PDF-1.4\n1 0 obj",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        b"<!DOCTYPE html><html><body>404</body></html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
+        b"/* XPM */\nstatic char *a[] = {",
+        b"BLP2" + bytes(200),
+        b"RIFF\x24\0\0\0AVI LIST" + bytes(60),
+    ],
+)
+def test_what_is_no_picture_is_refused_whatever_its_ending(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=r"Cannot decode image case: it is none of .*JPEG, PNG"):
+        decode(tmp_path / "a.jpg", "case")
+
+
+def test_a_broken_colour_profile_does_not_refuse_a_good_picture() -> None:
+    for mode in ("CMYK", "RGB", "L"):
+        white = Image.new(mode, (8, 8), {"CMYK": (0, 0, 0, 0), "RGB": (255,) * 3, "L": 255}[mode])
+        assert pixels(white, "JPEG", icc_profile=b"no profile" * 9)[0][0] == [255, 255, 255]

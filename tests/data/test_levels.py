@@ -196,6 +196,25 @@ def test_32_bits_without_a_sign_are_read_as_such() -> None:
     assert found is not None and (found.lowest, found.highest) == (0, 2**32 - 1)
 
 
+def test_8_bits_with_a_sign_keep_their_order(tmp_path: Path, cache: Path) -> None:
+    values = np.array([-100, -1, 0, 104], dtype=np.int8)
+    content = tagged(np.tile(values.view(np.uint8), (4, 1)), form=2).getvalue()
+    found = images.extent(io.BytesIO(content), "case")
+    assert found is not None and (found.lowest, found.highest) == (-100, 104)
+    shown = np.asarray(images.decode(io.BytesIO(content), "case", Levels(-100, 104)))
+    assert shown[0, :, 0].tolist() == [0, 124, 125, 255]  # 123.75 and 125
+    shown = np.asarray(images.decode(io.BytesIO(content), "case"))
+    assert shown[0, :, 0].tolist() == [28, 127, 128, 232]  # where nothing is known of the others
+    for name in "ab":
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(6):
+            (tmp_path / "set" / name / f"{number}.tif").write_bytes(content)
+    lines, splits = read(tmp_path / "set")
+    told = "12 grey pictures with signs hold the numbers -100 to 104: -100 becomes black and"
+    assert f"{told} 104 white." in lines
+    assert picture_of(splits, "a/0.tif") == [0, 124, 125, 255]
+
+
 def test_a_pgm_is_scaled_by_the_white_that_it_states() -> None:
     content = b"P5 4 1 4095\n" + struct.pack(">4H", 0, 273, 1365, 4095)
     assert images.extent(io.BytesIO(content), "case") is None

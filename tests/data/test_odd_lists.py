@@ -198,11 +198,14 @@ def test_other_encodings_separators_and_slashes_are_the_same_list(root: Path) ->
         plain.replace(",", "\t").encode(),
         windows.encode(),
         windows.encode("utf-16"),
+        plain.replace("\n", "\r").encode(),
         absolute.encode(),
     ):
         path.write_bytes(content)
         assert read(path).manifest == expected.manifest
         assert told(read(path)) == ""
+    path.write_bytes(b"pa\rth,label\na/000.png,a\n")
+    assert "line 1: new-line character seen in unquoted field" in refused(path)
     path.write_bytes(b"path,label\r\nC:\\data\\a\\000.png,a\r\n")
     assert "1 of 1 listed images are missing" in refused(path)
 

@@ -184,6 +184,10 @@ def test_broken_archives_are_named_and_leave_nothing(tmp_path: Path) -> None:
     changed.write_bytes(bytes(content))
     with pytest.raises(DataError, match="is no intact archive"):
         unpack(changed, tmp_path / "out")
+    plain = make_zip(tmp_path / "c.zip", {"ü": b"n"})  # its local header keeps another name
+    plain.write_bytes(plain.read_bytes().replace("ü".encode(), b"\xff\xfe", 1))
+    with pytest.raises(DataError, match=r"c\.zip is no intact archive: .* Remove it and fetch"):
+        unpack(plain, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 

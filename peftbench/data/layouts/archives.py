@@ -18,7 +18,7 @@ from peftbench.data.layouts.base import (
     image_root,
     reindexed,
 )
-from peftbench.data.layouts.lists import read_text
+from peftbench.data.layouts.lists import is_number, read_text
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec
 
@@ -51,7 +51,7 @@ def _read_cub(folder: Path, spec: DatasetSpec) -> Contents:
         split = "train" if trains[key] == "1" else "test"
         where = folder / "image_class_labels.txt"
         number = labels[key]
-        if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        if not is_number(number):
             raise DataError(f"{where}: {number[:80]!r} is no number of a class.")
         pairs[split].append((check_name(path, str(folder / "images.txt")), int(number)))
     ids, parts = reindexed(pairs)

@@ -33,10 +33,15 @@ def read_list(path: Path) -> list[tuple[str, int]]:
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdecimal():
+        if not name or not is_number(label):
             raise DataError(f"{path}, line {number}: {line[:80]!r} is not '<path> <label>'.")
         pairs.append((check_name(name.strip(), f"{path}, line {number}"), int(label)))
     return pairs
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a whole number from 0 on that a class could have."""
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def read_text(path: Path) -> str:
@@ -110,11 +115,17 @@ def _read_json(path: Path) -> list[tuple[str, int]]:
         raw = json.loads(read_text(path))
         if not isinstance(raw, dict) or not raw:
             raise ValueError("it is no object with entries")
-        return [(check_name(name, str(path)), int(label)) for name, label in raw.items()]
+        return [(check_name(name, str(path)), _id(label)) for name, label in raw.items()]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{path} does not map image paths to class ids: {error}. Fetch it again."
         ) from error
+
+
+def _id(label: object) -> int:
+    if isinstance(label, bool) or not is_number(str(label)):
+        raise ValueError(f"{str(label)[:80]!r} is no id of a class")
+    return int(str(label))
 
 
 add(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peftbench.data import matlab
 from peftbench.data.layouts.base import check_name
-from peftbench.data.layouts.lists import read_text
+from peftbench.data.layouts.lists import is_number, read_text
 from peftbench.data.raw.base import (
     COPIED_NOTE,
     ORDER_NOTE,
@@ -115,7 +115,7 @@ def pets(folder: Path, counts: Counts = VTAB) -> Splits:
         pairs = []
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             fields = line.split()
-            if len(fields) != 4 or not fields[1].isdecimal():
+            if len(fields) != 4 or not is_number(fields[1]):
                 raise DataError(
                     f"{path}, line {number}: {line[:80]!r} is not '<name> <breed> <species> "
                     "<number>'. Unpack the archive again."
