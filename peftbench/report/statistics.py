@@ -240,7 +240,9 @@ def _told(found: Best, behind: str) -> str:
             f"nothing can be told. With {behind} and {len(found.p_holm) + 1} methods even the "
             f"clearest result has a corrected p-value of {_p(found.smallest)}.{_more(found)}"
         )
-    test = "exchange of runs" if found.over == SEEDS else "Wilcoxon's signed-rank test"
+    test = "Wilcoxon's signed-rank test"
+    if found.over == SEEDS:
+        test = "exchange of runs and Welch's t-test"
     return f"{', '.join(found.members)} ({test}, {behind}).{_more(found)}"
 
 

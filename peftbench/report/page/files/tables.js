@@ -102,7 +102,7 @@ function intervalPlot(cell, method, low, high) {
   );
 }
 
-const BEST = "not distinguishable from the best at 5 % (exchanging runs between methods, Holm over all pairs)";
+const BEST = "not distinguishable from the best at 5 % (exchanging runs between methods and Welch's t-test, Holm over all pairs)";
 
 const wholeAverage = (panel) => panel.averages.find((a) => a.kind === "mean of tasks")?.name ?? panel.tasks[0].name;
 
