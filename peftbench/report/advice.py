@@ -12,6 +12,7 @@ from peftbench.report.comparison import scored
 from peftbench.report.verdict import seeds_it_would_take
 from peftbench.results.frame import select
 from peftbench.statistics import best, scores
+from peftbench.statistics.coverage import describe
 from peftbench.statistics.intervals import DATASETS, SEEDS, Interval, mean_interval
 
 FEW_SEEDS = 3  # with fewer, one lucky seed decides
@@ -230,7 +231,8 @@ def _section(one: Advice, budget: Budget) -> str:
         lines += ["", "The evidence is thin:", *(f"  {doubt}" for doubt in one.doubts)]
     lines += [
         "",
-        "accuracy: mean top-1 over the data sets on test, in %, with its 95 % interval over seeds. "
+        "accuracy: mean top-1 over the data sets on test, in %, with its 95 % interval over seeds"
+        f"{_held([*one.chosen, *one.dearer])}. "
         "tuned: parameters without the classifier.",
         f"latency of one image and peak memory of training are those of {one.device}; yours will "
         "differ. latency is after merging where marked m.",
@@ -263,6 +265,12 @@ def _grid(candidates: Sequence[Candidate]) -> list[str]:
         "  " + "  ".join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])])
         for row in rows
     ]
+
+
+def _held(candidates: Sequence[Candidate]) -> str:
+    """How often the intervals shown hold, in parentheses."""
+    text = describe(one.interval.holds for one in candidates)
+    return f" ({text})" if text else ""
 
 
 def _params(value: float) -> str:

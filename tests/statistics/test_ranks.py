@@ -7,8 +7,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from simulate_false_positives import SPREADS, false_positives
 
-from peftbench.statistics.best import against_best, exchange_p, not_distinguishable
+from peftbench.statistics.best import against_best, exchange_p, not_distinguishable, unequal_p
 from peftbench.statistics.intervals import DATASETS, SEEDS
 from peftbench.statistics.ranks import (
     average_ranks,
@@ -168,3 +169,30 @@ def test_equal_methods_are_told_apart_no_more_often_than_stated(over, shape):
         wrong += min(against.values()) <= 0.05
     # 5 % promised: more than 14 of 150 has a chance below 1 % at exactly 5 %
     assert wrong <= 14
+
+
+def test_methods_of_unequal_spread_have_welchs_test():
+    table = long([[[0.7, 0.8, 0.9]], [[0.1, 0.2, 0.3]]])
+    # t = 0.6 / sqrt(2 x 0.01 / 3) = 7.35 with 4 degrees of freedom; 1 - F = 0.00091 on each side
+    assert unequal_p(table, [("m0", "m1"), ("m1", "m0")]) == pytest.approx([0.00182] * 2, abs=2e-5)
+    # all spread in one method: 2 degrees of freedom, p = 1 - t / sqrt(2 + t^2)
+    wide = long([[[0.7, 0.8, 0.9]], [[0.2, 0.2, 0.2]]])
+    t = 0.6 * 3**0.5 / 0.1
+    assert unequal_p(wide, [("m0", "m1")])[0] == pytest.approx(1 - t / (2 + t**2) ** 0.5)
+    # one seed, or seeds that all agree, leave it to the exchange of runs
+    assert unequal_p(long([[[0.7]], [[0.2]]]), [("m0", "m1")])[0] == 0
+    assert unequal_p(long([[[0.7, 0.7]], [[0.2, 0.2]]]), [("m0", "m1")])[0] == 0
+
+
+def test_skewed_methods_of_unequal_spread_are_told_apart_no_more_often_than_stated():
+    # 5 % promised; more than 8 of 60 has a chance below 1 % at exactly 5 %
+    assert false_positives(4, 5, "skewed", "one wide", 60, permutations=999) <= 8 / 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("kind", ["normal", "skewed"])
+@pytest.mark.parametrize("datasets, seeds", [(1, 3), (1, 5), (4, 3), (4, 5)])
+def test_false_positives_stay_below_five_percent(datasets, seeds, kind, spread):
+    # two standard errors of 400 simulations are 2.2 %
+    assert false_positives(datasets, seeds, kind, spread, 400, seed=5) <= 0.072

@@ -19,6 +19,7 @@ from peftbench.report.figures.points import Panel, Point, frontier, panels
 from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, look
 from peftbench.report.labels import Box, place
 from peftbench.report.tables import SCORES
+from peftbench.statistics.coverage import describe
 
 PAD = 1.5  # typographic points on both sides of a name
 WIDE = 20.0  # costs that differ by more than this factor get a logarithmic axis
@@ -123,7 +124,8 @@ def _remarks(points: Sequence[Point]) -> list[str]:
     bars = ", bars: 95 % interval over seeds" if any(p.mean_range for p in points) else ""
     across = "; across, range over seeds" if any(point.cost_range for point in points) else ""
     line = "; grey line: most accurate at its cost" if len(frontier(points)) > 1 else ""
-    return [f"{seeds}{bars}{across}{line}"]
+    held = describe(point.holds for point in points if point.mean_range)
+    return [f"{seeds}{bars}{across}{line}", *([f"the interval {held}"] if held else [])]
 
 
 def _scale(axes: Axes, costs: Sequence[float], *, counted: bool) -> None:

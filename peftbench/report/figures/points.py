@@ -11,6 +11,7 @@ import pandas as pd
 from peftbench.report.costs import COSTS, measured
 from peftbench.report.spreads import spreads
 from peftbench.report.tables import OK, labelled, overall, summary
+from peftbench.statistics.coverage import Coverage
 from peftbench.statistics.intervals import Interval
 
 
@@ -25,6 +26,7 @@ class Point:
     mean: float
     mean_range: tuple[float, float] | None  # 95 % interval over seeds
     n: int
+    holds: Coverage | None = None  # how often such an interval does, in simulations
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def _point(row: dict[Any, Any], price: dict[Any, Any], interval: Interval | None
         mean=100 * float(row["mean"]),
         mean_range=_range(interval),
         n=int(row["n"]),
+        holds=None if interval is None else interval.holds,
     )
 
 

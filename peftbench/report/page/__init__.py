@@ -25,7 +25,10 @@ from peftbench.results.store import ResultsStore
 
 SCRIPTS = ("dom.js", "tables.js", "scatter.js", "curves.js", "main.js")
 COMPRESSED = 400_000  # bytes from which a download is stored as gzip
-INTERVAL = "Lines are 95 % intervals over seeds (Student's, corrected for skewness)."
+INTERVAL = (
+    "Lines are 95 % intervals over seeds (Student's, corrected for skewness), which one seed has "
+    "not; point at one to see how often it holds in simulations."
+)
 
 
 @dataclass(frozen=True)

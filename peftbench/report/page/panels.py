@@ -15,6 +15,7 @@ from peftbench.report.figures.style import COLOURS, look
 from peftbench.report.spreads import Row, leaders, spreads
 from peftbench.report.tables import OK, SCORES, TASK, labelled, summary
 from peftbench.report.verdict import verdict
+from peftbench.statistics.coverage import describe
 from peftbench.statistics.intervals import Interval
 
 DIGITS = 6  # significant digits on the page; its downloads keep every one
@@ -145,6 +146,7 @@ def _cell(cell: Mapping[Any, Any], interval: Interval | None) -> dict[str, Any]:
         shown |= {name: _number(cell[name]) for name in ("mean", "sd", "n")}
         if interval is not None and interval.low is not None:
             shown |= {"low": _number(interval.low), "high": _number(interval.high)}
+            shown |= {"holds": describe([interval.holds])}
     if not pd.isna(cell["note"]):
         shown["note"] = str(cell["note"])
     return shown

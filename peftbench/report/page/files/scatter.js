@@ -141,7 +141,7 @@ function pointTip(point, cost) {
   const parts = [element("b", {}, glyph(row.method), row.label)];
   const spread = cell.sd === null || cell.sd === undefined ? "" : ` ± ${percent(cell.sd)}`;
   parts.push(line(`${percent(point.y)} %${spread} (n = ${cell.n})`));
-  if (cell.low !== undefined && cell.low !== null) parts.push(line(`95 % interval ${percent(cell.low)} to ${percent(cell.high)}`));
+  if (cell.low !== undefined && cell.low !== null) parts.push(line(intervalText(cell)));
   const range = point.left !== null && point.right > point.left ? ` (${priceText(cost, point.left)} to ${priceText(cost, point.right)})` : "";
   parts.push(line(`${cost.short}: ${priceText(cost, point.x)}${range}`));
   return parts;

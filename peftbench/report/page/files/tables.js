@@ -59,9 +59,15 @@ function score(row, name) {
   return cell?.state === "ok" ? cell.mean : null;
 }
 
+// The interval of a cell, and how often it holds in simulations.
+function intervalText(cell) {
+  const held = cell.holds ? ` (${cell.holds})` : "";
+  return `95 % interval ${percent(cell.low)} to ${percent(cell.high)}${held}`;
+}
+
 function scoreTitle(cell) {
   const parts = cell.state === "ok" ? [`${percent(cell.mean)} %`] : [cell.state];
-  if (cell.low !== undefined && cell.low !== null) parts.push(`95 % interval ${percent(cell.low)} to ${percent(cell.high)}`);
+  if (cell.low !== undefined && cell.low !== null) parts.push(intervalText(cell));
   if (cell.sd !== undefined && cell.sd !== null) parts.push(`sample sd ${percent(cell.sd)}`);
   if (cell.n) parts.push(`n = ${cell.n}`);
   if (cell.note) parts.push(cell.note);
@@ -96,7 +102,7 @@ function intervalPlot(cell, method, low, high) {
   );
 }
 
-const BEST = "not distinguishable from the best at 5 % (exchanging runs between methods, Holm over all pairs)";
+const BEST = "not distinguishable from the best at 5 % (exchanging runs between methods and Welch's t-test, Holm over all pairs)";
 
 const wholeAverage = (panel) => panel.averages.find((a) => a.kind === "mean of tasks")?.name ?? panel.tasks[0].name;
 
