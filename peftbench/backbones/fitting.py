@@ -80,6 +80,7 @@ def fit(path: Path, model: nn.Module) -> Fit:
     _check_finite(path, {n: t for n, t in state.items() if n in set(needs.required)})
     notes = [_others(path, chosen, fitting, needs, tensors)]
     notes += _resampled(path, chosen, tensors, needs)
+    notes += _activation(path, chosen, model, needs)
     return Fit(state, tuple(note for note in notes if note))
 
 
@@ -422,6 +423,20 @@ def _resampled(path: Path, chosen: _Attempt, tensors: _Tensors, needs: Needs) ->
                     )
                     break
     return notes
+
+
+def _activation(path: Path, chosen: _Attempt, model: nn.Module, needs: Needs) -> list[str]:
+    """Where timm's name computes another GELU than the weights were trained with: no file of
+    weights says which one it means.
+    """
+    kinds = {str(m) for n, m in model.named_modules() if n.endswith("mlp.act")}
+    project = chosen.project or layouts.guess_project(chosen.used)  # timm's converter may do it
+    if "CLIP" not in project or kinds != {str(nn.GELU())}:
+        return []
+    own = f"{printable(path.name)}: {needs.architecture} computes the exact GELU"
+    if "siglip" in needs.architecture:
+        return [f"{own}, SigLIP its tanh approximation: features differ by about 1e-4"]
+    return [f"{own}; for weights of OpenAI's own CLIP choose the name with quickgelu"]
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,286 @@
+"""Files under the names of their original projects, by inverse tables of names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from peftbench.backbones import fitting
+from peftbench.errors import WeightsError
+
+State = dict[str, Tensor]
+Pairs = list[tuple[str, str]]
+TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+SWIN = {
+    **{"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2)},
+    "window_size": 4,
+}
+CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (4, 8, 12, 16)}
+
+
+def _model(name: str, seed: int, options: dict[str, object]) -> nn.Module:
+    model = timm.create_model(name, num_classes=3, **options).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(0.5 + 0.2 * torch.randn(tensor.shape, generator=generator))
+    return model
+
+
+def _body(model: nn.Module) -> State:
+    needs = fitting.Needs.of(model)
+    return {n: needs.tensors[n] for n in needs.required}
+
+
+def _renamed(state: State, pairs: Pairs) -> State:
+    found = {}
+    for name, tensor in state.items():
+        new = name
+        for pattern, replacement in pairs:
+            new, count = re.subn(f"^{pattern}$", replacement, name)
+            if count:
+                break
+        assert new not in found, new
+        found[new] = tensor
+    return found
+
+
+def _split(state: State, names: tuple[str, str, str]) -> State:
+    """Fused projections apart: `....attn.qkv.weight` becomes `....attn.NAME.weight` three times."""
+    found = {}
+    for name, tensor in state.items():
+        if ".attn.qkv." in name:
+            for part, third in zip(names, tensor.chunk(3), strict=True):
+                found[name.replace(".qkv.", f".{part}.")] = third.clone()
+        else:
+            found[name] = tensor
+    return found
+
+
+HF = ("query", "key", "value")
+HF_BLOCK: Pairs = [
+    (r"patch_embed\.proj\.(.*)", r"embeddings.patch_embeddings.projection.\1"),
+    (
+        r"blocks\.(\d+)\.attn\.(query|key|value)\.(.*)",
+        r"encoder.layer.\1.attention.attention.\2.\3",
+    ),
+    (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"encoder.layer.\1.attention.output.dense.\2"),
+    (r"blocks\.(\d+)\.norm1\.(.*)", r"encoder.layer.\1.layernorm_before.\2"),
+    (r"blocks\.(\d+)\.norm2\.(.*)", r"encoder.layer.\1.layernorm_after.\2"),
+    (r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"encoder.layer.\1.intermediate.dense.\2"),
+    (r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"encoder.layer.\1.output.dense.\2"),
+    (r"(cls_token)", r"embeddings.\1"),
+]
+
+
+def _beit(state: State) -> State:
+    """Their keys have no bias; timm holds the two others apart."""
+    state = _split(state, HF)
+    return _renamed(
+        state,
+        [
+            *HF_BLOCK,
+            (r"blocks\.(\d+)\.attn\.q_bias", r"encoder.layer.\1.attention.attention.query.bias"),
+            (r"blocks\.(\d+)\.attn\.v_bias", r"encoder.layer.\1.attention.attention.value.bias"),
+            (
+                r"blocks\.(\d+)\.attn\.relative_position_bias_table",
+                r"encoder.layer.\1.attention.attention.relative_position_bias."
+                r"relative_position_bias_table",
+            ),
+            (r"blocks\.(\d+)\.gamma_([12])", r"encoder.layer.\1.lambda_\2"),
+            (r"fc_norm\.(.*)", r"pooler.layernorm.\1"),
+        ],
+    )
+
+
+def _beit_index(state: State) -> State:
+    index = "encoder.layer.0.attention.attention.relative_position_bias.relative_position_index"
+    return {**_beit(state), index: torch.zeros(5, 5, dtype=torch.int64)}
+
+
+def _swin(state: State) -> State:
+    """Theirs downsample at the end of a stage."""
+    block, new = r"layers\.(\d+)\.blocks\.(\d+)", r"encoder.layers.\1.blocks.\2"
+    found = _renamed(
+        _split(state, HF),
+        [
+            (r"patch_embed\.proj\.(.*)", r"embeddings.patch_embeddings.projection.\1"),
+            (r"patch_embed\.norm\.(.*)", r"embeddings.norm.\1"),
+            (rf"{block}\.attn\.proj\.(.*)", rf"{new}.attention.output.dense.\3"),
+            (rf"{block}\.attn\.(.*)", rf"{new}.attention.self.\3"),
+            (rf"{block}\.norm1\.(.*)", rf"{new}.layernorm_before.\3"),
+            (rf"{block}\.norm2\.(.*)", rf"{new}.layernorm_after.\3"),
+            (rf"{block}\.mlp\.fc1\.(.*)", rf"{new}.intermediate.dense.\3"),
+            (rf"{block}\.mlp\.fc2\.(.*)", rf"{new}.output.dense.\3"),
+            (r"layers\.1\.downsample\.(.*)", r"encoder.layers.0.downsample.\1"),
+            (r"norm\.(.*)", r"layernorm.\1"),
+        ],
+    )
+    index = "encoder.layers.0.blocks.0.attention.self.relative_position_index"
+    return {**found, index: torch.zeros(16, 16, dtype=torch.int64)}
+
+
+def _convnext(state: State) -> State:
+    block, new = r"stages\.(\d+)\.blocks\.(\d+)", r"encoder.stages.\1.layers.\2"
+    return _renamed(
+        state,
+        [
+            (r"stem\.0\.(.*)", r"embeddings.patch_embeddings.\1"),
+            (r"stem\.1\.(.*)", r"embeddings.layernorm.\1"),
+            (r"stages\.(\d+)\.downsample\.(.*)", r"encoder.stages.\1.downsampling_layer.\2"),
+            (rf"{block}\.conv_dw\.(.*)", rf"{new}.dwconv.\3"),
+            (rf"{block}\.norm\.(.*)", rf"{new}.layernorm.\3"),
+            (rf"{block}\.mlp\.fc([12])\.(.*)", rf"{new}.pwconv\3.\4"),
+            (rf"{block}\.gamma", rf"{new}.layer_scale_parameter"),
+            (r"head\.norm\.(.*)", r"layernorm.\1"),
+        ],
+    )
+
+
+def _siglip(state: State) -> State:
+    found = _split(state, ("q_proj", "k_proj", "v_proj"))
+    for kind in ("weight", "bias"):
+        joint = [found.pop(f"attn_pool.{part}.{kind}") for part in ("q", "kv")]
+        found[f"head.attention.in_proj_{kind}"] = torch.cat(joint)
+    found["pos_embed"] = found["pos_embed"][0]
+    return _renamed(
+        found,
+        [
+            ("pos_embed", "embeddings.position_embedding.weight"),
+            (r"patch_embed\.proj\.(.*)", r"embeddings.patch_embedding.\1"),
+            (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"encoder.layers.\1.self_attn.out_proj.\2"),
+            (r"blocks\.(\d+)\.attn\.(.*)", r"encoder.layers.\1.self_attn.\2"),
+            (r"blocks\.(\d+)\.norm([12])\.(.*)", r"encoder.layers.\1.layer_norm\2.\3"),
+            (r"blocks\.(\d+)\.mlp\.(.*)", r"encoder.layers.\1.mlp.\2"),
+            (r"norm\.(.*)", r"post_layernorm.\1"),
+            (r"attn_pool\.latent", "head.probe"),
+            (r"attn_pool\.proj\.(.*)", r"head.attention.out_proj.\1"),
+            (r"attn_pool\.norm\.(.*)", r"head.layernorm.\1"),
+            (r"attn_pool\.mlp\.(.*)", r"head.mlp.\1"),
+        ],
+    )
+
+
+def _swin_official(state: State) -> State:
+    found = _renamed(state, [(r"layers\.1\.downsample\.(.*)", r"layers.0.downsample.\1")])
+    return {
+        **found,
+        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(16, 16, dtype=torch.int64),
+        "layers.0.blocks.0.attn_mask": torch.zeros(16, 16, 16),
+        "head.weight": torch.ones(5, 16),
+        "head.bias": torch.ones(5),
+    }
+
+
+def _beit_official(state: State) -> State:
+    return {
+        **state,
+        "blocks.0.attn.relative_position_index": torch.zeros(5, 5, dtype=torch.int64),
+        "mask_token": torch.ones(1, 1, 16),
+        "lm_head.weight": torch.ones(9, 16),
+    }
+
+
+def _clip_openai(state: State) -> State:
+    state = {**state, "cls_token": state["cls_token"][0, 0], "pos_embed": state["pos_embed"][0]}
+    block = r"blocks\.(\d+)"
+    found = _renamed(
+        state,
+        [
+            ("cls_token", "class_embedding"),
+            ("pos_embed", "positional_embedding"),
+            (r"patch_embed\.proj\.weight", "conv1.weight"),
+            (r"norm_pre\.(.*)", r"ln_pre.\1"),
+            (r"norm\.(.*)", r"ln_post.\1"),
+            (rf"{block}\.attn\.qkv\.(.*)", r"transformer.resblocks.\1.attn.in_proj_\2"),
+            (rf"{block}\.attn\.proj\.(.*)", r"transformer.resblocks.\1.attn.out_proj.\2"),
+            (rf"{block}\.norm([12])\.(.*)", r"transformer.resblocks.\1.ln_\2.\3"),
+            (rf"{block}\.mlp\.fc1\.(.*)", r"transformer.resblocks.\1.mlp.c_fc.\2"),
+            (rf"{block}\.mlp\.fc2\.(.*)", r"transformer.resblocks.\1.mlp.c_proj.\2"),
+        ],
+    )
+    return {
+        **{f"visual.{n}": t for n, t in found.items()},
+        "visual.proj": torch.ones(16, 4),
+        "transformer.resblocks.0.ln_1.weight": torch.ones(16),
+        "token_embedding.weight": torch.ones(9, 16),
+        "positional_embedding": torch.ones(7, 16),
+        "ln_final.weight": torch.ones(16),
+        "logit_scale": torch.ones(()),
+    }
+
+
+def _torchvision(state: State) -> State:
+    block, new = r"blocks\.(\d+)", r"encoder.layers.encoder_layer_\1"
+    return _renamed(
+        state,
+        [
+            ("cls_token", "class_token"),
+            ("pos_embed", "encoder.pos_embedding"),
+            (r"patch_embed\.proj\.(.*)", r"conv_proj.\1"),
+            (r"norm\.(.*)", r"encoder.ln.\1"),
+            (rf"{block}\.attn\.qkv\.(.*)", rf"{new}.self_attention.in_proj_\2"),
+            (rf"{block}\.attn\.proj\.(.*)", rf"{new}.self_attention.out_proj.\2"),
+            (rf"{block}\.norm([12])\.(.*)", rf"{new}.ln_\2.\3"),
+            (rf"{block}\.mlp\.fc1\.(.*)", rf"{new}.mlp.linear_1.\2"),
+            (rf"{block}\.mlp\.fc2\.(.*)", rf"{new}.mlp.linear_2.\2"),
+        ],
+    )
+
+
+PLAIN = {"class_token": False, "global_pool": "map"}
+CASES = {
+    "transformers' BEiT": ("beit_base_patch16_224", TINY, _beit, "beit."),
+    "transformers' BEiT with its index": ("beit_base_patch16_224", TINY, _beit_index, ""),
+    "transformers' Swin": ("swin_tiny_patch4_window7_224", SWIN, _swin, "swin."),
+    "transformers' ConvNeXt": ("convnext_tiny", CONVNEXT, _convnext, "convnext."),
+    "transformers' SigLIP": ("vit_base_patch16_siglip_224", TINY, _siglip, "vision_model."),
+    "Swin": ("swin_tiny_patch4_window7_224", SWIN, _swin_official, ""),
+    "BEiT": ("beit_base_patch16_224", TINY, _beit_official, ""),
+    "OpenAI's CLIP": ("vit_base_patch16_clip_quickgelu_224", TINY, _clip_openai, ""),
+    "torchvision's ViT": ("vit_tiny_patch16_224", TINY, _torchvision, ""),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_names_of_a_project_are_read(tmp_path: Path, case: str) -> None:
+    name, options, rename, prefix = CASES[case]
+    state = _body(_model(name, 0, options))
+    foreign = {prefix + n: t for n, t in rename(dict(state)).items()}
+    assert foreign.keys() != state.keys()
+    torch.save({"model": foreign}, tmp_path / "weights.pth")
+    found = fitting.fit(tmp_path / "weights.pth", _model(name, 1, options)).state
+    for own, tensor in state.items():
+        assert torch.equal(found[own], tensor), own
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_tensor_too_many_under_the_names_of_a_project_is_named(tmp_path: Path, case: str) -> None:
+    name, options, rename, prefix = CASES[case]
+    foreign = {prefix + n: t for n, t in rename(_body(_model(name, 0, options))).items()}
+    inside = "visual." if case == "OpenAI's CLIP" else prefix
+    foreign[f"{inside}extra_scale.weight"] = torch.ones(16, 3)
+    torch.save({"model": foreign}, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=r"extra_scale\.weight"):
+        fitting.fit(tmp_path / "weights.pth", _model(name, 1, options))
+
+
+def _notes(tmp_path: Path, name: str, rename: object) -> str:
+    assert callable(rename)
+    torch.save(rename(_body(_model(name, 0, TINY))), tmp_path / "weights.pth")
+    return " | ".join(fitting.fit(tmp_path / "weights.pth", _model(name, 1, TINY)).notes)
+
+
+def test_an_activation_that_differs_from_the_projects_own_is_noted(tmp_path: Path) -> None:
+    """timm's first SigLIP names compute the exact GELU, transformers its tanh approximation."""
+    exact = _notes(tmp_path, "vit_base_patch16_siglip_224", _siglip)
+    assert "vit_base_patch16_siglip_224 computes the exact GELU" in exact and "tanh" in exact
+    assert "GELU" not in _notes(tmp_path, "vit_base_patch32_siglip_256", _siglip)
+    exact = _notes(tmp_path, "vit_base_patch16_clip_224", _clip_openai)
+    assert "computes the exact GELU" in exact and "quickgelu" in exact
+    assert "GELU" not in _notes(tmp_path, "vit_base_patch16_clip_quickgelu_224", _clip_openai)
