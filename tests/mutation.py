@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
+
+COPIES = int(os.environ.get("DAMAGED_COPIES", "2000"))  # of each kind of file; fewer in CI
 
 
 def mutations(data: bytes, count: int, seed: int) -> Iterator[bytes]:

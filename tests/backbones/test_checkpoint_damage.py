@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mutation import mutations
+from mutation import COPIES, mutations
 from safetensors.torch import save
 
-COUNT = 2000  # damaged copies of each kind of file
 GROWTH = 500  # MB
 SCRIPT = """
 import json, resource, sys, timm
@@ -119,7 +118,7 @@ def test_damaged_files_load_or_end_in_one_line(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content())
-    command = [sys.executable, "-c", SCRIPT, path, str(COUNT), tmp_path / f"damaged{path.suffix}"]
+    command = [sys.executable, "-c", SCRIPT, path, str(COPIES), tmp_path / f"damaged{path.suffix}"]
     tests = Path(__file__).parents[1]
     done = subprocess.run(
         command, cwd=tests, capture_output=True, text=True, timeout=1800, check=False
@@ -127,8 +126,8 @@ def test_damaged_files_load_or_end_in_one_line(
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert not found["wrong"], found["wrong"][:5]
-    assert found["loaded"] + found["refused"] == COUNT
-    assert found["refused"] > COUNT / 4
+    assert found["loaded"] + found["refused"] == COPIES
+    assert found["refused"] > COPIES / 4
     assert found["growth"] < GROWTH
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mutation import mutations
+from mutation import COPIES, mutations
 from PIL import Image, features
 
 from peftbench.data import hdf5, images, matlab, matlab_child, tables
@@ -30,7 +30,6 @@ from peftbench.spec import DatasetSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-COUNT = 2000
 GROWTH = 500 * 2**20  # bytes
 
 
@@ -40,7 +39,7 @@ def most_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def bear(data: bytes, read: Callable[[bytes], object], count: int = COUNT) -> None:
+def bear(data: bytes, read: Callable[[bytes], object], count: int = COPIES) -> None:
     """`read` what is intact, and damaged copies, which it may refuse by our own errors only."""
     read(data)
     before = most_memory()
@@ -218,7 +217,7 @@ def archive(name: str, mode: str, form: int = tarfile.PAX_FORMAT) -> bytes:
     ],
 )
 def test_archives(tmp_path: Path, name: str, mode: str, form: int) -> None:
-    path, number = tmp_path / name, iter(range(10 * COUNT))
+    path, number = tmp_path / name, iter(range(10 * COPIES))
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
@@ -229,7 +228,7 @@ def test_archives(tmp_path: Path, name: str, mode: str, form: int) -> None:
 
 def test_hdf5_files(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py", exc_type=ImportError)
-    path, number = tmp_path / "a.h5", iter(range(10 * COUNT))
+    path, number = tmp_path / "a.h5", iter(range(10 * COPIES))
     with h5py.File(path, "w") as file:
         file.create_dataset("y", data=np.arange(600).reshape(100, 6), chunks=(10, 6), compression=4)
 
@@ -296,5 +295,5 @@ def test_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for packed in (False, True):
         content = {"labels": np.arange(9), "file_list": names, "annotations": records}
         scipy.savemat(path, content, do_compression=packed)
-        bear(path.read_bytes(), read, COUNT // 4)
+        bear(path.read_bytes(), read, COPIES // 4)
     assert not died[0]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutation import mutations
+from mutation import COPIES, mutations
 
 from peftbench.errors import PeftbenchError, StoreError
 from peftbench.results import privacy
@@ -428,15 +428,15 @@ def grown() -> int:
 
 
 def damaged(content: dict[str, Any], seed: int) -> Iterator[bytes]:
-    """2,000 damaged files of a plain mapping: half in their bytes, half in their values."""
-    yield from mutations(json.dumps(content).encode(), 1000, seed=seed)
+    """Damaged files of a plain mapping: half in their bytes, half in their values."""
+    yield from mutations(json.dumps(content).encode(), COPIES // 2, seed=seed)
     source = random.Random(seed)
-    for _ in range(1000):
+    for _ in range(COPIES // 2):
         yield json.dumps(altered(content, source)).encode()
 
 
 @pytest.mark.slow
-def test_two_thousand_damaged_records_end_in_a_line(tmp_path, make_record):
+def test_damaged_records_end_in_a_line(tmp_path, make_record):
     before = grown()
     store = ResultsStore(tmp_path)
     good = plain(make_record)
@@ -457,7 +457,7 @@ def test_two_thousand_damaged_records_end_in_a_line(tmp_path, make_record):
 
 
 @pytest.mark.slow
-def test_two_thousand_damaged_bundles_end_in_a_line(tmp_path, make_record):
+def test_damaged_bundles_end_in_a_line(tmp_path, make_record):
     before = grown()
     good = plain(make_record)
     prefix = f"runs/lora/{good['run_id']}"
@@ -466,7 +466,7 @@ def test_two_thousand_damaged_bundles_end_in_a_line(tmp_path, make_record):
     extras[f"{prefix}/predictions.npz"] = predictions()
     whole = pack(tmp_path / "b.zip", [good], extras).read_bytes()
     path = tmp_path / "damaged.zip"
-    for number, data in enumerate(mutations(whole, 2000, seed=1)):
+    for number, data in enumerate(mutations(whole, COPIES, seed=1)):
         path.write_bytes(data)
         refused(path, tmp_path / "there" / str(number))
     assert grown() - before < 500e6
@@ -485,7 +485,7 @@ def test_bundles_of_damaged_files_under_their_true_hashes_end_in_a_line(tmp_path
     rows = csv_text(frame([RunRecord.from_json(json.dumps(good))]))
     path = tmp_path / "damaged.zip"
     source = random.Random(11)
-    for number in range(300):
+    for number in range(COPIES // 6):
         content = altered(good, source)
         try:
             content["run_id"] = run_id_of(content["spec"])
@@ -494,7 +494,7 @@ def test_bundles_of_damaged_files_under_their_true_hashes_end_in_a_line(tmp_path
             continue
         refused(path, tmp_path / "there" / str(number))
     for name, data in extras.items():
-        for number, changed in enumerate(mutations(data, 300, seed=3)):
+        for number, changed in enumerate(mutations(data, COPIES // 6, seed=3)):
             pack(path, [good], {**extras, name: changed}, rows=rows)
             refused(path, tmp_path / "there" / str(number))
     assert grown() - before < 500e6
@@ -510,7 +510,7 @@ def refused(bundle: Path, root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_damaged_cards_are_refused_or_fit_their_record(make_record):
+def test_damaged_cards_are_refused_or_fit_their_record(make_record):
     before = grown()
     good = plain(make_record)
     record = RunRecord.from_json(json.dumps(good))
@@ -526,7 +526,7 @@ def test_two_thousand_damaged_cards_are_refused_or_fit_their_record(make_record)
 
 
 @pytest.mark.slow
-def test_two_thousand_damaged_predictions_are_refused_or_fit_their_record(tmp_path, make_record):
+def test_damaged_predictions_are_refused_or_fit_their_record(tmp_path, make_record):
     before = grown()
     record = RunRecord.from_json(json.dumps(plain(make_record)))
     store = ResultsStore(tmp_path)
@@ -537,8 +537,8 @@ def test_two_thousand_damaged_predictions_are_refused_or_fit_their_record(tmp_pa
         stored = io.BytesIO()
         np.savez(stored, **arrays)  # not packed, so that headers and numbers are reached
     for data in (
-        *mutations(predictions(), 1000, seed=4),
-        *mutations(stored.getvalue(), 1000, seed=6),
+        *mutations(predictions(), COPIES // 2, seed=4),
+        *mutations(stored.getvalue(), COPIES // 2, seed=6),
     ):
         with contextlib.suppress(*UNREADABLE):
             _check_predictions(data, record)
