@@ -269,7 +269,7 @@ def write_table(table: pd.DataFrame, root: Path | str) -> Written:
     text = csv_text(table)
     write_atomic(csv, lambda file: file.write(text.encode()))
     try:
-        import pyarrow  # type: ignore[import-untyped]  # noqa: F401
+        import pyarrow  # noqa: F401
     except ImportError:
         parquet.unlink(missing_ok=True)
         note = f"{parquet} was not written: pyarrow is missing. Run: pip install pyarrow"
