@@ -114,7 +114,7 @@ def _each(options: argparse.Namespace, act: Callable[[DatasetSpec, Path], str]) 
             print(printable_lines(act(spec, Path(data_dir).expanduser())), flush=True)
         except PeftbenchError as error:
             failed.append(spec.name)
-            print(f"peftbench: {printable(str(error))}", file=sys.stderr, flush=True)
+            print(f"peftbench: {printable_lines(str(error))}", file=sys.stderr, flush=True)
     if failed and len(specs) > 1:
         print(
             f"peftbench: {len(failed)} of {len(specs)} failed: {', '.join(failed)}",

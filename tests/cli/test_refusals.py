@@ -218,8 +218,8 @@ def test_weights_that_cannot_be_read_are_named(cli, work: Path) -> None:
     first, second = done.err.splitlines()
     assert "ERROR: weights.pth cannot be read as weights (" in first
     assert first.endswith(
-        "The file is incomplete, corrupt or holds pickled code; fetch it again or convert it to "
-        "safetensors."
+        "(it is no file of torch, numpy or safetensors). The file is incomplete, damaged or of "
+        "another kind; fetch it again or convert it to safetensors."
     )
     assert (work / second.strip()).is_file()
 

@@ -230,7 +230,7 @@ def test_a_sweep_is_named_after_its_experiment_or_by_what_it_asks_for() -> None:
 
 def test_every_job_of_a_sweep_gets_the_group(monkeypatch: pytest.MonkeyPatch, cli) -> None:
     jobs = []
-    monkeypatch.setattr(planner, "show", lambda found, store, slots: jobs.extend(found))
+    monkeypatch.setattr(planner, "show", lambda found, store, slots, **_: jobs.extend(found))
     cli("plan", "logger=wandb", "seed=0,1")
     groups = {override for job in jobs for override in job.overrides if "logger.group" in override}
     assert len(jobs) == 2 and len(groups) == 1
