@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from peftbench.errors import ConfigError, PeftbenchError
 from peftbench.registry import unknown_name
 from peftbench.spec import DatasetSpec
-from peftbench.untrusted import printable, printable_lines
+from peftbench.untrusted import printable_lines
 
 if TYPE_CHECKING:
     from peftbench.data.prepare import Ready
