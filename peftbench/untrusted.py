@@ -124,6 +124,15 @@ def check_directory(file: IO[bytes]) -> None:
             found = tail.find(mark, found + 1)
 
 
+def _member(archive: zipfile.ZipFile, name: str, most: int) -> zipfile.ZipInfo:
+    info = archive.getinfo(name)
+    if info.compress_type not in READABLE:
+        raise ValueError(f"{name} is packed as no zip file of ours is (neither stored nor deflate)")
+    if info.file_size > most:
+        raise ValueError(f"{name} unpacks to {info.file_size:,} bytes, more than {most:,}")
+    return info
+
+
 def read_member(archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES) -> bytes:
     """One file of a zip file, unpacked: at most `most` bytes, whatever its directory says.
 
@@ -131,11 +140,7 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES) -> 
         ValueError: it is larger, or packed in a way that unpacks without a bound.
         zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: damaged or encrypted.
     """
-    info = archive.getinfo(name)
-    if info.compress_type not in READABLE:
-        raise ValueError(f"{name} is packed as no zip file of ours is (neither stored nor deflate)")
-    if info.file_size > most:
-        raise ValueError(f"{name} unpacks to {info.file_size:,} bytes, more than {most:,}")
+    info = _member(archive, name, most)
     with archive.open(info) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -178,11 +183,7 @@ def read_array(archive: zipfile.ZipFile, name: str, most: int = MOST_BYTES) -> n
         ValueError, KeyError: as `read_npz`; there is no such file.
         zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: damaged or encrypted.
     """
-    info = archive.getinfo(name)
-    if info.compress_type not in READABLE:
-        raise ValueError(f"{name} is packed in a way that numpy does not write")
-    if info.file_size > most:
-        raise ValueError(f"{name} unpacks to {info.file_size:,} bytes, more than {most:,}")
+    info = _member(archive, name, most)
     with archive.open(info) as file:
         return _array(file, info)
 
