@@ -7,31 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from torch import Tensor, nn
+from tiny_weights import TINY, VIT, State, body_of, small_model
+from torch import nn
 
 from peftbench.backbones import fitting, layouts, leftovers
 from peftbench.errors import WeightsError
-
-VIT = "vit_tiny_patch16_224"
-TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
-State = dict[str, Tensor]
-
-
-def _model(name: str = VIT, seed: int = 0, **options: object) -> nn.Module:
-    """Without a zero or a neutral tensor anywhere."""
-    model = timm.create_model(name, num_classes=3, **options).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in model.parameters():
-            tensor.copy_(0.5 + 0.2 * torch.randn(tensor.shape, generator=generator))
-    return model
-
-
-def _body(model: nn.Module) -> State:
-    head = fitting.Needs.of(model).head
-    return {n: t for n, t in model.state_dict().items() if not n.startswith(head)}
 
 
 def _fit(tmp_path: Path, content: object, model: nn.Module) -> fitting.Fit:
@@ -73,15 +54,15 @@ def _equal(found: fitting.Fit, state: State) -> bool:
 def test_tensors_of_a_variant_are_named(
     tmp_path: Path, saved: str, options: dict[str, object], named: str, looks: str
 ) -> None:
-    state = _model(saved, **{**TINY, **options}).state_dict()
-    state = {**_body(_model(**TINY)), **{n: t for n, t in state.items() if n != "pos_embed"}}
-    line = _refusal(tmp_path, state, _model(**TINY))
+    state = small_model(saved, **{**TINY, **options}).state_dict()
+    state = {**body_of(small_model(**TINY)), **{n: t for n, t in state.items() if n != "pos_embed"}}
+    line = _refusal(tmp_path, state, small_model(**TINY))
     assert named in line and looks in line and VIT in line
 
 
 def test_biases_of_qkv_are_named_unless_they_are_zeros(tmp_path: Path) -> None:
-    model = _model(**TINY, qkv_bias=False)
-    biased = _body(_model(**TINY))
+    model = small_model(**TINY, qkv_bias=False)
+    biased = body_of(small_model(**TINY))
     assert "biases of qkv" in _refusal(tmp_path, biased, model)
     zeros = {n: t * 0 if n.endswith("qkv.bias") else t for n, t in biased.items()}
     rest = {n: t for n, t in zeros.items() if not n.endswith("qkv.bias")}
@@ -103,8 +84,8 @@ def test_biases_of_qkv_are_named_unless_they_are_zeros(tmp_path: Path) -> None:
     ],
 )
 def test_what_was_tuned_or_added_is_named(tmp_path: Path, name: str, looks: str) -> None:
-    state = _body(_model(**TINY))
-    line = _refusal(tmp_path, {**state, name: torch.ones(4, 4)}, _model(**TINY))
+    state = body_of(small_model(**TINY))
+    line = _refusal(tmp_path, {**state, name: torch.ones(4, 4)}, small_model(**TINY))
     assert f"holds 1 tensor that {VIT} has no place for: {name}" in line
     assert looks in line
 
@@ -112,31 +93,32 @@ def test_what_was_tuned_or_added_is_named(tmp_path: Path, name: str, looks: str)
 def test_squeeze_and_excitation_under_a_plain_resnet_is_named(tmp_path: Path) -> None:
     small = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "stem_width": 8}
     options = {**small, "block_args": {"attn_layer": "se"}}
-    saved = _model("resnet18", **options)
-    line = _refusal(tmp_path, saved.state_dict(), _model("resnet18", **small))
+    saved = small_model("resnet18", **options)
+    line = _refusal(tmp_path, saved.state_dict(), small_model("resnet18", **small))
     assert "layer1.0.se.fc1.weight" in line and "squeeze-and-excitation" in line
 
 
 def test_a_deeper_resnet_is_named(tmp_path: Path) -> None:
     small = {"channels": (8, 8, 8, 8), "stem_width": 8}
-    saved = _model("resnet18", **small, layers=(1, 2, 1, 1))
-    line = _refusal(tmp_path, saved.state_dict(), _model("resnet18", **small, layers=(1, 1, 1, 1)))
+    saved = small_model("resnet18", **small, layers=(1, 2, 1, 1))
+    small_one = small_model("resnet18", **small, layers=(1, 1, 1, 1))
+    line = _refusal(tmp_path, saved.state_dict(), small_one)
     assert "layer2.1.conv1.weight" in line and "blocks of a deeper network" in line
 
 
 def test_a_tensor_that_the_converter_drops_is_named(tmp_path: Path) -> None:
     """With another grid, timm's converter runs: it leaves out what is not below its prefix."""
-    state = _under("visual.trunk.", _body(_model(**TINY)))
+    state = _under("visual.trunk.", body_of(small_model(**TINY)))
     state["adapter.weight"] = torch.ones(4, 4)
-    other = _model(**{**TINY, "img_size": 32})
+    other = small_model(**{**TINY, "img_size": 32})
     line = _refusal(tmp_path, state, other)
     assert "adapter.weight" in line
 
 
 def test_two_norms_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    state = _under("backbone.", _body(_model(**TINY)))
+    state = _under("backbone.", body_of(small_model(**TINY)))
     state["norm.weight"] = torch.full((16,), 7.0)
-    assert "norm.weight" in _refusal(tmp_path, state, _model(**TINY))
+    assert "norm.weight" in _refusal(tmp_path, state, small_model(**TINY))
 
 
 # ------------------------------------------------------------------- what may stay out
@@ -185,7 +167,7 @@ def test_parts_of_a_backbone_are_not_taken_for_others(name: str) -> None:
 
 
 def test_the_note_says_what_stayed_out(tmp_path: Path) -> None:
-    state = _body(_model(**TINY))
+    state = body_of(small_model(**TINY))
     content = {
         "model": {
             **state,
@@ -193,7 +175,7 @@ def test_the_note_says_what_stayed_out(tmp_path: Path) -> None:
             "decoder_pred.bias": torch.ones(2),
         }
     }
-    found = _fit(tmp_path, content, _model(**TINY, seed=3))
+    found = _fit(tmp_path, content, small_model(**TINY, seed=3))
     assert _equal(found, state)
     assert found.notes == (
         "weights.pth (read under 'model.'): left out 2 tensors of a decoder "
@@ -220,20 +202,20 @@ def test_the_note_says_what_stayed_out(tmp_path: Path) -> None:
     ],
 )
 def test_the_network_is_found_where_it_is(tmp_path: Path, wrap: Callable[[State], object]) -> None:
-    state = _body(_model(**TINY))
-    assert _equal(_fit(tmp_path, wrap(state), _model(**TINY, seed=3)), state)
+    state = body_of(small_model(**TINY))
+    assert _equal(_fit(tmp_path, wrap(state), small_model(**TINY, seed=3)), state)
 
 
 def test_two_networks_without_a_rank_are_refused(tmp_path: Path) -> None:
-    state = _body(_model(**TINY))
+    state = body_of(small_model(**TINY))
     content = {"left": state, "right": _under("", state, 2.0)}
-    line = _refusal(tmp_path, content, _model(**TINY))
+    line = _refusal(tmp_path, content, small_model(**TINY))
     assert "two networks that fit, under 'left.' and 'right.'" in line
 
 
 def test_a_refusal_says_what_the_file_holds(tmp_path: Path) -> None:
     content = {"generator": {f"layers.{i}.ffn.w": torch.ones(2, 2) for i in range(9)}}
-    line = _refusal(tmp_path, content, _model(**TINY))
+    line = _refusal(tmp_path, content, small_model(**TINY))
     for part in ("9 tensors under generator", "generator.layers.0.ffn.w", "MMPretrain"):
         assert part in line
 
@@ -241,167 +223,21 @@ def test_a_refusal_says_what_the_file_holds(tmp_path: Path) -> None:
 # ------------------------------------------------------------------- layouts
 
 
-def _renamed(state: State, pairs: list[tuple[str, str]]) -> State:
-    found = {}
-    for name, tensor in state.items():
-        for pattern, replacement in pairs:
-            name = re.sub(f"^{pattern}$", replacement, name)
-        found[name] = tensor
-    return found
-
-
-def _split(state: State, stem: str, parts: tuple[str, str, str]) -> State:
-    """The fused projections `....attn.qkv.` apart, under `stem` with the number of the block."""
-    found = {}
-    for name, tensor in state.items():
-        match = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name)
-        if match is None:
-            found[name] = tensor
-        else:
-            for part, third in zip(parts, tensor.chunk(3), strict=True):
-                found[stem.format(match[1], part, match[2])] = third.clone()
-    return found
-
-
-HF = [
-    ("cls_token", "embeddings.cls_token"),
-    ("pos_embed", "embeddings.position_embeddings"),
-    (r"patch_embed\.proj\.(.*)", r"embeddings.patch_embeddings.projection.\1"),
-    (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"encoder.layer.\1.attention.output.dense.\2"),
-    (r"norm\.(.*)", r"layernorm.\1"),
-]
-
-
-def _hf_vit(state: State) -> State:
-    state = _split(state, "encoder.layer.{}.attention.attention.{}.{}", ("query", "key", "value"))
-    return _renamed(
-        state,
-        [
-            *HF,
-            (r"blocks\.(\d+)\.norm1\.(.*)", r"encoder.layer.\1.layernorm_before.\2"),
-            (r"blocks\.(\d+)\.norm2\.(.*)", r"encoder.layer.\1.layernorm_after.\2"),
-            (r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"encoder.layer.\1.intermediate.dense.\2"),
-            (r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"encoder.layer.\1.output.dense.\2"),
-        ],
-    )
-
-
-def _hf_dinov2(state: State) -> State:
-    state = _split(state, "encoder.layer.{}.attention.attention.{}.{}", ("query", "key", "value"))
-    return _renamed(
-        state,
-        [
-            *HF,
-            (r"blocks\.(\d+)\.ls([12])\.gamma", r"encoder.layer.\1.layer_scale\2.lambda1"),
-            (r"blocks\.(\d+)\.(norm[12]|mlp\.fc[12])\.(.*)", r"encoder.layer.\1.\2.\3"),
-        ],
-    )
-
-
-def _hf_clip(state: State) -> State:
-    state = _split(state, "encoder.layers.{}.self_attn.{}_proj.{}", ("q", "k", "v"))
-    state["cls_token"] = state["cls_token"][0, 0]
-    state["pos_embed"] = state["pos_embed"][0]
-    return _renamed(
-        state,
-        [
-            ("cls_token", "embeddings.class_embedding"),
-            ("pos_embed", "embeddings.position_embedding.weight"),
-            (r"patch_embed\.proj\.(.*)", r"embeddings.patch_embedding.\1"),
-            (r"norm_pre\.(.*)", r"pre_layrnorm.\1"),
-            (r"norm\.(.*)", r"post_layernorm.\1"),
-            (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"encoder.layers.\1.self_attn.out_proj.\2"),
-            (r"blocks\.(\d+)\.norm([12])\.(.*)", r"encoder.layers.\1.layer_norm\2.\3"),
-            (r"blocks\.(\d+)\.mlp\.(.*)", r"encoder.layers.\1.mlp.\2"),
-        ],
-    )
-
-
-def _mmpretrain(state: State) -> State:
-    return _renamed(
-        state,
-        [
-            (r"patch_embed\.proj\.(.*)", r"patch_embed.projection.\1"),
-            (r"blocks\.(\d+)\.norm([12])\.(.*)", r"layers.\1.ln\2.\3"),
-            (r"blocks\.(\d+)\.attn\.(.*)", r"layers.\1.attn.\2"),
-            (r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"layers.\1.ffn.layers.0.0.\2"),
-            (r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"layers.\1.ffn.layers.1.\2"),
-            (r"norm\.(.*)", r"ln1.\1"),
-        ],
-    )
-
-
-CLIP_OPTIONS = {**TINY, "pre_norm": True}
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "rename", "prefix", "project"),
-    [
-        (VIT, TINY, _hf_vit, "", "transformers' ViT or DeiT"),
-        (VIT, TINY, _hf_vit, "vit.", "transformers' ViT or DeiT"),
-        (VIT, TINY, _hf_vit, "model.deit.", "transformers' ViT or DeiT"),
-        ("vit_small_patch14_dinov2", TINY, _hf_dinov2, "dinov2.", "transformers' DINOv2"),
-        ("vit_base_patch32_clip_224", TINY, _hf_clip, "vision_model.", "CLIP or SigLIP"),
-        (VIT, TINY, _mmpretrain, "backbone.", "MMPretrain's ViT"),
-    ],
-)
-def test_names_of_other_projects_are_translated(
-    tmp_path: Path,
-    name: str,
-    options: dict[str, object],
-    rename: Callable[[State], State],
-    prefix: str,
-    project: str,
-) -> None:
-    saved = _model(name, **options)
-    state = _body(saved)
-    foreign = _under(prefix, rename(dict(state)))
-    assert not foreign.keys() & state.keys() or rename is _mmpretrain
-    found = _fit(tmp_path, {"state_dict": foreign}, _model(name, seed=3, **options))
-    assert _equal(found, state)
-    assert any(project in note for note in found.notes)
-
-
-def test_a_layer_too_many_in_another_projects_names_is_refused(tmp_path: Path) -> None:
-    foreign = _hf_vit(_body(_model(**{**TINY, "depth": 3})))
-    line = _refusal(tmp_path, foreign, _model(**TINY))
-    assert "blocks.2." in line and "deeper" in line
-
-
 def test_chunks_of_blocks_are_joined(tmp_path: Path) -> None:
     options = {**TINY, "depth": 4}
-    state = _body(_model(**options))
+    state = body_of(small_model(**options))
     chunks = {re.sub(r"^blocks\.([01])\.", r"blocks.0.\1.", n): t for n, t in state.items()}
     chunks = {re.sub(r"^blocks\.([23])\.", r"blocks.1.\1.", n): t for n, t in chunks.items()}
-    found = _fit(tmp_path, {"teacher": _under("backbone.", chunks)}, _model(**options, seed=3))
+    found = _fit(tmp_path, {"teacher": _under("backbone.", chunks)}, small_model(**options, seed=3))
     assert _equal(found, state)
 
 
 def test_layer_scale_under_the_names_of_deit_3(tmp_path: Path) -> None:
     options = {**TINY, "init_values": 0.1}
-    state = _body(_model("deit3_small_patch16_224", **options))
+    state = body_of(small_model("deit3_small_patch16_224", **options))
     foreign = {re.sub(r"ls([12])\.gamma", r"gamma_\1", n): t for n, t in state.items()}
-    model = _model("deit3_small_patch16_224", seed=3, **options)
+    model = small_model("deit3_small_patch16_224", seed=3, **options)
     assert _equal(_fit(tmp_path, foreign, model), state)
-
-
-def test_the_first_convnext_names_go_through_timms_converter(tmp_path: Path) -> None:
-    options = {"depths": (1, 1, 1, 1), "dims": (4, 8, 12, 16)}
-    saved = _model("convnext_tiny", **options)
-    state = _body(saved)
-    foreign = _renamed(
-        state,
-        [
-            (r"stem\.(.*)", r"downsample_layers.0.\1"),
-            (r"stages\.(\d+)\.downsample\.(.*)", r"downsample_layers.\1.\2"),
-            (r"stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.(.*)", r"stages.\1.\2.dwconv.\3"),
-            (r"stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc([12])\.(.*)", r"stages.\1.\2.pwconv\3.\4"),
-            (r"stages\.(\d+)\.blocks\.(\d+)\.(.*)", r"stages.\1.\2.\3"),
-            (r"head\.norm\.(.*)", r"norm.\1"),
-        ],
-    )
-    model = _model("convnext_tiny", seed=3, **options)
-    assert _equal(_fit(tmp_path, {"model": foreign}, model), state)
 
 
 def test_fused_and_apart_inputs_count_as_used() -> None:

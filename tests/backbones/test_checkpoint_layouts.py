@@ -6,35 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from torch import Tensor, nn
+from tiny_weights import TINY, VIT, State, body_of, small_model
 
 from peftbench.backbones import fitting
 from peftbench.errors import WeightsError
 
-State = dict[str, Tensor]
 Pairs = list[tuple[str, str]]
-TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 SWIN = {
     **{"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2)},
     "window_size": 4,
 }
 CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (4, 8, 12, 16)}
-
-
-def _model(name: str, seed: int, options: dict[str, object]) -> nn.Module:
-    model = timm.create_model(name, num_classes=3, **options).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in model.parameters():
-            tensor.copy_(0.5 + 0.2 * torch.randn(tensor.shape, generator=generator))
-    return model
-
-
-def _body(model: nn.Module) -> State:
-    needs = fitting.Needs.of(model)
-    return {n: needs.tensors[n] for n in needs.required}
 
 
 def _renamed(state: State, pairs: Pairs) -> State:
@@ -76,6 +59,22 @@ HF_BLOCK: Pairs = [
     (r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"encoder.layer.\1.output.dense.\2"),
     (r"(cls_token)", r"embeddings.\1"),
 ]
+HF_AROUND: Pairs = [
+    ("pos_embed", "embeddings.position_embeddings"),
+    (r"norm\.(.*)", r"layernorm.\1"),
+]
+
+
+def _hf_vit(state: State) -> State:
+    return _renamed(_split(state, HF), [*HF_BLOCK, *HF_AROUND])
+
+
+def _hf_dinov2(state: State) -> State:
+    pairs: Pairs = [
+        (r"blocks\.(\d+)\.ls([12])\.gamma", r"encoder.layer.\1.layer_scale\2.lambda1"),
+        (r"blocks\.(\d+)\.(norm[12]|mlp\.fc[12])\.(.*)", r"encoder.layer.\1.\2.\3"),
+    ]
+    return _renamed(_split(state, HF), [*pairs, *HF_BLOCK, *HF_AROUND])
 
 
 def _beit(state: State) -> State:
@@ -142,28 +141,36 @@ def _convnext(state: State) -> State:
     )
 
 
+CLIP_SPLIT = ("q_proj", "k_proj", "v_proj")
+CLIP: Pairs = [
+    ("cls_token", "embeddings.class_embedding"),
+    ("pos_embed", "embeddings.position_embedding.weight"),
+    (r"patch_embed\.proj\.(.*)", r"embeddings.patch_embedding.\1"),
+    (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"encoder.layers.\1.self_attn.out_proj.\2"),
+    (r"blocks\.(\d+)\.attn\.(.*)", r"encoder.layers.\1.self_attn.\2"),
+    (r"blocks\.(\d+)\.norm([12])\.(.*)", r"encoder.layers.\1.layer_norm\2.\3"),
+    (r"blocks\.(\d+)\.mlp\.(.*)", r"encoder.layers.\1.mlp.\2"),
+    (r"norm_pre\.(.*)", r"pre_layrnorm.\1"),
+    (r"norm\.(.*)", r"post_layernorm.\1"),
+    (r"attn_pool\.latent", "head.probe"),
+    (r"attn_pool\.proj\.(.*)", r"head.attention.out_proj.\1"),
+    (r"attn_pool\.norm\.(.*)", r"head.layernorm.\1"),
+    (r"attn_pool\.mlp\.(.*)", r"head.mlp.\1"),
+]
+
+
+def _hf_clip(state: State) -> State:
+    state = {**state, "cls_token": state["cls_token"][0, 0], "pos_embed": state["pos_embed"][0]}
+    return _renamed(_split(state, CLIP_SPLIT), CLIP)
+
+
 def _siglip(state: State) -> State:
-    found = _split(state, ("q_proj", "k_proj", "v_proj"))
+    found = _split(state, CLIP_SPLIT)
     for kind in ("weight", "bias"):
         joint = [found.pop(f"attn_pool.{part}.{kind}") for part in ("q", "kv")]
         found[f"head.attention.in_proj_{kind}"] = torch.cat(joint)
     found["pos_embed"] = found["pos_embed"][0]
-    return _renamed(
-        found,
-        [
-            ("pos_embed", "embeddings.position_embedding.weight"),
-            (r"patch_embed\.proj\.(.*)", r"embeddings.patch_embedding.\1"),
-            (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"encoder.layers.\1.self_attn.out_proj.\2"),
-            (r"blocks\.(\d+)\.attn\.(.*)", r"encoder.layers.\1.self_attn.\2"),
-            (r"blocks\.(\d+)\.norm([12])\.(.*)", r"encoder.layers.\1.layer_norm\2.\3"),
-            (r"blocks\.(\d+)\.mlp\.(.*)", r"encoder.layers.\1.mlp.\2"),
-            (r"norm\.(.*)", r"post_layernorm.\1"),
-            (r"attn_pool\.latent", "head.probe"),
-            (r"attn_pool\.proj\.(.*)", r"head.attention.out_proj.\1"),
-            (r"attn_pool\.norm\.(.*)", r"head.layernorm.\1"),
-            (r"attn_pool\.mlp\.(.*)", r"head.mlp.\1"),
-        ],
-    )
+    return _renamed(found, CLIP)
 
 
 def _swin_official(state: State) -> State:
@@ -233,8 +240,42 @@ def _torchvision(state: State) -> State:
     )
 
 
-PLAIN = {"class_token": False, "global_pool": "map"}
+def _mmpretrain(state: State) -> State:
+    return _renamed(
+        state,
+        [
+            (r"patch_embed\.proj\.(.*)", r"patch_embed.projection.\1"),
+            (r"blocks\.(\d+)\.norm([12])\.(.*)", r"layers.\1.ln\2.\3"),
+            (r"blocks\.(\d+)\.attn\.(.*)", r"layers.\1.attn.\2"),
+            (r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"layers.\1.ffn.layers.0.0.\2"),
+            (r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"layers.\1.ffn.layers.1.\2"),
+            (r"norm\.(.*)", r"ln1.\1"),
+        ],
+    )
+
+
+def _convnext_official(state: State) -> State:
+    return _renamed(
+        state,
+        [
+            (r"stem\.(.*)", r"downsample_layers.0.\1"),
+            (r"stages\.(\d+)\.downsample\.(.*)", r"downsample_layers.\1.\2"),
+            (r"stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.(.*)", r"stages.\1.\2.dwconv.\3"),
+            (r"stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc([12])\.(.*)", r"stages.\1.\2.pwconv\3.\4"),
+            (r"stages\.(\d+)\.blocks\.(\d+)\.(.*)", r"stages.\1.\2.\3"),
+            (r"head\.norm\.(.*)", r"norm.\1"),
+        ],
+    )
+
+
 CASES = {
+    "transformers' ViT": (VIT, TINY, _hf_vit, "vit."),
+    "transformers' ViT without a prefix": (VIT, TINY, _hf_vit, ""),
+    "transformers' DeiT": (VIT, TINY, _hf_vit, "model.deit."),
+    "transformers' DINOv2": ("vit_small_patch14_dinov2", TINY, _hf_dinov2, "dinov2."),
+    "transformers' CLIP": ("vit_base_patch32_clip_224", TINY, _hf_clip, "vision_model."),
+    "MMPretrain's ViT": (VIT, TINY, _mmpretrain, "backbone."),
+    "ConvNeXt": ("convnext_tiny", CONVNEXT, _convnext_official, ""),
     "transformers' BEiT": ("beit_base_patch16_224", TINY, _beit, "beit."),
     "transformers' BEiT with its index": ("beit_base_patch16_224", TINY, _beit_index, ""),
     "transformers' Swin": ("swin_tiny_patch4_window7_224", SWIN, _swin, "swin."),
@@ -246,34 +287,71 @@ CASES = {
     "torchvision's ViT": ("vit_tiny_patch16_224", TINY, _torchvision, ""),
 }
 
+NOTED = {  # the project that the record names
+    "transformers' ViT": "transformers' ViT or DeiT",
+    "transformers' DeiT": "transformers' ViT or DeiT",
+    "transformers' DINOv2": "transformers' DINOv2",
+    "transformers' CLIP": "transformers' CLIP or SigLIP",
+    "transformers' Swin": "transformers' Swin",
+    "MMPretrain's ViT": "MMPretrain's ViT",
+}
+
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_names_of_a_project_are_read(tmp_path: Path, case: str) -> None:
     name, options, rename, prefix = CASES[case]
-    state = _body(_model(name, 0, options))
+    state = body_of(small_model(name, **options))
     foreign = {prefix + n: t for n, t in rename(dict(state)).items()}
     assert foreign.keys() != state.keys()
     torch.save({"model": foreign}, tmp_path / "weights.pth")
-    found = fitting.fit(tmp_path / "weights.pth", _model(name, 1, options)).state
+    found = fitting.fit(tmp_path / "weights.pth", small_model(name, 1, **options))
     for own, tensor in state.items():
-        assert torch.equal(found[own], tensor), own
+        assert torch.equal(found.state[own], tensor), own
+    project = NOTED.get(case, "")
+    assert any(f"(names of {project})" in note for note in found.notes) or not project
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_tensor_too_many_under_the_names_of_a_project_is_named(tmp_path: Path, case: str) -> None:
     name, options, rename, prefix = CASES[case]
-    foreign = {prefix + n: t for n, t in rename(_body(_model(name, 0, options))).items()}
+    foreign = {prefix + n: t for n, t in rename(body_of(small_model(name, **options))).items()}
     inside = "visual." if case == "OpenAI's CLIP" else prefix
     foreign[f"{inside}extra_scale.weight"] = torch.ones(16, 3)
     torch.save({"model": foreign}, tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=r"extra_scale\.weight"):
-        fitting.fit(tmp_path / "weights.pth", _model(name, 1, options))
+        fitting.fit(tmp_path / "weights.pth", small_model(name, 1, **options))
+
+
+def test_a_decoder_does_not_stop_the_converter_of_a_project(tmp_path: Path) -> None:
+    """timm's converter of ConvNeXt looks up each matrix of the file in the model."""
+    state = body_of(small_model("convnext_tiny", **CONVNEXT))
+    foreign = {
+        **_convnext_official(dict(state)),
+        **{f"decoder.{i}.pwconv1.weight": torch.ones(4, 4) for i in range(40)},
+        "decoder.0.pwconv1.bias": torch.ones(4),
+        "mask_token": torch.ones(1, 4, 1, 1),
+        "proj.weight": torch.ones(4, 16),
+    }
+    torch.save({"model": foreign}, tmp_path / "weights.pth")
+    found = fitting.fit(tmp_path / "weights.pth", small_model("convnext_tiny", 1, **CONVNEXT))
+    for own, tensor in state.items():
+        assert torch.equal(found.state[own], tensor), own
+    note = next(note for note in found.notes if "left out" in note)
+    for part in ("41 tensors of a decoder", "a mask token", "a projector (proj.weight)"):
+        assert part in note
+
+
+def test_a_layer_too_many_in_another_projects_names_is_named(tmp_path: Path) -> None:
+    foreign = _hf_vit(body_of(small_model(**{**TINY, "depth": 3})))
+    torch.save(foreign, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=r"blocks\.2\..*deeper"):
+        fitting.fit(tmp_path / "weights.pth", small_model(**TINY))
 
 
 def _notes(tmp_path: Path, name: str, rename: object) -> str:
     assert callable(rename)
-    torch.save(rename(_body(_model(name, 0, TINY))), tmp_path / "weights.pth")
-    return " | ".join(fitting.fit(tmp_path / "weights.pth", _model(name, 1, TINY)).notes)
+    torch.save(rename(body_of(small_model(name, **TINY))), tmp_path / "weights.pth")
+    return " | ".join(fitting.fit(tmp_path / "weights.pth", small_model(name, 1, **TINY)).notes)
 
 
 def test_an_activation_that_differs_from_the_projects_own_is_noted(tmp_path: Path) -> None:

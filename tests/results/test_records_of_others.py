@@ -456,14 +456,21 @@ def test_damaged_records_end_in_a_line(tmp_path, make_record):
     assert grown() - before < 500e6
 
 
-@pytest.mark.slow
-def test_damaged_bundles_end_in_a_line(tmp_path, make_record):
-    before = grown()
+def with_extras(make_record):
+    """A record as plain values, and the files that a bundle has beside it."""
     good = plain(make_record)
     prefix = f"runs/lora/{good['run_id']}"
     card = {"run_id": good["run_id"], "spec": good["spec"], "classes": ["a", "b"]}
-    extras = {f"{prefix}/card.json": json.dumps(card).encode()}
-    extras[f"{prefix}/predictions.npz"] = predictions()
+    return good, {
+        f"{prefix}/card.json": json.dumps(card).encode(),
+        f"{prefix}/predictions.npz": predictions(),
+    }
+
+
+@pytest.mark.slow
+def test_damaged_bundles_end_in_a_line(tmp_path, make_record):
+    before = grown()
+    good, extras = with_extras(make_record)
     whole = pack(tmp_path / "b.zip", [good], extras).read_bytes()
     path = tmp_path / "damaged.zip"
     for number, data in enumerate(mutations(whole, COPIES, seed=1)):
@@ -477,11 +484,7 @@ def test_damaged_bundles_end_in_a_line(tmp_path, make_record):
 def test_bundles_of_damaged_files_under_their_true_hashes_end_in_a_line(tmp_path, make_record):
     """Hashes are written anew, so that readers of records, cards and predictions are reached."""
     before = grown()
-    good = plain(make_record)
-    prefix = f"runs/lora/{good['run_id']}"
-    card = {"run_id": good["run_id"], "spec": good["spec"], "classes": ["a", "b"]}
-    extras = {f"{prefix}/card.json": json.dumps(card).encode()}
-    extras[f"{prefix}/predictions.npz"] = predictions()
+    good, extras = with_extras(make_record)
     rows = csv_text(frame([RunRecord.from_json(json.dumps(good))]))
     path = tmp_path / "damaged.zip"
     source = random.Random(11)
