@@ -24,6 +24,7 @@ from peftbench.errors import WeightsError
 from peftbench.untrusted import printable
 
 MOST_TRANSLATED = 100  # prefixes
+MOST_STRANGE = 20  # parts of a file at which a converter may stop
 ENOUGH = 0.3  # of the tensors that a model needs lie under a prefix that is worth a try
 SHOWN = 3  # names in a message
 # which of several networks in one file is meant, by the component in which their names differ:
@@ -222,7 +223,7 @@ def _gammas(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]
     return renamed
 
 
-Convert = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+Convert = Callable[[dict[str, Tensor], nn.Module], Mapping[str, Tensor]]
 
 
 def convert(
@@ -237,10 +238,10 @@ def convert(
     converter = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
     if converter is None:
         return dict(state), [n for n in state if not needs.has(n)]
-    run = functools.partial(_run, converter, model)
-    converted = run(dict(state))
+    converted, state, strange = _converted(converter, model, state, needs)
     if converted is None:
         return dict(state), [n for n in state if not needs.has(n)]
+    run = functools.partial(_run, converter, model)
     places = {_place(t) for n, t in converted.items() if needs.has(n)}
     suspects = [
         n
@@ -251,7 +252,42 @@ def convert(
     strangers = {_place(t) for n, t in converted.items() if not needs.has(n)}
     plain = [n for n in suspects if _place(state[n]) in strangers or leftovers.part(n)]
     doubtful = [n for n in suspects if n not in set(plain)]
-    return converted, [*plain, *_unused(run, state, doubtful, needs)]
+    return converted, [*strange, *plain, *_unused(run, state, doubtful, needs)]
+
+
+def _converted(
+    converter: Convert, model: nn.Module, state: Mapping[str, Tensor], needs: Needs
+) -> tuple[dict[str, Tensor] | None, Mapping[str, Tensor], list[str]]:
+    """The converter's result, what of `state` it read, and the names at which it stopped.
+
+    A converter that looks up in the model what it finds in the file stops at the first name that
+    the model lacks, such as that of a decoder, whose other tensors it would stop at too.
+    """
+    left, strange = dict(state), list[str]()
+    for _ in range(MOST_STRANGE):
+        try:
+            return _tensors_of(converter(dict(left), model)), left, strange
+        except KeyError as e:
+            group = _strangers(e.args[0] if e.args else None, left, needs)
+        except FAILURES:
+            break
+        if not group:
+            break
+        strange += group
+        left = {name: tensor for name, tensor in left.items() if name not in set(group)}
+    return None, state, []
+
+
+def _strangers(name: object, state: Mapping[str, Tensor], needs: Needs) -> list[str]:
+    """What of the file is in the part of `name`, which the model lacks; a converter may have
+    renamed what follows the first dot.
+    """
+    if not isinstance(name, str) or needs.has(name):
+        return []
+    top = name.partition(".")[0]
+    if any(own.partition(".")[0] == top for own in (*needs.tensors, needs.head)):
+        return [name] if name in state else []
+    return [each for each in state if each.partition(".")[0] == top]
 
 
 def _same_source(given: Tensor, found: Tensor) -> bool:
@@ -259,19 +295,26 @@ def _same_source(given: Tensor, found: Tensor) -> bool:
     return given.shape != found.shape or given.data_ptr() == found.data_ptr() or not given.numel()
 
 
+# what a converter ends in that cannot read a file; the comparison with the model names what does
+# not fit
+FAILURES = (
+    *(KeyError, RuntimeError, AttributeError, ValueError, IndexError, AssertionError),
+    *(TypeError, ZeroDivisionError),
+)
+
+
 def _run(
-    converter: Callable[[dict[str, Tensor], nn.Module], Mapping[str, Tensor]],
-    model: nn.Module,
-    state: dict[str, Tensor],
+    converter: Convert, model: nn.Module, state: dict[str, Tensor]
 ) -> dict[str, Tensor] | None:
     """The converter's result, or None where it cannot read `state`."""
     try:
-        found = converter(state, model)
-        return {n: t for n, t in found.items() if isinstance(t, Tensor)}
-    except (KeyError, RuntimeError, AttributeError, ValueError, IndexError, AssertionError):
-        return None  # the comparison with the model names what does not fit
-    except (TypeError, ZeroDivisionError):
+        return _tensors_of(converter(state, model))
+    except FAILURES:
         return None
+
+
+def _tensors_of(converted: Mapping[str, object]) -> dict[str, Tensor]:
+    return {n: t for n, t in converted.items() if isinstance(t, Tensor)}
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
