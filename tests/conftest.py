@@ -21,4 +21,4 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; more threads
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
 
-pytest_plugins = ["fake_jobs"]
+pytest_plugins = ["support.fake_jobs"]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
 import printed_counts  # noqa: E402 - beside this file
-from tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa: E402
+from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa: E402
 
 from peftbench import method_pages, tuned  # noqa: E402
 from peftbench.errors import NotMergeable, Unsupported  # noqa: E402

@@ -15,10 +15,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from rounding import assert_alike
+from support.rounding import assert_alike
+from support.tiny_backbones import NUM_CLASSES, TINY, fill, fresh, images, randomise
+from support.tiny_runs import digits, short_timings, tiny_spec
 from timm.models import VisionTransformer
-from tiny_backbones import NUM_CLASSES, TINY, fill, fresh, images, randomise
-from tiny_runs import digits, short_timings, tiny_spec
 from torch import Tensor, nn
 
 import peftbench as pb

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from mutation import COPIES, mutations
 from safetensors.torch import load_file, save_file
+from support.mutation import COPIES, mutations
 from torch import nn
 
 import peftbench as pb

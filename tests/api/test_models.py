@@ -11,11 +11,11 @@ import pytest
 import timm
 import torch
 import torchvision
+from support.tiny_backbones import NUM_CLASSES, fresh, randomise
 from timm.models.convnext import ConvNeXt
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
-from tiny_backbones import NUM_CLASSES, fresh, randomise
 from torch import Tensor, nn
 
 import peftbench as pb

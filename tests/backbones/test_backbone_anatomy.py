@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from support.tiny_backbones import NUM_CLASSES, TINY, anatomy_of, fresh, images
 from timm.models.deit import VisionTransformerDistilled as Distilled
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
-from tiny_backbones import NUM_CLASSES, TINY, anatomy_of, fresh, images
 from torch import Tensor, nn
 
 from peftbench.backbones import families

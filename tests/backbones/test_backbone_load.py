@@ -13,8 +13,8 @@ import pytest
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from rounding import assert_alike
 from safetensors.torch import save_file
+from support.rounding import assert_alike
 from timm.layers import DropPath
 from torch import Tensor, nn
 

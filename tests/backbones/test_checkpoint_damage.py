@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mutation import COPIES, mutations
 from safetensors.torch import save
+from support.mutation import COPIES, mutations
 
 GROWTH = 500  # MB
 SCRIPT = """
 import json, resource, sys, timm
 from pathlib import Path
-from mutation import mutations
+from support.mutation import mutations
 from peftbench.backbones import fitting
 from peftbench.errors import WeightsError
 

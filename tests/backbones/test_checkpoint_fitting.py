@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_weights import TINY, VIT, State, body_of, small_model
+from support.tiny_weights import TINY, VIT, State, body_of, small_model
 from torch import nn
 
 from peftbench.backbones import fitting, layouts, leftovers

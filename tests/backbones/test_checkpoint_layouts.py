@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_weights import TINY, VIT, State, body_of, small_model
+from support.tiny_weights import TINY, VIT, State, body_of, small_model
 
 from peftbench.backbones import fitting
 from peftbench.errors import WeightsError

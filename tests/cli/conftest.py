@@ -1,3 +1,3 @@
 """Every test here calls the command line."""
 
-from command_line import cli, work  # noqa: F401 - fixtures
+from support.command_line import cli, work  # noqa: F401 - fixtures

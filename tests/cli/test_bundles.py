@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_runs import files_below, tiny_spec
+from support.tiny_runs import files_below, tiny_spec
 
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore

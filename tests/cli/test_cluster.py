@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import BIAS_HOT, QUICK, statuses
+from support.tiny_runs import BIAS_HOT, QUICK, statuses
 
 from peftbench.cluster import RayLauncher, SlurmLauncher
 from peftbench.errors import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_runs import write_images
+from support.tiny_runs import write_images
 
 
 def test_a_folder_is_prepared_verified_and_described(cli, work: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_runs import QUICK
+from support.tiny_runs import QUICK
 
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from command_line import Cli
-from rounding import assert_alike
 from safetensors.torch import load_file
-from tiny_runs import digits, files_below, short_timings, tiny_spec
+from support.command_line import Cli
+from support.rounding import assert_alike
+from support.tiny_runs import digits, files_below, short_timings, tiny_spec
 
 import peftbench as pb
 from peftbench import experiment

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_runs import QUICK, repeatable
+from support.tiny_runs import QUICK, repeatable
 
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore

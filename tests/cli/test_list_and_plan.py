@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from tiny_runs import QUICK, compose, cpu_of, files_below, write_images
+from support.tiny_runs import QUICK, compose, cpu_of, files_below, write_images
 
 from peftbench import data, experiment, launcher, method_pages
 from peftbench.backbones.anatomy import GENERIC

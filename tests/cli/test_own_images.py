@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_runs import write_images
+from support.tiny_runs import write_images
 
 from peftbench import launcher
 from peftbench.results.store import ResultsStore

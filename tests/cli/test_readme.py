@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_runs import compose, files_below, write_images
+from support.tiny_runs import compose, files_below, write_images
 
 from peftbench import cli as module
 from peftbench.config import build

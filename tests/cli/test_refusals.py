@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_runs import QUICK, files_below
+from support.tiny_runs import QUICK, files_below
 
 LEGACY = (
     "peftbench: Backbone 'vit_base_patch16_224_in21k' is a legacy name that does not say which "

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import QUICK
+from support.tiny_runs import QUICK
 from torch import nn
 
 from peftbench import __version__, experiment

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import BIAS_HOT, QUICK, compose, repeatable, statuses
+from support.tiny_runs import BIAS_HOT, QUICK, compose, repeatable, statuses
 
 from peftbench.config import build
 from peftbench.results.store import ResultsStore

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny_runs import BIAS_HOT, QUICK
+from support.tiny_runs import BIAS_HOT, QUICK
 
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import QUICK
+from support.tiny_runs import QUICK
 
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore

@@ -9,7 +9,7 @@ import hydra.errors
 import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
-from tiny_runs import compose, write_images
+from support.tiny_runs import compose, write_images
 
 from peftbench import config
 from peftbench.config import (

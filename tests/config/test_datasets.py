@@ -8,7 +8,7 @@ import hydra
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from tiny_runs import compose
+from support.tiny_runs import compose
 
 from peftbench import config
 from peftbench.config import _writable, config_dir, dataset_specs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from tiny_runs import compose
+from support.tiny_runs import compose
 
 from peftbench import experiments
 from peftbench.config import catalogue, choices, config_dir, method_of

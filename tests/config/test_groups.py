@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from tiny_runs import compose, write_images
+from support.tiny_runs import compose, write_images
 
 from peftbench.backbones.load import SHIPPED, check_name
 from peftbench.config import (

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
-from tiny_runs import compose
+from support.tiny_runs import compose
 
 from peftbench import config
 from peftbench.cli import _one_line

@@ -15,8 +15,8 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 import torch.nn.functional as F
-from rounding import TERMS, UNIT, assert_alike
-from tiny_backbones import TINY, anatomy_of, fill, fresh, images
+from support.rounding import TERMS, UNIT, assert_alike
+from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Anatomy

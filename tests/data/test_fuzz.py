@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mutation import COPIES, mutations
 from PIL import Image, features
+from support.mutation import COPIES, mutations
 
 from peftbench.data import hdf5, images, matlab, matlab_child, tables
 from peftbench.data.layouts import lists

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trees
-from tiny_runs import short_timings, tiny_spec
+from support.tiny_runs import short_timings, tiny_spec
 from trees import SIZE
 
 from peftbench import data, experiment, robustness

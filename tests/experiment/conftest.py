@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_runs import short_timings
+from support.tiny_runs import short_timings
 
 from peftbench.results.store import ResultsStore
 

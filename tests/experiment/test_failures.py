@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from odd_methods import AddsUnused, TouchesNothing, TrainsOutside
 from safetensors.torch import save_file
-from tiny_runs import compose, tiny_spec, write_images
+from support.odd_methods import AddsUnused, TouchesNothing, TrainsOutside
+from support.tiny_runs import compose, tiny_spec, write_images
 from torch import nn
 
 from peftbench import experiment

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError
+from support.tiny_runs import QUICK, compose, tiny_spec
 from test_failures import assert_tidy
-from tiny_runs import QUICK, compose, tiny_spec
 
 from peftbench import experiment, tuned
 from peftbench.config import build

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rounding import BFLOAT16_UNIT, UNIT
-from tiny_runs import QUICK, digits, tiny_spec
-from together import together
+from support.rounding import BFLOAT16_UNIT, UNIT
+from support.tiny_runs import QUICK, digits, tiny_spec
+from support.together import together
 
 from peftbench import experiment
 from peftbench.methods import Method

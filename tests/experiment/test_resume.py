@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tiny_runs import digits, repeatable, short_timings, tiny_spec
+from support.tiny_runs import digits, repeatable, short_timings, tiny_spec
 
 import peftbench
 from peftbench import experiment

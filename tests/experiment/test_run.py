@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-from tiny_runs import digits, repeatable, short_timings, tiny_spec
+from support.tiny_runs import digits, repeatable, short_timings, tiny_spec
 
 from peftbench import data, experiment
 from peftbench.data import TestSplit

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import compose, tiny_spec, write_images
+from support.tiny_runs import compose, tiny_spec, write_images
 
 from peftbench.config import build
 from peftbench.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import compose, digits, tiny_spec
+from support.tiny_runs import compose, digits, tiny_spec
 
 from peftbench import experiment
 from peftbench.backbones.load import load

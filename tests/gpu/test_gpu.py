@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import QUICK
+from support.tiny_runs import QUICK
 
 from peftbench import data, experiment
 from peftbench.methods import METHODS, discover

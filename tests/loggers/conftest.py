@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import cli, work  # noqa: F401 - fixtures
-from tiny_runs import short_timings
+from support.command_line import cli, work  # noqa: F401 - fixtures
+from support.tiny_runs import short_timings
 
 from peftbench.results.store import ResultsStore
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tiny_runs import tiny_spec
+from support.tiny_runs import tiny_spec
 
 from peftbench.results.record import Cost, EpochRow, Parameters, RunRecord, Status
 

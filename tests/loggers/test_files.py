@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from records import record
-from tiny_runs import QUICK, compose, tiny_spec
+from support.tiny_runs import QUICK, compose, tiny_spec
 
 from peftbench import experiment, launcher
 from peftbench.config import build

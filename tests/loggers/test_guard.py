@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import compose, repeatable, short_timings, tiny_spec
+from support.tiny_runs import compose, repeatable, short_timings, tiny_spec
 
 from peftbench import experiment
 from peftbench.config import build, logger_settings

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from records import record
-from tiny_runs import tiny_spec
+from support.tiny_runs import tiny_spec
 from wandb_log import read_runs
 
 from peftbench import experiment, planner

@@ -15,8 +15,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_backbones import anatomy_of, fill, fresh, images
-from tiny_tuned import noise, start, tensors_at
+from support.tiny_backbones import anatomy_of, fill, fresh, images
+from support.tiny_tuned import noise, start, tensors_at
 from torch import Tensor, nn
 
 from peftbench.errors import ConfigError, UnknownName, Unsupported

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from odd_methods import AddsUnused, TouchesNothing, TrainsOutside
+from support.odd_methods import AddsUnused, TouchesNothing, TrainsOutside
+from support.tiny_backbones import NUM_CLASSES, anatomy_of, fresh, images
 from timm.models.resnet import BasicBlock, ResNet
-from tiny_backbones import NUM_CLASSES, anatomy_of, fresh, images
 from torch import nn
 
 from peftbench.backbones.anatomy import describe

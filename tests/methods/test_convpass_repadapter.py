@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from support.tiny_backbones import anatomy_of, fill, fresh, randomise
+from support.tiny_tuned import noise, start, tensors_at
 from timm.models.vision_transformer import VisionTransformer
-from tiny_backbones import anatomy_of, fill, fresh, randomise
-from tiny_tuned import noise, start, tensors_at
 from torch import Tensor
 
 from peftbench.backbones.anatomy import describe

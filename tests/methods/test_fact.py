@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_backbones import fill, fresh
-from tiny_tuned import start
+from support.tiny_backbones import fill, fresh
+from support.tiny_tuned import start
 from torch import Tensor
 
 from peftbench.errors import ConfigError, UnknownName

@@ -10,13 +10,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from rounding import assert_alike
+from support.rounding import assert_alike
+from support.tiny_backbones import anatomy_of, fill, fresh, images, randomise
 from timm.layers import Conv2dSame
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
 from timm.models.eva import Eva
 from timm.models.resnet import Bottleneck, ResNet
-from tiny_backbones import anatomy_of, fill, fresh, images, randomise
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import describe

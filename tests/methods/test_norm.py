@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_backbones import anatomy_of, fresh, images
+from support.tiny_backbones import anatomy_of, fresh, images
 
 from peftbench.methods import METHODS, Tuned, apply, discover
 

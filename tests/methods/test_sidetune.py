@@ -10,7 +10,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_backbones import anatomy_of, fresh, images
+from support.tiny_backbones import anatomy_of, fresh, images
 from torch import nn
 
 from peftbench.errors import ConfigError, Unsupported, WeightsError

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from support.tiny_backbones import anatomy_of, fill, fresh, images
 from timm.models.vision_transformer import VisionTransformer
-from tiny_backbones import anatomy_of, fill, fresh, images
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import describe

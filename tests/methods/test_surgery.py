@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny_backbones import anatomy_of, fresh, images
+from support.tiny_backbones import anatomy_of, fresh, images
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Role

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from support.tiny_backbones import anatomy_of, fill, fresh, images, randomise
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from tiny_backbones import anatomy_of, fill, fresh, images, randomise
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Role, describe

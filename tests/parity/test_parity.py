@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rounding import STORED, TERMS, UNIT, Corners, round_outputs
+from support.rounding import STORED, TERMS, UNIT, Corners, round_outputs
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutation import COPIES, mutations
+from support.mutation import COPIES, mutations
 
 from peftbench.errors import PeftbenchError, StoreError
 from peftbench.results import privacy

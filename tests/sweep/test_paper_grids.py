@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from tiny_runs import tiny_spec
+from support.tiny_runs import tiny_spec
 
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.methods.adapter import AdapterVPT

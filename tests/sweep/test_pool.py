@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fake_jobs import command, notes
+from support.fake_jobs import command, notes
 
 from peftbench.sweep.pool import Finished, Pool
 from peftbench.sweep.slots import Slot, make_slots

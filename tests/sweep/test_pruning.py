@@ -7,7 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from tiny_runs import tiny_spec
+from support.tiny_runs import tiny_spec
 
 from peftbench.errors import ConfigError
 from peftbench.results.record import EpochRow, RunRecord, Status

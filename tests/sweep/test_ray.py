@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fake_jobs import FAKE_CLI, command, notes
+from support.fake_jobs import FAKE_CLI, command, notes
 
 from peftbench.cluster import RayLauncher
 from peftbench.errors import ConfigError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fake_jobs import FAKE_CLI, command, notes
+from support.fake_jobs import FAKE_CLI, command, notes
 
 from peftbench.errors import ConfigError
 from peftbench.sweep.pool import Finished

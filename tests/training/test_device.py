@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import cpu_of
+from support.tiny_runs import cpu_of
 
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rounding import TERMS, UNIT
+from support.rounding import TERMS, UNIT
 from torch import Tensor, nn
 
 from peftbench.data import TestSplit, TrainSplit, ValSplit

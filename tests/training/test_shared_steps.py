@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rounding import UNIT
+from support.rounding import UNIT
+from support.tiny_backbones import anatomy_of, fresh
+from support.together import together
 from timm.layers import DropPath
-from tiny_backbones import anatomy_of, fresh
-from together import together
 from torch import Tensor, nn
 
 from peftbench.data import TrainSplit

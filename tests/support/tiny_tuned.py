@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tiny_backbones import anatomy_of, fresh
 from torch import Tensor
 
 from peftbench.methods import METHODS, Tuned, apply, discover
+from support.tiny_backbones import anatomy_of, fresh
 
 discover()
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_runs import short_timings
 
 from peftbench import config
 from peftbench.cli import main
+from support.tiny_runs import short_timings
 
 
 @dataclass(frozen=True)
