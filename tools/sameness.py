@@ -280,12 +280,16 @@ def changed_ids(folder: Path) -> tuple[int, list[str]]:
     """
     records = sorted((folder / "runs").glob("*/*.json"))
     found, lines = _ids_of_records(records)
-    stored = _ids_of_table(folder / "table.csv") if not records else {}
-    planned = _planned_ids() if stored else {}
-    for key, run_id in stored.items():
-        if planned.get(key) != run_id:
-            lines.append(f"{' x '.join(key[:3])}, seed {key[3]}: {run_id}, now {planned.get(key)}")
-    return found + len(stored), lines
+    rows = [] if records else _rows(folder / "table.csv")
+    planned: dict[tuple[str, ...], str] = {}
+    for settings in sorted({row["preprocessing"] for row in rows}):
+        planned |= _planned_ids(settings)
+    for row in rows:
+        key = tuple(row[name] for name in ("method", "backbone", "dataset", "seed"))
+        now = planned.get((row["preprocessing"], *key))
+        if now != row["run_id"]:
+            lines.append(f"{' x '.join(key[:3])}, seed {key[3]}: {row['run_id']}, now {now}")
+    return found + len(rows), lines
 
 
 def _ids_of_records(paths: Sequence[Path]) -> tuple[int, list[str]]:
@@ -300,20 +304,24 @@ def _ids_of_records(paths: Sequence[Path]) -> tuple[int, list[str]]:
     return len(paths), lines
 
 
-def _ids_of_table(path: Path) -> dict[tuple[str, ...], str]:
-    """Run ids by method, backbone, data set and seed."""
+def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {(r["method"], r["backbone"], r["dataset"], r["seed"]): r["run_id"] for r in rows}
+        return list(csv.DictReader(file))
 
 
-def _planned_ids() -> dict[tuple[str, ...], str]:
-    told("peftbench plan, about a minute")
+def _planned_ids(preprocessing: str) -> dict[tuple[str, ...], str]:
+    """Run ids of `experiments/mini.yaml` with settings such as `resize=squash`, by them as well.
+
+    The settings are those of the table: the interpolation had another default when it was made.
+    """
+    told(f"peftbench plan with {preprocessing}, about a minute")
+    settings = (f"preprocessing.{setting}" for setting in preprocessing.split(","))
     # there are no results where a file is, so that every job is one to run
     plan = peftbench(
-        "plan", "experiments=mini", f"backbone={BACKBONES}", f"results_dir={MINI / 'table.csv'}"
+        *("plan", "experiments=mini", f"backbone={BACKBONES}", *settings),
+        f"results_dir={MINI / 'table.csv'}",
     )
-    return ids_of_plan(plan)
+    return {(preprocessing, *key): run_id for key, run_id in ids_of_plan(plan).items()}
 
 
 def ids_of_plan(text: str) -> dict[tuple[str, ...], str]:
