@@ -16,10 +16,12 @@ import torch
 import yaml
 from documents import FENCE, MARK, PAGES, ROOT, Block, blocks, prose_of, text_of
 from timm.models import VisionTransformer
+from tiny_backbones import TINY, fresh
 from tiny_runs import short_timings, tiny_spec
 
 import peftbench
 from peftbench import experiment
+from peftbench.errors import Unsupported
 from peftbench.export import export
 from peftbench.methods import METHODS, discover
 from peftbench.results.store import ResultsStore
@@ -200,6 +202,23 @@ def test_python_blocks_run_one_after_another(
         for block in python_blocks(page):
             lines = "\n" * (block.line - 1) + block.code  # so that a traceback has its line
             exec(compile(lines, page, "exec"), module.__dict__)
+
+
+def test_the_method_of_the_documentation_does_what_its_page_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+    (block,) = python_blocks("docs/add-a-method.md")
+    module = types.ModuleType("their_method")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(block.code, module.__dict__)
+    tuned = peftbench.tune(fresh("vit"), "attention", image_size=TINY["vit"].image_size)
+    # 2 blocks of width 24: projections to 3 x 24 and to 24 channels, with biases
+    counted = sum(p.numel() for p in tuned.tuned.unfrozen_params.values())
+    assert counted == 2 * ((24 + 1) * 72 + (24 + 1) * 24)
+    assert counted == tuned.tuned.method.expected_params(tuned.tuned.anatomy)
+    with pytest.raises(Unsupported, match="Use method=full"):
+        peftbench.tune(fresh("convnext"), "attention", image_size=TINY["convnext"].image_size)
 
 
 def test_python_is_shown_where_it_is_promised() -> None:

@@ -74,8 +74,11 @@ def test_a_shown_run_composes_and_builds(cli, garden: Path, line: str) -> None:
     if command == "run" and "-m" not in words:
         build(compose(*words))
         return
-    # the first of several seeds and data sets is enough
-    first = re.compile(r"^(seed|dataset)=([^(,]+),.*")
+    for group in ("method", "dataset"):
+        names = re.findall(rf"(?<=^{group}=)[^(\n]+$", "\n".join(words), re.M)
+        assert {n for text in names for n in text.split(",")} <= config.choices(group)
+    # the names exist, so that the first of several is enough
+    first = re.compile(r"^(method|dataset|seed)=([^(,]+),.*")
     words = [first.sub(r"\1=\2", word) for word in words if word != "-m"]
     done = cli("plan", *words)
     assert (done.status, done.err) == (0, "")
