@@ -82,6 +82,15 @@ def test_the_citation_file_is_one_and_names_this_version() -> None:
     assert cited["license"] == settings["metadata"]["license"]
 
 
+def test_the_readme_counts_and_names_the_methods() -> None:
+    discover()
+    built_in = [n for n in METHODS if METHODS[n].__module__.startswith("peftbench.methods.")]
+    assert f"{len(built_in)} methods" in text_of("README.md")
+    assert f"{len(built_in)} methods" in text_of("CITATION.cff")
+    section = text_of("README.md").split("\n## Methods\n")[1].split("\n## ")[0]
+    assert all(f"`{name}`" in section for name in built_in)
+
+
 # ------------------------------------------------------------------- links and names
 
 
