@@ -95,5 +95,5 @@ clean: ## remove the virtual environment and caches; results stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: readme
-readme: setup ## the table and figure of the README, from results/runs
+readme: setup ## the tables and figures of README and docs/results.md, from results/runs
 	@$(BIN)/python tools/readme_table.py $(RESULTS)

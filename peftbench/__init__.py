@@ -1,4 +1,15 @@
-"""Compare every way of tuning a pretrained vision backbone under one protocol."""
+"""Compare every way of tuning a pretrained vision backbone under one protocol.
+
+The public interface is `import peftbench as pb` with the names in `__all__`:
+
+    tune, trainable, merge, TunedModel    a method on a timm model, what trains, a plain model again
+    load, attach, detach                  a task that `peftbench export` wrote, and its backbone
+    list_methods                          names of all methods
+    results                               the runs of a results folder as a pandas frame
+
+Other modules may change without notice. docs/stability.md says how long a public name stays, and
+what else is public for those who write methods of their own.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,9 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import make_docs  # noqa: E402 - beside the tools
 import printed_counts  # noqa: E402
+import readme_table  # noqa: E402
+
+from peftbench.results.frame import read_table  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +31,28 @@ def one_thread():
 def test_a_document_is_current(name: str) -> None:
     written = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     assert written == getattr(make_docs, name)(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", readme_table.PAGES)
+def test_a_table_of_results_is_that_of_the_runs_that_are_kept(page: str) -> None:
+    runs = read_table(ROOT / "results" / "mini" / "table.csv")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    made = readme_table.PAGES[page](runs)
+    assert readme_table.with_table(text, made) == text, "run `make readme`"
+
+
+def test_the_table_of_the_readme_has_a_line_for_each_method_and_few_columns() -> None:
+    runs = read_table(ROOT / "results" / "mini" / "table.csv")
+    head, _, *lines = readme_table.compact_table(runs).splitlines()
+    assert head.count("|") - 1 == 5
+    methods = [line.split("`")[1] for line in lines]
+    assert sorted(methods) == sorted(set(runs["method"]))
+    # the mean over seeds of the mean of four tasks, worked out here
+    chosen = runs[(runs["method"] == "ssf") & (runs["backbone"] == "vit_mini")]
+    seeds = 100 * chosen.groupby("seed")["top1"].mean()
+    assert len(seeds) == 3 and set(chosen.groupby("seed").size()) == {4}
+    (line,) = (line for line in lines if line.startswith("| `ssf` |"))
+    assert f"| {seeds.mean():.1f} ± {seeds.std():.1f} |" in line
 
 
 def test_every_printed_count_is_ours_under_its_convention() -> None:

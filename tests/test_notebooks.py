@@ -25,7 +25,7 @@ def source(cell: dict[str, Any]) -> str:
     return "".join(cell["source"])
 
 
-def test_the_five_promised_notebooks_are_there_and_in_the_readme() -> None:
+def test_the_five_promised_notebooks_are_there_and_in_the_documentation() -> None:
     names = [path.stem for path in NOTEBOOKS]
     assert names == [
         "01_quickstart",
@@ -34,8 +34,8 @@ def test_the_five_promised_notebooks_are_there_and_in_the_readme() -> None:
         "04_add_a_method",
         "05_your_own_images",
     ]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"notebooks/{name}.ipynb" in readme for name in names)
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    assert all(f"notebooks/{name}.ipynb" in page for name in names)
 
 
 @every

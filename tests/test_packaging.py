@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.documents import blocks
 
 import peftbench
 from peftbench.errors import ConfigError
@@ -179,16 +180,11 @@ sys.exit(pytest.main({tests!r}))
 """
 
 
-def blocks(language: str) -> list[str]:
-    """Code blocks of the README in its section on adding a method."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## Adding a method\n")[2].partition("\n## ")[0]
-    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
-
-
 def install_their_method(site: Path) -> str:
-    """The README's method as an installed package below `site`; returns the method's name."""
-    (code,), (config,) = blocks("python"), blocks("yaml")
+    """The method of the documentation as an installed package; returns the method's name."""
+    shown = list(blocks("docs/add-a-method.md"))
+    (code,) = (block.code for block in shown if block.language == "python")
+    (config,) = (block.code for block in shown if block.language == "yaml")
     found = re.search(r'@register_method\("(\w+)"\)', code)
     assert found
     name = found.group(1)
