@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,22 @@ class Done:
 
 Cli = Callable[..., Done]
 
+# `short_timings` for the processes of sweeps: imported there as installed packages of methods are
+SHORT = """
+from peftbench import cost
+
+cost.BUDGET_SECONDS, cost.WARMUP_RUNS, cost.LATENCY_BATCH = 0.0, 0, 2
+"""
+
+
+def _install_short_timings(site: Path) -> None:
+    (site / "short-1.0.dist-info").mkdir(parents=True)
+    (site / "short.py").write_text(SHORT)
+    (site / "short-1.0.dist-info" / "METADATA").write_text("Name: short\nVersion: 1.0\n")
+    (site / "short-1.0.dist-info" / "entry_points.txt").write_text(
+        "[peftbench.methods]\nshort = short\n"
+    )
+
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -34,6 +51,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes of sweeps
+    _install_short_timings(tmp_path / "site")
+    paths = (str(tmp_path / "site"), os.environ.get("PYTHONPATH"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     config._read.cache_clear()
     yield folder
     config._read.cache_clear()
