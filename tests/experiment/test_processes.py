@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.command_line import shorten_timings_of_processes
 from support.rounding import BFLOAT16_UNIT, UNIT
 from support.tiny_runs import QUICK, digits, tiny_spec
 from support.together import together
@@ -157,6 +158,7 @@ def test_the_command_starts_its_processes(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    shorten_timings_of_processes(tmp_path / "site", monkeypatch)
     with pytest.raises(SystemExit) as exit:
         main(["run", *QUICK, "method=bias", "processes=2", "results_dir=two"])
     said = capfd.readouterr()

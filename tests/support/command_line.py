@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,25 @@ class Done:
 
 Cli = Callable[..., Done]
 
+# `short_timings` for the processes of sweeps: imported there as installed packages of methods are
+SHORT = """
+from peftbench import cost
+
+cost.BUDGET_SECONDS, cost.WARMUP_RUNS, cost.LATENCY_BATCH = 0.0, 0, 2
+"""
+
+
+def shorten_timings_of_processes(site: Path, patch: pytest.MonkeyPatch) -> None:
+    """Puts `SHORT` on the path of processes that are started from here, as a package in `site`."""
+    (site / "short-1.0.dist-info").mkdir(parents=True)
+    (site / "short.py").write_text(SHORT)
+    (site / "short-1.0.dist-info" / "METADATA").write_text("Name: short\nVersion: 1.0\n")
+    (site / "short-1.0.dist-info" / "entry_points.txt").write_text(
+        "[peftbench.methods]\nshort = short\n"
+    )
+    paths = (str(site), os.environ.get("PYTHONPATH"))
+    patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -34,6 +54,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes of sweeps
+    shorten_timings_of_processes(tmp_path / "site", monkeypatch)
     config._read.cache_clear()
     yield folder
     config._read.cache_clear()
