@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftbench import cost, provenance
 from peftbench.backbones.anatomy import describe
 from peftbench.backbones.load import load
 from peftbench.data import TrainSplit
 from peftbench.errors import Unsupported
 from peftbench.methods import METHODS, apply, discover
+from peftbench.run import cost, provenance
 from peftbench.spec import BackboneSpec, Precision, Recipe
 from peftbench.training.device import choose_device, choose_dtype
 from peftbench.training.loop import fit

@@ -1,6 +1,6 @@
 """`python -m peftbench`."""
 
-from peftbench.cli import main
+from peftbench.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from peftbench import card as cards
-from peftbench import tensors
-from peftbench import tuned as files
+from peftbench.artefacts import card as cards
+from peftbench.artefacts import task_file as files
+from peftbench.artefacts import tensors
 from peftbench.backbones.accepted import check_model, dtype_of
 from peftbench.backbones.anatomy import Anatomy, describe
 from peftbench.backbones.load import SHIPPED, check_name, hash_checkpoint, hash_tensors

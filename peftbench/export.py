@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peftbench import api, tuned
-from peftbench import card as cards
+from peftbench import api
+from peftbench.artefacts import card as cards
+from peftbench.artefacts import task_file as tuned
 from peftbench.backbones.load import construction
 from peftbench.errors import ConfigError, WeightsError
 from peftbench.registry import unknown_name

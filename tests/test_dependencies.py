@@ -106,7 +106,7 @@ def parts_of(name: str) -> list[str]:
 
 
 def test_the_graph_is_read_correctly() -> None:
-    assert "torch" in reached("peftbench.experiment")
+    assert "torch" in reached("peftbench.run.experiment")
     assert "peftbench.backbones.anatomy" in reached("peftbench.methods.lora")
     assert "matplotlib" in {name.partition(".")[0] for name in reached("peftbench.report.figures")}
 
@@ -132,7 +132,9 @@ def test_light_parts_load_without_torch_and_timm_in_a_fresh_interpreter() -> Non
 
 def test_the_command_line_answers_help_without_loading_anything() -> None:
     heavy = {"torch", "timm", "hydra", "pandas", "matplotlib", "numpy"}
-    assert {n.partition(".")[0] for n in reached("peftbench.cli", at_load=True)} & heavy == set()
+    assert {
+        n.partition(".")[0] for n in reached("peftbench.cli.main", at_load=True)
+    } & heavy == set()
 
 
 @pytest.mark.parametrize("part", ["training", "data", "cost"])
@@ -153,7 +155,12 @@ def test_backbones_know_no_method() -> None:
 
 def test_methods_know_neither_training_nor_data_nor_results() -> None:
     for module in parts_of("methods"):
-        strangers = ("peftbench.training", "peftbench.data", "peftbench.results", "peftbench.cli")
+        strangers = (
+            "peftbench.training",
+            "peftbench.data",
+            "peftbench.results",
+            "peftbench.cli.main",
+        )
         assert not [n for n in reached(module) if n.startswith(strangers)], module
 
 
@@ -180,7 +187,7 @@ def test_only_the_experiment_knows_every_part() -> None:
     for module in MODULES:
         direct = {n.split(".")[1] for n in imports(module) if n.count(".") >= 1}
         if set(parts) <= direct:
-            assert module == "peftbench.experiment"
+            assert module == "peftbench.run.experiment"
 
 
 Finding = tuple[str, int, str]

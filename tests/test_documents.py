@@ -20,11 +20,11 @@ from support.tiny_runs import short_timings, tiny_spec
 from timm.models import VisionTransformer
 
 import peftbench
-from peftbench import experiment
 from peftbench.errors import Unsupported
 from peftbench.export import export
 from peftbench.methods import METHODS, discover
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 
 every_page = pytest.mark.parametrize("page", PAGES)
 LANGUAGES = {"sh", "python", "yaml", "ini", "text"}

@@ -6,10 +6,11 @@ import math
 
 import pytest
 
-from peftbench import limits, processes
+from peftbench import limits
+from peftbench.cli import processes
 from peftbench.errors import ConfigError
-from peftbench.launcher import PoolConfig, sums
-from peftbench.sweep.slots import make_slots, visible_gpus
+from peftbench.sweep.launchers.base import PoolConfig, sums
+from peftbench.sweep.queues.slots import make_slots, visible_gpus
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from peftbench import experiments  # noqa: E402 - from this clone
-from peftbench.config import aliases_of, catalogue, config_dir, dataset_specs, method_of  # noqa: E402
-from peftbench.experiments import Sweep  # noqa: E402
+from peftbench.config.build import aliases_of, catalogue, config_dir, dataset_specs, method_of  # noqa: E402
 from peftbench.spec import TRAIN_ONLY, DatasetSpec, Recipe, Selection  # noqa: E402
+from peftbench.sweep import experiments  # noqa: E402 - from this clone
+from peftbench.sweep.experiments import Sweep  # noqa: E402
 
 MACS_PER_SECOND = 100e12 / 2  # a multiply-add is two operations
 SECONDS_PER_RUN = 20.0  # start of a process, loading, latencies

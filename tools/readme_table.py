@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.report import figures, tables
+from peftbench.report import figures
+from peftbench.report.tables import cells as tables
 from peftbench.results.frame import csv_text, frame, read_table, select
 from peftbench.results.store import ResultsStore
 

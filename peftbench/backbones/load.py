@@ -22,8 +22,10 @@ from timm.models._registry import _deprecated_models
 from torch import Tensor, nn
 
 from peftbench import network
-from peftbench.backbones import checkpoint, fitting, saliency
+from peftbench.backbones import saliency
 from peftbench.backbones.anatomy import head_path
+from peftbench.backbones.checkpoints import files as checkpoint
+from peftbench.backbones.checkpoints import fitting
 from peftbench.data.images import backend
 from peftbench.errors import ConfigError, UnknownName, WeightsError
 from peftbench.registry import unknown_name

@@ -68,7 +68,8 @@ def build(
     Raises:
         UnknownName: there is no such experiment or table, column or value.
     """
-    from peftbench.report import papers, statistics, tables
+    from peftbench.report import papers, statistics
+    from peftbench.report.tables import cells as tables
     from peftbench.results.frame import (
         committed,
         epochs,

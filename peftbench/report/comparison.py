@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.errors import StoreError
-from peftbench.report import tables
+from peftbench.report.tables import cells as tables
 from peftbench.results.arithmetic import arithmetic, several
 from peftbench.results.record import Status
 from peftbench.results.store import Predictions, ResultsStore

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.report.comparison import Comparison, compare, scored
-from peftbench.report.tables import inert
+from peftbench.report.tables.cells import inert
 from peftbench.report.verdict import seeds_it_would_take
 from peftbench.results.frame import Column, csv_text
 from peftbench.results.store import ResultsStore

@@ -14,7 +14,7 @@ from peftbench.loggers.guard import WARNING
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import Phase, RunSpec
-from peftbench.sweep.pool import Finished
+from peftbench.sweep.queues.pool import Finished
 
 
 @dataclass(frozen=True)

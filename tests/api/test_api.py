@@ -22,11 +22,11 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 import peftbench as pb
-from peftbench import experiment
 from peftbench.errors import ConfigError, NotMergeable, UnknownName, Unsupported, WeightsError
 from peftbench.export import export
 from peftbench.methods import METHODS, discover
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 
 discover()
 

@@ -23,7 +23,7 @@ from torch import nn
 import peftbench as pb
 from peftbench import api
 from peftbench import export as exporting
-from peftbench import tuned as files
+from peftbench.artefacts import task_file as files
 from peftbench.backbones.load import construction, hash_checkpoint, hash_tensors
 from peftbench.backbones.load import load as load_backbone
 from peftbench.errors import ConfigError, PeftbenchError, WeightsError

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from peftbench.backbones import fitting
+from peftbench.backbones.checkpoints import fitting
 from peftbench.errors import Unsupported
 
 # of each module of timm whose names or converter differ, one that is small

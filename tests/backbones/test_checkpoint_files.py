@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from peftbench.backbones import checkpoint, fitting, pickles
+from peftbench.backbones.checkpoints import files as checkpoint
+from peftbench.backbones.checkpoints import fitting, pickles
 from peftbench.backbones.load import hash_checkpoint, load
 from peftbench.errors import WeightsError
 from peftbench.spec import BackboneSpec

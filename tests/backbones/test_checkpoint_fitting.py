@@ -11,7 +11,7 @@ import torch
 from support.tiny_weights import TINY, VIT, State, body_of, small_model
 from torch import nn
 
-from peftbench.backbones import fitting, layouts, leftovers
+from peftbench.backbones.checkpoints import fitting, layouts, leftovers
 from peftbench.errors import WeightsError
 
 

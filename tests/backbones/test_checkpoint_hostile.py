@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from peftbench.backbones import checkpoint, pickles
+from peftbench.backbones.checkpoints import files as checkpoint
+from peftbench.backbones.checkpoints import pickles
 from peftbench.errors import WeightsError
 
 START = b"\x80\x04"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.tiny_weights import TINY, VIT, State, body_of, small_model
 
-from peftbench.backbones import fitting
+from peftbench.backbones.checkpoints import fitting
 from peftbench.errors import WeightsError
 
 Pairs = list[tuple[str, str]]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from support.tiny_runs import BIAS_HOT, QUICK, statuses
 
-from peftbench.cluster import RayLauncher, SlurmLauncher
 from peftbench.errors import ConfigError
-from peftbench.launcher import QueueLauncher
-from peftbench.planner import PlanLauncher
 from peftbench.results.store import ResultsStore
+from peftbench.sweep.launchers.base import QueueLauncher
+from peftbench.sweep.launchers.cluster import RayLauncher, SlurmLauncher
+from peftbench.sweep.launchers.plan import PlanLauncher
 
 
 @pytest.fixture

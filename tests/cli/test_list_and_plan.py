@@ -15,15 +15,18 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from support.tiny_runs import QUICK, compose, cpu_of, files_below, write_images
 
-from peftbench import data, experiment, launcher, method_pages
+from peftbench import data
 from peftbench.backbones.anatomy import GENERIC
 from peftbench.backbones.families import FAMILIES
-from peftbench.config import build, catalogue, config_dir
+from peftbench.cli import method_pages
+from peftbench.config.build import build, catalogue, config_dir
 from peftbench.methods import METHODS
-from peftbench.report import tables
+from peftbench.report.tables import cells as tables
 from peftbench.results.frame import frame
 from peftbench.results.record import Cost, Parameters, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
+from peftbench.sweep.launchers import base as launcher
 
 
 def test_list_methods_names_each_method_with_paper_and_hyperparameters(cli, work: Path) -> None:
@@ -276,7 +279,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a run was started")
 
     monkeypatch.setattr(experiment, "run", refuse)
-    monkeypatch.setattr("peftbench.launcher.Pool", refuse)
+    monkeypatch.setattr("peftbench.sweep.launchers.base.Pool", refuse)
 
 
 def test_plan_counts_what_is_unsupported_and_to_run(cli, work: Path, nothing_runs) -> None:

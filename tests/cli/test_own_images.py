@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support.tiny_runs import write_images
 
-from peftbench import launcher
 from peftbench.results.store import ResultsStore
-from peftbench.sweep.pool import Command
+from peftbench.sweep.launchers import base as launcher
+from peftbench.sweep.queues.pool import Command
 
 QUICK = (
     "backbone.image_size=12",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from peftbench.quoting import hint, paths_quoted, quoted
+from peftbench.cli.quoting import hint, paths_quoted, quoted
 
 
 def read(argument: str, *more: str) -> object:

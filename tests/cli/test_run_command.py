@@ -10,9 +10,10 @@ import pytest
 from support.tiny_runs import QUICK
 from torch import nn
 
-from peftbench import __version__, experiment
+from peftbench import __version__
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 
 
 def records(folder: Path) -> dict[str, Status]:

@@ -13,12 +13,14 @@ import pytest
 from support.documents import PAGES, ROOT, Block, blocks, commands, text_of, written
 from support.tiny_runs import compose, short_timings, tiny_spec, write_images
 
-from peftbench import cli as module
-from peftbench import config, data, experiment, provenance
-from peftbench.config import build
+from peftbench import data
+from peftbench.cli import main as module
+from peftbench.config import build as config
+from peftbench.config.build import build
 from peftbench.methods import METHODS
-from peftbench.results.bundle import export_results
+from peftbench.results.bundles.incoming import export_results
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment, provenance
 from peftbench.spec import DatasetSpec
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from support.tiny_runs import BIAS_HOT, QUICK, compose, repeatable, statuses
 
-from peftbench.config import build
+from peftbench.config.build import build
 from peftbench.results.store import ResultsStore
 
 PATIENCE = 300.0  # seconds; processes start slowly on a busy machine

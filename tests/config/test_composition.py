@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 from support.tiny_runs import compose, write_images
 
-from peftbench import config
-from peftbench.config import (
+from peftbench.config import build as config
+from peftbench.config.build import (
     build,
     check_choices,
     choices,

@@ -10,8 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 from support.tiny_runs import compose
 
-from peftbench import config
-from peftbench.config import _writable, config_dir, dataset_specs
+from peftbench.config import build as config
+from peftbench.config.build import _writable, config_dir, dataset_specs
 from peftbench.data import READERS
 from peftbench.spec import DatasetSpec, Recipe
 

@@ -10,10 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 from support.tiny_runs import compose
 
-from peftbench import experiments
-from peftbench.config import catalogue, choices, config_dir, method_of
+from peftbench.config.build import catalogue, choices, config_dir, method_of
 from peftbench.methods import METHODS
 from peftbench.spec import DatasetSpec
+from peftbench.sweep import experiments
 from peftbench.training.optim import check_recipe
 
 ROOT = config_dir().parent

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from peftbench import config, experiments, foreign, listing
+from peftbench.cli import listing
+from peftbench.config import build as config
+from peftbench.config import foreign
 from peftbench.errors import ConfigError
+from peftbench.sweep import experiments
 
 
 @pytest.fixture

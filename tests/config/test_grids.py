@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from peftbench.config import config_dir, pinned
+from peftbench.config.build import config_dir, pinned
+from peftbench.config.grids import Grid, find, named, read
 from peftbench.errors import ConfigError, UnknownName
-from peftbench.grids import Grid, find, named, read
 from peftbench.methods import METHODS
 from peftbench.spec import Recipe
 from peftbench.training.optim import check_recipe

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.tiny_runs import compose, write_images
 
 from peftbench.backbones.load import SHIPPED, check_name
-from peftbench.config import (
+from peftbench.config.build import (
     aliases_of,
     build,
     catalogue,

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from support.tiny_runs import compose
 
-from peftbench import config
-from peftbench.cli import _one_line
-from peftbench.config import build, choices, config_dir
+from peftbench.cli.main import _one_line
+from peftbench.config import build as config
+from peftbench.config.build import build, choices, config_dir
 from peftbench.errors import ConfigError
 from peftbench.methods import METHODS
 from peftbench.methods.fact import FacTTK

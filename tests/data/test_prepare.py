@@ -21,7 +21,7 @@ from test_public import GAPS, TREES, drop_line
 from trees import SIZE, small
 
 from peftbench import data
-from peftbench.config import dataset_specs, sources
+from peftbench.config.build import dataset_specs, sources
 from peftbench.data import manifest, prepare, public, raw
 from peftbench.data.download import RemoteFile
 from peftbench.data.layouts import LAYOUTS

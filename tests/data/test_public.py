@@ -14,7 +14,7 @@ import trees
 from trees import SIZE, small
 
 from peftbench import data
-from peftbench.config import dataset_specs
+from peftbench.config.build import dataset_specs
 from peftbench.data import public
 from peftbench.data.layouts import LAYOUTS
 from peftbench.errors import DataError, UnknownName

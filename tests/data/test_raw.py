@@ -26,7 +26,7 @@ from raw_trees import COUNTS, Expected, rows_of
 from trees import SIZE
 
 from peftbench import data
-from peftbench.config import dataset_specs
+from peftbench.config.build import dataset_specs
 from peftbench.data.raw import (
     LEFT_OUT,
     RAW,

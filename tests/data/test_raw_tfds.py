@@ -16,7 +16,7 @@ import raw_trees as trees
 from PIL import Image
 from raw_trees import COUNTS, Feature, rows_of
 
-from peftbench.config import dataset_specs
+from peftbench.config.build import dataset_specs
 from peftbench.data.raw import Raw, build, shards, tfds, tfrecord, writing
 from peftbench.errors import DataError
 

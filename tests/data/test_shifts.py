@@ -11,12 +11,13 @@ import trees
 from support.tiny_runs import short_timings, tiny_spec
 from trees import SIZE
 
-from peftbench import data, experiment, robustness
-from peftbench.config import dataset_specs
+from peftbench import data
+from peftbench.config.build import dataset_specs
 from peftbench.data.shifts import ALEXNET, SEVERITIES
 from peftbench.errors import DataError
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment, robustness
 from peftbench.spec import DatasetSpec, Phase
 from peftbench.training.evaluate import Predictions
 

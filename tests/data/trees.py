@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from peftbench import data
-from peftbench.config import dataset_specs
+from peftbench.config.build import dataset_specs
 from peftbench.spec import DatasetSpec, Phase, Preprocessing
 
 SIDE = 32

@@ -12,14 +12,14 @@ from support.odd_methods import AddsUnused, TouchesNothing, TrainsOutside
 from support.tiny_runs import compose, tiny_spec, write_images
 from torch import nn
 
-from peftbench import experiment
 from peftbench.backbones import load as backbones
-from peftbench.config import build
+from peftbench.config.build import build
 from peftbench.errors import NotMergeable
 from peftbench.methods.lora import LoRA
 from peftbench.methods.partial import Partial
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 from peftbench.spec import BackboneSpec
 
 

@@ -12,22 +12,23 @@ from safetensors import SafetensorError
 from support.tiny_runs import QUICK, compose, tiny_spec
 from test_failures import assert_tidy
 
-from peftbench import experiment, tuned
-from peftbench.config import build
+from peftbench.artefacts import task_file as tuned
+from peftbench.config.build import build
 from peftbench.errors import DiskFull
-from peftbench.launcher import sums
 from peftbench.methods.linear import Linear
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 from peftbench.sweep import jobs
-from peftbench.sweep.pool import Finished
+from peftbench.sweep.launchers.base import sums
+from peftbench.sweep.queues.pool import Finished
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 STAGES = {
     "predictions": ("peftbench.results.store.os.fsync", NO_SPACE),
-    "tuned tensors": ("peftbench.tuned.save_file", RUST),
-    "moving them": ("peftbench.experiment._move", NO_SPACE),
+    "tuned tensors": ("peftbench.artefacts.task_file.save_file", RUST),
+    "moving them": ("peftbench.run.experiment._move", NO_SPACE),
 }
 
 
@@ -105,7 +106,7 @@ def test_a_sweep_tells_what_it_cannot_record_once(
 def test_the_command_line_ends_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from peftbench import cli
+    from peftbench.cli import main as cli
 
     for error in (NO_SPACE, RUST, DiskFull("a.csv cannot be written: disk full")):
         monkeypatch.setattr(cli, "_dispatch", failing(error))

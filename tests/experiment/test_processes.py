@@ -12,11 +12,11 @@ from support.rounding import BFLOAT16_UNIT, UNIT
 from support.tiny_runs import QUICK, digits, tiny_spec
 from support.together import together
 
-from peftbench import experiment
 from peftbench.methods import Method
 from peftbench.methods.mlp import MLPHead
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 from peftbench.spec import Precision, RunSpec
 from peftbench.training.checkpoint import NO_SAVING, Saving
 
@@ -154,7 +154,7 @@ def test_a_stopped_run_goes_on_in_as_many_processes_or_others(
 def test_the_command_starts_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from peftbench.cli import main
+    from peftbench.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from support.tiny_runs import digits, repeatable, short_timings, tiny_spec
 
 import peftbench
-from peftbench import experiment
 from peftbench.methods.vpt import VPTDeep
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 from peftbench.spec import BEST_ON_TEST, Phase, RunSpec, Selection
 from peftbench.training import checkpoint, loop
 from peftbench.training.checkpoint import Saving

@@ -14,13 +14,14 @@ import PIL
 import pytest
 from support.tiny_runs import digits, repeatable, short_timings, tiny_spec
 
-from peftbench import data, experiment
+from peftbench import data
 from peftbench.data import TestSplit
 from peftbench.errors import ConfigError
 from peftbench.methods.lora import LoRA
 from peftbench.methods.mlp import MLPHead
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.results.store import Busy, ResultsStore
+from peftbench.run import experiment
 from peftbench.spec import Phase, Precision, Preprocessing, PreprocessingSpec
 
 IMAGES = 20

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.tiny_runs import compose, tiny_spec, write_images
 
-from peftbench.config import build
+from peftbench.config.build import build
 from peftbench.errors import ConfigError
 from peftbench.methods import METHODS
 from peftbench.methods.lora import LoRA

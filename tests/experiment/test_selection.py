@@ -10,14 +10,14 @@ import pytest
 import torch
 from support.tiny_runs import compose, digits, tiny_spec
 
-from peftbench import experiment
 from peftbench.backbones.load import load
-from peftbench.config import build
+from peftbench.config.build import build
 from peftbench.data import TestSplit
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.results.frame import frame
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 from peftbench.spec import Phase, Precision, Protocol, RunSpec, Selection
 from peftbench.sweep.jobs import outcome
 from peftbench.training.evaluate import metrics, predict
@@ -102,7 +102,8 @@ def test_the_last_epoch_is_that_of_a_run_that_never_looked(store: ResultsStore) 
 def test_the_saved_tensors_are_those_of_the_reported_epoch(
     store: ResultsStore, precision: Precision, dtype: torch.dtype
 ) -> None:
-    from peftbench import data, tuned
+    from peftbench import data
+    from peftbench.artefacts import task_file as tuned
     from peftbench.backbones.anatomy import describe
     from peftbench.methods.base import apply
 

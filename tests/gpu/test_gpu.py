@@ -11,10 +11,11 @@ import pytest
 import torch
 from support.tiny_runs import QUICK
 
-from peftbench import data, experiment
+from peftbench import data
 from peftbench.methods import METHODS, discover
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 from peftbench.spec import BackboneSpec, DatasetSpec, Precision, Recipe, RunSpec
 from peftbench.training.augment import Augmentation
 

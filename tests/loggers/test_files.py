@@ -11,13 +11,14 @@ import pytest
 from records import record
 from support.tiny_runs import QUICK, compose, tiny_spec
 
-from peftbench import experiment, launcher
-from peftbench.config import build
+from peftbench.config.build import build
 from peftbench.loggers import WARNING, LoggerSettings, make
 from peftbench.methods.partial import Partial
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.sweep.pool import Finished, Pool
+from peftbench.run import experiment
+from peftbench.sweep.launchers import base as launcher
+from peftbench.sweep.queues.pool import Finished, Pool
 
 pytestmark = pytest.mark.usefixtures("quick")
 

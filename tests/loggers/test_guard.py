@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from support.tiny_runs import compose, repeatable, short_timings, tiny_spec
 
-from peftbench import experiment
-from peftbench.config import build, logger_settings
+from peftbench.config.build import build, logger_settings
 from peftbench.errors import ConfigError, StoreError
 from peftbench.loggers import WARNING, Guard, Logger, LoggerSettings, make
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -15,8 +15,6 @@ from records import record
 from support.tiny_runs import tiny_spec
 from wandb_log import read_runs
 
-from peftbench import experiment, planner
-from peftbench.launcher import _sweep_name
 from peftbench.loggers import WARNING, LoggerSettings, ledger, make
 from peftbench.loggers.wandb import (
     Child,
@@ -29,7 +27,10 @@ from peftbench.loggers.wandb import (
 from peftbench.results import privacy
 from peftbench.results.record import Provenance, Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 from peftbench.spec import Phase
+from peftbench.sweep.launchers import plan as planner
+from peftbench.sweep.launchers.base import _sweep_name
 
 pytest.importorskip("wandb")
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from peftbench import units
-from peftbench.cli import main
+from peftbench.cli import units
+from peftbench.cli.main import main
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.report.advice import Budget, advise, to_text
 from peftbench.results.frame import frame

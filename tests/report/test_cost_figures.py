@@ -9,7 +9,7 @@ from peftbench.errors import ConfigError
 from peftbench.report.costs import measured
 from peftbench.report.figures import accuracy_against
 from peftbench.report.figures.points import Point, frontier
-from peftbench.report.tables import labelled
+from peftbench.report.tables.cells import labelled
 from peftbench.results.frame import frame
 
 MIB = 2**20

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from peftbench import report as reports
-from peftbench.report import statistics, tables
+from peftbench.report import statistics
 from peftbench.report.advice import Budget, advise, to_text
 from peftbench.report.page import render
 from peftbench.report.papers import latex, markdown
+from peftbench.report.tables import cells as tables
 from peftbench.results import privacy
-from peftbench.results.bundle import export_results
+from peftbench.results.bundles.incoming import export_results
 from peftbench.results.frame import csv_text, epochs, frame
 from peftbench.results.identity import run_id_of
 from peftbench.results.record import RunRecord, Status

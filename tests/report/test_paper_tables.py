@@ -16,7 +16,8 @@ import pytest
 import yaml
 from paper_runs import FGVC, run
 
-from peftbench import cli, report, shipped
+from peftbench import report, shipped
+from peftbench.cli import main as cli
 from peftbench.errors import ConfigError
 from peftbench.report.papers import build_published, catalogue, rendered
 from peftbench.report.papers.description import TASK

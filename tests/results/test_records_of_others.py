@@ -21,7 +21,7 @@ from support.mutation import COPIES, mutations
 
 from peftbench.errors import PeftbenchError, StoreError
 from peftbench.results import privacy
-from peftbench.results.bundle import (
+from peftbench.results.bundles.incoming import (
     _check_card,
     _check_predictions,
     export_results,

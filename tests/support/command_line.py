@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from peftbench import config
-from peftbench.cli import main
+from peftbench.cli.main import main
+from peftbench.config import build as config
 from support.tiny_runs import short_timings
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import peftbench
-from peftbench.sweep.pool import Command
+from peftbench.sweep.queues.pool import Command
 
 # a stand-in for the package, so that a server starts at once and jobs do what a test says
 FAKE_CLI = """

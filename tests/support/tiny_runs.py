@@ -17,10 +17,12 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from peftbench import config, cost, data
+from peftbench import data
+from peftbench.config import build as config
 from peftbench.methods import METHODS, Method, discover
 from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
+from peftbench.run import cost
 from peftbench.spec import BackboneSpec, DatasetSpec, Recipe, RunSpec
 
 discover()

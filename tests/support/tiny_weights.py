@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from peftbench.backbones import fitting
+from peftbench.backbones.checkpoints import fitting
 
 State = dict[str, Tensor]
 VIT = "vit_tiny_patch16_224"

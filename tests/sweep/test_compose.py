@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from peftbench import config
+from peftbench.config import build as config
 from peftbench.sweep.compose import Composer
 
 CHOICES = ("method=lora", "recipe=vpetl", "dataset=mini/digits")

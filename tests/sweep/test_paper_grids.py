@@ -10,7 +10,7 @@ from support.tiny_runs import tiny_spec
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.methods.adapter import AdapterVPT
 from peftbench.spec import RunSpec
-from peftbench.sweep.tuning import TunerConfig, make_cells
+from peftbench.sweep.tuning.cells import TunerConfig, make_cells
 
 PAPER = TunerConfig(name="grid", grid="vpt")
 

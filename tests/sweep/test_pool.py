@@ -15,8 +15,8 @@ import psutil
 import pytest
 from support.fake_jobs import command, notes
 
-from peftbench.sweep.pool import Finished, Pool
-from peftbench.sweep.slots import Slot, make_slots
+from peftbench.sweep.queues.pool import Finished, Pool
+from peftbench.sweep.queues.slots import Slot, make_slots
 
 PATIENCE = 300.0  # seconds; processes start slowly on a busy machine
 

@@ -12,8 +12,8 @@ from support.tiny_runs import tiny_spec
 from peftbench.errors import ConfigError
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.spec import Phase
-from peftbench.sweep.pruning import Curve, Looks, Pruner
-from peftbench.sweep.tuning import Cell, TunerConfig, advance, make_cells
+from peftbench.sweep.tuning.cells import Cell, TunerConfig, advance, make_cells
+from peftbench.sweep.tuning.pruning import Curve, Looks, Pruner
 
 EPOCHS = 8
 THEIRS = {

@@ -15,12 +15,12 @@ import psutil
 import pytest
 from support.fake_jobs import FAKE_CLI, command, notes
 
-from peftbench.cluster import RayLauncher
 from peftbench.errors import ConfigError
 from peftbench.results.store import ResultsStore
-from peftbench.sweep.ray import RayEngine, Share, _resolve
-from peftbench.sweep.remote import RemoteQueue
-from peftbench.sweep.submission import new_folder, process
+from peftbench.sweep.launchers.cluster import RayLauncher
+from peftbench.sweep.queues.ray import RayEngine, Share, _resolve
+from peftbench.sweep.queues.remote import RemoteQueue
+from peftbench.sweep.queues.submission import new_folder, process
 
 PATIENCE = 60.0  # seconds; only bounds how long a broken promise is waited for
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from peftbench.errors import ConfigError, StoreError
-from peftbench.sweep import search
-from peftbench.sweep.search import (
+from peftbench.sweep.tuning import search
+from peftbench.sweep.tuning.search import (
     GridSearch,
     OptunaSearch,
     Range,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peftbench.errors import ConfigError
-from peftbench.sweep.slots import Slot, make_slots, visible_gpus
+from peftbench.sweep.queues.slots import Slot, make_slots, visible_gpus
 
 
 def test_each_gpu_is_a_slot_with_its_share_of_the_cores() -> None:

@@ -16,10 +16,10 @@ import pytest
 from support.fake_jobs import FAKE_CLI, command, notes
 
 from peftbench.errors import ConfigError
-from peftbench.sweep.pool import Finished
-from peftbench.sweep.remote import RemoteQueue
-from peftbench.sweep.slurm import SubmititEngine
-from peftbench.sweep.submission import new_folder
+from peftbench.sweep.queues.pool import Finished
+from peftbench.sweep.queues.remote import RemoteQueue
+from peftbench.sweep.queues.slurm import SubmititEngine
+from peftbench.sweep.queues.submission import new_folder
 
 PATIENCE = 300.0  # seconds; processes start slowly on a busy machine
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from peftbench.sweep.states import FORGOTTEN, UNDER_WAY, States, how_it_ended
-from peftbench.sweep.submission import CANCELLED, TIME_LIMIT, Gone
+from peftbench.sweep.queues.states import FORGOTTEN, UNDER_WAY, States, how_it_ended
+from peftbench.sweep.queues.submission import CANCELLED, TIME_LIMIT, Gone
 
 UNKNOWN = (1, "", "slurm_load_jobs error: Invalid job id specified")
 AWAY = (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")

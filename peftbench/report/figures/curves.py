@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from peftbench.registry import unknown_name
 from peftbench.report.figures.lines import Line, Score, draw, lines, name_ends
 from peftbench.report.figures.style import STYLE, empty
-from peftbench.report.tables import SCORES
+from peftbench.report.tables.cells import SCORES
 from peftbench.results.frame import settings_of
 from peftbench.results.record import Status
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from peftbench.registry import unknown_name
 from peftbench.report.figures.lines import Line, Score, lines
 from peftbench.report.figures.style import GREY, STYLE, empty, look
-from peftbench.report.tables import labelled
+from peftbench.report.tables.cells import labelled
 from peftbench.results.record import Status
 
 COLUMNS = 5  # panels side by side

@@ -10,7 +10,7 @@ import pandas as pd
 
 from peftbench.report.costs import COSTS, measured
 from peftbench.report.spreads import spreads
-from peftbench.report.tables import OK, labelled, overall, summary
+from peftbench.report.tables.cells import OK, labelled, overall, summary
 from peftbench.statistics.coverage import Coverage
 from peftbench.statistics.intervals import Interval
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from peftbench.report.figures.style import GREY, STYLE, empty, look
-from peftbench.report.tables import (
+from peftbench.report.tables.cells import (
     MEAN_OF_GROUPS,
     MEAN_OF_TASKS,
     OK,

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from peftbench.report.figures.learning import QUANTITIES
 from peftbench.report.page.facts import failures, method_parts, provenance
 from peftbench.report.page.panels import costs, looks, markers, panels
-from peftbench.report.tables import SCORES, summary, to_csv
+from peftbench.report.tables.cells import SCORES, summary, to_csv
 from peftbench.results.frame import csv_text
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from peftbench.report.costs import measured
-from peftbench.report.tables import OK, labelled, overall, summary
+from peftbench.report.tables.cells import OK, labelled, overall, summary
 from peftbench.results.record import Status, parsed
 from peftbench.results.store import ResultsStore
 from peftbench.results.validation import check_plain

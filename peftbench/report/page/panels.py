@@ -13,7 +13,7 @@ from peftbench.report.figures.learning import QUANTITIES, scores
 from peftbench.report.figures.lines import lines
 from peftbench.report.figures.style import COLOURS, look
 from peftbench.report.spreads import Row, leaders, spreads
-from peftbench.report.tables import OK, SCORES, TASK, labelled, summary
+from peftbench.report.tables.cells import OK, SCORES, TASK, labelled, summary
 from peftbench.report.verdict import verdict
 from peftbench.statistics.coverage import describe
 from peftbench.statistics.intervals import Interval

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from peftbench.report import tables
 from peftbench.report.papers.description import (
     ACCURACIES,
     MEAN_OF_GROUPS,
@@ -18,7 +17,8 @@ from peftbench.report.papers.description import (
     Task,
 )
 from peftbench.report.papers.model import Cell
-from peftbench.report.tables import INCOMPLETE, MISSING, OK, UNSUPPORTED
+from peftbench.report.tables import cells as tables
+from peftbench.report.tables.cells import INCOMPLETE, MISSING, OK, UNSUPPORTED
 from peftbench.results.arithmetic import several
 
 PERCENT = 100.0

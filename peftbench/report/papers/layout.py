@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from peftbench.report.papers.description import ACCURACIES, PARAMETERS, TOTAL, WINS, Column
 from peftbench.report.papers.model import BASELINE, PUBLISHED, Cell, Table
-from peftbench.report.tables import OK, SHOWN
+from peftbench.report.tables.cells import OK, SHOWN
 
 ROW, PRINTED, DIFFERENCE = "row", "published", "difference"  # kinds of lines
 SIGN = {TOTAL: "×"}

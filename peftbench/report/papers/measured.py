@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.report import tables
 from peftbench.report.papers import Options, protocols
 from peftbench.report.papers.description import ACCURACIES, TASK, PaperTable, Row, Task
 from peftbench.report.papers.formulas import Counts, Made, Taken, draws, make
 from peftbench.report.papers.model import BASELINE, Cell, Table, TableBlock, TableRow
 from peftbench.report.papers.printed import Collection
-from peftbench.report.tables import MISSING, MIXED, OK, Run
+from peftbench.report.tables import cells as tables
+from peftbench.report.tables.cells import MISSING, MIXED, OK, Run
 from peftbench.results.frame import committed, select
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import current

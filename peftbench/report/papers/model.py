@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftbench.report.papers.description import Column, PaperTable
-from peftbench.report.tables import MISSING
+from peftbench.report.tables.cells import MISSING
 
 # Further states of a cell: in a table of published numbers, and wins of the row that they are over.
 PUBLISHED, BASELINE = "published", "baseline"

@@ -28,7 +28,7 @@ from peftbench.report.papers.model import (
     TableBlock,
     TableRow,
 )
-from peftbench.report.tables import MISSING
+from peftbench.report.tables.cells import MISSING
 
 COMPUTED = "not printed: computed from the printed cells"
 CONVENTIONS = {

@@ -14,7 +14,7 @@ from peftbench.report.papers.description import PARAMETERS, TOTAL, Column, Paper
 from peftbench.report.papers.layout import cell_text, difference_text, unique_titles
 from peftbench.report.papers.measured import differences_in, fill, with_details
 from peftbench.report.papers.model import BASELINE, Cell, Table
-from peftbench.report.tables import MISSING, OK
+from peftbench.report.tables.cells import MISSING, OK
 from peftbench.results import published
 from peftbench.results.frame import frame
 from peftbench.results.store import ResultsStore

@@ -1,0 +1,1 @@
+"""A tuned task as files: card, tensors, the exported folder."""

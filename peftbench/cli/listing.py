@@ -1,0 +1,242 @@
+"""Texts of `peftbench list`: what there is to choose from, and what has run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from peftbench.errors import ConfigError, DataError
+from peftbench.results.record import Status
+from peftbench.results.store import ResultsStore
+from peftbench.spec import DatasetSpec
+from peftbench.untrusted import printable
+
+
+def text(what: str, results_dir: str, status: str | None, data_dir: str | None = None) -> str:
+    """Aligned columns about methods, backbones, datasets, protocols, experiments, tables, runs."""
+    if what == "runs":
+        return _runs(results_dir, status)
+    if status is not None:
+        raise ConfigError(f"--status belongs to `peftbench list runs`, not to `list {what}`.")
+    if what == "datasets":
+        return _datasets(data_dir or os.environ.get("PEFTBENCH_DATA") or "data")
+    return {
+        "methods": _methods,
+        "backbones": _backbones,
+        "protocols": _protocols,
+        "experiments": _experiments,
+        "tables": _tables,
+    }[what]()
+
+
+def long_text(what: str, long: bool, style: str) -> str:
+    """Each method with its formula, cost and source: style "text" or "markdown"."""
+    if what != "methods" or not long:
+        raise ConfigError(
+            "--long and --format belong to `peftbench list methods --long [--format markdown]`, "
+            f"not to `list {what}`."
+        )
+    from peftbench.cli import method_pages
+
+    if style == "markdown":
+        return method_pages.to_markdown(method_pages.pages())
+    return method_pages.to_text(method_pages.pages(), shutil.get_terminal_size((100, 24)).columns)
+
+
+def columns(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of cells as text, each column as wide as its widest cell, the last one ragged."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)] if cells else []
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _methods() -> str:
+    from peftbench.methods import METHODS, discover
+
+    discover()
+    rows: list[tuple[object, ...]] = [("METHOD", "TITLE", "PAPER", "HYPER-PARAMETERS")]
+    for name in METHODS:
+        method = METHODS[name]
+        fields = (f"{f.name}={_plain(f.default)}" for f in dataclasses.fields(method))
+        rows.append((name, method.card.title, method.card.paper, " ".join(fields) or "none"))
+    return columns(rows)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def _backbones() -> str:
+    from peftbench.backbones.load import SHIPPED
+    from peftbench.config.build import aliases_of, catalogue, choices
+
+    known, aliases = catalogue("backbone"), aliases_of("backbone")
+    rows: list[tuple[object, ...]] = [("BACKBONE", "WEIGHTS")]
+    for name in sorted(choices("backbone")):
+        entry = known.get(name)
+        if entry is None:
+            rows.append((name, f"= {aliases[name]}"))
+        elif "name" not in entry:
+            rows.append((name, f"as {entry['defaults'][0]}"))
+        elif entry["name"] in SHIPPED:
+            rows.append((name, SHIPPED[entry["name"]].about))
+        else:
+            rows.append((name, entry["name"]))
+    return columns(rows) + "any timm tag: backbone.name=ARCHITECTURE.TAG\n"
+
+
+def _datasets(data_dir: str | None) -> str:
+    from peftbench.config.build import dataset_specs
+
+    rows: list[tuple[object, ...]] = [
+        ("DATASET", "SUITE", "GROUP", "CLASSES", "TRAIN", "VAL", "TEST", "HERE", "WHERE TO GET IT")
+    ]
+    rows += [(name, *_dataset(spec)) for name, spec in dataset_specs(data_dir).items()]
+    return columns(rows) + _where(data_dir)
+
+
+def _dataset(spec: DatasetSpec) -> tuple[object, ...]:
+    """What the columns behind its name say of a data set."""
+    from peftbench import data
+    from peftbench.data import public, shifts
+
+    facts = spec.facts
+    train: object = "1-16 a class" if spec.shots else facts.train
+    cells: tuple[object, ...]
+    if spec.reader in ("public", "shift"):
+        here = (public if spec.reader == "public" else shifts).whereabouts(spec)
+        counts = (facts.classes, train, facts.val, facts.test)
+        cells = (spec.suite, spec.group, *counts, here, facts.source)
+    elif spec.reader == "folder" and spec.root is None:
+        asked = f"your own images: dataset={spec.name} dataset.root=PATH"
+        cells = ("", "", "", "", "", "", "", asked)
+    elif spec.reader == "hf":  # never read here: that could download it
+        asked = f"any image set of the Hugging Face hub: dataset={spec.name} dataset.hub=ORG/NAME"
+        cells = ("", "", "", "", "", "", "", spec.hub or asked)
+    else:
+        try:
+            listing = data.READERS[spec.reader](spec)
+        except DataError:
+            return ("-", "-", "-", "-", "-", "-", "no", spec.root or "-")
+        sizes = (len(part) for _, part in listing.splits())
+        where = ("shipped", "-") if spec.root is None else ("yes", spec.root)
+        cells = (listing.suite, listing.group, len(listing.class_names), *sizes, *where)
+    return tuple("-" if cell in (None, "") else cell for cell in cells)
+
+
+def _where(data_dir: str | None) -> str:
+    return (
+        f"looked in {data_dir or 'no folder'}: data_dir=DIR or PEFTBENCH_DATA names the folder for "
+        "all public data sets, and dataset.root=DIR that of one\n"
+    )
+
+
+def _protocols() -> str:
+    from peftbench.config.build import catalogue
+    from peftbench.spec import PreprocessingSpec, Protocol, Selection
+
+    rows: list[tuple[object, ...]] = [
+        ("PROTOCOL", "RECIPE", "PIXELS", "EPOCH REPORTED", "SEEDS", "AVERAGE", "PARAMETERS")
+    ]
+    for name, entry in sorted(catalogue("protocol").items()):
+        chosen = [d for d in entry.get("defaults", []) if isinstance(d, dict)]
+        recipe = next((d["override /recipe"] for d in chosen if "override /recipe" in d), "default")
+        pixels = PreprocessingSpec(**entry.get("preprocessing", {}))
+        reporting = {k: entry[k] for k in ("seeds", "average", "parameters") if k in entry}
+        declared = Protocol(name, **reporting)
+        rows.append(
+            (
+                name,
+                recipe,
+                f"{pixels.normalisation}, {pixels.resize}, {pixels.interpolation}",
+                Selection(**entry.get("selection", {})).rule,
+                ",".join(map(str, declared.seeds)),
+                declared.average,
+                declared.parameters,
+            )
+        )
+    return columns(rows)
+
+
+def _experiments() -> str:
+    from peftbench.sweep import experiments
+
+    rows: list[tuple[object, ...]] = [("EXPERIMENT", "RUNS", "GPU HOURS", "QUESTION", "TABLE")]
+    for path in experiments.paths():
+        card = experiments.read(path)
+        runs = len(experiments.sweep(path))
+        counted = f"{runs} + {card.trials} trials" if card.trials else runs
+        hours, question, table = card.gpu_hours or "-", card.question or "-", card.table or "-"
+        rows.append((card.name, counted, hours, question, table))
+    return columns(rows)
+
+
+def _tables() -> str:
+    from peftbench.report.papers import catalogue
+
+    rows: list[tuple[object, ...]] = [("TABLE", "EXPERIMENT", "PROTOCOL", "TITLE")]
+    for name in catalogue.names():
+        table = catalogue.find(name)
+        rows.append((name, table.experiment, table.protocol, table.title))
+    return columns(rows)
+
+
+def _runs(results_dir: str, status: str | None) -> str:
+    store = ResultsStore(results_dir)
+    wanted = _wanted(status)
+    rows: list[tuple[object, ...]] = [
+        ("RUN", "STATUS", "METHOD", "BACKBONE", "DATASET", "SEED", "")
+    ]
+    scan = store.scan(history=False)
+    for record in scan.records:
+        if record.status not in wanted:
+            continue
+        spec: dict[str, Any] = record.spec
+        where = store.artefacts(record) / "log.txt"
+        log = f" ({where})" if where.is_file() and str(where) not in (record.error or "") else ""
+        told = f"{record.error}{log}" if record.error else _metrics(record.metrics)
+        backbone = spec["backbone"]
+        rows.append(
+            (
+                record.run_id,
+                record.status,
+                spec["method"]["name"],
+                backbone.get("title") or backbone["name"],
+                spec["dataset"]["name"],
+                spec["seed"],
+                told,
+            )
+        )
+    for error in scan.broken:
+        rows.append(("?", "BROKEN", "", "", "", "", error))
+    if len(rows) == 1:
+        return f"no runs of that kind in {results_dir}\n"
+    return columns(rows)
+
+
+def _wanted(status: str | None) -> set[Status]:
+    if status is None:
+        return set(Status)
+    if status.lower() == "failed":
+        return {s for s in Status if not s.settled}
+    try:
+        return {Status(status.upper())}
+    except ValueError as e:
+        names = ", ".join(["failed", *(str(s) for s in Status)])
+        raise ConfigError(f"Unknown status {status!r}. Use one of: {names}.") from e
+
+
+def _metrics(metrics: dict[str, float | None]) -> str:
+    for split in ("test", "val"):
+        top1 = metrics.get(f"{split}/top1")
+        if top1 is not None:
+            return f"{100 * top1:.1f} % {split} top-1"
+    return ""

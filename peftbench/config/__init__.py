@@ -1,0 +1,1 @@
+"""The configuration: its schema, its choices, and how they become a run."""

@@ -1,0 +1,1 @@
+"""Finished runs as one file: what it holds, how it is written and taken in."""

@@ -1,0 +1,1 @@
+"""One run: what makes it, how it is measured, how it ends."""

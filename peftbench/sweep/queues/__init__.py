@@ -1,0 +1,1 @@
+"""Jobs under way: in processes of this machine or on a cluster."""
