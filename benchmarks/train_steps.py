@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftbench.backbones.anatomy import describe
+from peftbench.backbones.describe import describe
 from peftbench.backbones.load import load
 from peftbench.data import TrainSplit
 from peftbench.errors import Unsupported

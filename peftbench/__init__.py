@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from peftbench._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from peftbench import results
     from peftbench.api import (
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
         tune,
     )
 
-__version__ = "0.1.0"
-
 __all__ = [
     "TunedModel",
     "attach",
@@ -43,11 +43,16 @@ __all__ = [
     "tune",
 ]
 
+# modules that notebooks of others import from here, and where they stand
+FACES = {"experiment": "peftbench.run.experiment"}
+
 
 def __getattr__(name: str) -> Any:
     """The library on first use: the command line and the report start without PyTorch."""
     if name == "results":
         return importlib.import_module("peftbench.results")
+    if name in FACES:
+        return importlib.import_module(FACES[name])
     if name in __all__:
         return getattr(importlib.import_module("peftbench.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,8 +22,8 @@ from peftbench.backbones.load import construction
 from peftbench.errors import ConfigError, WeightsError
 from peftbench.registry import unknown_name
 from peftbench.results.disk import explained, full_number
-from peftbench.results.record import RunRecord, Status
-from peftbench.results.store import ResultsStore, current
+from peftbench.results.record import RunRecord, Status, current
+from peftbench.results.store import ResultsStore
 from peftbench.spec import Phase
 from peftbench.untrusted import check_plain_file, printable
 

@@ -6,6 +6,7 @@ import os
 
 from peftbench.errors import ConfigError
 
+MOST_PROCESSES = 1024  # of one run, on the largest machine
 MOST_THREADS = 4096  # of one process, on the largest machine that a sweep may be sent to
 LEAST_BOUND = 64  # threads that any machine takes, however few its cores
 THREADS_PER_CORE = 4

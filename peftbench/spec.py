@@ -6,20 +6,21 @@ No torch at import: identities are computed before anything is loaded.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import math
+import typing
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from peftbench.canonical import (
+    IDENTITY_VERSION,
+    as_declared,
+    declared,
+    digest,
+    later,
+    plain_dict,
+)
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
-
-if TYPE_CHECKING:
-    from peftbench.methods.base import Method
-
-IDENTITY_VERSION = 1  # raised when the meaning of the canonical form changes
 
 
 class Phase(StrEnum):
@@ -54,24 +55,6 @@ TRAIN_AND_VAL, TRAIN_ONLY = "train+val", "train"
 FINAL_PARTS = (TRAIN_AND_VAL, TRAIN_ONLY)  # what the final phase trains on
 AVERAGES = ("mean_19", "mean_groups")  # over all tasks alike (VTAB has 19), or over group means
 PARAMETERS = ("with_head", "without_head")
-
-
-def later(default: Any) -> Any:
-    """The default of a field that was added when runs had been recorded already.
-
-    Identities and records leave such a field out where it has its default, so that a run from
-    before the field and the same run today have one id and stand in one row.
-    """
-    return field(default=default, metadata={"later": True})
-
-
-def declared(value: Any) -> dict[str, Any]:
-    """Fields of a frozen dataclass; those added `later` only where they are not the default."""
-    return {
-        f.name: getattr(value, f.name)
-        for f in dataclasses.fields(value)
-        if not f.metadata.get("later") or getattr(value, f.name) != f.default
-    }
 
 
 @dataclass(frozen=True)
@@ -227,23 +210,6 @@ class Preprocessing:
         )
 
 
-def as_declared(value: Any) -> None:
-    """Turn integers in float fields of a frozen dataclass into floats: 8 and 8.0 are one value.
-
-    Raises:
-        ConfigError: a float is not finite.
-    """
-    for field_ in dataclasses.fields(value):
-        item = getattr(value, field_.name)
-        if isinstance(item, int) and not isinstance(item, bool) and "float" in str(field_.type):
-            object.__setattr__(value, field_.name, float(item))
-        if isinstance(item, float) and not math.isfinite(item):
-            where = {"Recipe": "recipe", "BackboneSpec": "backbone"}.get(
-                type(value).__name__, "method"
-            )
-            raise ConfigError(f"{where}.{field_.name}={item} is not a finite number.")
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How the trainable tensors are optimised, and what happens to the images on the way."""
@@ -344,11 +310,29 @@ class Protocol:
             raise ConfigError(f"seeds={list(self.seeds)}; give one or more, 0 or positive.")
 
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STATISTICS = {  # of the normalisations that have a name
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # -1 to 1, as the original ViT
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+class Declared(typing.Protocol):
+    """What a run knows of its method, which stands above it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def identity(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One run: method x backbone x data set x recipe x seed, in one phase."""
 
-    method: Method
+    method: Declared
     backbone: BackboneSpec
     dataset: DatasetSpec
     preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)
@@ -414,7 +398,7 @@ class RunSpec:
             chosen["selection"] = dataclasses.asdict(self.selection)
         if self.looks:
             chosen["looks"] = self.looks
-        return _plain_dict(
+        return plain_dict(
             {
                 "identity_version": IDENTITY_VERSION,
                 "method": self.method.identity(),
@@ -436,7 +420,7 @@ class RunSpec:
 
     def describe(self) -> dict[str, Any]:
         """Everything declared, names and paths included, for the record."""
-        return _plain_dict(
+        return plain_dict(
             {
                 "method": self.method.identity(),
                 "backbone": dataclasses.asdict(self.backbone),
@@ -456,26 +440,3 @@ class RunSpec:
         backbone = self.backbone.title or self.backbone.name
         text = f"{self.method.name} x {backbone} x {self.dataset.name}, seed {self.seed}"
         return text if self.phase is Phase.FINAL else f"{text}, {self.phase}"
-
-
-def plain(value: Any) -> Any:
-    """`value` with tuples as lists and enumeration members as their text, all the way down."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, StrEnum):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{value!r} of type {type(value).__name__} has no canonical form")
-
-
-def _plain_dict(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: plain(item) for key, item in value.items()}
-
-
-def digest(value: Any) -> str:
-    """Sixteen hexadecimal digits of SHA-256 over the sorted, compact JSON of `value`."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ import make_docs  # noqa: E402 - beside the tools
 import printed_counts  # noqa: E402
 import readme_table  # noqa: E402
 
-from peftbench.results.frame import read_table  # noqa: E402
+from peftbench.results.table_files import read_table  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import pytest
 from peftbench import limits
 from peftbench.cli import processes
 from peftbench.errors import ConfigError
-from peftbench.sweep.launchers.base import PoolConfig, sums
+from peftbench.sweep.launchers.base import sums
+from peftbench.sweep.launchers.pool import PoolConfig
 from peftbench.sweep.queues.slots import make_slots, visible_gpus
 
 

@@ -40,7 +40,7 @@ def test_every_package_of_the_tree_is_listed(settings: configparser.ConfigParser
     listed = lines(settings["options"]["packages"])
     assert set(listed) == packages | {
         "peftbench.conf",
-        "peftbench.sweep.experiments",
+        "peftbench.experiments",
         "peftbench.published",
     }
     assert listed == sorted(listed)

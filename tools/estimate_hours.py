@@ -22,7 +22,13 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from peftbench.config.build import aliases_of, catalogue, config_dir, dataset_specs, method_of  # noqa: E402
+from peftbench.config.build import dataset_specs  # noqa: E402
+from peftbench.config.choices import (  # noqa: E402
+    aliases_of,
+    catalogue,
+    config_dir,
+    method_of,
+)
 from peftbench.spec import TRAIN_ONLY, DatasetSpec, Recipe, Selection  # noqa: E402
 from peftbench.sweep import experiments  # noqa: E402 - from this clone
 from peftbench.sweep.experiments import Sweep  # noqa: E402

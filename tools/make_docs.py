@@ -26,7 +26,7 @@ import printed_counts  # noqa: E402 - beside this file
 from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa: E402
 
 from peftbench.artefacts import task_file as tuned  # noqa: E402
-from peftbench.cli import method_pages
+from peftbench.cli import method_pages  # noqa: E402
 from peftbench.errors import NotMergeable, Unsupported  # noqa: E402
 from peftbench.methods import METHODS, Method, Tuned, apply, discover  # noqa: E402
 

@@ -14,8 +14,10 @@ import pandas as pd
 
 from peftbench.report import figures
 from peftbench.report.tables import cells as tables
-from peftbench.results.frame import csv_text, frame, read_table, select
+from peftbench.report.tables.text import to_markdown
+from peftbench.results.frame import frame, select
 from peftbench.results.store import ResultsStore
+from peftbench.results.table_files import csv_text, read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "results" / "mini"  # the part of a sweep that the repository keeps
@@ -27,7 +29,7 @@ EMPTY = "–"
 
 def full_tables(runs: pd.DataFrame) -> str:
     """A table for each backbone with every data set and average, as Markdown."""
-    return tables.to_markdown(tables.summary(runs)).rstrip() + "\n"
+    return to_markdown(tables.summary(runs)).rstrip() + "\n"
 
 
 def compact_table(runs: pd.DataFrame) -> str:

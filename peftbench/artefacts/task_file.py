@@ -14,8 +14,8 @@ from peftbench.artefacts import card as cards
 from peftbench.artefacts import tensors
 from peftbench.errors import WeightsError
 from peftbench.methods.base import Tuned
+from peftbench.results.atomic import write_atomic
 from peftbench.results.disk import writing
-from peftbench.results.store import write_atomic
 from peftbench.untrusted import read_bounded
 
 TASK = "tuned.safetensors"  # what one task needs besides the backbone
@@ -79,7 +79,7 @@ def size(folder: Path) -> int:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a run or of an exported folder, with its fields checked; see `peftbench.artefacts.card`.
+    """The card of a run or of an exported folder, its fields checked by `artefacts.card`.
 
     Raises:
         WeightsError: there is none, or it is not one of ours.

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import Any
 
+from peftbench.cli.exit import FAILED, OK
+from peftbench.cli.options import add_results, add_rows
 from peftbench.untrusted import printable
 
-OK, FAILED = 0, 1
 
-Options = Callable[[argparse.ArgumentParser], None]
-
-
-def add_commands(commands: Any, add_results: Options, add_rows: Options) -> None:
-    """Their parsers; `commands` is what `add_subparsers` returned.
-
-    `add_results` and `add_rows` add the options that these share with other commands.
-    """
+def add_commands(commands: Any) -> None:
+    """Their parsers; `commands` is what `add_subparsers` returned."""
     export = commands.add_parser(
         "export-results",
         help="runs as one file to share: rows, configurations, cards",
@@ -48,7 +42,7 @@ def add_commands(commands: Any, add_results: Options, add_rows: Options) -> None
 
 
 def _export_results(options: argparse.Namespace) -> int:
-    from peftbench.results.bundles.incoming import export_results
+    from peftbench.results.bundles.outgoing import export_results
 
     made = export_results(
         options.results_dir, options.out, options.where, predictions=options.predictions

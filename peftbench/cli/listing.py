@@ -75,8 +75,8 @@ def _plain(value: object) -> str:
 
 
 def _backbones() -> str:
-    from peftbench.backbones.load import SHIPPED
-    from peftbench.config.build import aliases_of, catalogue, choices
+    from peftbench.backbones.packaged import SHIPPED
+    from peftbench.config.choices import aliases_of, catalogue, choices
 
     known, aliases = catalogue("backbone"), aliases_of("backbone")
     rows: list[tuple[object, ...]] = [("BACKBONE", "WEIGHTS")]
@@ -140,7 +140,7 @@ def _where(data_dir: str | None) -> str:
 
 
 def _protocols() -> str:
-    from peftbench.config.build import catalogue
+    from peftbench.config.choices import catalogue
     from peftbench.spec import PreprocessingSpec, Protocol, Selection
 
     rows: list[tuple[object, ...]] = [

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from peftbench.backbones.anatomy import Anatomy, describe
+from peftbench.backbones.anatomy import Anatomy
+from peftbench.backbones.describe import describe
 from peftbench.backbones.load import load
 from peftbench.errors import Unsupported
 from peftbench.methods import METHODS, Method, discover

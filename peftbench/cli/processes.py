@@ -13,13 +13,12 @@ from collections.abc import Sequence
 
 import torch
 
-from peftbench.cli.server import STOP_SECONDS, die_with
 from peftbench.errors import ConfigError
-from peftbench.limits import check_number
+from peftbench.limits import MOST_PROCESSES, check_number
+from peftbench.sweep.queues.processes import STOP_SECONDS, die_with
 from peftbench.sweep.queues.slots import usable_cores
 from peftbench.training.device import choose_device
 
-MOST_PROCESSES = 1024  # on the largest machine
 LEAST_BOUND = 16  # that any machine takes, however few its cores
 GRACE_SECONDS = 15.0  # in which the others notice that one has failed, and record it
 

@@ -13,19 +13,15 @@ Nothing outlives the launcher: when it goes, even by SIGKILL, the server and its
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
 import signal
 import sys
-import time
 from typing import IO, Any
 
 from peftbench.results.disk import full_number
-
-STOP_SECONDS = 30.0  # a stopped job may take this long to write its record
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from peftbench.sweep.queues.processes import STOP_SECONDS, die_with, end_group
 
 
 def main() -> None:
@@ -54,14 +50,6 @@ def main() -> None:
         _reply(replies, started=pid)
         status = _wait(pid, requests)
         _reply(replies, exited=status)
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` dies; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was told
-        os._exit(1)
 
 
 def _run_jobs(jobs: list[dict[str, Any]], replies: IO[str], requests: int) -> None:
@@ -125,20 +113,6 @@ def _wait(pid: int, requests: int) -> int:
         if readable and not os.read(requests, 1):  # the launcher says nothing while a job runs
             end_group(pid, STOP_SECONDS)
             os._exit(0)
-
-
-def end_group(pid: int, patience: float) -> None:
-    """Ask the process group of a child to stop, wait, then insist."""
-    for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signum)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with contextlib.suppress(ChildProcessError):
-                if not os.waitpid(pid, os.WNOHANG)[0]:
-                    time.sleep(0.02)
-                    continue
-            return
 
 
 def _line(descriptor: int, unread: bytes) -> tuple[bytes | None, bytes]:

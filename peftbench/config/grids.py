@@ -76,7 +76,7 @@ def find(grids: Mapping[str, Grid], method: str) -> Grid:
 
 def named(name: str) -> dict[str, Grid]:
     """The grids of `conf/grid/NAME.yaml`, or of a file of one's own; `UnknownName` if none."""
-    from peftbench.config.build import group_dirs
+    from peftbench.config.choices import group_dirs
 
     files = {path.stem: path for d in reversed(group_dirs("grid")) for path in d.glob("*.yaml")}
     if name not in files:

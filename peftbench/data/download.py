@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from peftbench import __version__
+from peftbench._version import __version__
 from peftbench.errors import DataError
 
 TIMEOUT = 20.0  # seconds without a byte, after which a host counts as unreachable

@@ -14,7 +14,6 @@ known there is compared with its images, all of them decoded again, before anyth
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -39,6 +38,18 @@ from peftbench.data.images import (
     geometry_key,
     replaced,
     row_type,
+)
+from peftbench.data.pixel_memory import (
+    digest_now,
+    facts_path,
+    forget,
+    memory_of,
+    memory_path,
+    note_progress,
+    progress_path,
+    remember,
+    seen_hash,
+    state_of,
 )
 from peftbench.errors import DataError
 from peftbench.spec import Preprocessing
@@ -121,7 +132,7 @@ def stored(
                 _build(path, count, kind, make, title)
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
             path.with_suffix(".lock").unlink(missing_ok=True)  # who waits for it finds the array
-            for folder in (path.parent, _memory_path(path).parent):
+            for folder in (path.parent, memory_path(path).parent):
                 _sweep(folder)
     return found
 
@@ -156,22 +167,22 @@ def _build(
                 digest.update(array[number].tobytes())
                 if time.monotonic() - saved > _SAVED_EVERY:
                     array.flush()
-                    _note(part, number + 1, digest.hexdigest())
+                    note_progress(part, number + 1, digest.hexdigest())
                     saved = time.monotonic()
         array.flush()
     except Exception:  # the key of repaired images is another one; nobody would take this up
-        _forget(part)
+        forget(part)
         raise
     del array
     side = (kind["pixels"] if kind.names else kind).shape[0]
     facts = {"title": title, "images": count, "size": side, "pillow": PIL.__version__}
     sha256 = digest.hexdigest()  # of what was decoded, whatever is on the disk now
-    with replaced(_facts_path(path)) as facts_file:
+    with replaced(facts_path(path)) as facts_file:
         content = json.dumps({**facts, "sha256": sha256}, indent=1)
         facts_file.write_text(content + "\n", encoding="utf-8")
     os.replace(part, path)
-    _forget(part)
-    _remember(path, sha256)
+    forget(part)
+    remember(path, sha256)
 
 
 def _digest_of_rows(part: Path, array: np.memmap, rows: int) -> Any:
@@ -188,7 +199,7 @@ def _digest_of_rows(part: Path, array: np.memmap, rows: int) -> Any:
 def _rows_done(part: Path, count: int, kind: np.dtype[Any]) -> int:
     """How many rows a build that was stopped has left behind, as the user's cache knows them."""
     try:
-        note = json.loads(_progress_path(part).read_text(encoding="ascii"))
+        note = json.loads(progress_path(part).read_text(encoding="ascii"))
         done, sha256 = note["rows"], note["sha256"]
         array = np.load(part, mmap_mode="r", allow_pickle=False)
         if not (_fits(array, count, kind) and isinstance(done, int) and 0 < done < count):
@@ -200,20 +211,6 @@ def _rows_done(part: Path, count: int, kind: np.dtype[Any]) -> int:
 
 def _fits(array: np.ndarray, count: int, kind: np.dtype[Any]) -> bool:
     return array.shape == (count, *kind.shape) and array.dtype == kind.base
-
-
-def _note(part: Path, done: int, sha256: str) -> None:
-    path = _progress_path(part)
-    with contextlib.suppress(OSError):  # without a note the build begins anew
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as progress:
-            progress.write_text(json.dumps({"rows": done, "sha256": sha256}), encoding="ascii")
-
-
-def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        _progress_path(part).unlink()
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -244,17 +241,17 @@ def _known(paths: Sequence[Path], count: int, kind: np.dtype[Any]) -> np.ndarray
 
 
 def _is_known(path: Path) -> bool:
-    memory = _memory(path)
-    sha256 = memory.get("sha256") or _SEEN.get(path.stem)
+    memory = memory_of(path)
+    sha256 = memory.get("sha256") or seen_hash(path)
     if sha256 is None:
         return False
-    state = _state(path)
+    state = state_of(path)
     if os.path.getsize(path) > _HASHED_EACH_TIME and memory.get("state") == [str(path), *state]:
         return True
-    if _digest_now(path, tuple(state)) != sha256:
+    if digest_now(path, tuple(state)) != sha256:
         return False
     if os.path.getsize(path) > _HASHED_EACH_TIME:
-        _remember(path, sha256)
+        remember(path, sha256)
     return True
 
 
@@ -266,7 +263,7 @@ def _compared(
         found = _opened(path, count, kind)
         if found is None:
             continue
-        if _memory(path):
+        if memory_of(path):
             _log.warning("%s: %s has changed since it was made, and is not used", title, path)
             continue
         _log.warning(
@@ -276,7 +273,7 @@ def _compared(
         )  # fmt: skip
         digest = _digest_of_rows(path, found, count)  # type: ignore[arg-type]
         if _holds(found, kind, make, title):
-            _remember(path, digest.hexdigest())
+            remember(path, digest.hexdigest())
             return found if _is_known(path) else None
         _log.warning("%s: %s does not hold its images, and is not used", title, path)
     return None
@@ -290,7 +287,7 @@ def verify(beside: Path | None) -> list[str]:
     """
     strange = 0
     for path in sorted((places(beside)[0] if beside else Path()).glob("*.npy")):
-        memory = _memory(path)
+        memory = memory_of(path)
         if not memory:
             strange += 1
         elif file_digest(path) != memory["sha256"]:
@@ -317,69 +314,6 @@ def _holds(found: np.ndarray, kind: np.dtype[Any], make: Callable[[int], Any], t
                 pool.shutdown(cancel_futures=True)
                 return False
     return True
-
-
-@functools.lru_cache(maxsize=256)
-def _digest_now(path: Path, state: tuple[int, ...]) -> str:
-    """Hash of a file in that state; a process that opens it again need not hash."""
-    return file_digest(path)
-
-
-def _state(path: Path) -> list[int]:
-    """What changes when a file does; the time of its last change of any kind cannot be set."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
-
-
-_SEEN: dict[str, str] = {}  # hashes that this process has found, should no cache keep them
-
-
-def _memory_path(path: Path) -> Path:
-    """Where the hash of an array is kept, named as the array is: like its key, by content."""
-    return cache_dir() / "arrays" / f"{path.stem}.json"
-
-
-def _memory(path: Path) -> dict[str, Any]:
-    for place in (_memory_path(path), *([_facts_path(path)] if _is_in_cache(path) else [])):
-        try:
-            found = json.loads(place.read_text(encoding="utf-8"))
-            if isinstance(found, dict) and isinstance(found.get("sha256"), str):
-                return found
-        except (OSError, ValueError, RecursionError):  # absent or damaged
-            continue
-    return {}
-
-
-def _remember(path: Path, sha256: str) -> None:
-    _SEEN[path.stem] = sha256
-    memory = _memory_path(path)
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(memory) as temporary:
-            content = {"sha256": sha256, "state": [str(path), *_state(path)]}
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-    except OSError as error:
-        _log.warning(
-            "%s cannot be written (%s): the resized images will be checked again by the next run. "
-            "Set PEFTBENCH_CACHE to a folder that stays.",
-            memory.parent, error.strerror or error,
-        )  # fmt: skip
-
-
-def _is_in_cache(path: Path) -> bool:
-    return path.parent == cache_dir() / "pixels"
-
-
-def _facts_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _progress_path(part: Path) -> Path:
-    """Beside what is in the user's cache; of what is beside the data in that cache as well."""
-    if _is_in_cache(part):
-        return part.with_suffix(".rows")
-    key = hashlib.sha256(os.fsencode(part)).hexdigest()[:32]
-    return cache_dir() / "arrays" / f"{key}.rows"
 
 
 @contextlib.contextmanager

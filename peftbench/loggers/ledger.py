@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbench.results.store import write_atomic
+from peftbench.results.atomic import write_atomic
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftbench.canonical import digest
 from peftbench.errors import ConfigError, PeftbenchError, StoreError
 from peftbench.loggers import ledger, require
 from peftbench.loggers.base import LoggerError, LoggerSettings, history_row
@@ -21,9 +22,8 @@ from peftbench.loggers.wandb import (
     server_url,
     start_message,
 )
-from peftbench.results.record import RunRecord
-from peftbench.results.store import ResultsStore, current
-from peftbench.spec import digest
+from peftbench.results.record import RunRecord, current
+from peftbench.results.store import ResultsStore
 
 FIGURES = ("{score}_vs_parameters",)  # the page that goes along draws the others
 MAX_FAILURES = 3  # in a row; then the server is taken to be away

@@ -86,10 +86,10 @@ _ON_BRANCHES: Mapping[str, tuple[Role, ...]] = {
     "sequential": (Role.MLP_OUT,),
     "houlsby": (Role.ATTN_OUT, Role.MLP_OUT),
 }
-_AT_ENTRIES: Mapping[str, stream.Reads] = {
-    "parallel": stream.Reads.STREAM,
-    "parallel_norm": stream.Reads.BRANCH,
-    "pre": stream.Reads.BEFORE,
+_AT_ENTRIES: Mapping[str, stream.ReadPoint] = {
+    "parallel": stream.ReadPoint.STREAM,
+    "parallel_norm": stream.ReadPoint.BRANCH,
+    "pre": stream.ReadPoint.BEFORE,
 }
 
 # what a backbone lacks where there is no place for an adapter
@@ -209,7 +209,9 @@ class BottleneckAdapter(Method):
         else:
             for site in self.sites(anatomy):
                 adapters[site.path] = make(site)
-                plus = surgery.Plus(backbone.get_submodule(site.path), adapters[site.path])
+                plus = surgery.ResidualAdapter(
+                    backbone.get_submodule(site.path), adapters[site.path]
+                )
                 surgery.replace(backbone, site.path, plus)
         return Attachment(
             backbone,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Anatomy
+from peftbench.canonical import as_declared, plain
 from peftbench.errors import ConfigError, NoEffect, NotMergeable, Unsupported
 from peftbench.methods import surgery
 from peftbench.registry import Registry, unknown_name
-from peftbench.spec import as_declared, plain
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,17 @@ class Tuned:
         model = self.model
         parameters = {name: model.get_parameter(name) for name in self.trainable}
         return {**parameters, **{name: model.get_buffer(name) for name in self.changing_buffers}}
+
+
+def as_method(declared: object) -> Method:
+    """The method of a run, which a run knows by its name and identity alone.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(declared, Method):
+        raise TypeError(f"{declared!r} is no method")
+    return declared
 
 
 def apply(

@@ -124,7 +124,9 @@ class Convpass(Method):
             self._initialise(bypass, generator)
             return bypass
 
-        bypasses = stream.add_to_stream(backbone, anatomy, self.roles(), stream.Reads.BRANCH, make)
+        bypasses = stream.add_to_stream(
+            backbone, anatomy, self.roles(), stream.ReadPoint.BRANCH, make
+        )
         return Attachment(
             backbone,
             parameters_of(*bypasses.values()),

@@ -122,7 +122,7 @@ class RepAdapter(Method):
                 nn.init.zeros_(tensor)
             adapters[site.path] = adapter
             base = backbone.get_submodule(site.path)
-            surgery.replace(backbone, site.path, surgery.After(base, adapter))
+            surgery.replace(backbone, site.path, surgery.InputAdapter(base, adapter))
         return Attachment(
             backbone,
             parameters_of(*adapters.values()),
@@ -136,7 +136,8 @@ class RepAdapter(Method):
         wrapped = [
             (path, module)
             for path, module in model.named_modules()
-            if isinstance(module, surgery.After) and isinstance(module.adapter, LinearAdapter)
+            if isinstance(module, surgery.InputAdapter)
+            and isinstance(module.adapter, LinearAdapter)
         ]
         for path, module in wrapped:
             if module.base.bias is None:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, alexnet
 
-from peftbench.backbones.anatomy import Anatomy, Role, Site, weightless_copy
+from peftbench.backbones.anatomy import Anatomy, Role, Site
+from peftbench.backbones.describe import weightless_copy
 from peftbench.errors import Unsupported, WeightsError
 from peftbench.methods import surgery
 from peftbench.methods.base import Attachment, Method, MethodCard, parameters_of, register_method

@@ -133,7 +133,7 @@ class SSF(Method):
             if _has_activation(module):
                 surgery.replace(backbone, f"{site.path}.drop", pair)
             else:
-                surgery.replace(backbone, site.path, surgery.Then(module, pair))
+                surgery.replace(backbone, site.path, surgery.OutputAdapter(module, pair))
         norms = [backbone.get_submodule(site.path) for site in self.unfrozen(anatomy)]
         return Attachment(
             backbone,
@@ -163,7 +163,7 @@ def pairs_of(model: nn.Module) -> list[tuple[str, nn.Module, ScaleShift]]:
     """Path, module and the pair behind it."""
     found = []
     for path, module in model.named_modules():
-        if isinstance(module, surgery.Then) and isinstance(module.adapter, ScaleShift):
+        if isinstance(module, surgery.OutputAdapter) and isinstance(module.adapter, ScaleShift):
             found.append((path, module.base, module.adapter))
         elif isinstance(getattr(module, "drop", None), ScaleShift):
             found.append((path, module, module.drop))

@@ -19,7 +19,7 @@ from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.methods import surgery
 
 
-class Reads(StrEnum):
+class ReadPoint(StrEnum):
     """What an adapter at an entry reads, and who sees its change."""
 
     STREAM = "stream"  # the stream; the change is added behind the branch
@@ -27,7 +27,7 @@ class Reads(StrEnum):
     BRANCH = "branch"  # what the branch reads, behind its norm; the change is added behind it
 
 
-class Carried:
+class StreamState:
     """The change that the adapters of one block have made in the forward pass under way."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Carried:
         self.change = change if self.change is None else self.change + change
 
 
-class Entry(nn.Module):
+class StreamInput(nn.Module):
     """The module through which a branch reads the stream, with an adapter.
 
     The adapter gets and gives tensors in the layout of the block's input, of which a branch may
@@ -53,10 +53,10 @@ class Entry(nn.Module):
     def __init__(
         self,
         base: nn.Module,
-        carried: Carried,
+        carried: StreamState,
         is_norm: bool,
         adapter: nn.Module | None = None,
-        reads: Reads = Reads.STREAM,
+        reads: ReadPoint = ReadPoint.STREAM,
     ) -> None:
         super().__init__()
         self.base = base
@@ -68,11 +68,11 @@ class Entry(nn.Module):
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self.carried.change is not None:
             x = x + self.carried.change.reshape(x.shape)
-        if self.adapter is not None and self.reads is Reads.BEFORE:
+        if self.adapter is not None and self.reads is ReadPoint.BEFORE:
             x = x + self._change(self.adapter, x).reshape(x.shape)
         out: Tensor = self.base(x, *args, **kwargs)
-        if self.adapter is not None and self.reads is not Reads.BEFORE:
-            of_branch = self.reads is Reads.BRANCH and self.is_norm
+        if self.adapter is not None and self.reads is not ReadPoint.BEFORE:
+            of_branch = self.reads is ReadPoint.BRANCH and self.is_norm
             self._change(self.adapter, out if of_branch else x)
         return out
 
@@ -86,7 +86,7 @@ class Entry(nn.Module):
 class StreamBlock(nn.Module):
     """A block whose entries carry changes; adds them to its output."""
 
-    def __init__(self, block: nn.Module, carried: Carried) -> None:
+    def __init__(self, block: nn.Module, carried: StreamState) -> None:
         super().__init__()
         self.block = block
         self.carried = carried
@@ -105,7 +105,7 @@ def add_to_stream(
     model: nn.Module,
     anatomy: Anatomy,
     roles: tuple[Role, ...],
-    reads: Reads,
+    reads: ReadPoint,
     make: Callable[[Site], nn.Module],
 ) -> dict[str, nn.Module]:
     """Give the entry of each branch in `roles` its own adapter `make(site)`; returns them by path.
@@ -115,13 +115,13 @@ def add_to_stream(
     device = next(model.parameters()).device
     adapters: dict[str, nn.Module] = {}
     for block in anatomy.where(Role.BLOCK):
-        carried = Carried()
+        carried = StreamState()
         wrapped = (Role.ATTN_ENTRY, Role.MLP_ENTRY) if Role.ATTN_ENTRY in roles else roles
         for site in anatomy.where(*wrapped, depths=(block.depth,)):
             adapter = make(site).to(device) if site.role in roles else None
             base = model.get_submodule(site.path)
             is_norm = site.kind is Kind.NORM
-            surgery.replace(model, site.path, Entry(base, carried, is_norm, adapter, reads))
+            surgery.replace(model, site.path, StreamInput(base, carried, is_norm, adapter, reads))
             if adapter is not None:
                 adapters[site.path] = adapter
         old = model.get_submodule(block.path)

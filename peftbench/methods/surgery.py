@@ -47,7 +47,7 @@ def freeze_except(model: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
         parameter.requires_grad_(id(parameter) in chosen)
 
 
-class Then(nn.Module):
+class OutputAdapter(nn.Module):
     """A frozen module with an adapter on its output."""
 
     def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
@@ -60,7 +60,7 @@ class Then(nn.Module):
         return adapted
 
 
-class Plus(Then):
+class ResidualAdapter(OutputAdapter):
     """A frozen module with what an adapter makes of its output added to it."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -69,7 +69,7 @@ class Plus(Then):
         return changed
 
 
-class After(nn.Module):
+class InputAdapter(nn.Module):
     """A frozen module with an adapter on its input."""
 
     def __init__(self, base: nn.Module, adapter: nn.Module) -> None:

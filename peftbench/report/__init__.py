@@ -11,14 +11,15 @@ from typing import IO, TYPE_CHECKING
 
 from peftbench.errors import StoreError
 from peftbench.report.names import slug
-from peftbench.results.store import ResultsStore, Scan, write_atomic
+from peftbench.results.atomic import write_atomic
+from peftbench.results.store import ResultsStore, Scan
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from peftbench.report.comparison import Comparison
     from peftbench.report.figures.beside import Beside
-    from peftbench.results.frame import Written
+    from peftbench.results.table_files import Written
 
 TABLES, FIGURES, PAGE = "tables", "figures", "page"
 PARTS = (TABLES, FIGURES, PAGE)
@@ -68,16 +69,9 @@ def build(
     Raises:
         UnknownName: there is no such experiment or table, column or value.
     """
-    from peftbench.report import papers, statistics
-    from peftbench.report.tables import cells as tables
-    from peftbench.results.frame import (
-        committed,
-        epochs,
-        frame,
-        public_table,
-        select,
-        write_table,
-    )
+    from peftbench.report import papers, statistics, tables
+    from peftbench.results.frame import committed, epochs, frame, public_table, select
+    from peftbench.results.table_files import write_table
 
     root = Path(root)
     folder = root if out is None else Path(out)
@@ -180,7 +174,7 @@ def _statistics(found: Sequence[Comparison], stem: Path, metric: str) -> list[Pa
 
 
 def _finished(begun: Beside, table: pd.DataFrame) -> Written:
-    from peftbench.results.frame import Written
+    from peftbench.results.table_files import Written
 
     figures = begun.finish()
     drawn = {figure.backbone for figure in figures}

@@ -176,7 +176,7 @@ def _doubts(rows: pd.DataFrame, found: best.Best | None, within: int) -> list[st
         return doubts
     if found.seeds < FEW_SEEDS:
         doubts.append(f"some method has {_count(found.seeds, 'seed')} only on a data set")
-    if not found.told:
+    if not found.conclusive:
         doubts.append(
             "so few runs cannot tell any two methods apart; the order may be luck. "
             + seeds_it_would_take(found)
@@ -187,7 +187,7 @@ def _doubts(rows: pd.DataFrame, found: best.Best | None, within: int) -> list[st
             + seeds_it_would_take(found)
         )
     new = best.not_distinguishable(rows, over=DATASETS)
-    if new is not None and not new.told:
+    if new is not None and not new.conclusive:
         doubts.append(
             f"{_count(new.datasets, 'data set')} cannot tell how {within} methods compare on others"
         )

@@ -13,8 +13,9 @@ import pandas as pd
 from peftbench.errors import StoreError
 from peftbench.report.tables import cells as tables
 from peftbench.results.arithmetic import arithmetic, several
+from peftbench.results.predictions import Predictions
 from peftbench.results.record import Status
-from peftbench.results.store import Predictions, ResultsStore
+from peftbench.results.store import ResultsStore
 from peftbench.statistics import best, images, intervals, ranks, scores
 from peftbench.statistics.averages import weightings
 from peftbench.statistics.best import Best

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.results.frame import Column
+from peftbench.results.columns import Column
 from peftbench.results.record import Status
 
 

@@ -45,7 +45,7 @@ def equals_of_the_best(
     Over the mean of all data sets. Nothing where so few runs could tell no two methods apart.
     """
     found = leaders(table, metric=metric, limited=limited)
-    return {key: one.members for key, one in found.items() if one.told}
+    return {key: one.members for key, one in found.items() if one.conclusive}
 
 
 def leaders(

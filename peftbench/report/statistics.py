@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from peftbench.report.comparison import Comparison, compare, scored
-from peftbench.report.tables.cells import inert
+from peftbench.report.tables.text import inert
 from peftbench.report.verdict import seeds_it_would_take
-from peftbench.results.frame import Column, csv_text
+from peftbench.results.columns import Column
 from peftbench.results.store import ResultsStore
+from peftbench.results.table_files import csv_text
 from peftbench.statistics.best import Best
 from peftbench.statistics.coverage import Coverage, describe
 from peftbench.statistics.intervals import DATASETS, SEEDS, Interval
@@ -152,7 +153,7 @@ def _best(found: Best) -> Iterator[dict[str, Any]]:
             "statistic": "not distinguishable from the best",
             "label": label,
             "other": found.best,
-            "value": float(label in found.members) if found.told else None,
+            "value": float(label in found.members) if found.conclusive else None,
             "p_holm": found.p_holm.get(label),
             **behind,
         }
@@ -236,7 +237,7 @@ def _sets(one: Comparison) -> str:
 
 
 def _told(found: Best, behind: str) -> str:
-    if not found.told:
+    if not found.conclusive:
         return (
             f"nothing can be told. With {behind} and {len(found.p_holm) + 1} methods even the "
             f"clearest result has a corrected p-value of {_p(found.smallest)}.{_more(found)}"

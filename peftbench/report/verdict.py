@@ -23,7 +23,7 @@ def verdict(found: Best, what: str = "") -> str:
             f"{found.best} is ahead with {value}: its runs tell it from every other method at "
             f"{100 * found.alpha:.0f} %."
         )
-    if found.told:
+    if found.conclusive:
         start = f"Which of these is best cannot be told: {_named(found.members)}."
         start += f" {found.best} has the highest mean, {value}, inside the noise."
     else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftbench.spec import BEST_ON_TEST, FOUND_BY, IDENTITY_VERSION, Phase, digest
+from peftbench.canonical import IDENTITY_VERSION, digest
+from peftbench.spec import BEST_ON_TEST, FOUND_BY, Phase
 
 # what a record tells beside the identity: a name, a place, what a protocol says about reporting
 BESIDE = {"backbone": ("title",), "dataset": ("root", *FOUND_BY), "recipe": ("name",)}

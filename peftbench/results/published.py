@@ -15,7 +15,7 @@ import pandas as pd
 
 from peftbench import shipped
 from peftbench.errors import ConfigError
-from peftbench.results.frame import Column
+from peftbench.results.columns import Column
 
 RAW_COLUMNS = (
     Column("paper", "string", "who printed it; '(reprint)': taken from the table of a later paper"),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -14,8 +16,11 @@ from typing import Any
 
 import orjson
 
+from peftbench.errors import StoreError
 from peftbench.results.validation import check_record
 
+if sys.platform != "win32":
+    pass
 SCHEMA = 1  # raised when a field changes its meaning
 
 
@@ -201,3 +206,27 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0.0:  # inf and nan
         return None
     return value
+
+
+def method_of(record: RunRecord) -> str:
+    """Name of the method of a record; `StoreError` where its spec names none."""
+    method = record.spec.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    if not isinstance(name, str):
+        raise StoreError(f"Run {record.run_id} names no method: its spec has method={method!r}.")
+    return name
+
+
+def preference(record: RunRecord) -> tuple[bool, bool, str]:
+    """Sorts records of one run id; the greatest is the current one: `OK`, settled, then newest."""
+    return (record.status is Status.OK, record.status.settled, record.finished)
+
+
+def current(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """One record per run id, where copied folders hold several."""
+    best: dict[str, RunRecord] = {}
+    for record in records:
+        known = best.get(record.run_id)
+        if known is None or preference(record) > preference(known):
+            best[record.run_id] = record
+    return list(best.values())

@@ -13,18 +13,17 @@ import gc
 import os
 import secrets
 import shutil
-import struct
 import sys
 import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from peftbench.errors import DiskFull, StoreError
+from peftbench.results.atomic import write_atomic
 from peftbench.results.disk import explained, full_number, reason, writing
+from peftbench.results.guard import Busy, lock_file, open_guard, unlock_file, write_lock
 from peftbench.results.locks import (
     STALE_SECONDS,
     SUBMISSION_VARIABLE,
@@ -33,19 +32,17 @@ from peftbench.results.locks import (
     beating,
     gone,
     left_over,
-    temporary_tag,
     time_at,
 )
-from peftbench.results.record import RunRecord, Status
+from peftbench.results.predictions import UNREADABLE, Predictions, predictions_of
+from peftbench.results.record import RunRecord, Status, method_of, preference
 from peftbench.untrusted import MOST_RECORD, read_bounded, read_npz
 
 if sys.platform != "win32":
-    import fcntl
+    pass
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
-    import pandas as pd
 
 __all__ = ["STALE_SECONDS", "SUBMISSION_VARIABLE"]  # of the locks, for those who use the store
 
@@ -62,10 +59,6 @@ TEMPORARIES = (
 )
 
 
-class Busy(StoreError):
-    """A run that another process holds."""
-
-
 class StoreWarning(UserWarning):
     """A file in the store that could not be read."""
 
@@ -76,16 +69,6 @@ class Scan:
 
     records: tuple[RunRecord, ...]
     broken: tuple[StoreError, ...]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a tuned model said of each test image, in the order of the split; all are (N,)."""
-
-    classes: npt.NDArray[np.int32]  # predicted
-    confidence: npt.NDArray[np.float32]  # probability of the predicted class
-    margin: npt.NDArray[np.float32]  # best minus second-best probability
-    labels: npt.NDArray[np.int32]  # true
 
 
 class ResultsStore:
@@ -163,12 +146,6 @@ class ResultsStore:
         """Ids that need no rerun. A broken file is not among them: the rerun repairs it."""
         return frozenset(r.run_id for r in self.scan(history=False).records if r.status.settled)
 
-    def frame(self) -> pd.DataFrame:
-        """One row a run, failures kept; see `peftbench.results.frame`."""
-        from peftbench.results.frame import frame
-
-        return frame(self)
-
     def check_writable(self) -> None:
         """`StoreError` unless a file can really be made, replaced and removed below the root."""
         probe = self.runs / f".write-test-{os.getpid()}-{secrets.token_hex(4)}"
@@ -202,7 +179,7 @@ class ResultsStore:
                     f"Run {run_id} of {method} is already running: {held or CUT_SHORT}. "
                     f"Wait for it, or delete {lock} if that process is gone."
                 )
-            _write_lock(lock, owner)
+            write_lock(lock, owner)
         try:
             with beating(lock, owner):
                 yield lock
@@ -325,7 +302,7 @@ class ResultsStore:
         guard = self.runs / ".store.lock"
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
-            descriptor = _open_guard(guard)
+            descriptor = open_guard(guard)
         except OSError as error:
             if full_number(error) is not None:
                 raise explained(error, self.runs) from error
@@ -334,10 +311,10 @@ class ResultsStore:
                 "Choose another results folder or make this one writable."
             ) from error
         try:
-            _lock(descriptor)
+            lock_file(descriptor)
             yield self._now(guard, descriptor)
         finally:
-            _unlock(descriptor)  # a forked child may still hold the descriptor
+            unlock_file(descriptor)  # a forked child may still hold the descriptor
             os.close(descriptor)
 
     def _now(self, guard: Path, descriptor: int) -> float:
@@ -348,69 +325,6 @@ class ResultsStore:
         except PermissionError:  # it is another user's
             with writing(self.runs):
                 return time_at(self.runs)
-
-
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """`path` with what `write` wrote, all of it or nothing; the folder is made when missing."""
-    temporary = path.with_name(f".{path.name}.{temporary_tag()}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-
-
-# what reading a zip file, an array or a text of somebody else's may end in
-UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
-    *(OverflowError, RecursionError, struct.error, zlib.error, zipfile.BadZipFile),
-)
-
-
-def predictions_of(arrays: Mapping[str, np.ndarray]) -> Predictions:
-    """The arrays of a file of predictions; `ValueError` unless they are one for each image."""
-    lacking = [name for name in Predictions.__dataclass_fields__ if name not in arrays]
-    if lacking:
-        raise ValueError(f"it has no {', '.join(lacking)}")
-    made = Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})
-    for name, kinds in (
-        *(("classes", "iu"), ("labels", "iu"), ("confidence", "f"), ("margin", "f")),
-    ):
-        array = arrays[name]
-        if array.dtype.kind not in kinds or array.shape != (len(made.labels),):
-            raise ValueError(f"{name} has the shape {array.shape} and the type {array.dtype}")
-    return made
-
-
-def method_of(record: RunRecord) -> str:
-    """Name of the method of a record; `StoreError` where its spec names none."""
-    method = record.spec.get("method")
-    name = method.get("name") if isinstance(method, dict) else None
-    if not isinstance(name, str):
-        raise StoreError(f"Run {record.run_id} names no method: its spec has method={method!r}.")
-    return name
-
-
-def preference(record: RunRecord) -> tuple[bool, bool, str]:
-    """Sorts records of one run id; the greatest is the current one: `OK`, settled, then newest."""
-    return (record.status is Status.OK, record.status.settled, record.finished)
-
-
-def current(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """One record per run id, where copied folders hold several."""
-    best: dict[str, RunRecord] = {}
-    for record in records:
-        known = best.get(record.run_id)
-        if known is None or preference(record) > preference(known):
-            best[record.run_id] = record
-    return list(best.values())
 
 
 def _part(kind: str, name: str) -> str:
@@ -456,40 +370,6 @@ def _is_ok(path: Path) -> bool:
         return False
 
 
-def _write_lock(lock: Path, owner: Owner) -> None:
-    """A new lock file that names a process; `StoreError` where it cannot be made."""
-    try:
-        with writing(lock):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            lock.unlink(missing_ok=True)  # of a process that is gone
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(owner.text())
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError:  # such as a full disk
-                lock.unlink(missing_ok=True)
-                raise
-    except StoreError as error:
-        if isinstance(error.__cause__, FileExistsError):
-            # only where the file system has no advisory locks
-            raise Busy(f"Another process took {lock} at the same moment.") from error
-        if isinstance(error.__cause__, PermissionError) and lock.exists():
-            raise StoreError(
-                f"{lock} was left by {_user_of(lock)} and cannot be removed: "
-                f"{reason(error.__cause__)}. Ask them to delete it."
-            ) from error
-        raise
-
-
-def _user_of(path: Path) -> str:
-    try:
-        return f"user {path.owner()}"
-    except (OSError, KeyError, NotImplementedError):
-        return "another user"
-
-
 def _age_of_all(path: Path, now: float) -> float:
     """The same of a folder and of everything in it: seconds since anything there was touched."""
     inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
@@ -506,39 +386,3 @@ def _removed(path: Path) -> list[Path]:
     except OSError:
         return []
     return [path]
-
-
-def _open_guard(guard: Path) -> int:
-    """Descriptor of a file to lock; those who share the folder may use it too, as they may that."""
-    try:
-        descriptor = os.open(guard, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:
-        return os.open(guard, os.O_RDONLY)  # of another user; local file systems can lock it
-    with contextlib.suppress(OSError):
-        shared = os.stat(guard.parent).st_mode & 0o022
-        mode = os.fstat(descriptor).st_mode & 0o777
-        if shared & ~mode:
-            os.fchmod(descriptor, mode | shared | (shared << 1))
-    return descriptor
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform != "win32":
-        with contextlib.suppress(OSError):  # a file system without locks; renames stay atomic
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _unlock(descriptor: int) -> None:
-    if sys.platform != "win32":
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the file system lets a folder be synchronised."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

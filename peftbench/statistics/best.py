@@ -44,8 +44,8 @@ class Best:
     """The best method and those not distinguishable from it."""
 
     best: str
-    members: tuple[str, ...]  # the best first, then by mean; all methods where `told` is false
-    told: bool  # whether the runs suffice to tell any two methods apart
+    members: tuple[str, ...]  # the best first, then by mean; all where not `conclusive`
+    conclusive: bool  # whether the runs suffice to tell any two methods apart
     over: str  # `SEEDS` or `DATASETS`: what the claim is about
     p_holm: dict[str, float]  # of every other method against the best
     smallest: float  # adjusted p-value of the clearest result that so many runs could give
@@ -101,7 +101,7 @@ def not_distinguishable(
     return Best(
         best=best,
         members=(best, *(name for name in order[1:] if against[name] > alpha)),
-        told=smallest <= alpha,
+        conclusive=smallest <= alpha,
         over=over,
         p_holm=against,
         smallest=smallest,

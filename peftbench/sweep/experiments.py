@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.config import foreign, grids
-from peftbench.config.build import catalogue, choices, group_dirs, is_local, method_of, pinned
+from peftbench.config.choices import catalogue, choices, group_dirs, is_local, method_of, pinned
 from peftbench.errors import ConfigError
 from peftbench.untrusted import printable
 

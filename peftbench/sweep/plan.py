@@ -108,7 +108,9 @@ def arithmetic(device: str | None) -> str:
 
 def disk_bytes(spec: RunSpec) -> int:
     """About what a run leaves on disk: its tuned tensors in float32, and its record."""
-    return 4 * _parameters(spec.method, spec.backbone) + RECORD_BYTES
+    from peftbench.methods.base import as_method
+
+    return 4 * _parameters(as_method(spec.method), spec.backbone) + RECORD_BYTES
 
 
 def _size(count: float) -> str:
@@ -153,7 +155,9 @@ class Estimates:
 
 def refusal(spec: RunSpec) -> str:
     """Why the method is not defined on the backbone, or an empty text."""
-    return _refusal(spec.method, spec.backbone)
+    from peftbench.methods.base import as_method
+
+    return _refusal(as_method(spec.method), spec.backbone)
 
 
 @cache
@@ -177,7 +181,7 @@ def _parameters(method: Method, backbone: BackboneSpec) -> int:
 
 @cache
 def _anatomy(backbone: BackboneSpec) -> Anatomy:
-    from peftbench.backbones.anatomy import describe
+    from peftbench.backbones.describe import describe
     from peftbench.backbones.load import load
 
     loaded = load(backbone, 2, device="meta")

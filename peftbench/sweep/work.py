@@ -10,12 +10,13 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
+from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
 from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Ending, Job, record_of
 from peftbench.sweep.plan import refusal
-from peftbench.sweep.tuning.cells import Cell, TunerConfig, advance, make_cells
+from peftbench.sweep.tuning.cells import Cell, advance, make_cells
 from peftbench.untrusted import printable
 
 

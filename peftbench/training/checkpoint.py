@@ -91,15 +91,15 @@ class Checkpoints:
         """Whether to save after `step` steps; the same answer in every process."""
         if self.steps is not None and step % self.steps == 0:
             return True
-        if self.minutes is None or (not self.world.alone and step % ASKED_EVERY):
+        if self.minutes is None or (not self.world.is_single and step % ASKED_EVERY):
             return False
-        return bool(self.world.told(time.monotonic() - self._saved >= 60 * self.minutes))
+        return bool(self.world.broadcast(time.monotonic() - self._saved >= 60 * self.minutes))
 
     def save(self, parts: Mapping[str, Stateful]) -> None:
         """Write the state of all parts; each process adds its random numbers."""
-        random = self.world.collect(random_state())
+        random = self.world.all_gather(random_state())
         self._saved = time.monotonic()
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         tensors: dict[str, Tensor] = {}
         state = {name: part.state_dict() for name, part in parts.items()}
@@ -127,7 +127,7 @@ class Checkpoints:
         images and their augmentation are as they were, dropout is not.
         """
         fresh = _copied({name: part.state_dict() for name, part in parts.items()})
-        found = self.world.told(self._read(fresh) if self.world.leads else None)
+        found = self.world.broadcast(self._read(fresh) if self.world.is_main else None)
         if found is None:
             return False
         state, resumed = found

@@ -70,7 +70,7 @@ def predict(
         pixels = Pixels(chunk, preprocessing.mean, preprocessing.std, device)
         with autocast(device, dtype):
             own[start] = model(pixels.batch(slice(None))).float().cpu().numpy()
-    found = {start: part for parts in world.collect(own) for start, part in parts.items()}
+    found = {start: part for parts in world.all_gather(own) for start, part in parts.items()}
     return Predictions(np.concatenate([found[start] for start in sorted(found)]))
 
 

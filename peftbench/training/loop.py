@@ -66,13 +66,13 @@ class Progress:
 
     def sum_to_leader(self, world: World) -> None:
         """Sums of all processes' shares, in the process that leads."""
-        world.add_up(self.total_loss)
-        world.add_up(self.correct)
+        world.all_reduce_sum(self.total_loss)
+        world.all_reduce_sum(self.correct)
         self.keep_if_leading(world)
 
     def keep_if_leading(self, world: World) -> None:
         """Sums that every process has are counted once."""
-        if not world.leads:
+        if not world.is_main:
             self.total_loss.zero_()
             self.correct.zero_()
 
@@ -254,7 +254,7 @@ def fit(
         if device.type == "cuda" and progress.step > first_step + len(bounds):
             step_seconds.append(seconds / len(bounds))
             timed_images += used
-        mean_loss = float(world.add_up(progress.total_loss)) / used
+        mean_loss = float(world.all_reduce_sum(progress.total_loss)) / used
         if not math.isfinite(mean_loss):
             raise Diverged(
                 f"the loss of epoch {progress.epoch + 1} of {recipe.total_epochs} is {mean_loss}. "
@@ -263,7 +263,7 @@ def fit(
         row = EpochRow(
             epoch=progress.epoch + 1,
             loss=mean_loss,
-            accuracy=int(world.add_up(progress.correct)) / used,
+            accuracy=int(world.all_reduce_sum(progress.correct)) / used,
             lr=optimizer.param_groups[0]["lr"],
             seconds=seconds,
         )

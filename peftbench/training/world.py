@@ -51,11 +51,11 @@ class World:
     size: int = 1
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         return self.size == 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes records, checkpoints and logs."""
         return self.rank == 0
 
@@ -74,7 +74,7 @@ class World:
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
         """`module` whose gradients are the means over all processes; alone, itself."""
-        if self.alone:
+        if self.is_single:
             return module
         for remark in REMARKS:
             warnings.filterwarnings("ignore", remark)
@@ -103,23 +103,23 @@ class World:
         with exchange, statistics:
             yield
 
-    def add_up(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """`values` summed over the processes, in place."""
-        if not self.alone:
+        if not self.is_single:
             dist.all_reduce(values)
         return values
 
-    def collect(self, own: Any) -> list[Any]:
+    def all_gather(self, own: Any) -> list[Any]:
         """What each process has, by rank."""
-        if self.alone:
+        if self.is_single:
             return [own]
         parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, own)
         return parts
 
-    def told(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """The `value` of the process that leads."""
-        if self.alone:
+        if self.is_single:
             return value
         box = [value]
         dist.broadcast_object_list(box)
@@ -148,7 +148,7 @@ def from_environment() -> World:
 
 def join(world: World, device: torch.device) -> torch.device:
     """Meet the other processes; returns the device of this one."""
-    if world.alone:
+    if world.is_single:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -161,5 +161,5 @@ def join(world: World, device: torch.device) -> torch.device:
 
 def leave(world: World) -> None:
     """Say good-bye, so that no process waits for another."""
-    if not world.alone and dist.is_initialized():
+    if not world.is_single and dist.is_initialized():
         dist.destroy_process_group()

@@ -24,7 +24,9 @@ import peftbench as pb
 from peftbench import api
 from peftbench import export as exporting
 from peftbench.artefacts import task_file as files
-from peftbench.backbones.load import construction, hash_checkpoint, hash_tensors
+from peftbench.artefacts.loading import backbone_of, load_merged
+from peftbench.backbones.hashes import hash_checkpoint, hash_tensors
+from peftbench.backbones.load import construction
 from peftbench.backbones.load import load as load_backbone
 from peftbench.errors import ConfigError, PeftbenchError, WeightsError
 from peftbench.methods import METHODS
@@ -511,8 +513,8 @@ def test_damaged_cards_end_in_a_line_or_load(
 
         return wrapped
 
-    monkeypatch.setattr(api, "_backbone_of", once(api._backbone_of))
-    monkeypatch.setattr(api, "_load_merged", once(api._load_merged))
+    monkeypatch.setattr(api, "backbone_of", once(backbone_of))
+    monkeypatch.setattr(api, "load_merged", once(load_merged))
     folder = {"task": task, "merged": merged}[kind]
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

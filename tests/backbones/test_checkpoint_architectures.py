@@ -9,6 +9,7 @@ import timm
 import torch
 
 from peftbench.backbones.checkpoints import fitting
+from peftbench.backbones.checkpoints.conversion import Needs
 from peftbench.errors import Unsupported
 
 # of each module of timm whose names or converter differ, one that is small
@@ -31,9 +32,9 @@ def _takes_its_own(name: str, path: Path) -> None:
         torch.save(content, path)
         other = timm.create_model(name, num_classes=3)
         found = fitting.fit(path, other).state
-        for own in fitting.Needs.of(other).required:
+        for own in Needs.of(other).required:
             assert torch.equal(found[own], state[own]), own
-        assert not any(n.startswith(fitting.Needs.of(other).head) for n in found)
+        assert not any(n.startswith(Needs.of(other).head) for n in found)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from peftbench.backbones.checkpoints import files as checkpoint
 from peftbench.backbones.checkpoints import fitting, pickles
-from peftbench.backbones.load import hash_checkpoint, load
+from peftbench.backbones.checkpoints.pickled import Refused, Storage
+from peftbench.backbones.hashes import hash_checkpoint
+from peftbench.backbones.load import load
 from peftbench.errors import WeightsError
 from peftbench.spec import BackboneSpec
 
@@ -185,8 +187,8 @@ def test_a_call_is_refused_by_its_name_and_not_made(
 def test_a_pickle_that_changes_a_class_is_refused(tmp_path: Path) -> None:
     """BUILD on a class would set attributes of it for the whole process."""
     pickled = b"cargparse\nNamespace\n}S'__eq__'\nI1\nsb."
-    with pytest.raises(pickles.Refused, match=r"it changes argparse\.Namespace"):
-        pickles.read(io.BytesIO(pickled), lambda _: pickles.Storage("", "", 0))
+    with pytest.raises(Refused, match=r"it changes argparse\.Namespace"):
+        pickles.read(io.BytesIO(pickled), lambda _: Storage("", "", 0))
     assert argparse.Namespace(a=1) == argparse.Namespace(a=1)
 
 

@@ -12,6 +12,7 @@ from support.tiny_weights import TINY, VIT, State, body_of, small_model
 from torch import nn
 
 from peftbench.backbones.checkpoints import fitting, layouts, leftovers
+from peftbench.backbones.checkpoints.conversion import Needs, _run, _unused
 from peftbench.errors import WeightsError
 
 
@@ -255,9 +256,9 @@ def test_fused_and_apart_inputs_count_as_used() -> None:
     model.head = nn.Linear(2, 2)
     state = {f"{part}.weight": torch.ones(2, 2) for part in "qkv"}
     state |= {"bias": torch.zeros(6), "forgotten": torch.ones(3)}
-    needs = fitting.Needs.of(model)
-    run = lambda s: fitting._run(join, model, s)  # noqa: E731
-    assert fitting._unused(run, state, list(state), needs) == ["forgotten"]
+    needs = Needs.of(model)
+    run = lambda s: _run(join, model, s)  # noqa: E731
+    assert _unused(run, state, list(state), needs) == ["forgotten"]
 
 
 def test_the_guess_names_the_project() -> None:

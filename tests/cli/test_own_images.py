@@ -10,7 +10,7 @@ import pytest
 from support.tiny_runs import write_images
 
 from peftbench.results.store import ResultsStore
-from peftbench.sweep.launchers import base as launcher
+from peftbench.sweep.launchers import pool
 from peftbench.sweep.queues.pool import Command
 
 QUICK = (
@@ -77,7 +77,7 @@ def test_a_sweep_tells_of_each_data_set_once_and_its_jobs_do_not(
         def run(self) -> Iterator[None]:
             return iter(())
 
-    monkeypatch.setattr(launcher, "Pool", lambda *args, **options: Nothing())
+    monkeypatch.setattr(pool, "Pool", lambda *args, **options: Nothing())
     sweep = ("-m", "dataset=folder", "dataset.root=pets", "method=linear,lora", "seed=0,1")
     done = cli("run", *sweep, *QUICK)
     assert done.status == 0

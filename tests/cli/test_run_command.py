@@ -13,7 +13,7 @@ from torch import nn
 from peftbench import __version__
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
-from peftbench.run import experiment
+from peftbench.run import measure
 
 
 def records(folder: Path) -> dict[str, Status]:
@@ -43,7 +43,7 @@ def test_a_finished_run_is_not_repeated(cli, monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(experiment, "fit", refuse)
+    monkeypatch.setattr(measure, "fit", refuse)
     second = cli("run", *QUICK)
     assert (second.status, second.err) == (0, "")
     title = "linear x vit_mini x mini/digits, seed 0"
@@ -101,7 +101,7 @@ def test_an_interrupted_run_has_status_130_and_continues(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "fit", interrupt)
+        patch.setattr(measure, "fit", interrupt)
         done = cli("run", *QUICK)
     assert done.status == 130
     assert done.err.splitlines()[-1] == "peftbench: interrupted; the same command continues"
@@ -113,7 +113,7 @@ def test_an_interrupted_run_has_status_130_and_continues(
 def test_the_trace_of_a_failure_is_found_through_the_list_of_runs(
     cli, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "fit", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(measure, "fit", lambda *args, **kwargs: 1 / 0)
     assert cli("run", *QUICK).status == 1
     ((run_id, status),) = records(work).items()
     assert status is Status.ERROR

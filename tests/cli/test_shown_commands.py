@@ -15,10 +15,11 @@ from support.tiny_runs import compose, short_timings, tiny_spec, write_images
 
 from peftbench import data
 from peftbench.cli import main as module
-from peftbench.config import build as config
+from peftbench.cli.run import PLAN_HELP, RUN_HELP
 from peftbench.config.build import build
+from peftbench.config.choices import choices, read_group
 from peftbench.methods import METHODS
-from peftbench.results.bundles.incoming import export_results
+from peftbench.results.bundles.outgoing import export_results
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment, provenance
 from peftbench.spec import DatasetSpec
@@ -26,7 +27,7 @@ from peftbench.spec import DatasetSpec
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 SHELL = [block for page in PAGES for block in blocks(page) if block.language == "sh"]
 RUN = [block for block in SHELL if block.not_run is None]
-HELP = re.findall(r"^  (peftbench run [^#\n]*)$", module.RUN_HELP + module.PLAN_HELP, re.M)
+HELP = re.findall(r"^  (peftbench run [^#\n]*)$", RUN_HELP + PLAN_HELP, re.M)
 PROGRAMS = ("peftbench", "make")  # what a block that runs may call
 
 
@@ -59,7 +60,7 @@ def garden(work: Path, tmp_path: Path) -> Path:
             elif path is not None:
                 path.write_text(block.code.replace("PATH", str(root)), encoding="utf-8")
     (work / "weights.safetensors").write_bytes(b"bytes")
-    config._read.cache_clear()
+    read_group.cache_clear()
     return root
 
 
@@ -78,7 +79,7 @@ def test_a_shown_run_composes_and_builds(cli, garden: Path, line: str) -> None:
         return
     for group in ("method", "dataset"):
         names = re.findall(rf"(?<=^{group}=)[^(\n]+$", "\n".join(words), re.M)
-        assert {n for text in names for n in text.split(",")} <= config.choices(group)
+        assert {n for text in names for n in text.split(",")} <= choices(group)
     # the names exist, so that the first of several is enough
     first = re.compile(r"^(method|dataset|seed)=([^(,]+),.*")
     words = [first.sub(r"\1=\2", word) for word in words if word != "-m"]

@@ -12,13 +12,14 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationErr
 from support.tiny_runs import compose, write_images
 
 from peftbench.config import build as config
-from peftbench.config.build import (
-    build,
+from peftbench.config.build import build
+from peftbench.config.choices import (
     check_choices,
     choices,
     config_dir,
     config_dirs,
     group_dirs,
+    read_group,
 )
 from peftbench.errors import ConfigError, UnknownName, WeightsError
 from peftbench.methods.lora import LoRA
@@ -32,9 +33,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    config._read.cache_clear()
+    read_group.cache_clear()
     yield folder
-    config._read.cache_clear()
+    read_group.cache_clear()
 
 
 def write(path: Path, text: str) -> None:

@@ -10,10 +10,12 @@ import yaml
 from omegaconf import OmegaConf
 from support.tiny_runs import compose
 
-from peftbench.config import build as config
-from peftbench.config.build import _writable, config_dir, dataset_specs
+from peftbench.config.build import dataset_specs
+from peftbench.config.choices import config_dir
+from peftbench.config.hydra import _writable
 from peftbench.data import READERS
 from peftbench.spec import DatasetSpec, Recipe
+from peftbench.sweep.launchers.register import register
 
 CONF = config_dir()
 FILES = sorted((CONF / "dataset").rglob("*.yaml"))
@@ -120,7 +122,7 @@ RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 @pytest.mark.slow  # seconds for each recipe; the two tests above say why it cannot fail
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_data_set_composes_with_every_recipe(recipe: str) -> None:
-    config.register()
+    register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         for path in FILES:
             name = path.relative_to(CONF / "dataset").with_suffix("").as_posix()

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from support.tiny_runs import compose
 
-from peftbench.config.build import catalogue, choices, config_dir, method_of
+from peftbench.config.choices import catalogue, choices, config_dir, method_of
 from peftbench.methods import METHODS
 from peftbench.spec import DatasetSpec
 from peftbench.sweep import experiments

@@ -12,6 +12,14 @@ import pytest
 from peftbench.cli import listing
 from peftbench.config import build as config
 from peftbench.config import foreign
+from peftbench.config.choices import (
+    check_choices,
+    choices,
+    config_dir,
+    config_dirs,
+    group_dirs,
+    read_group,
+)
 from peftbench.errors import ConfigError
 from peftbench.sweep import experiments
 
@@ -20,9 +28,9 @@ from peftbench.sweep import experiments
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory; what was read of others is forgotten."""
     monkeypatch.chdir(tmp_path)
-    config._read.cache_clear()
+    read_group.cache_clear()
     yield tmp_path
-    config._read.cache_clear()
+    read_group.cache_clear()
 
 
 def put(path: Path, content: bytes) -> Path:
@@ -56,10 +64,10 @@ def test_a_file_of_another_project_is_told_of_and_refused_where_it_is_asked_for(
     (record,) = caplog.records
     assert str(path) in record.getMessage() and BROKEN[content] in record.getMessage()
     assert "\n" not in record.getMessage()
-    assert "theirs" not in config.choices("dataset")
+    assert "theirs" not in choices("dataset")
     with pytest.raises(ConfigError, match=r"theirs\.yaml"):
-        config.check_choices("dataset", ["theirs"])
-    config.check_choices("dataset", ["mine", "mini/digits"])
+        check_choices("dataset", ["theirs"])
+    check_choices("dataset", ["mine", "mini/digits"])
 
 
 def test_what_is_no_text_file_is_left_out(work: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -73,14 +81,14 @@ def test_what_is_no_text_file_is_left_out(work: Path, caplog: pytest.LogCaptureF
     assert len(caplog.records) == 1 and "4 more files there are left out" in caplog.text
     for name, reason in (("latin", "is not UTF-8: byte 9 is 0xe9"), ("pipe", "a named pipe")):
         with pytest.raises(ConfigError, match=reason):
-            config.check_choices("backbone", [name])
+            check_choices("backbone", [name])
 
 
 def test_a_misspelt_key_of_a_method_of_ones_own_is_named_with_its_file(work: Path) -> None:
     text = b"defaults: [/schema/method/lora@_here_]\nrnak: 1\n"
     put(work / "conf" / "method" / "mine.yaml", text)
     with pytest.raises(ConfigError, match=r"mine\.yaml: no method has a key 'rnak'. Known: "):
-        config.check_choices("method", ["mine"])
+        check_choices("method", ["mine"])
 
 
 def test_a_backbone_made_of_another_one_is_listed(work: Path) -> None:
@@ -107,14 +115,14 @@ def test_an_experiment_of_another_project_is_left_out(
 def test_a_file_or_a_circle_in_place_of_the_folders_is_no_folder(work: Path) -> None:
     put(work / "conf", b"x")
     os.symlink("experiments", work / "experiments")
-    assert config.config_dirs()[0] == config.config_dir()
-    assert work / "experiments" not in config.group_dirs("experiments")
-    assert "demo" in config.choices("experiments")
+    assert config_dirs()[0] == config_dir()
+    assert work / "experiments" not in group_dirs("experiments")
+    assert "demo" in choices("experiments")
 
 
 def test_our_own_files_are_held_to_the_same_keys(tmp_path: Path) -> None:
     for group in ("backbone", "dataset", "method"):
-        for path in (config.config_dir() / group).rglob("*.yaml"):
+        for path in (config_dir() / group).rglob("*.yaml"):
             foreign.read_of_group(group, path)
     bare = put(tmp_path / "a.yaml", b"")
     assert foreign.read(bare) == {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftbench.config.build import config_dir, pinned
+from peftbench.config.choices import config_dir, pinned
 from peftbench.config.grids import Grid, find, named, read
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.methods import METHODS

@@ -12,15 +12,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.tiny_runs import compose, write_images
 
-from peftbench.backbones.load import SHIPPED, check_name
-from peftbench.config.build import (
-    aliases_of,
-    build,
-    catalogue,
-    config_dir,
-    dataset_specs,
-    method_of,
-)
+from peftbench.backbones.load import check_name
+from peftbench.backbones.packaged import SHIPPED
+from peftbench.config.build import build, dataset_specs
+from peftbench.config.choices import aliases_of, catalogue, config_dir, method_of
 from peftbench.methods import METHODS
 from peftbench.spec import Recipe
 from peftbench.training.optim import check_recipe

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from support.tiny_runs import compose
 
-from peftbench.cli.main import _one_line
-from peftbench.config import build as config
-from peftbench.config.build import build, choices, config_dir
+from peftbench.cli.hydra import one_line
+from peftbench.config.build import build
+from peftbench.config.choices import choices, config_dir, read_group
 from peftbench.errors import ConfigError
 from peftbench.methods import METHODS
 from peftbench.methods.fact import FacTTK
@@ -392,7 +392,7 @@ def test_a_data_set_that_the_paper_did_not_use_is_refused_until_a_value_is_given
     overrides = ["protocol=fact", "method=fact_tk", "dataset=vtab/own"]
     with pytest.raises(InterpolationResolutionError) as raised:
         resolved(*overrides)
-    assert _one_line(raised.value).startswith(
+    assert one_line(raised.value).startswith(
         "recipe=fact has no value for dataset=vtab/own in its table of rank. Give it on the "
         "command line, or use one of: "
     )
@@ -409,11 +409,11 @@ def test_a_protocol_of_ones_own_is_a_file(tmp_path: Path, monkeypatch: pytest.Mo
         encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
-    config._read.cache_clear()
+    read_group.cache_clear()
     try:
         spec = build(compose("protocol=ours"))
     finally:
-        config._read.cache_clear()
+        read_group.cache_clear()
     assert (spec.protocol.name, spec.protocol.seeds, spec.recipe.name) == ("ours", (7,), "short")
     assert spec.selection == Selection("best_on_test", every=5)
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from peftbench import data
-from peftbench.data import SplitList, files, images, pixels
+from peftbench.data import SplitList, files, images, pixel_memory, pixels
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Phase, Preprocessing
 
@@ -232,7 +232,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a data set, with the user's cache elsewhere."""
     monkeypatch.delenv("PEFTBENCH_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(pixels, "_SEEN", {})
+    monkeypatch.setattr(pixel_memory, "_SEEN", {})
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
 
@@ -373,7 +373,7 @@ def test_large_arrays_are_hashed_when_their_file_has_changed(
         hashed.append(path)
         return images.file_digest(path)
 
-    monkeypatch.setattr(pixels, "file_digest", counted)
+    monkeypatch.setattr(pixel_memory, "file_digest", counted)
     read(beside, never)
     assert hashed == []
     path = beside / ".peftbench/pixels/name.npy"
@@ -476,6 +476,6 @@ def test_accuracy_does_not_follow_an_array_that_was_replaced(
         path.with_suffix(".json").write_text(json.dumps(facts))
     for home in ("home", "another"):  # who made it, and somebody else
         monkeypatch.setenv("HOME", str(tmp_path / home))
-        monkeypatch.setattr(pixels, "_SEEN", {})
+        monkeypatch.setattr(pixel_memory, "_SEEN", {})
         after = data.load(spec, Phase.FINAL, small)
         assert np.array_equal(after.train.images, before)

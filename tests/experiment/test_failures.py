@@ -19,7 +19,7 @@ from peftbench.methods.lora import LoRA
 from peftbench.methods.partial import Partial
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.run import experiment
+from peftbench.run import experiment, measure
 from peftbench.spec import BackboneSpec
 
 
@@ -37,7 +37,7 @@ def failing(error: BaseException) -> Callable[..., None]:
 @pytest.fixture
 def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     """Lets every later training end with an error."""
-    return lambda error: monkeypatch.setattr(experiment, "fit", failing(error))
+    return lambda error: monkeypatch.setattr(measure, "fit", failing(error))
 
 
 def assert_tidy(store: ResultsStore) -> None:
@@ -147,7 +147,7 @@ def test_an_interruption_is_recorded_and_a_rerun_finishes(
 ) -> None:
     spec = tiny_spec()
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "fit", failing(KeyboardInterrupt()))
+        patch.setattr(measure, "fit", failing(KeyboardInterrupt()))
         record = experiment.run(spec, store)
     assert record.status is Status.INTERRUPTED
     assert record.error == "stopped before its end; run it again"
@@ -164,13 +164,13 @@ def test_an_unexpected_error_leaves_its_trace_until_the_run_succeeds(
     spec = tiny_spec()
     log = store.artefacts(("linear", spec.run_id)) / "log.txt"
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "fit", failing(ZeroDivisionError("division by zero\nmore")))
+        patch.setattr(measure, "fit", failing(ZeroDivisionError("division by zero\nmore")))
         record = experiment.run(spec, store)
     assert record.status is Status.ERROR
     assert record.error == f"ZeroDivisionError: division by zero. (trace in {log})"
     trace = log.read_text(encoding="utf-8")
     assert trace.startswith("Traceback (most recent call last):\n")
-    assert "in _measure" in trace
+    assert "in measure_run" in trace
     assert trace.endswith("ZeroDivisionError: division by zero\nmore\n")
     # what was known when it failed is kept
     assert record.parameters is not None and record.parameters.head == 1290
@@ -210,7 +210,7 @@ def test_a_rerun_that_fails_after_saving_keeps_the_files_of_the_result(
     def broken(*args: object) -> float:
         raise ZeroDivisionError("no clock")
 
-    monkeypatch.setattr(experiment.cost, "latency_ms", broken)
+    monkeypatch.setattr(measure.cost, "latency_ms", broken)
     assert experiment.run(spec, store, force=True).status is Status.ERROR
     assert {name: (folder / name).read_bytes() for name in before} == before
 
@@ -218,7 +218,7 @@ def test_a_rerun_that_fails_after_saving_keeps_the_files_of_the_result(
 def test_a_reload_that_predicts_otherwise_fails_the_run(
     store: ResultsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = experiment.tuned.load
+    load = measure.tuned.load
 
     def negated(tuned, folder) -> None:
         load(tuned, folder)
@@ -226,7 +226,7 @@ def test_a_reload_that_predicts_otherwise_fails_the_run(
             for parameter in tuned.head_params.values():
                 parameter.neg_()
 
-    monkeypatch.setattr(experiment.tuned, "load", negated)
+    monkeypatch.setattr(measure.tuned, "load", negated)
     record = experiment.run(tiny_spec(recipe={"lr": 1e-2, "epochs": 10}), store)
     assert record.status is Status.ERROR
     assert record.error is not None

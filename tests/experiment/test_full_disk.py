@@ -13,12 +13,14 @@ from support.tiny_runs import QUICK, compose, tiny_spec
 from test_failures import assert_tidy
 
 from peftbench.artefacts import task_file as tuned
+from peftbench.cli.exit import FAILED
 from peftbench.config.build import build
 from peftbench.errors import DiskFull
 from peftbench.methods.linear import Linear
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
+from peftbench.run.measure import measure_run
 from peftbench.sweep import jobs
 from peftbench.sweep.launchers.base import sums
 from peftbench.sweep.queues.pool import Finished
@@ -26,7 +28,7 @@ from peftbench.sweep.queues.pool import Finished
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 STAGES = {
-    "predictions": ("peftbench.results.store.os.fsync", NO_SPACE),
+    "predictions": ("peftbench.results.atomic.os.fsync", NO_SPACE),
     "tuned tensors": ("peftbench.artefacts.task_file.save_file", RUST),
     "moving them": ("peftbench.run.experiment._move", NO_SPACE),
 }
@@ -44,7 +46,7 @@ def test_the_record_says_that_the_disk_was_full_and_the_next_run_is_whole(
     store: ResultsStore, monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException
 ) -> None:
     spec = tiny_spec(Linear())
-    measure = experiment._measure
+    measure = measure_run
 
     def measured(*arguments: Any) -> None:
         with monkeypatch.context() as patch:
@@ -56,9 +58,9 @@ def test_the_record_says_that_the_disk_was_full_and_the_next_run_is_whole(
             patch.setattr(place, failing(error))
             record = experiment.run(spec, store)
     else:
-        monkeypatch.setattr(experiment, "_measure", measured)
+        monkeypatch.setattr(experiment, "measure_run", measured)
         record = experiment.run(spec, store)
-        monkeypatch.setattr(experiment, "_measure", measure)
+        monkeypatch.setattr(experiment, "measure_run", measure)
     assert record.status is Status.ERROR
     assert record.error is not None and "disk full" in record.error
     assert "\n" not in record.error and "trace in" not in record.error
@@ -92,7 +94,7 @@ def test_a_sweep_tells_what_it_cannot_record_once(
 ) -> None:
     endings = []
     with monkeypatch.context() as patch:
-        patch.setattr("peftbench.results.store.os.fsync", failing(NO_SPACE))
+        patch.setattr("peftbench.results.atomic.os.fsync", failing(NO_SPACE))
         for seed in (0, 1, 2):
             spec = build(compose(*QUICK, f"seed={seed}"))
             attempt = jobs.Attempt(jobs.Job((), spec), None)
@@ -112,6 +114,6 @@ def test_the_command_line_ends_with_one_line(
         monkeypatch.setattr(cli, "_dispatch", failing(error))
         with pytest.raises(SystemExit) as ended:
             cli.main([])
-        assert ended.value.code == cli.FAILED
+        assert ended.value.code == FAILED
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("peftbench: ") and "disk full" in line

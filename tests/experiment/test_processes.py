@@ -16,7 +16,9 @@ from peftbench.methods import Method
 from peftbench.methods.mlp import MLPHead
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.run import experiment
+from peftbench.run import experiment, measure
+from peftbench.run.measure import measure_run
+from peftbench.run.selection import BestOnTest
 from peftbench.spec import Precision, RunSpec
 from peftbench.training.checkpoint import NO_SAVING, Saving
 
@@ -105,14 +107,12 @@ def test_what_is_done_is_not_done_again(store: ResultsStore) -> None:
 def test_a_failure_in_one_process_is_the_record_of_the_run(
     store: ResultsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = experiment._measure
-
     def fails(draft, scratch, device, world, *rest):
         if world.rank == 1:
             raise MemoryError("out of memory")
-        measure(draft, scratch, device, world, *rest)
+        measure_run(draft, scratch, device, world, *rest)
 
-    monkeypatch.setattr(experiment, "_measure", fails)
+    monkeypatch.setattr(experiment, "measure_run", fails)
     spec = tiny_spec("linear", dataset=digits(11), recipe={"epochs": 3})
     assert run_together(spec, store) == [0, 1]
     record = recorded(spec, store)
@@ -131,12 +131,12 @@ def test_a_stopped_run_goes_on_in_as_many_processes_or_others(
     expected = experiment.run(spec, alone)
 
     def interrupted(rank: int) -> None:
-        class Stop(experiment.BestOnTest):
+        class Stop(BestOnTest):
             def __call__(self, epoch: int) -> None:
                 if epoch == 2:
                     raise KeyboardInterrupt
 
-        experiment.BestOnTest = Stop  # type: ignore[misc]
+        measure.BestOnTest = Stop  # type: ignore[misc]
         call = experiment.run if rank == 0 else experiment.assist
         call(spec, store, device="cpu", saving=Saving(steps=2))  # type: ignore[operator]
 

@@ -19,9 +19,10 @@ from peftbench.data import TestSplit
 from peftbench.errors import ConfigError
 from peftbench.methods.lora import LoRA
 from peftbench.methods.mlp import MLPHead
+from peftbench.results.guard import Busy
 from peftbench.results.record import EpochRow, RunRecord, Status
-from peftbench.results.store import Busy, ResultsStore
-from peftbench.run import experiment
+from peftbench.results.store import ResultsStore
+from peftbench.run import experiment, measure
 from peftbench.spec import Phase, Precision, Preprocessing, PreprocessingSpec
 
 IMAGES = 20
@@ -183,13 +184,13 @@ def test_a_run_that_crops_trains_on_whole_pictures(
     store: ResultsStore, phase: Phase, augmentation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    fit = experiment.fit
+    fit = measure.fit
 
     def watched(model, trainable, train, *args, **options):
         seen.append(train)
         return fit(model, trainable, train, *args, **options)
 
-    monkeypatch.setattr(experiment, "fit", watched)
+    monkeypatch.setattr(measure, "fit", watched)
     spec = tiny_spec(recipe={"augmentation": augmentation}, phase=phase)
     record = experiment.run(spec, store)
     assert record.status is Status.OK, record.error
@@ -344,13 +345,13 @@ def test_a_hopeless_trial_stops_and_looking_changes_nothing_else(store: ResultsS
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each training that was really started."""
     started = []
-    fit = experiment.fit
+    fit = measure.fit
 
     def counted(*args, **kwargs):
         started.append("fit")
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr(experiment, "fit", counted)
+    monkeypatch.setattr(measure, "fit", counted)
     return started
 
 
@@ -374,7 +375,7 @@ def test_a_failed_run_is_run_again(
         started.append("fit")
         raise MemoryError
 
-    monkeypatch.setattr(experiment, "fit", fit)
+    monkeypatch.setattr(measure, "fit", fit)
     spec = tiny_spec()
     store.add(RunRecord(spec.run_id, spec.describe(), status, "it failed"))
     assert experiment.run(spec, store).status is Status.OUT_OF_MEMORY

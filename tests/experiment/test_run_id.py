@@ -261,7 +261,7 @@ def test_a_later_field_of_the_data_set_is_recorded_only_where_it_is_used(field: 
 
 
 def test_a_field_that_came_later_is_left_out_where_it_has_its_default() -> None:
-    """The rule by which recorded runs keep their ids: see `peftbench.spec.later`."""
+    """The rule by which recorded runs keep their ids: see `peftbench.canonical.later`."""
     first = set(json.loads(IDENTITY)["recipe"]) | {"name"}
     assert {f.name for f in dataclasses.fields(Recipe)} - {f.name for f in LATER} == first - {
         "flip"  # taken in by `augmentation`

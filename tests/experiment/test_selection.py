@@ -17,7 +17,8 @@ from peftbench.errors import ConfigError, UnknownName
 from peftbench.results.frame import frame
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.run import experiment
+from peftbench.run import experiment, measure
+from peftbench.run.selection import BestOnTest
 from peftbench.spec import Phase, Precision, Protocol, RunSpec, Selection
 from peftbench.sweep.jobs import outcome
 from peftbench.training.evaluate import metrics, predict
@@ -52,14 +53,14 @@ def test_a_protocol_says_after_which_epochs_test_is_evaluated(
 def accuracies(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """What test says after each epoch that was evaluated, as a `last` run of that length would."""
     found: dict[int, float] = {}
-    look = experiment.BestOnTest.__call__
+    look = BestOnTest.__call__
 
-    def watched(self: experiment.BestOnTest, epoch: int) -> None:
+    def watched(self: BestOnTest, epoch: int) -> None:
         look(self, epoch)
         if self.epochs and epoch in self.epochs:
             found[epoch] = self.last["top1"]
 
-    monkeypatch.setattr(experiment.BestOnTest, "__call__", watched)
+    monkeypatch.setattr(BestOnTest, "__call__", watched)
     return found
 
 
@@ -104,7 +105,7 @@ def test_the_saved_tensors_are_those_of_the_reported_epoch(
 ) -> None:
     from peftbench import data
     from peftbench.artefacts import task_file as tuned
-    from peftbench.backbones.anatomy import describe
+    from peftbench.backbones.describe import describe
     from peftbench.methods.base import apply
 
     spec = spec_of(precision=precision)
@@ -178,7 +179,7 @@ def test_a_failed_run_says_too_how_it_would_have_selected(
     def fit(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(experiment, "fit", fit)
+    monkeypatch.setattr(measure, "fit", fit)
     record = experiment.run(spec_of(), store)
     assert (record.status, record.selection) == (Status.OUT_OF_MEMORY, "best_on_test")
     assert record.selected_epoch is None

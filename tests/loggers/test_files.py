@@ -16,8 +16,8 @@ from peftbench.loggers import WARNING, LoggerSettings, make
 from peftbench.methods.partial import Partial
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.run import experiment
-from peftbench.sweep.launchers import base as launcher
+from peftbench.run import experiment, measure
+from peftbench.sweep.launchers import pool
 from peftbench.sweep.queues.pool import Finished, Pool
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -54,7 +54,7 @@ def test_csv_of_a_failed_rerun_leaves_the_epochs_of_the_record_that_stays(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(experiment, "_predict", fail)
+    monkeypatch.setattr(measure, "_predict", fail)
     assert run(store, "csv").status is Status.ERROR
     assert store.get(record.run_id) == record
     assert path.read_text() == before
@@ -67,7 +67,7 @@ def test_csv_of_a_run_that_failed_holds_the_epochs_that_it_had(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(experiment, "_predict", fail)
+    monkeypatch.setattr(measure, "_predict", fail)
     record = run(store, "csv")
     assert record.status is Status.ERROR
     assert len(read(store.artefacts(record) / "epochs.csv")) == 2
@@ -136,7 +136,7 @@ def test_a_sweep_says_a_warning_of_many_jobs_once(
                 ResultsStore(work / "results").add(done)
                 yield Finished(command.job, "cpu 0", 1.0, 0)
 
-    monkeypatch.setattr(launcher, "Pool", Done)
+    monkeypatch.setattr(pool, "Pool", Done)
     done = cli("run", "-m", *QUICK, "seed=0,1,2", "logger=csv", "hydra.launcher.jobs=1")
     assert done.status == 0
     assert "3 of 3 jobs ended: 3 OK" in done.out

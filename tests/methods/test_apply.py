@@ -9,7 +9,7 @@ from support.tiny_backbones import NUM_CLASSES, anatomy_of, fresh, images
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from peftbench.backbones.anatomy import describe
+from peftbench.backbones.describe import describe
 from peftbench.errors import NoEffect, NotMergeable, UnknownName, Unsupported
 from peftbench.methods import METHODS, Method, apply, discover
 from peftbench.methods.base import register_method

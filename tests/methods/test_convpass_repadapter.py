@@ -15,7 +15,7 @@ from support.tiny_tuned import noise, start, tensors_at
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from peftbench.backbones.anatomy import describe
+from peftbench.backbones.describe import describe
 from peftbench.errors import ConfigError, NotMergeable, UnknownName, Unsupported
 from peftbench.methods import METHODS, Tuned, apply
 

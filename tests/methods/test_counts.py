@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from peftbench.backbones.anatomy import Anatomy, describe
+from peftbench.backbones.anatomy import Anatomy
+from peftbench.backbones.describe import describe
 from peftbench.backbones.load import load
 from peftbench.errors import Unsupported
 from peftbench.methods import METHODS, Tuned, apply, discover

@@ -7,7 +7,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from peftbench.backbones.anatomy import describe
+from peftbench.backbones.describe import describe
 from peftbench.methods import METHODS, discover
 from peftbench.methods.base import BATCH_NORMS, Tuned, apply
 

@@ -19,7 +19,7 @@ from timm.models.eva import Eva
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import describe
+from peftbench.backbones.describe import describe
 from peftbench.methods import METHODS, Tuned, apply, discover
 
 discover()

@@ -11,7 +11,7 @@ from support.tiny_backbones import anatomy_of, fill, fresh, images
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import describe
+from peftbench.backbones.describe import describe
 from peftbench.errors import ConfigError, NotMergeable, UnknownName
 from peftbench.methods import METHODS, Tuned, apply, discover
 

@@ -12,7 +12,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import Role, describe
+from peftbench.backbones.anatomy import Role
+from peftbench.backbones.describe import describe
 from peftbench.errors import ConfigError, Unsupported
 from peftbench.methods import METHODS, Tuned, apply, discover, vpt_swin
 

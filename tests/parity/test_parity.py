@@ -22,7 +22,8 @@ from support.rounding import STORED, TERMS, UNIT, Corners, round_outputs
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import Role, describe
+from peftbench.backbones.anatomy import Role
+from peftbench.backbones.describe import describe
 from peftbench.errors import NotMergeable
 from peftbench.methods import METHODS, Tuned, apply, discover
 from peftbench.methods.ssf import fold

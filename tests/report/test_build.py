@@ -11,9 +11,9 @@ import pytest
 from peftbench import report as reports
 from peftbench.errors import ConfigError
 from peftbench.report.figures import KINDS
-from peftbench.results.frame import read_table
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
+from peftbench.results.table_files import read_table
 
 
 @pytest.fixture

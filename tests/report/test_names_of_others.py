@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 
 from peftbench import report as reports
-from peftbench.report import statistics
-from peftbench.report.advice import Budget, advise, to_text
+from peftbench.report import advice, statistics
+from peftbench.report.advice import Budget, advise
 from peftbench.report.page import render
 from peftbench.report.papers import latex, markdown
 from peftbench.report.tables import cells as tables
+from peftbench.report.tables.text import to_csv, to_markdown, to_text
 from peftbench.results import privacy
-from peftbench.results.bundles.incoming import export_results
-from peftbench.results.frame import csv_text, epochs, frame
+from peftbench.results.bundles.outgoing import export_results
+from peftbench.results.frame import epochs, frame
 from peftbench.results.identity import run_id_of
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.results.table_files import csv_text
 
 NAMES = {
     "two lines": "a\nb",
@@ -88,10 +90,10 @@ def lines_of(text: str) -> list[str]:
 def test_names_of_others_are_text_in_tables(records: list[RunRecord]) -> None:
     table = frame(records)
     cells = tables.summary(table)
-    lines_of(tables.to_text(cells))
+    lines_of(to_text(cells))
     found = statistics.comparisons(table)
     assert len(found) == 1
-    for text in (tables.to_markdown(cells), statistics.to_markdown(found)):
+    for text in (to_markdown(cells), statistics.to_markdown(found)):
         rows = [line for line in lines_of(text) if line.startswith("|")]
         assert rows
         assert not re.search(r"<[A-Za-z/!?]|\]\(|\]:", text)
@@ -99,7 +101,7 @@ def test_names_of_others_are_text_in_tables(records: list[RunRecord]) -> None:
         assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows[:4]} == {
             len(re.findall(r"(?<!\\)\|", rows[0]))
         }
-    for text in (csv_text(table), tables.to_csv(cells), statistics.to_csv(found)):
+    for text in (csv_text(table), to_csv(cells), statistics.to_csv(found)):
         lines_of(text)
         assert not re.search(r'(?:^|,)"?[=+@]', text, re.MULTILINE)
 
@@ -139,7 +141,7 @@ def test_names_of_others_are_text_in_advice_and_bundles(
     for record in records:
         store.add(dataclasses.replace(record, run_id=run_id_of(record.spec)))
     assert len(store.scan().records) == len(records)
-    lines_of(to_text(advise(frame(store), Budget()), Budget()))
+    lines_of(advice.to_text(advise(frame(store), Budget()), Budget()))
     made = export_results(store.root, tmp_path / "b.zip")
     assert (made.runs, made.broken) == (len(records), ())
 

@@ -16,9 +16,10 @@ import pytest
 
 from peftbench.report import build
 from peftbench.report.page import render
-from peftbench.results.frame import epochs, frame, read_table
+from peftbench.results.frame import epochs, frame
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
+from peftbench.results.table_files import read_table
 
 EVIL = '<script>alert("x")</script>'
 CARD = {
@@ -161,7 +162,7 @@ def test_downloads_hold_every_digit(page, store):
     content = base64.b64decode(links["runs.csv"].partition("base64,")[2])
     path = store.root / "copy.csv"
     path.write_bytes(content)
-    pd.testing.assert_frame_equal(read_table(path), store.frame())
+    pd.testing.assert_frame_equal(read_table(path), frame(store))
 
 
 def test_the_same_records_give_the_same_page_and_large_downloads_are_compressed(

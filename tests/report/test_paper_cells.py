@@ -8,8 +8,9 @@ import paper_runs
 import pytest
 from paper_runs import FGVC, LENGTHS, VTAB, of_published, run
 
-from peftbench.report.papers import Options, catalogue, html, latex, layout, markdown
+from peftbench.report.papers import catalogue, html, latex, layout, markdown
 from peftbench.report.papers.measured import fill, with_details
+from peftbench.report.papers.options import Options
 from peftbench.results import published
 from peftbench.results.frame import frame
 from peftbench.results.record import Cost, Status

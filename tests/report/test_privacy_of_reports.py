@@ -9,9 +9,9 @@ import pytest
 
 from peftbench import report as reports
 from peftbench.results import privacy
-from peftbench.results.frame import read_table
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
+from peftbench.results.table_files import read_table
 
 
 @pytest.mark.parametrize("part", ["tables", "page"])

@@ -34,7 +34,7 @@ def test_methods_stand_at_their_average_rank_and_a_bar_joins_those_not_told_apar
     runs = table(make_record)
     (ranking,) = rankings(runs)
     assert (ranking.labels, ranking.places) == (("lora", "ssf", "linear"), (1.5, 1.5, 3.0))
-    assert ranking.bars == (("lora", "ssf"),) and ranking.told
+    assert ranking.bars == (("lora", "ssf"),) and ranking.conclusive
     (axes,) = critical_difference(runs).axes
     assert {"lora  1.50", "ssf  1.50", "3.00  linear"} <= set(texts(axes))
     (bar,) = [line for line in axes.lines if line.get_linewidth() == 2.6]

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from peftbench.errors import ConfigError
-from peftbench.report.tables.cells import overall, summary, to_csv, to_markdown, to_text
+from peftbench.report.tables.cells import overall, summary
+from peftbench.report.tables.text import to_csv, to_markdown, to_text
 from peftbench.results.frame import frame
 from peftbench.results.record import Status
 

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from peftbench.errors import ConfigError, StoreError
-from peftbench.results.bundles.incoming import export_results, import_results
+from peftbench.results.bundles.incoming import import_results
+from peftbench.results.bundles.outgoing import export_results
 from peftbench.results.frame import frame
 from peftbench.results.identity import run_id_of
 from peftbench.results.record import SCHEMA, Cost, Status

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from peftbench.errors import DiskFull, StoreError
+from peftbench.results.atomic import write_atomic
 from peftbench.results.disk import explained, full_number, writing
-from peftbench.results.store import ResultsStore, write_atomic
+from peftbench.results.store import ResultsStore
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -11,20 +11,12 @@ import pytest
 
 import peftbench
 from peftbench.errors import ConfigError, StoreError
-from peftbench.results.frame import (
-    COLUMNS,
-    EPOCH_COLUMNS,
-    committed,
-    epochs,
-    frame,
-    read_table,
-    select,
-    settings_of,
-    settings_text,
-    write_table,
-)
+from peftbench.results.columns import COLUMNS, EPOCH_COLUMNS
+from peftbench.results.frame import committed, epochs, frame, select
 from peftbench.results.record import Cost, EpochRow, Status
+from peftbench.results.settings import settings_of, settings_text
 from peftbench.results.store import ResultsStore, StoreWarning
+from peftbench.results.table_files import read_table, write_table
 
 NA = pd.NA
 
@@ -195,7 +187,7 @@ def test_a_store_gives_its_rows_and_a_warning_for_each_broken_file(tmp_path, mak
     store.add(make_record())
     (tmp_path / "runs" / "lora" / "broken.json").write_text("{")
     with pytest.warns(StoreWarning, match=r"broken\.json"):
-        table = store.frame()
+        table = frame(store)
     assert list(table["run_id"]) == ["0123456789abcdef"]
 
 

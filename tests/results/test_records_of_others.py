@@ -21,16 +21,14 @@ from support.mutation import COPIES, mutations
 
 from peftbench.errors import PeftbenchError, StoreError
 from peftbench.results import privacy
-from peftbench.results.bundles.incoming import (
-    _check_card,
-    _check_predictions,
-    export_results,
-    import_results,
-)
-from peftbench.results.frame import csv_text, frame, read_table, write_table
+from peftbench.results.bundles.incoming import _check_card, _check_predictions, import_results
+from peftbench.results.bundles.outgoing import export_results
+from peftbench.results.frame import frame
 from peftbench.results.identity import run_id_of
+from peftbench.results.predictions import UNREADABLE
 from peftbench.results.record import RunRecord, parsed
-from peftbench.results.store import UNREADABLE, ResultsStore
+from peftbench.results.store import ResultsStore
+from peftbench.results.table_files import csv_text, read_table, write_table
 from peftbench.untrusted import guarded, unguarded
 
 Change = Callable[[dict[str, Any]], object]

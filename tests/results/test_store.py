@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from peftbench.errors import StoreError
-from peftbench.results import locks
-from peftbench.results import store as store_module
+from peftbench.results import atomic, locks
+from peftbench.results.guard import Busy
 from peftbench.results.locks import SILENT_SECONDS, STALE_SECONDS, SUBMISSION_VARIABLE
 from peftbench.results.record import RunRecord, Status
-from peftbench.results.store import Busy, ResultsStore, StoreWarning
+from peftbench.results.store import ResultsStore, StoreWarning
 
 RUN = "0123456789abcdef"
 
@@ -276,7 +276,7 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
     def refused(path, *args, **kwargs):  # root would be let in
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(store_module, "open", refused, raising=False)
+    monkeypatch.setattr(atomic, "open", refused, raising=False)
     with pytest.raises(StoreError, match="Permission denied"):
         ResultsStore(tmp_path).check_writable()
 

@@ -122,7 +122,7 @@ def test_a_clearly_worse_method_leaves_the_set_and_its_equals_stay():
     noise = generator.normal(0, 0.01, (4, 4, 3))
     levels = np.array([0.80, 0.80, 0.80, 0.60])[:, None, None]
     found = not_distinguishable(long(levels + noise))
-    assert found.told and found.over == SEEDS and (found.datasets, found.seeds) == (4, 3)
+    assert found.conclusive and found.over == SEEDS and (found.datasets, found.seeds) == (4, 3)
     assert set(found.members) == {"m0", "m1", "m2"} and found.best == found.members[0]
     assert found.p_holm["m3"] <= 0.05 and found.best not in found.p_holm
 
@@ -131,13 +131,13 @@ def test_with_few_data_sets_nothing_can_be_told_of_new_ones():
     table = long(np.array([0.9, 0.5, 0.1])[:, None, None] + np.zeros((3, 4, 3)))
     found = not_distinguishable(table, over=DATASETS)
     # four data sets: 2 / 2^4 = 0.125, three pairs: 0.375
-    assert not found.told and found.smallest == pytest.approx(0.375)
+    assert not found.conclusive and found.smallest == pytest.approx(0.375)
     assert found.members == ("m0", "m1", "m2")
     wide = long(np.array([0.9, 0.5, 0.1])[:, None, None] + np.zeros((3, 7, 1)))
     found = not_distinguishable(wide, over=DATASETS)  # 3 x 2 / 2^7 = 0.047
-    assert found.told and found.members == ("m0",)
+    assert found.conclusive and found.members == ("m0",)
     single = not_distinguishable(long([[[0.9]], [[0.1]]]))
-    assert not single.told and single.members == ("m0", "m1") and single.smallest == 1.0
+    assert not single.conclusive and single.members == ("m0", "m1") and single.smallest == 1.0
 
 
 def test_a_method_without_all_data_sets_is_not_compared():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from peftbench.cli.main import main
-from peftbench.config import build as config
+from peftbench.config.choices import read_group
 from support.tiny_runs import short_timings
 
 
@@ -28,7 +28,7 @@ Cli = Callable[..., Done]
 
 # `short_timings` for the processes of sweeps: imported there as installed packages of methods are
 SHORT = """
-from peftbench import cost
+from peftbench.run import cost
 
 cost.BUDGET_SECONDS, cost.WARMUP_RUNS, cost.LATENCY_BATCH = 0.0, 0, 2
 """
@@ -55,9 +55,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes of sweeps
     shorten_timings_of_processes(tmp_path / "site", monkeypatch)
-    config._read.cache_clear()
+    read_group.cache_clear()
     yield folder
-    config._read.cache_clear()
+    read_group.cache_clear()
 
 
 @pytest.fixture

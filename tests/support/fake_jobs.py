@@ -46,11 +46,15 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Servers that run `FAKE_CLI`; the folder where each job leaves a note."""
     package = tmp_path / "fake" / "peftbench"
     package.mkdir(parents=True)
-    for name in ("__init__", "config", "experiment"):
+    real = Path(peftbench.__file__).parent
+    for name in ("", "config", "run", "cli"):
+        (package / name).mkdir(exist_ok=True)
+        (package / name / "__init__.py").write_text("")
+    for name in ("config/build", "run/experiment"):  # what a server loads before its jobs
         (package / f"{name}.py").write_text("")
-    (package / "cli.py").write_text(FAKE_CLI)
-    for name in ("errors.py", "registry.py", "results", "sweep"):  # these are real
-        (package / name).symlink_to(Path(peftbench.__file__).parent / name)
+    (package / "cli" / "main.py").write_text(FAKE_CLI)
+    for name in ("errors.py", "registry.py", "results", "sweep", "cli/server.py"):  # these are real
+        (package / name).symlink_to(real / name)
     notes = tmp_path / "notes"
     notes.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))

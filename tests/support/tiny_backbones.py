@@ -27,7 +27,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import Anatomy, describe
+from peftbench.backbones.anatomy import Anatomy
+from peftbench.backbones.describe import describe
 
 NUM_CLASSES = 5  # of the classifier that the backbones come with
 

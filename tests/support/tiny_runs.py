@@ -18,12 +18,13 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from peftbench import data
-from peftbench.config import build as config
+from peftbench.config.choices import config_dir
 from peftbench.methods import METHODS, Method, discover
 from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
 from peftbench.run import cost
 from peftbench.spec import BackboneSpec, DatasetSpec, Recipe, RunSpec
+from peftbench.sweep.launchers.register import register
 
 discover()
 
@@ -80,8 +81,8 @@ def tiny_spec(method: str | Method = "linear", **changes: Any) -> RunSpec:
 
 def compose(*overrides: str) -> DictConfig:
     """What `peftbench run OVERRIDES` composes."""
-    config.register()
-    with hydra.initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+    register()
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         return hydra.compose("config", overrides=list(overrides))
 
 

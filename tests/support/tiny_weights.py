@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from peftbench.backbones.checkpoints import fitting
+from peftbench.backbones.checkpoints.conversion import Needs
 
 State = dict[str, Tensor]
 VIT = "vit_tiny_patch16_224"
@@ -25,5 +25,5 @@ def small_model(name: str = VIT, seed: int = 0, **options: object) -> nn.Module:
 
 def body_of(built: nn.Module) -> State:
     """The tensors that a model needs from a file, by their names."""
-    needs = fitting.Needs.of(built)
+    needs = Needs.of(built)
     return {name: needs.tensors[name] for name in needs.required}

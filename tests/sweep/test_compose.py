@@ -12,8 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from peftbench.config import build as config
+from peftbench.config.choices import config_dir
 from peftbench.sweep.compose import Composer
+from peftbench.sweep.launchers.register import register
 
 CHOICES = ("method=lora", "recipe=vpetl", "dataset=mini/digits")
 
@@ -40,8 +41,8 @@ ALONE = (
 @pytest.fixture(scope="module")
 def hydra_itself() -> Iterator[tuple[ConfigLoader, DictConfig]]:
     """What composes, and the configuration of the sweep."""
-    config.register()
-    with hydra.initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+    register()
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         whole = hydra.compose("config", return_hydra_config=True)
         yield GlobalHydra.instance().config_loader(), whole
 

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 from support.tiny_runs import tiny_spec
 
+from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.methods.adapter import AdapterVPT
 from peftbench.spec import RunSpec
-from peftbench.sweep.tuning.cells import TunerConfig, make_cells
+from peftbench.sweep.tuning.cells import make_cells
 
 PAPER = TunerConfig(name="grid", grid="vpt")
 

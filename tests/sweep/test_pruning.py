@@ -9,10 +9,11 @@ import optuna
 import pytest
 from support.tiny_runs import tiny_spec
 
+from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.spec import Phase
-from peftbench.sweep.tuning.cells import Cell, TunerConfig, advance, make_cells
+from peftbench.sweep.tuning.cells import Cell, advance, make_cells
 from peftbench.sweep.tuning.pruning import Curve, Looks, Pruner
 
 EPOCHS = 8

@@ -168,7 +168,7 @@ def test_a_job_whose_node_dies_goes_to_another(
         while not (jobs / "long.begun").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        cli = tmp_path / "fake" / "peftbench" / "cli.py"
+        cli = tmp_path / "fake" / "peftbench" / "cli" / "main.py"
         cli.write_text(FAKE_CLI.replace("time.sleep(float(rest[1]))", "pass"))
         machines.add_node(num_cpus=1)
         machines.remove_node(first, allow_graceful=False)

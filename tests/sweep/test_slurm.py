@@ -240,7 +240,7 @@ def test_a_job_that_slurm_requeues_goes_on_and_the_launcher_waits_for_it(
     assert "long" not in {f.job for f in finished}
     for state in ("PENDING", "REQUEUED", "CONFIGURING"):
         (slurm / "17_0.state").write_text(state)
-    (tmp_path / "fake" / "peftbench" / "cli.py").write_text(
+    (tmp_path / "fake" / "peftbench" / "cli" / "main.py").write_text(
         FAKE_CLI.replace("time.sleep(float(rest[1]))", "pass")
     )
     fake("start", "17_0")

@@ -6,9 +6,7 @@ A table gives names and shapes at once and reads the numbers of a tensor when th
 from __future__ import annotations
 
 import functools
-import io
 import math
-import mmap
 import re
 import struct
 import zipfile
@@ -24,10 +22,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peftbench import untrusted
-from peftbench.backbones.checkpoints import pickles
+from peftbench.backbones.checkpoints.containers import STORAGES, Found, read_pickles, read_zip
+from peftbench.backbones.checkpoints.pickled import (
+    WIDTHS,
+    Inert,
+    PickledArray,
+    Refused,
+    StoredTensor,
+)
 from peftbench.errors import WeightsError
 
-MOST_PICKLE = 2**30  # bytes of the pickle inside a zip file; the numbers lie beside it
 MOST_ENTRIES = 2_000_000  # visited in one file: a pickle can refer to one object many times
 MOST_DEPTH = 40  # of nested mappings, and dots in one name
 MOST_TENSORS = 200_000  # of one file; the largest that people have, with optimizers, have thousands
@@ -39,32 +43,6 @@ MOST_SHARED = 4
 # a .npz of true weights hardly shrinks when it is packed; what unpacks to more is no such file
 MOST_GROWTH = 20  # times the file's size
 ALWAYS_ALLOWED = 256 * 2**20  # bytes
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of torch < 1.6
-STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "UntypedStorage": "uint8",
-}
-FOREIGN = (  # first bytes of files that are taken for weights
-    (b"version https://git-lfs", "a pointer of Git LFS and not the weights: run `git lfs pull`"),
-    (b"<!doctype html", "a web page and not the weights: fetch the file itself"),
-    (b"<html", "a web page and not the weights: fetch the file itself"),
-    (b"\x89hdf", "an HDF5 file of Keras: convert it to safetensors"),
-    (b"\x1f\x8b", "packed with gzip: unpack it first"),
-    (b"7z\xbc\xaf", "packed with 7-Zip: unpack it first"),
-    (b"rar!", "packed with RAR: unpack it first"),
-    (b"{", "JSON; where it is the index of a split checkpoint, join the parts into one file"),
-)
 
 
 @dataclass(frozen=True)
@@ -124,7 +102,7 @@ def read(path: Path) -> dict[str, Entry]:
         if path.suffix == ".safetensors" or (start[8:9] == b"{" and start[:1] != b"\x80"):
             return _checked(_read_safetensors(path))
         zipped = start.startswith(b"PK")
-        found = _read_zip(path) if zipped else _read_pickles(path, start)
+        found = read_zip(path) if zipped else read_pickles(path, start)
         table = _checked(_flattened(found))
         together, size = sum(entry.size for entry in table.values()), path.stat().st_size
         if together > ALWAYS_ALLOWED + MOST_SHARED * size:
@@ -172,7 +150,7 @@ def corrupt(path: Path, error: Exception, where: str = "") -> WeightsError:
     found = untrusted.printable(where + lines[0].rstrip("."))
     if len(found) > 160:
         found = found[:160].rpartition(" ")[0] + " ..."
-    if isinstance(error, pickles.Refused):
+    if isinstance(error, Refused):
         advice = (
             "Nothing of it was run. Where you trust its source, load it there with torch, save "
             "`model.state_dict()` as safetensors, and give that file"
@@ -193,20 +171,12 @@ def _described(content: Any) -> str:
     if isinstance(content, Mapping) and content:
         keys = ", ".join(repr(str(key)[:40]) for key in list(content)[:6])  # texts or numbers
         return untrusted.printable(f", only the keys {keys}")
-    if isinstance(content, pickles.Inert):
+    if isinstance(content, Inert):
         return untrusted.printable(f", only a {content.name}")
     return ""
 
 
 # ------------------------------------------------------------------- one file of each kind
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The content of a pickle, and how the numbers of one of its storages are read."""
-
-    content: Any
-    numbers: Callable[[pickles.Storage], Tensor]
 
 
 def _read_safetensors(path: Path) -> dict[str, Entry]:
@@ -236,162 +206,10 @@ def _checked(table: dict[str, Entry]) -> dict[str, Entry]:
     return table
 
 
-def _read_zip(path: Path) -> _Found:
-    """A file of torch >= 1.6: one pickle, and a member with the numbers of each storage."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        untrusted.check_directory(file)
-    with zipfile.ZipFile(path) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        pickled = [n for n in members if n.count("/") == 1 and n.endswith("/data.pkl")]
-        if len(pickled) != 1:
-            raise ValueError("a zip file without the weights of torch in it")
-        folder = pickled[0].removesuffix("data.pkl")
-        if f"{folder}constants.pkl" in members:
-            raise pickles.Refused("it is a TorchScript archive, which holds code")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
-            raise ValueError("a zip file with packed members, which torch does not write")
-        if sum(info.file_size for info in members.values()) > size:
-            raise ValueError("its members announce more bytes than the file has")
-        order = folder + "byteorder"
-        if order in members and archive.read(order) not in (b"little", b""):
-            raise ValueError("its numbers are in the byte order of another machine")
-        pickle = untrusted.read_member(archive, pickled[0], MOST_PICKLE)
-
-    def stored(identity: Any) -> pickles.Storage:
-        storage = _storage(identity)
-        member = members.get(f"{folder}data/{storage.key}")
-        wanted = storage.numbers * pickles.WIDTHS[STORAGES[storage.kind]]
-        if member is None or member.file_size < wanted:
-            has = "none" if member is None else f"{member.file_size:,}"
-            raise ValueError(f"a tensor in it needs {wanted:,} bytes and there are {has}")
-        return storage
-
-    def numbers(storage: pickles.Storage) -> Tensor:
-        data = _member(path, members[f"{folder}data/{storage.key}"])
-        return torch.frombuffer(data, dtype=torch.uint8)
-
-    return _Found(pickles.read(io.BytesIO(pickle), stored), _once(numbers))
-
-
-def _once(numbers: Callable[[pickles.Storage], Tensor]) -> Callable[[pickles.Storage], Tensor]:
-    """Each storage is read once, and all its tensors are views of it."""
-    known: dict[str, Tensor] = {}
-
-    def read_once(storage: pickles.Storage) -> Tensor:
-        if storage.key not in known:
-            known[storage.key] = numbers(storage)
-        return known[storage.key]
-
-    return read_once
-
-
-def _member(path: Path, info: zipfile.ZipInfo) -> bytearray:
-    """The bytes of a stored member, without reading the directory of the zip file again."""
-    data = bytearray(info.file_size)
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        header = file.read(30)  # of fixed length; its last two numbers are lengths
-        if len(header) != 30 or header[:4] != b"PK\x03\x04":
-            raise zipfile.BadZipFile("a member of it does not begin where its directory says")
-        name, extra = struct.unpack("<HH", header[26:])
-        file.seek(name + extra, 1)
-        if file.readinto(data) != len(data):
-            raise EOFError("it ends in the middle of a tensor")
-    if zlib.crc32(data) != info.CRC:
-        raise zipfile.BadZipFile("the checksum of a tensor is wrong")
-    return data
-
-
-def _read_pickles(path: Path, start: bytes) -> _Found:
-    """A file of torch < 1.6, or a plain pickle of numpy arrays."""
-    lowered = start.lower()
-    for magic, what in FOREIGN:
-        if lowered.startswith(magic):
-            raise ValueError(f"it is {what}")
-    if not start.startswith((b"\x80", b"(", b"c", b"]", b"}")):
-        raise ValueError("it is no file of torch, numpy or safetensors")
-    storages: dict[str, pickles.Storage] = {}
-
-    def stored(identity: Any) -> Any:
-        if isinstance(identity, tuple) and identity[:1] == ("module",) and len(identity) > 1:
-            return identity[1]  # a class, with its source code beside it
-        storage = _storage(identity)
-        if storages.setdefault(storage.key, storage) != storage:
-            raise ValueError("two of its storages share a key")
-        return storage
-
-    with (
-        open(path, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        content = pickles.read(data, stored)  # type: ignore[arg-type]
-        if content != LEGACY_MAGIC:
-            if storages:
-                raise ValueError("its tensors lie in another file")
-            return _Found(content, _no_numbers)
-        pickles.read(data, stored)  # type: ignore[arg-type]
-        system = pickles.read(data, stored)  # type: ignore[arg-type]
-        if not isinstance(system, dict) or system.get("little_endian") is not True:
-            raise ValueError("its numbers are in the byte order of another machine")
-        content = pickles.read(data, stored)  # type: ignore[arg-type]
-        keys = pickles.read(data, stored)  # type: ignore[arg-type]
-        places: dict[str, tuple[int, int]] = {}
-        at = data.tell()
-        for key in keys if isinstance(keys, list) else []:
-            if not isinstance(key, str) or key in places:
-                raise ValueError("its list of storages is damaged")
-            known = storages.get(key)
-            (count,) = struct.unpack("<q", data[at : at + 8])
-            width = pickles.WIDTHS[STORAGES[known.kind]] if known else 0
-            at += 8
-            if known is None or count < known.numbers or at + count * width > len(data):
-                raise ValueError("it ends before its tensors do")
-            places[key] = (at, known.numbers * width)
-            at += count * width
-        if storages.keys() - places.keys():
-            raise ValueError("it lacks the numbers of some tensors")
-
-    def numbers(storage: pickles.Storage) -> Tensor:
-        offset, length = places[storage.key]
-        found = bytearray(length)
-        with open(path, "rb") as opened:
-            opened.seek(offset)
-            if opened.readinto(found) != length:
-                raise EOFError("it ends in the middle of a tensor")
-        return torch.frombuffer(found, dtype=torch.uint8)
-
-    return _Found(content, _once(numbers))
-
-
-def _no_numbers(storage: pickles.Storage) -> Tensor:
-    raise ValueError("its tensors lie in another file")
-
-
-def _storage(identity: Any) -> pickles.Storage:
-    """Of a persistent id: 'storage', class, key, device, count, and in old files a part of it."""
-    if (
-        not isinstance(identity, tuple)
-        or len(identity) < 5
-        or identity[0] != "storage"
-        or not isinstance(identity[1], pickles.Name)
-        or identity[1].qualified not in STORAGES
-        or not isinstance(identity[2], str)
-        or type(identity[4]) is not int
-        or not 0 <= identity[4] <= pickles.MOST_NUMBERS
-    ):
-        kind = identity[1] if isinstance(identity, tuple) and len(identity) > 1 else ""
-        named = f": {kind.qualified[:40]}" if isinstance(kind, pickles.Name) else ""
-        raise ValueError(f"a storage in it is of a kind that is not read{named}")
-    if len(identity) > 5 and identity[5] is not None:
-        raise ValueError("a storage in it is a part of another one")
-    return pickles.Storage(identity[2], identity[1].qualified, identity[4])
-
-
 # ------------------------------------------------------------------- names
 
 
-def _flattened(found: _Found) -> dict[str, Entry]:
+def _flattened(found: Found) -> dict[str, Entry]:
     """The tensors of a pickle by their full names."""
     table: dict[str, Entry] = {}
     visited = characters = 0
@@ -401,7 +219,7 @@ def _flattened(found: _Found) -> dict[str, Entry]:
         visited += 1
         if visited > MOST_ENTRIES or depth > MOST_DEPTH:
             raise ValueError("it is nested without end")
-        if isinstance(value, pickles.StoredTensor | pickles.PickledArray):
+        if isinstance(value, StoredTensor | PickledArray):
             entry = _entry(value, found)
             if entry is not None:
                 characters += len(name)
@@ -412,7 +230,7 @@ def _flattened(found: _Found) -> dict[str, Entry]:
             for key, inner in value.items():
                 below = f"{name}.{key}" if name else str(key)
                 collect(inner, below, depth + 1)
-        elif isinstance(value, pickles.Inert):
+        elif isinstance(value, Inert):
             collect(value.items, name, depth + 1)
             if isinstance(value.state, Mapping):
                 # of a whole pickled module, what its state dict would have in it
@@ -421,7 +239,7 @@ def _flattened(found: _Found) -> dict[str, Entry]:
                     for part in parts:
                         collect(part, name, depth + 1)
         elif isinstance(value, list | tuple) and any(
-            isinstance(v, Mapping | pickles.StoredTensor) for v in value
+            isinstance(v, Mapping | StoredTensor) for v in value
         ):
             for i, inner in enumerate(value):
                 collect(inner, f"{name}.{i}" if name else str(i), depth + 1)
@@ -430,10 +248,10 @@ def _flattened(found: _Found) -> dict[str, Entry]:
     return table
 
 
-def _entry(value: pickles.StoredTensor | pickles.PickledArray, found: _Found) -> Entry | None:
+def _entry(value: StoredTensor | PickledArray, found: Found) -> Entry | None:
     """A tensor of a pickle, or None for an array of no numbers."""
-    if isinstance(value, pickles.StoredTensor):
-        width = pickles.WIDTHS[value.dtype or STORAGES[value.storage.kind]]
+    if isinstance(value, StoredTensor):
+        width = WIDTHS[value.dtype or STORAGES[value.storage.kind]]
         size = math.prod(value.shape) * width
         return Entry(value.shape, lambda: _strided(value, found.numbers(value.storage)), size)
     if not value.dtype:
@@ -442,7 +260,7 @@ def _entry(value: pickles.StoredTensor | pickles.PickledArray, found: _Found) ->
     return Entry(value.shape, lambda: _from_array(value), size)
 
 
-def _strided(tensor: pickles.StoredTensor, raw: Tensor) -> Tensor:
+def _strided(tensor: StoredTensor, raw: Tensor) -> Tensor:
     dtype = getattr(torch, tensor.dtype or STORAGES[tensor.storage.kind])
     if not math.prod(tensor.shape):
         return torch.empty(tensor.shape, dtype=dtype)
@@ -451,7 +269,7 @@ def _strided(tensor: pickles.StoredTensor, raw: Tensor) -> Tensor:
     return whole.as_strided(tensor.shape, tensor.stride, tensor.offset)
 
 
-def _from_array(array: pickles.PickledArray) -> Tensor:
+def _from_array(array: PickledArray) -> Tensor:
     dtype = np.dtype(array.dtype)
     if math.prod(array.shape) * dtype.itemsize != len(array.data):
         raise ValueError("an array in it has another size than its bytes")
@@ -461,40 +279,6 @@ def _from_array(array: pickles.PickledArray) -> Tensor:
 
 
 # ------------------------------------------------------------------- .npz
-
-
-class _Recorded(io.FileIO):
-    """A file that knows from which places it was read."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "rb")
-        self.places: set[int] = set()
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.places.add(self.tell())
-        return super().read(-1 if size is None else size) or b""
-
-
-def read_npz_into(path: Path, fill: Callable[[Any], object], needed: int) -> list[str]:
-    """Let `fill`, which needs about that many bytes, read a `.npz` whose sizes were checked; the
-    names that it did not look at.
-
-    Raises:
-        WeightsError: the file is damaged, or unpacks to much more than weights do.
-        KeyError, AssertionError: of `fill`: the file is for another model.
-    """
-    check_file(path)
-    try:
-        size = path.stat().st_size
-        most = max(ALWAYS_ALLOWED, size, min(MOST_GROWTH * size, ALWAYS_ALLOWED + 2 * needed))
-        names = list(untrusted.read_npz(path, most))
-        with zipfile.ZipFile(path) as archive:
-            places = {i.filename.removesuffix(".npy"): i.header_offset for i in archive.infolist()}
-    except (*READING, TypeError, SyntaxError) as e:
-        raise corrupt(path, e) from e
-    with _Recorded(path) as file:
-        fill(file)
-        return [name for name in names if places[name] not in file.places]
 
 
 def template(name: str) -> str:

@@ -8,17 +8,25 @@ in a file can run.
 
 from __future__ import annotations
 
-import math
 import pickletools
 import re
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import IO, Any
 
-MOST_DIMENSIONS = 16
-MOST_NUMBERS = 2**48  # of one tensor; larger ones exist nowhere
+from peftbench.backbones.checkpoints.pickled import (
+    Inert,
+    Name,
+    PickledArray,
+    Refused,
+    array_from_buffer,
+    fill_array,
+    reconstructed,
+    stored_tensor,
+    typed_tensor,
+)
+
 # instructions of one pickle; a file of weights has tens for each tensor, and an instruction of one
 # byte can make an object of 200 bytes
 MOST_INSTRUCTIONS = 2_000_000
@@ -56,61 +64,6 @@ INERT_CALLS = re.compile(  # functions and types that stand for a value which we
     r"|operator\.getitem|collections\.deque"
     r"|builtins\.(complex|bytearray|bytes|slice|range|int|float|str|bool|object)"
 )
-
-
-class Refused(ValueError):
-    """The pickle asks for something that is no data; the text names it."""
-
-
-@dataclass(frozen=True)
-class Name:
-    """A class or function that a pickle names; it is never imported."""
-
-    module: str
-    qualified: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.qualified}"
-
-
-@dataclass(eq=False, repr=False, slots=True)  # it may hold itself
-class Inert:
-    """What a pickle says about an object of a class that is not rebuilt."""
-
-    name: Name
-    arguments: tuple[Any, ...] = ()
-    items: dict[Any, Any] = field(default_factory=dict)
-    state: Any = None
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A run of numbers outside of the pickle."""
-
-    key: str
-    kind: str  # torch's name of the storage class, such as FloatStorage
-    numbers: int
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A view of a storage, as `torch.as_strided` takes it; all in numbers of its dtype."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: str  # torch's name of it; empty: that of the storage
-
-
-@dataclass(eq=False, repr=False, slots=True)
-class PickledArray:
-    """A numpy array whose bytes lie in the pickle itself."""
-
-    shape: tuple[int, ...] = ()
-    dtype: str = ""  # such as <f4; empty: not numbers
-    fortran: bool = False
-    data: bytes | bytearray | str = b""  # as text where each character is a byte
 
 
 class _Mark:
@@ -351,69 +304,7 @@ def _set_state(target: Any, state: Any) -> None:
     if isinstance(target, Inert):
         target.state = state
     elif isinstance(target, PickledArray):
-        _fill_array(target, state)
-
-
-def _fill_array(array: PickledArray, state: Any) -> None:
-    shape, dtype, fortran, data = state[-4:]
-    if isinstance(data, bytes | bytearray | str) and isinstance(dtype, Inert):
-        array.shape = _sizes(shape)
-        array.dtype = _numpy_dtype(dtype)
-        array.fortran = bool(fortran)
-        array.data = data
-
-
-def _numpy_dtype(dtype: Inert) -> str:
-    """Such as <f4; empty for everything that is not plain numbers."""
-    code = dtype.arguments[0] if dtype.arguments else ""
-    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "|"
-    if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]", code):
-        return ""
-    return f"{order if order in ('<', '>', '|') else '='}{code}"
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    if isinstance(values, Inert):  # torch.Size
-        values = values.arguments[0]
-    if not isinstance(values, tuple | list) or len(values) > MOST_DIMENSIONS:
-        raise ValueError("a tensor in it has no shape")
-    if any(type(v) is not int or not 0 <= v <= MOST_NUMBERS for v in values):
-        raise ValueError("a tensor in it has a shape that is not of whole numbers")
-    return tuple(values)
-
-
-def _tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype: str = ""
-) -> StoredTensor:
-    """A tensor that lies within its storage and repeats none of its numbers."""
-    if any(isinstance(about, dict) and any(about.values()) for about in rest[2:]):
-        raise ValueError("a tensor in it is a conjugate or negative view")
-    shape, steps = _sizes(size), _sizes(stride)
-    if not isinstance(storage, Storage) or len(shape) != len(steps):
-        raise ValueError("a tensor in it is damaged")
-    if type(offset) is not int or not 0 <= offset <= MOST_NUMBERS:
-        raise ValueError("a tensor in it is damaged")
-    numbers = math.prod(shape)
-    last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-    if numbers > storage.numbers or (numbers and last >= storage.numbers):
-        raise ValueError(
-            f"a tensor in it has the shape {shape}, and its storage only {storage.numbers:,} "
-            "numbers"
-        )
-    return StoredTensor(storage, offset, shape, steps, dtype)
-
-
-def _typed_tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
-) -> StoredTensor:
-    """As newer dtypes are saved: the storage counts bytes."""
-    if not isinstance(storage, Storage) or not isinstance(dtype, Name):
-        raise ValueError("a tensor in it is damaged")
-    if dtype.qualified not in WIDTHS:
-        raise ValueError(f"a tensor in it is of type {dtype.qualified[:40]}, which is not read")
-    width = WIDTHS[dtype.qualified]
-    counted = Storage(storage.key, storage.kind, storage.numbers // width)
-    return _tensor(counted, offset, size, stride, dtype=dtype.qualified)
+        fill_array(target, state)
 
 
 def _of_subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
@@ -422,19 +313,6 @@ def _of_subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
 
 def _parameter(data: Any, *_: Any) -> Any:
     return data
-
-
-def _reconstructed(kind: Any, *_: Any) -> Any:
-    return PickledArray()
-
-
-def _array_from_buffer(
-    buffer: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any
-) -> PickledArray:
-    if not isinstance(dtype, Inert):
-        raise ValueError("an array in it is damaged")
-    data = buffer if isinstance(buffer, bytes | bytearray | str) else b""
-    return PickledArray(_sizes(shape), _numpy_dtype(dtype), order == "F", data)
 
 
 def _dtype(*arguments: Any) -> Inert:
@@ -471,24 +349,17 @@ def _object_of(kind: Any, *_: Any) -> Any:
     return _instance(kind, ())
 
 
-WIDTHS = {  # bytes of a number of torch's dtypes
-    **dict.fromkeys(("float64", "int64", "complex64", "uint64"), 8),
-    **dict.fromkeys(("float32", "int32", "uint32"), 4),
-    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
-    **dict.fromkeys(("int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2"), 1),
-    "complex128": 16,
-}
 BUILDERS: Mapping[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _typed_tensor,
+    "torch._utils._rebuild_tensor": stored_tensor,
+    "torch._utils._rebuild_tensor_v2": stored_tensor,
+    "torch._utils._rebuild_tensor_v3": typed_tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _of_subclass,
-    "numpy.core.multiarray._reconstruct": _reconstructed,
-    "numpy._core.multiarray._reconstruct": _reconstructed,
-    "numpy.core.numeric._frombuffer": _array_from_buffer,
-    "numpy._core.numeric._frombuffer": _array_from_buffer,
+    "numpy.core.multiarray._reconstruct": reconstructed,
+    "numpy._core.multiarray._reconstruct": reconstructed,
+    "numpy.core.numeric._frombuffer": array_from_buffer,
+    "numpy._core.numeric._frombuffer": array_from_buffer,
     "numpy.dtype": _dtype,
     "_codecs.encode": _encoded,
     "builtins.getattr": _attribute,

@@ -16,9 +16,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from peftbench.registry import unknown_name
 from peftbench.report.figures.lines import Line, Score, draw, lines, name_ends
 from peftbench.report.figures.style import STYLE, empty
-from peftbench.report.tables.cells import SCORES
-from peftbench.results.frame import settings_of
+from peftbench.report.tables.runs import SCORES
 from peftbench.results.record import Status
+from peftbench.results.settings import settings_of
 
 COLUMNS = 2  # panels side by side
 SETTINGS = {"lr": "learning rate", "weight_decay": "weight decay"}

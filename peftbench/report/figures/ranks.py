@@ -31,7 +31,7 @@ class Ranking:
     wins: pd.DataFrame
     datasets: int
     p: float | None  # of Friedman's test that all are equal; `None` where it is not defined
-    told: bool  # whether so many data sets could tell any two apart
+    conclusive: bool  # whether so many data sets could tell any two apart
     left_out: tuple[str, ...]
 
 
@@ -101,7 +101,7 @@ def rankings(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
                 wins=ranks.win_rates(means),
                 datasets=means.shape[1],
                 p=ranks.friedman(means).p,
-                told=told,
+                conclusive=told,
                 left_out=tuple(x.label for x in lacking),
             )
         )
@@ -151,7 +151,7 @@ def _remark(ranking: Ranking) -> str:
     parts = [f"average rank over {ranking.datasets} data sets, 1 is best"]
     if ranking.p is not None:
         parts.append(f"Friedman p = {ranking.p:.2g}")
-    if ranking.told:
+    if ranking.conclusive:
         parts.append("a bar: no pair differs at 5 % (Wilcoxon, Holm)")
     else:
         parts.append("too few data sets to tell any two apart")

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from peftbench.results.store import write_atomic
+from peftbench.results.atomic import write_atomic
 
 # Okabe and Ito's colours without yellow, which is too light for thin marks on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

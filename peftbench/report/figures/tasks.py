@@ -15,16 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from peftbench.report.figures.style import GREY, STYLE, empty, look
-from peftbench.report.tables.cells import (
-    MEAN_OF_GROUPS,
-    MEAN_OF_TASKS,
-    OK,
-    SCORES,
-    SHOWN,
-    TASK,
-    overall,
-    summary,
-)
+from peftbench.report.tables.cells import MEAN_OF_GROUPS, MEAN_OF_TASKS, OK, TASK, overall, summary
+from peftbench.report.tables.runs import SCORES
+from peftbench.report.tables.text import SHOWN
 
 COLUMNS = 4  # panels side by side
 LINE = 0.19  # inches for one method

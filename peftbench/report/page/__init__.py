@@ -18,10 +18,12 @@ from markupsafe import Markup
 from peftbench.report.figures.learning import QUANTITIES
 from peftbench.report.page.facts import failures, method_parts, provenance
 from peftbench.report.page.panels import costs, looks, markers, panels
-from peftbench.report.tables.cells import SCORES, summary, to_csv
-from peftbench.results.frame import csv_text
+from peftbench.report.tables.cells import summary
+from peftbench.report.tables.runs import SCORES
+from peftbench.report.tables.text import to_csv
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
+from peftbench.results.table_files import csv_text
 
 SCRIPTS = ("dom.js", "tables.js", "scatter.js", "curves.js", "main.js")
 COMPRESSED = 400_000  # bytes from which a download is stored as gzip

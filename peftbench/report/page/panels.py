@@ -13,7 +13,8 @@ from peftbench.report.figures.learning import QUANTITIES, scores
 from peftbench.report.figures.lines import lines
 from peftbench.report.figures.style import COLOURS, look
 from peftbench.report.spreads import Row, leaders, spreads
-from peftbench.report.tables.cells import OK, SCORES, TASK, labelled, summary
+from peftbench.report.tables.cells import OK, TASK, labelled, summary
+from peftbench.report.tables.runs import SCORES
 from peftbench.report.verdict import verdict
 from peftbench.statistics.coverage import describe
 from peftbench.statistics.intervals import Interval
@@ -40,7 +41,7 @@ def panels(table: pd.DataFrame, epochs: pd.DataFrame) -> list[dict[str, Any]]:
         panel["curves"] = curves.get(key, {})
         found_best = {metric: best[metric].get(key) for metric in SCORES}
         panel["best"] = {
-            metric: list(one.members) if one is not None and one.told else []
+            metric: list(one.members) if one is not None and one.conclusive else []
             for metric, one in found_best.items()
         }
         whole = next((a["name"] for a in panel["averages"]), "")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from peftbench.errors import ConfigError
+from peftbench.report.papers.options import Options as Options
+from peftbench.results.atomic import write_atomic
 from peftbench.results.record import RunRecord
-from peftbench.results.store import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,17 +20,6 @@ if TYPE_CHECKING:
     from peftbench.report.papers.model import Table
 
 FORMATS = ("md", "tex", "csv", "html")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may fill a table."""
-
-    where: tuple[str, ...] = ()  # conditions on runs, as in `peftbench.results.frame.select`
-    best_on_test: bool = False  # also runs that selected the epoch on test
-    limited: bool = False  # also runs on a part of the images
-    incomplete: bool = False  # averages over rows with holes, marked
-    dirty: bool = False  # also runs whose code differed from its commit
 
 
 @dataclass(frozen=True)

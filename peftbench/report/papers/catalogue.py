@@ -25,7 +25,7 @@ from peftbench.report.papers.description import (
     Series,
     Task,
 )
-from peftbench.results.frame import settings_of, settings_text
+from peftbench.results.settings import settings_of, settings_text
 
 SUITES = "_suites.yaml"  # the data sets that tables share
 TABLE_KEYS = {

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from peftbench.report.papers.model import PUBLISHED, Table
-from peftbench.results.frame import Column, csv_text
+from peftbench.results.columns import Column
+from peftbench.results.table_files import csv_text
 
 COLUMNS = (
     Column("table", "string", "name of the table"),

@@ -41,7 +41,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Taken:
+class TaskCell:
     """What a row has on one data set. `conditions` are what the cells of a column must share."""
 
     cell: tables.Cell
@@ -51,7 +51,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Made:
+class ColumnCell:
     """A cell and the conditions of everything that is in it."""
 
     cell: Cell
@@ -68,13 +68,13 @@ def weights_of(column: Column, keys: Sequence[str], tasks: Mapping[str, Task]) -
 
 def make(
     column: Column,
-    row: Mapping[str, Taken],
-    against: Mapping[str, Taken],
+    row: Mapping[str, TaskCell],
+    against: Mapping[str, TaskCell],
     tasks: Mapping[str, Task],
     *,
     shown: frozenset[str],
     incomplete: bool,
-) -> Made:
+) -> ColumnCell:
     """The cell of a row in `column`.
 
     `against` is the row that wins are counted over, `shown` the data sets with columns of their
@@ -83,7 +83,7 @@ def make(
     """
     taken = {key: row[key] for key in column.tasks}
     if all(t.cell.state == MISSING for t in taken.values()):
-        return Made(Cell(MISSING))
+        return ColumnCell(Cell(MISSING))
     if column.kind in ACCURACIES:
         return _accuracy(column, taken, tasks, shown=shown, incomplete=incomplete)
     if column.kind == WINS:
@@ -93,12 +93,12 @@ def make(
 
 def _accuracy(
     column: Column,
-    taken: Mapping[str, Taken],
+    taken: Mapping[str, TaskCell],
     tasks: Mapping[str, Task],
     *,
     shown: frozenset[str],
     incomplete: bool,
-) -> Made:
+) -> ColumnCell:
     done = [key for key, t in taken.items() if t.cell.state == OK]
     remarks: list[str] = []
     used = list(taken)
@@ -112,7 +112,7 @@ def _accuracy(
         mixed = _mixed({key: taken[key] for key in used})
         hidden = {key: taken[key] for key in taken if key not in shown}
         if mixed:
-            return Made(Cell(INCOMPLETE, notes=(mixed,)))
+            return ColumnCell(Cell(INCOMPLETE, notes=(mixed,)))
         weights = weights_of(column, used, tasks)
         averaged = tables.average({key: t.cell for key, t in taken.items()}, weights, remarks)
         result = replace(averaged, notes=(*averaged.notes, *_notes_of(hidden)))
@@ -126,25 +126,27 @@ def _accuracy(
         tuple(differences),
         partial=used != list(taken),
     )
-    return Made(cell, _conditions([taken[key] for key in used if key in done]))
+    return ColumnCell(cell, _conditions([taken[key] for key in used if key in done]))
 
 
 def _wins(
-    taken: Mapping[str, Taken],
-    against: Mapping[str, Taken],
+    taken: Mapping[str, TaskCell],
+    against: Mapping[str, TaskCell],
     tasks: Mapping[str, Task],
     *,
     incomplete: bool,
-) -> Made:
+) -> ColumnCell:
     """Data sets on which the mean is better than that of the other row; equal is no win."""
     done = [key for key in taken if taken[key].cell.state == against[key].cell.state == OK]
     notes: tuple[str, ...] = ()
     if len(done) < len(taken):
         if all(t.cell.state == UNSUPPORTED for t in taken.values()):
-            return Made(Cell(UNSUPPORTED))
+            return ColumnCell(Cell(UNSUPPORTED))
         lost = [key for key in taken if key not in done]
         if not incomplete or not done:
-            return Made(Cell(INCOMPLETE, notes=(f"not counted without {_some(lost)} of both",)))
+            return ColumnCell(
+                Cell(INCOMPLETE, notes=(f"not counted without {_some(lost)} of both",))
+            )
         notes = (f"of {len(done)} data sets, without {_some(lost)}",)
     partial = bool(notes)
     won = 0
@@ -155,31 +157,35 @@ def _wins(
     if mixed := several(text for t in both for text in t.cell.arithmetic):
         notes = (*notes, f"runs computed in {' and '.join(mixed)} are compared")
     differences = dict.fromkeys(d for t in both for d in t.differences)
-    return Made(Cell(OK, float(won), notes=notes, differences=tuple(differences), partial=partial))
+    return ColumnCell(
+        Cell(OK, float(won), notes=notes, differences=tuple(differences), partial=partial)
+    )
 
 
-def _parameters(column: Column, taken: Mapping[str, Taken], tasks: Mapping[str, Task]) -> Made:
+def _parameters(
+    column: Column, taken: Mapping[str, TaskCell], tasks: Mapping[str, Task]
+) -> ColumnCell:
     """Counts come from the runs, so a data set without one is a hole whatever was asked for."""
     counts = {key: t.counts for key, t in taken.items() if t.counts is not None}
     if len(counts) < len(taken):
         if all(t.cell.state == UNSUPPORTED for t in taken.values()):
-            return Made(Cell(UNSUPPORTED))
+            return ColumnCell(Cell(UNSUPPORTED))
         lost = [key for key in taken if key not in counts]
-        return Made(Cell(INCOMPLETE, notes=(f"not counted without {_some(lost)}",)))
+        return ColumnCell(Cell(INCOMPLETE, notes=(f"not counted without {_some(lost)}",)))
     if column.kind == TOTAL:
         backbones = {c.backbone for c in counts.values()}
         if len(backbones) > 1:
-            return Made(Cell(INCOMPLETE, notes=("not counted over different backbones",)))
+            return ColumnCell(Cell(INCOMPLETE, notes=("not counted over different backbones",)))
         (backbone,) = backbones
         added = sum(c.tuned + c.head for c in counts.values())
         # one shared backbone, unless each task replaces the whole of it
         shared = 0 if all(c.unfrozen == backbone for c in counts.values()) else backbone
-        return Made(Cell(OK, (shared + added) / backbone))
+        return ColumnCell(Cell(OK, (shared + added) / backbone))
     weights = weights_of(column, list(counts), tasks)
     mean = sum(
         weights[key] * (c.tuned + (c.head if column.head else 0)) for key, c in counts.items()
     )
-    return Made(Cell(OK, mean / MILLION))
+    return ColumnCell(Cell(OK, mean / MILLION))
 
 
 def draws(cells: Mapping[int, tables.Cell], wanted: int) -> tables.Cell:
@@ -208,7 +214,7 @@ def draws(cells: Mapping[int, tables.Cell], wanted: int) -> tables.Cell:
     )
 
 
-def _mixed(taken: Mapping[str, Taken]) -> str:
+def _mixed(taken: Mapping[str, TaskCell]) -> str:
     """Why these data sets have no common average; empty where they have one."""
     for name in ("protocol", "selection"):
         values = sorted({t.conditions[name] for t in taken.values() if name in t.conditions})
@@ -217,7 +223,7 @@ def _mixed(taken: Mapping[str, Taken]) -> str:
     return ""
 
 
-def _conditions(used: Sequence[Taken]) -> dict[str, frozenset[str]]:
+def _conditions(used: Sequence[TaskCell]) -> dict[str, frozenset[str]]:
     values: dict[str, set[str]] = defaultdict(set)
     for taken in used:
         for name, value in taken.conditions.items():
@@ -225,7 +231,7 @@ def _conditions(used: Sequence[Taken]) -> dict[str, frozenset[str]]:
     return {name: frozenset(found) for name, found in values.items()}
 
 
-def _notes_of(taken: Mapping[str, Taken]) -> list[str]:
+def _notes_of(taken: Mapping[str, TaskCell]) -> list[str]:
     """Remarks of data sets that have no column of their own."""
     where: dict[str, list[str]] = defaultdict(list)
     for key, t in taken.items():

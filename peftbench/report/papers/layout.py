@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from peftbench.report.papers.description import ACCURACIES, PARAMETERS, TOTAL, WINS, Column
 from peftbench.report.papers.model import BASELINE, PUBLISHED, Cell, Table
-from peftbench.report.tables.cells import OK, SHOWN
+from peftbench.report.tables.cells import OK
+from peftbench.report.tables.text import SHOWN
 
 ROW, PRINTED, DIFFERENCE = "row", "published", "difference"  # kinds of lines
 SIGN = {TOTAL: "×"}

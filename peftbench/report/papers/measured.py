@@ -10,16 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.report.papers import Options, protocols
+from peftbench.report.papers import protocols
 from peftbench.report.papers.description import ACCURACIES, TASK, PaperTable, Row, Task
-from peftbench.report.papers.formulas import Counts, Made, Taken, draws, make
+from peftbench.report.papers.formulas import ColumnCell, Counts, TaskCell, draws, make
 from peftbench.report.papers.model import BASELINE, Cell, Table, TableBlock, TableRow
+from peftbench.report.papers.options import Options
 from peftbench.report.papers.printed import Collection
 from peftbench.report.tables import cells as tables
-from peftbench.report.tables.cells import MISSING, MIXED, OK, Run
+from peftbench.report.tables.cells import MISSING, MIXED, OK
+from peftbench.report.tables.runs import SCORES, Run, eligible
 from peftbench.results.frame import committed, select
-from peftbench.results.record import RunRecord, Status
-from peftbench.results.store import current
+from peftbench.results.record import RunRecord, Status, current
 
 # what the cells of one column must share; a cell that does not is marked
 CONDITIONS = ("protocol", *protocols.FIXED)
@@ -58,7 +59,7 @@ def with_details(
     have their own names.
     """
     by_id = {record.run_id: record for record in current(records)}
-    metrics = {task.metric for task in paper.tasks.values()} - set(tables.SCORES)
+    metrics = {task.metric for task in paper.tasks.values()} - set(SCORES)
     columns: dict[str, list[Any]] = {"shot_seed": [], **{m: [] for m in metrics}}
     for run_id in table["run_id"]:
         record = by_id[run_id]
@@ -106,7 +107,7 @@ class _Pool:
             if metric not in pool.columns:
                 left_out.append(f"{metric}, which no run has")
                 continue
-            runs, lines = tables.eligible(
+            runs, lines = eligible(
                 pool, metric=metric, limited=options.limited, best_on_test=options.best_on_test
             )
             left_out += [line for line in lines if line not in left_out]
@@ -136,25 +137,27 @@ class _Pool:
         own = [run for run in runs if self._protocol(run) == self.paper.protocol]
         return own or runs
 
-    def measure(self, row: Row, task: Task, runs: Sequence[Run], usual: tables.Usual) -> Taken:
+    def measure(
+        self, row: Row, task: Task, runs: Sequence[Run], usual: tables.Majority
+    ) -> TaskCell:
         """The cell of a row on a data set."""
         if not runs:
-            return Taken(tables.Cell(MISSING))
+            return TaskCell(tables.Cell(MISSING))
         names = sorted({self._protocol(run) for run in runs})
         if len(names) > 1:
             note = f"runs of protocols {' and '.join(names)}: choose with --where protocol=NAME"
-            return Taken(tables.Cell(MIXED, notes=(note,)))
+            return TaskCell(tables.Cell(MIXED, notes=(note,)))
         cell = self._cell(task, runs, usual)
         done = [run for run in runs if run.status == Status.OK]
         if cell.state != OK or not done:
-            return Taken(cell)
+            return TaskCell(cell)
         conditions = [{name: self._condition(run, name) for name in CONDITIONS} for run in done]
         agreed = {
             name: " and ".join(sorted({condition[name] for condition in conditions}))
             for name in CONDITIONS
         }
         differences = dict.fromkeys(line for run in done for line in self._differences(row, run))
-        return Taken(cell, agreed, tuple(differences), self._counts(done))
+        return TaskCell(cell, agreed, tuple(differences), self._counts(done))
 
     def remarks(self) -> list[str]:
         """What the reader of the whole table must know."""
@@ -162,7 +165,7 @@ class _Pool:
         lines = [f"Only runs with {where}."] if where else []
         return lines + [f"Left out: {line}" for line in self.left_out]
 
-    def _cell(self, task: Task, runs: Sequence[Run], usual: tables.Usual) -> tables.Cell:
+    def _cell(self, task: Task, runs: Sequence[Run], usual: tables.Majority) -> tables.Cell:
         if task.draws == 1:
             return tables.measure(runs, usual)
         by_draw: dict[int, list[Run]] = defaultdict(list)
@@ -170,7 +173,7 @@ class _Pool:
             by_draw[int(self.facts[run.row].get("shot_seed") or 0)].append(run)
         cells = {
             number: tables.measure(
-                drawn, replace(tables.Usual.of(drawn), arithmetic=usual.arithmetic)
+                drawn, replace(tables.Majority.of(drawn), arithmetic=usual.arithmetic)
             )
             for number, drawn in by_draw.items()
         }
@@ -231,7 +234,7 @@ def _block(pool: _Pool, b: int, collection: Collection | None) -> TableBlock:
     """The rows of a block, with what is printed for them if there is a collection of it."""
     paper, block = pool.paper, pool.paper.blocks[b]
     taken = [{k: pool.taken(row, task) for k, task in paper.tasks.items()} for row in block.rows]
-    usual = tables.Usual.of([run for row in taken for group in row.values() for run in group])
+    usual = tables.Majority.of([run for row in taken for group in row.values() for run in group])
     rows = [
         {key: pool.measure(row, paper.tasks[key], runs, usual) for key, runs in found.items()}
         for row, found in zip(block.rows, taken, strict=True)
@@ -254,15 +257,15 @@ def _block(pool: _Pool, b: int, collection: Collection | None) -> TableBlock:
 def _made(
     paper: PaperTable,
     titles: Sequence[Row],
-    rows: Sequence[Mapping[str, Taken]],
+    rows: Sequence[Mapping[str, TaskCell]],
     incomplete: bool,
-) -> list[list[Made]]:
+) -> list[list[ColumnCell]]:
     """Cells of a block, row by row."""
     shown = frozenset(c.tasks[0] for c in paper.columns if c.kind == TASK)
     by_title = {title.title: row for title, row in zip(titles, rows, strict=True)}
     return [
         [
-            Made(Cell(BASELINE))
+            ColumnCell(Cell(BASELINE))
             if column.is_baseline(title)
             else make(
                 column,
@@ -278,7 +281,7 @@ def _made(
     ]
 
 
-def _marked(made: Sequence[Sequence[Made]], protocol: str) -> list[list[Cell]]:
+def _marked(made: Sequence[Sequence[ColumnCell]], protocol: str) -> list[list[Cell]]:
     """The cells, with a remark on each whose conditions are not those of its column.
 
     A column has the conditions of most of its cells of the paper's protocol, or else of most.

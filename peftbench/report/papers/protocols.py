@@ -10,7 +10,7 @@ from typing import Any
 from peftbench import shipped
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
-from peftbench.results.frame import settings_text
+from peftbench.results.settings import settings_text
 from peftbench.spec import LAST, PreprocessingSpec, Protocol, Recipe
 
 PIXELS = ("normalisation", "resize", "interpolation")

@@ -9,11 +9,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from peftbench.errors import StoreError
-from peftbench.report.papers import Options, catalogue, protocols
+from peftbench.report.papers import catalogue, protocols
 from peftbench.report.papers.description import PARAMETERS, TOTAL, Column, PaperTable
 from peftbench.report.papers.layout import cell_text, difference_text, unique_titles
 from peftbench.report.papers.measured import differences_in, fill, with_details
 from peftbench.report.papers.model import BASELINE, Cell, Table
+from peftbench.report.papers.options import Options
 from peftbench.report.tables.cells import MISSING, OK
 from peftbench.results import published
 from peftbench.results.frame import frame

@@ -9,10 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -20,14 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from peftbench import data
-from peftbench.backbones.load import hash_checkpoint
-from peftbench.cli.processes import MOST_PROCESSES
+from peftbench.backbones.hashes import hash_checkpoint
+from peftbench.canonical import digest
+from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
-from peftbench.limits import check_launcher, check_micro_batch, check_number
+from peftbench.limits import MOST_PROCESSES, check_launcher, check_micro_batch, check_number
 from peftbench.registry import unknown_name
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import DatasetSpec, digest
+from peftbench.spec import DatasetSpec
 from peftbench.sweep.compose import Composer
 from peftbench.sweep.jobs import (
     Attempt,
@@ -41,10 +39,8 @@ from peftbench.sweep.jobs import (
     without_repeats,
 )
 from peftbench.sweep.plan import Estimates
-from peftbench.sweep.queues.pool import Command, Finished, Pool, Queue
-from peftbench.sweep.queues.slots import Slot, make_slots, visible_gpus
+from peftbench.sweep.queues.pool import Command, Finished, Queue
 from peftbench.sweep.status import StatusView
-from peftbench.sweep.tuning.cells import TunerConfig
 from peftbench.sweep.work import Plain, TunedWork, Work
 from peftbench.untrusted import printable, printable_lines
 
@@ -67,17 +63,6 @@ class QueueConfig:
     retry_out_of_memory: int = 0  # times, each with half the images in memory at a time
     on_failure: str = "continue"  # or "stop": start no further job after a failure
     stop_after: int | None = None  # or after so many
-
-
-@dataclass
-class PoolConfig(QueueConfig):
-    """Schema of `hydra/launcher=pool`; `jobs` is one for each core by default on a CPU."""
-
-    _target_: str = f"{PLUGINS}.PoolLauncher"
-    gpus: str = "auto"  # "auto", a count, or identifiers such as "0+2"; "0" for the CPU
-    gpus_per_job: int = 1
-    jobs_per_gpu: int = 1
-    stagger: float = 0.0  # seconds between the starts of two slots
 
 
 class JobLauncher(Launcher):
@@ -268,53 +253,6 @@ class QueueLauncher(JobLauncher):
         return attempt.with_half_the_batch()
 
 
-class PoolLauncher(QueueLauncher):
-    """A queue over this machine's GPUs, or its cores."""
-
-    options: PoolConfig
-
-    def __init__(self, **options: Any) -> None:
-        self.options = PoolConfig(**options)
-
-    def gpus_of_a_job(self) -> int:
-        return self.options.gpus_per_job if visible_gpus(self.options.gpus) else 0
-
-    def place(self, store: ResultsStore) -> Callable[[int], Place]:
-        options, every = self.options, slots_of(self.options)
-
-        def choose(at_most: int) -> Place:
-            slots = every[:at_most] or every[:1]
-
-            def queue() -> Queue[Attempt]:
-                return Pool(slots, timeout=options.timeout, stagger=options.stagger)
-
-            names = tuple(slot.name for slot in slots)
-            return Place(f"{len(slots)} at a time", names, queue)
-
-        return choose
-
-
-def register_launcher() -> None:
-    """Make our values of `hydra/launcher` and `hydra/sweeper` known."""
-    plugins = Plugins.instance()  # before ours are stored: an installed plugin is called ray too
-    from peftbench.sweep.launchers.cluster import RayConfig, RayLauncher, SlurmConfig, SlurmLauncher
-    from peftbench.sweep.launchers.plan import PlanConfig, PlanLauncher
-    from peftbench.sweep.launchers.product import (  # not before the plugins
-        ProductConfig,
-        ProductSweeper,
-    )
-
-    store = ConfigStore.instance()
-    store.store(group="hydra/launcher", name="pool", node=PoolConfig)
-    store.store(group="hydra/launcher", name="slurm", node=SlurmConfig)
-    store.store(group="hydra/launcher", name="ray", node=RayConfig)
-    store.store(group="hydra/launcher", name="plan", node=PlanConfig)
-    store.store(group="hydra/sweeper", name="product", node=ProductConfig)
-    for plugin in (PoolLauncher, SlurmLauncher, RayLauncher, PlanLauncher, ProductSweeper):
-        plugins.register(plugin)
-        plugins.class_name_to_class[f"{PLUGINS}.{plugin.__name__}"] = plugin
-
-
 def _sweep_name(config: DictConfig) -> str:
     """Name of a sweep: that of its experiment, else a digest of what its command asks for.
 
@@ -327,16 +265,6 @@ def _sweep_name(config: DictConfig) -> str:
     aside = ("results_dir=", "device=", "threads=", "force=", "quiet=", "logger", "hydra")
     asked = [o for o in config.hydra.overrides.task if not o.lstrip("+~").startswith(aside)]
     return f"sweep-{digest(sorted(asked))[:8]}"
-
-
-def slots_of(options: PoolConfig) -> list[Slot]:
-    """The slots that the options of a launcher ask for."""
-    return make_slots(
-        visible_gpus(options.gpus),
-        gpus_per_job=options.gpus_per_job,
-        jobs_per_gpu=options.jobs_per_gpu,
-        jobs=options.jobs,
-    )
 
 
 def _failures_allowed(options: QueueConfig) -> int | None:

@@ -8,8 +8,9 @@ from typing import Any
 from peftbench.limits import check_launcher, check_threads
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Job
-from peftbench.sweep.launchers.base import PLUGINS, JobLauncher, PoolConfig, slots_of
+from peftbench.sweep.launchers.base import PLUGINS, JobLauncher
 from peftbench.sweep.launchers.cluster import RayConfig, SlurmConfig
+from peftbench.sweep.launchers.pool import PoolConfig, slots_of
 from peftbench.sweep.plan import show
 
 

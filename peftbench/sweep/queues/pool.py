@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Generic, Protocol, TypeVar
 
-from peftbench.cli.server import STOP_SECONDS
 from peftbench.results.disk import explained, full_number
+from peftbench.sweep.queues.processes import STOP_SECONDS
 from peftbench.sweep.queues.slots import Slot
 
 START_ATTEMPTS = 3  # of a server that dies before it is ready

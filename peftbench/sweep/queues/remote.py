@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from peftbench.cli.server import STOP_SECONDS
 from peftbench.results.locks import BEAT_SECONDS
 from peftbench.sweep.queues.pool import Command, Finished
+from peftbench.sweep.queues.processes import STOP_SECONDS
 from peftbench.sweep.queues.slots import Slot
 from peftbench.sweep.queues.submission import (
     CANCELLED,

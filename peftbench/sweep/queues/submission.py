@@ -25,8 +25,8 @@ from typing import Any
 
 import psutil
 
+from peftbench.results.atomic import write_atomic
 from peftbench.results.locks import Owner, age_of, gone, time_at
-from peftbench.results.store import write_atomic
 
 CANCELLED = "was cancelled"
 TIME_LIMIT = "reached its time limit"

@@ -10,13 +10,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
+from peftbench.canonical import digest
 from peftbench.config import grids
+from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 from peftbench.results.record import RunRecord, Status
-from peftbench.spec import RunSpec, digest
+from peftbench.spec import RunSpec
 from peftbench.sweep.tuning.pruning import Curve, Pruner
 from peftbench.sweep.tuning.search import (
     GridSearch,
@@ -30,21 +31,6 @@ from peftbench.sweep.tuning.search import (
 )
 
 TUNERS = ("none", "grid", "optuna")
-
-
-@dataclass
-class TunerConfig:
-    """Schema of `tuner`; none of it is part of a run's identity, what it chooses is."""
-
-    name: str = "none"  # or "grid", "optuna"
-    space: dict[str, Any] = field(default_factory=dict)  # key -> values, or low, high, log, integer
-    trials: int | None = None  # of each cell; needed by optuna, all points of a grid by default
-    pruner: str = "none"  # or "median", "halving": what stops hopeless trials of optuna
-    look_at: list[float] = field(default_factory=lambda: [0.25, 0.5])  # shares of their epochs
-    startup: int = 4  # trials before median stops any
-    reduction: int = 3  # of so many trials, halving lets one go on
-    seed: int = 0  # of the trials' runs and of what is drawn
-    grid: str | None = None  # instead of a space: each method's own grid from conf/grid/NAME.yaml
 
 
 @dataclass
@@ -180,7 +166,7 @@ def _search(tuner: TunerConfig, journals: str, key: str) -> Search:
 
 def _paper_search(tuner: TunerConfig, overrides: Sequence[str], spec: RunSpec) -> Search:
     """The grid that a paper searched for a method, without what its row fixes."""
-    from peftbench.config.build import pinned
+    from peftbench.config.choices import pinned
 
     if tuner.name != "grid":
         raise ConfigError(f"tuner.grid={tuner.grid} needs tuner=grid, not tuner={tuner.name}.")

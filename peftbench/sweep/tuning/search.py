@@ -60,7 +60,7 @@ class Search(ABC):
         self.trials = trials  # the budget, the same for every method
         self.scores: dict[int, float] = {}  # of the trials that ended well
         self.asked: dict[int, Trial] = {}
-        self.told: set[int] = set()
+        self.finished: set[int] = set()
 
     @abstractmethod
     def propose(self) -> Trial:
@@ -85,14 +85,14 @@ class Search(ABC):
 
         `looks` are its val accuracies on the way, by epoch.
         """
-        self.told.add(trial.number)
+        self.finished.add(trial.number)
         if score is not None and math.isfinite(score):
             self.scores[trial.number] = score
 
     @property
     def over(self) -> bool:
         """Whether every trial of the budget has ended."""
-        return len(self.told) >= self.trials
+        return len(self.finished) >= self.trials
 
     def winner(self) -> Trial:
         """The best trial; among equals the one with the smaller values, in the space's order.
@@ -103,7 +103,9 @@ class Search(ABC):
             ConfigError: no trial ended well.
         """
         if not self.scores:
-            raise ConfigError(f"none of {len(self.told)} trials ended well, so none can be chosen")
+            raise ConfigError(
+                f"none of {len(self.finished)} trials ended well, so none can be chosen"
+            )
         best = max(self.scores.values())
         tied = [self.asked[n] for n, score in self.scores.items() if score == best]
         return min(tied, key=lambda trial: tuple(_order(v) for _, v in trial.point))

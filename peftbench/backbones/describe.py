@@ -1,0 +1,371 @@
+"""The anatomy of a backbone, confirmed by a probe."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from peftbench.backbones.accepted import dtype_of, uncopyable
+from peftbench.backbones.anatomy import GENERIC, STEM, Anatomy, Family, Kind, Role, Site, Tokens
+from peftbench.errors import ConfigError, Unsupported
+
+
+def describe(backbone: nn.Module, image_size: int) -> Anatomy:
+    """The anatomy of a timm model with a classifier.
+
+    Sites are declared by the family of the model's class and confirmed by one forward pass of a
+    weightless copy, which gives widths and shows modules that are never called. A class without a
+    family, or a variant that lacks a role of its family, has no sites: methods that need none
+    still work.
+
+    Raises:
+        Unsupported: the model has no single classifier.
+        ConfigError: the model cannot be copied, which the probe and merging need.
+    """
+    from peftbench.backbones.families import family_of
+
+    family = family_of(backbone)
+    head = head_path(backbone)
+    classifier = backbone.get_submodule(head)
+    declared = list(_declare(backbone, family))
+    shapes, channels = _probe(backbone, [path for path, *_ in declared], image_size)
+    late = _late_entries(declared, shapes)
+    sites = tuple(
+        _site(backbone, family, path, role, depth, stage, shapes.get(path))
+        for path, role, depth, stage in declared
+        if (path, role) not in late
+    )
+    optional = family.optional | {Role.ATTN_ENTRY, Role.MLP_ENTRY}
+    missing = set(family.inside) - {site.role for site in sites} - optional
+    if missing:  # a variant with other modules, such as blocks with fused projections
+        family, sites = GENERIC, ()
+    blocks = [site for site in sites if site.role is Role.BLOCK]
+    norms = _norms(backbone, head)
+    head_params = sum(p.numel() for p in classifier.parameters())
+    return Anatomy(
+        family=family.name,
+        sites=sites,
+        depth=len(blocks),
+        head=head,
+        head_width=_in_features(classifier, head),
+        tokens=_tokens(backbone, family, blocks),
+        num_params=sum(p.numel() for p in backbone.parameters()) - head_params,
+        bias_attributes=family.bias_attributes,
+        position_biases=family.position_biases,
+        num_biases=_count(backbone, family.bias_attributes, head),
+        num_position_biases=_count(backbone, family.position_biases, head),
+        image_size=image_size,
+        norms=tuple(norms),
+        num_norm_params=sum(norms.values()),
+        channels=channels,
+    )
+
+
+def head_path(backbone: nn.Module) -> str:
+    """Dotted path of the classifier that timm's `get_classifier` returns."""
+    get_classifier: Callable[[], nn.Module] | None = getattr(backbone, "get_classifier", None)
+    classifier = get_classifier() if get_classifier else None
+    for path, module in backbone.named_modules():
+        if module is classifier and path and not isinstance(module, nn.Identity):
+            return path
+    raise Unsupported(_no_classifier(backbone, classifier))
+
+
+def _no_classifier(backbone: nn.Module, classifier: object) -> str:
+    """Why there is no single module to replace."""
+    own = f"{type(backbone).__name__} has no single classifier module to replace"
+    if classifier is None:
+        return f"{own}: it is no model of timm, whose get_classifier would name it."
+    if isinstance(classifier, nn.Identity):
+        return f"{own}: it was built with num_classes=0. Build it with num_classes > 0."
+    if isinstance(classifier, tuple | list | nn.ModuleList | nn.ModuleDict):
+        return (
+            f"{own} but {len(classifier)}, as distilled models do, and a method would train one of "
+            "them. Use an architecture with one head, such as its form without distillation."
+        )
+    return f"{own}: what its get_classifier returns is a {type(classifier).__name__}."
+
+
+def match(pattern: str, paths: list[str]) -> list[str]:
+    """Those of `paths` that fit `pattern`, name by name; * stands for any part of one name."""
+    want = pattern.split(".")
+    found = []
+    for path in paths:
+        names = path.split(".")
+        if len(names) == len(want) and all(map(fnmatch.fnmatchcase, names, want)):
+            found.append(path)
+    return found
+
+
+def weightless_copy(model: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers are on the meta device; costs no memory."""
+    memo: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _declare(backbone: nn.Module, family: Family) -> Iterator[tuple[str, Role, int, int]]:
+    """(path, role, depth, stage) of each declared site, in depth order."""
+    if not family.blocks:
+        return
+    paths = [p for p, m in backbone.named_modules() if p and not isinstance(m, nn.Identity)]
+    known = set(paths)
+    for role, patterns in family.stem.items():
+        for pattern in patterns:
+            for path in match(pattern, paths):
+                if _fits(role, backbone.get_submodule(path)):
+                    yield path, role, STEM, 0
+    stages: list[str] = []
+    for depth, block in enumerate(match(family.blocks, paths)):
+        stage_path = block.rpartition(".")[0]
+        if stage_path not in stages:
+            stages.append(stage_path)
+            for pattern in family.transitions:
+                for path in match(pattern, paths):
+                    # Swin: layers.1.downsample stands beside layers.1.blocks
+                    if path.rpartition(".")[0] == stage_path.removesuffix(".blocks"):
+                        yield path, Role.TRANSITION, depth, len(stages) - 1
+                        for role, names in family.in_transition.items():
+                            for inner in (f"{path}.{name}" for name in names):
+                                if inner in known and _fits(role, backbone.get_submodule(inner)):
+                                    yield inner, role, depth, len(stages) - 1
+        yield block, Role.BLOCK, depth, len(stages) - 1
+        for role, names in family.inside.items():
+            for path in (f"{block}.{name}" for name in names):
+                if path in known and _fits(role, backbone.get_submodule(path)):
+                    yield path, role, depth, len(stages) - 1
+    last = len(match(family.blocks, paths))
+    for pattern in family.after:
+        for path in match(pattern, paths):
+            yield path, Role.AFTER, last, max(0, len(stages) - 1)
+
+
+def _fits(role: Role, module: nn.Module) -> bool:
+    """Whether a module is of the kind its role says; the same name differs between variants."""
+    if role in (Role.NORM, Role.TRANSITION_NORM):
+        return "Norm" in type(module).__name__
+    if role in (Role.SPATIAL_CONV, Role.POINT_CONV):
+        point = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+        return isinstance(module, nn.Conv2d) and point == (role is Role.POINT_CONV)
+    return True
+
+
+def _probe(
+    backbone: nn.Module, paths: list[str], image_size: int
+) -> tuple[dict[str, torch.Size], int]:
+    """Output shape of each module among `paths` that one forward pass calls; and the channels.
+
+    The image has the channels and the type that the model reads.
+    """
+    readings = _channels(backbone)
+    if not paths:
+        return {}, readings[0]
+    try:
+        model = weightless_copy(backbone).eval()
+    except Exception as e:  # whatever an attribute of somebody's class does when it is copied
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        held = uncopyable(backbone)
+        raise ConfigError(
+            f"this {type(backbone).__name__} cannot be copied, which merging and the search for "
+            f"its sites need{f': its attribute {held!r} says' if held else ':'} {reason}. Remove "
+            "the attribute first."
+        ) from e
+    shapes: dict[str, torch.Size] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                shapes.setdefault(path, output.shape)
+
+        return hook
+
+    for path in paths:
+        model.get_submodule(path).register_forward_hook(note(path))
+    failure: Exception | None = None
+    for channels in readings:
+        shapes.clear()
+        image = torch.empty(
+            1, channels, image_size, image_size, device="meta", dtype=dtype_of(backbone)
+        )
+        try:
+            with torch.no_grad():
+                output = model(image)
+        except (AssertionError, RuntimeError) as e:
+            failure = failure or e  # of the likeliest number of channels
+            continue
+        _check_output(backbone, output)
+        return shapes, channels
+    assert failure is not None
+    raise failure
+
+
+def _check_output(backbone: nn.Module, output: object) -> None:
+    """Refuse a model that gives anything but one row of logits for an image."""
+    own = type(backbone).__name__
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return
+    if isinstance(output, Tensor):
+        pooled = getattr(backbone, "global_pool", None)
+        cause = "built with global_pool=''" if pooled in ("", None) else "without pooling"
+        raise Unsupported(
+            f"this {own} gives {output.ndim} dimensions {tuple(output.shape)} for an image and not "
+            f"one row of logits: {cause}. Build it with its own global_pool."
+        )
+    raise Unsupported(
+        f"this {own} gives a {type(output).__name__} for an image and not one row of logits."
+    )
+
+
+def _channels(backbone: nn.Module) -> tuple[int, ...]:
+    """Channels that the images may have, the likeliest first: those of the first convolution.
+
+    It does not read the image itself where a stem rearranges pixels before it.
+    """
+    first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
+    read = 3 if first is None else first.in_channels
+    return (read,) if read == 3 else (read, 3)
+
+
+def _late_entries(
+    declared: list[tuple[str, Role, int, int]], shapes: dict[str, torch.Size]
+) -> set[tuple[str, Role]]:
+    """Norms declared as the entry of a branch which are called behind it, as in post-norm blocks.
+
+    `shapes` is in the order of calls.
+    """
+    order = {path: index for index, path in enumerate(shapes)}
+    late = set()
+    for entry, inside in ((Role.ATTN_ENTRY, Role.ATTN_OUT), (Role.MLP_ENTRY, Role.MLP_OUT)):
+        ends = {depth: order.get(path, -1) for path, role, depth, _ in declared if role is inside}
+        late |= {
+            (path, role)
+            for path, role, depth, _ in declared
+            if role is entry and "norm" in path and order.get(path, -1) > ends.get(depth, -1) >= 0
+        }
+    return late
+
+
+def _site(
+    backbone: nn.Module,
+    family: Family,
+    path: str,
+    role: Role,
+    depth: int,
+    stage: int,
+    shape: torch.Size | None,
+) -> Site:
+    module = backbone.get_submodule(path)
+    weight = getattr(module, "weight", None)
+    matrix = isinstance(weight, Tensor) and weight.ndim >= 2
+    channels_last = _channels_last(module, family)
+    if isinstance(weight, Tensor):
+        width = weight.shape[0]
+    elif shape is not None:
+        width = shape[-1] if channels_last else shape[1]
+    else:
+        raise Unsupported(
+            f"{type(backbone).__name__}: the {role} {path!r} has no weight and is never called, "
+            "so its width is unknown. Correct its family in backbones/families.py."
+        )
+    parts = (family.parts or {}).get(_inside(path, family), ())
+    return Site(
+        path=path,
+        role=role,
+        depth=depth,
+        stage=stage,
+        width=width,
+        fan_in=weight[0].numel() if matrix and isinstance(weight, Tensor) else None,
+        channels_last=channels_last,
+        called=shape is not None,
+        parts=parts,
+        num_params=sum(p.numel() for p in module.parameters()),
+        kind=kind_of(module),
+        has_bias=getattr(module, "bias", None) is not None,
+    )
+
+
+def kind_of(module: nn.Module) -> Kind:
+    """What `module` computes; a norm is known by its name, since timm defines many of its own."""
+    if isinstance(module, nn.Linear):
+        return Kind.LINEAR
+    if isinstance(module, nn.Conv2d):
+        return Kind.CONV
+    if isinstance(module, _BatchNorm):
+        return Kind.BATCH_NORM
+    return Kind.NORM if "Norm" in type(module).__name__ else Kind.OTHER
+
+
+def _inside(path: str, family: Family) -> str:
+    return ".".join(path.split(".")[len(family.blocks.split(".")) :])
+
+
+def _channels_last(module: nn.Module, family: Family) -> bool:
+    """Layout is a property of the module, not of the family: it is read off the type."""
+    if isinstance(module, nn.Linear):
+        return True
+    if isinstance(module, nn.Conv2d | _BatchNorm):
+        return False
+    if isinstance(module, nn.LayerNorm):
+        return not type(module).__name__.startswith("LayerNorm2d")
+    return family.channels_last
+
+
+def _tokens(backbone: nn.Module, family: Family, blocks: list[Site]) -> Tokens | None:
+    if not family.tokens:
+        return None
+    pooled = getattr(backbone, "global_pool", "")
+    if getattr(backbone, "attn_pool", None) is not None:
+        pooled = "map"
+    return Tokens(
+        num_prefix=int(getattr(backbone, "num_prefix_tokens", 0)),
+        width=blocks[0].width,
+        pooled=str(pooled),
+        accepts_more=not family.token_refusal,
+        refusal=family.token_refusal,
+        grid=_grid(backbone),
+    )
+
+
+def _grid(backbone: nn.Module) -> tuple[int, int] | None:
+    size = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    return (int(size[0]), int(size[1])) if size is not None else None
+
+
+def _count(backbone: nn.Module, attributes: tuple[str, ...], head: str) -> int:
+    return sum(
+        parameter.numel()
+        for name, parameter in backbone.named_parameters()
+        if name.rpartition(".")[2] in attributes and not name.startswith(f"{head}.")
+    )
+
+
+def _norms(backbone: nn.Module, head: str) -> dict[str, int]:
+    """Paths of the norms outside the classifier and how many parameters each has."""
+    found = {}
+    for path, module in backbone.named_modules():
+        inside_head = f"{path}.".startswith(f"{head}.")
+        if kind_of(module) in (Kind.NORM, Kind.BATCH_NORM) and not inside_head:
+            own = sum(p.numel() for p in module.parameters(recurse=False))
+            if own:
+                found[path] = own
+    return found
+
+
+def _in_features(classifier: nn.Module, path: str) -> int:
+    for name in ("in_features", "in_channels"):
+        value = getattr(classifier, name, None)
+        if isinstance(value, int):
+            return value
+    raise Unsupported(
+        f"The classifier {path!r} is a {type(classifier).__name__}; only linear and 1 x 1 "
+        "convolution classifiers can be replaced."
+    )

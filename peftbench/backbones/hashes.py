@@ -1,0 +1,33 @@
+"""The identity of weights: hashes of tensors and of files."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from peftbench.backbones.checkpoints import files as checkpoint
+from peftbench.backbones.describe import head_path
+
+
+def hash_tensors(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all tensors but the classifier's."""
+    head = head_path(model) + "."
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(head):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def hash_checkpoint(path: Path) -> str:
+    """SHA-256 of a local weights file, which is its identity wherever it lies."""
+    path = path.expanduser()
+    checkpoint.check_file(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

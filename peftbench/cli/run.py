@@ -1,0 +1,178 @@
+"""`peftbench run` and `peftbench plan`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from peftbench.errors import ConfigError, StoreError
+from peftbench.untrusted import printable
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from peftbench.spec import DatasetSpec
+from peftbench.cli.exit import FAILED, OK, UNSUPPORTED, USAGE
+from peftbench.cli.hydra import run_with_hydra
+
+RUN_HELP = """\
+usage: peftbench run [-m] [OVERRIDES...]
+
+Run one method on one backbone and data set; with -m the product of all comma lists.
+
+  peftbench run method=vpt_deep dataset=mini/clipart12 seed=0
+  peftbench run -m method=linear,lora dataset=mini/digits,mini/sprites_location seed=0,1
+  peftbench run method=lora method.rank=4 recipe.lr=3e-3 backbone=vit_b16
+  peftbench run method=lora dataset=folder dataset.root=PATH
+
+choices:
+  method=NAME backbone=NAME dataset=NAME recipe=NAME protocol=NAME experiments=NAME
+                      `peftbench list methods|backbones|datasets|experiments`
+  logger=none|wandb|tensorboard|csv
+                      a mirror of the run; whatever happens to it, the record stays the same
+keys:
+  seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
+  results_dir=PATH data_dir=PATH force=true quiet=true threads=N processes=N
+  checkpoint.minutes=N
+  method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
+options:
+  -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
+  tuner=grid|optuna   with -m: choose hyper-parameters on val first, same budget for every method
+  --cfg job           print the composed configuration and stop; with -p recipe, only that part
+  --config-dir PATH   one more folder with method/, backbone/, dataset/ configurations
+  hydra.launcher.KEY=VALUE   gpus gpus_per_job jobs_per_gpu jobs jobs_per_process timeout stagger
+                      retry_out_of_memory on_failure=continue|stop stop_after
+  hydra/launcher=slurm|ray   the same jobs on many machines; see README, "Many machines"
+                      retry_lost_machine=N   times that a job whose machine fails goes to another
+
+exit status: 0 done, 1 a run failed, is held by another launch or found the disk full, 2 bad command
+line, 3 the pair makes no sense, 130 interrupted
+"""
+PLAN_HELP = """\
+usage: peftbench plan OVERRIDES...
+
+What `peftbench run -m OVERRIDES...` would do: jobs, done, unsupported, time. Runs nothing.
+
+  peftbench plan method=linear,lora,vpt_deep dataset='glob(mini/*)' seed=0,1,2
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Compose and run; the exit status says whether everything ended well."""
+    if "-h" in arguments or "--help" in arguments:
+        print(RUN_HELP, end="")
+        return OK
+    task = Task()
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
+        run_with_hydra(task, [*arguments, f"hydra.sweep.dir={scratch}"])
+    if task.failures:
+        return FAILED
+    return task.status
+
+
+def plan(arguments: list[str]) -> int:
+    """Print what a sweep would do."""
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(PLAN_HELP, end="")
+        return OK if arguments else USAGE
+    sweep = [a for a in arguments if a not in ("-m", "--multirun")]
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
+        extra = ["hydra/launcher=plan", f"hydra.sweep.dir={scratch}"]
+        launchers = [a for a in sweep if a.startswith("hydra/launcher=")]
+        if launchers and launchers[-1] != "hydra/launcher=pool":
+            extra.append("hydra.launcher.cluster=true")
+        sweep = [a for a in sweep if a not in launchers]
+        run_with_hydra(Task(), ["--multirun", *sweep, *extra])
+    return OK
+
+
+class Task:
+    """What Hydra calls with a composed configuration; launchers read its flags."""
+
+    def __init__(self) -> None:
+        self.failures: list[Any] = []  # filled by launchers
+        self.flags: list[str] = []  # options that jobs in other processes need as well
+        self.status = OK
+
+    def __call__(self, cfg: DictConfig) -> None:
+        from omegaconf import OmegaConf
+
+        from peftbench import data, loggers
+        from peftbench.cli.processes import check_count, run_together
+        from peftbench.config.build import build, logger_settings
+        from peftbench.limits import check_micro_batch
+        from peftbench.results.record import Status
+        from peftbench.results.store import ResultsStore
+        from peftbench.run import experiment
+        from peftbench.sweep.jobs import outcome
+        from peftbench.training.checkpoint import Saving
+        from peftbench.training.world import from_environment
+
+        if cfg.tuner.name != "none":
+            raise ConfigError(
+                f"tuner={cfg.tuner.name} is for sweeps, which train many times. Use `peftbench run "
+                "-m`, or tuner=none for this one run."
+            )
+        told: list[str] = []
+
+        def identify(dataset: DatasetSpec) -> DatasetSpec:
+            return data.identify(dataset, lambda listing: told.extend(data.describe(listing)))
+
+        spec = build(cfg, identify)
+        check_micro_batch(cfg.micro_batch)
+        world = from_environment()
+        saving = OmegaConf.to_object(cfg.checkpoint)
+        assert isinstance(saving, Saving)
+        if world.is_single and cfg.processes != 1:
+            experiment.check(spec, cfg.device, cfg.threads)
+            check_count(cfg.processes, cfg.device)
+            self.status = run_together(sys.argv[1:], cfg.processes)
+            return
+        if not world.is_main:
+            experiment.assist(
+                spec,
+                ResultsStore(cfg.results_dir),
+                device=cfg.device,
+                threads=cfg.threads,
+                micro_batch=cfg.micro_batch,
+                saving=saving,
+            )
+            return
+        logger = loggers.make(logger_settings(cfg), cfg.results_dir)
+        store = ResultsStore(cfg.results_dir)
+        if not cfg.quiet:  # a sweep does that once
+            with contextlib.suppress(StoreError):  # where nothing is to be written
+                store.tidy()
+        if not cfg.force and experiment.settled(spec, store) is not None:
+            print(printable(f"{spec}: already done (force=true runs it again)"), flush=True)
+        elif not cfg.quiet:
+            for line in told:
+                print(printable(line), file=sys.stderr, flush=True)
+        record = experiment.run(
+            spec,
+            store,
+            device=cfg.device,
+            threads=cfg.threads,
+            force=cfg.force,
+            progress=sys.stderr.isatty(),
+            logger=logger,
+            tuning=json.loads(cfg.tuning) if cfg.tuning else None,
+            micro_batch=cfg.micro_batch,
+            saving=saving,
+        )
+        good = record.status is Status.OK
+        print(
+            f"{printable(f'{spec}: {outcome(record)}')}\n"
+            f"  {printable(str(store.path(spec.method.name, spec.run_id)))}",
+            file=sys.stdout if good else sys.stderr,
+            flush=True,
+        )
+        if record.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        if record.status is Status.UNSUPPORTED:
+            self.status = UNSUPPORTED
+        elif not good:
+            self.failures.append(record)

@@ -1,0 +1,224 @@
+"""Which runs a table is made of, and which of them are variants of one method."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from peftbench.report.words import counted, some_of, text_of
+from peftbench.results.arithmetic import arithmetic
+from peftbench.results.record import Status
+from peftbench.results.settings import settings_of
+
+SCORES = {"top1": "top-1 accuracy", "mean_per_class": "mean per-class accuracy"}
+
+
+def eligible(
+    table: pd.DataFrame,
+    *,
+    metric: str = "top1",
+    limited: bool = False,
+    best_on_test: bool = False,
+) -> tuple[list[Run], list[str]]:
+    """The runs that `summary` counts, of any status, and a line for each kind left out of it."""
+    return eligible_runs(table, metric, limited, best_on_test)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a table needs to know of one run."""
+
+    row: int  # place in the table of runs
+    heading: str
+    suite: str
+    group: str
+    dataset: str
+    method: str
+    settings: Mapping[str, str]  # everything declared but method, backbone, data set and seed
+    seed: int | None
+    status: str
+    error: str
+    score: float | None
+    tuned: int | None
+    with_head: int | None
+    weights: str
+    suite_version: str
+    manifest: str
+    arithmetic: str  # as "float32 on a CPU"
+    budget: str  # of the search that chose its hyper-parameters; empty where there was none
+
+
+Run = Run  # for tables that choose the runs of a cell in their own way
+
+
+def eligible_runs(
+    table: pd.DataFrame, metric: str, limited: bool, best_on_test: bool
+) -> tuple[list[Run], list[str]]:
+    """Runs that belong into a table, and a line for each kind of run that does not show."""
+    rows = [{"row": i, **row} for i, row in enumerate(_rows(table))]
+    out: list[str] = []
+
+    def drop(what: str, reason: Callable[[Mapping[str, Any]], bool]) -> None:
+        nonlocal rows
+        gone = [row for row in rows if reason(row)]
+        rows = [row for row in rows if not reason(row)]
+        if gone:
+            out.append(what.format(counted(len(gone), "run")))
+
+    drop("{} in the tuning phase, which reports val", lambda row: row["phase"] != "final")
+    if not limited:
+        drop("{} limited to a part of the images", lambda row: row["limit"] is not None)
+    if not best_on_test:
+        drop("{} selected on test", lambda row: "test" in text_of(row["selection"]))
+    drop(
+        f"{{}} finished without test/{metric}",
+        lambda row: row["status"] == Status.OK and row[metric] is None,
+    )
+    runs = _runs(rows, metric)
+    failed = [run for run in runs if run.status not in (Status.OK, Status.UNSUPPORTED)]
+    unsupported = [run for run in runs if run.status == Status.UNSUPPORTED]
+    out += _listed("{} failed", failed, by_dataset=True)
+    out += _listed("{} of an unsupported pair", unsupported, by_dataset=False)
+    return runs, out
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame; a missing value is None."""
+    values = (table[name].astype(object).where(table[name].notna(), None) for name in table)
+    names = [str(name) for name in table]
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _listed(what: str, runs: Sequence[Run], *, by_dataset: bool, most: int = 5) -> list[str]:
+    """One text of several lines: the number of runs, then each kind of failure with its seeds."""
+    if not runs:
+        return []
+    seeds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for run in runs:
+        pair = f"{run.method} x {run.heading}" + (f" x {run.dataset}" if by_dataset else "")
+        reason = " ".join(run.error.split()) or "no reason given"
+        reason = reason if len(reason) <= 160 else f"{reason[:159]}…"
+        seeds[pair, f"{run.status}: {reason}" if by_dataset else reason].append(str(run.seed))
+    lines = [
+        f"{pair}, {'seed' if len(numbers) == 1 else 'seeds'} {some_of(numbers)}: {reason}"
+        if by_dataset
+        else f"{pair}: {reason}"
+        for (pair, reason), numbers in seeds.items()
+    ]
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    body = [f"  - {line}" for line in lines[:most] + more]
+    return ["\n".join([f"{what.format(counted(len(runs), 'run'))}:", *body])]
+
+
+def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
+    tags: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        tags[text_of(row["backbone"])].add(text_of(row["backbone_tag"]))
+    runs = []
+    for row in rows:
+        backbone, tag = text_of(row["backbone"]), text_of(row["backbone_tag"])
+        tuned, head = row["params_tuned"], row["params_head"]
+        runs.append(
+            Run(
+                row=row["row"],
+                heading=backbone if len(tags[backbone]) == 1 else f"{backbone} [{tag}]",
+                suite=text_of(row["suite"]),
+                group=text_of(row["group"]),
+                dataset=text_of(row["dataset"]),
+                method=text_of(row["method"]),
+                settings=_settings(row),
+                seed=None if row["seed"] is None else int(row["seed"]),
+                status=text_of(row["status"]),
+                error=text_of(row["error"]),
+                score=None if row[metric] is None else float(row[metric]),
+                tuned=None if tuned is None else int(tuned),
+                with_head=None if tuned is None or head is None else int(tuned + head),
+                weights=text_of(row["backbone_sha256"]),
+                suite_version=text_of(row["suite_version"]),
+                manifest=text_of(row["manifest"]),
+                arithmetic=arithmetic(text_of(row["dtype"]), text_of(row["device"])),
+                budget=_budget(row),
+            )
+        )
+    return runs
+
+
+def _budget(row: Mapping[str, Any]) -> str:
+    """As "grid: 12 trials x 50 epochs"; a method that was searched longer has an advantage."""
+    if row["tuner"] is None:
+        return ""
+    trials, epochs = (
+        "unknown" if row[name] is None else f"{row[name]}" for name in ("trials", "trial_epochs")
+    )
+    return f"{row['tuner']}: {trials} trials x {epochs} epochs"
+
+
+def _settings(row: Mapping[str, Any]) -> dict[str, str]:
+    """Every declared setting by name; one of the recipe gives way to one of the method."""
+    settings = settings_of(text_of(row["hyperparameters"]))
+    others = {
+        "recipe": text_of(row["recipe"]),
+        "limit": text_of(row["limit"]) or "null",
+        **settings_of(text_of(row["recipe_settings"])),
+        "version": text_of(row["method_version"]),
+        **settings_of(text_of(row["preprocessing"])),
+        **settings_of(text_of(row["data_settings"])),
+        **{name: text_of(row[name]) for name in ("image_size", "drop_path", "precision")},
+        "selection": text_of(row["selection"]),
+    }
+    for name, value in others.items():
+        settings[f"recipe.{name}" if name in settings else name] = value
+    return settings
+
+
+def variants_of(runs: Sequence[Run]) -> dict[int, tuple[str, frozenset[str]]]:
+    """For each run, by `id`: the text that tells its row, and the settings named in it.
+
+    Recipes, limits and rules of selection always make rows. Of the other settings, as few as needed
+    do so that a row has one setting on each data set and one number of tuned parameters: a learning
+    rate chosen for each data set leaves a method in one row.
+    """
+    by_method: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_method[run.method].append(run)
+    variants: dict[int, tuple[str, frozenset[str]]] = {}
+    for members in by_method.values():
+        names = list(dict.fromkeys(name for run in members for name in run.settings))
+        varying = [n for n in names if len({run.settings.get(n) for run in members}) > 1]
+        chosen = [name for name in varying if name in ("recipe", "limit", "selection")]
+        while any(conflicts := _conflicts(members, chosen)):
+            ranked = [
+                (_conflicts(members, [*chosen, name]), _groups(members, [*chosen, name]), i, name)
+                for i, name in enumerate(varying)
+                if name not in chosen
+            ]
+            if not ranked or min(ranked)[0] >= conflicts:
+                break
+            chosen.append(min(ranked)[-1])
+        for run in members:
+            text = ", ".join(f"{name}={run.settings.get(name, 'unset')}" for name in chosen)
+            variants[id(run)] = (text, frozenset(chosen))
+    return variants
+
+
+def _conflicts(runs: Sequence[Run], names: Sequence[str]) -> tuple[int, int]:
+    """Settings that would share a cell and sizes that would share a row, if `names` told rows."""
+    settings: dict[Any, set[Any]] = defaultdict(set)
+    sizes: dict[Any, set[int]] = defaultdict(set)
+    for run in runs:
+        row = (run.heading, *(run.settings.get(name) for name in names))
+        settings[row, run.suite, run.dataset].add(frozenset(run.settings.items()))
+        if run.tuned is not None:
+            sizes[row].add(run.tuned)
+    return (
+        sum(len(values) - 1 for values in settings.values()),
+        sum(len(values) - 1 for values in sizes.values()),
+    )
+
+
+def _groups(runs: Sequence[Run], names: Sequence[str]) -> int:
+    return len({tuple(run.settings.get(name) for name in names) for run in runs})

@@ -1,0 +1,156 @@
+"""The columns of the table of runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from peftbench.untrusted import printable, printable_lines
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table; a missing value is `pd.NA` in every dtype."""
+
+    name: str
+    dtype: str  # a nullable pandas dtype: string, Int64, Float64 or boolean
+    meaning: str
+
+
+COLUMNS = (
+    Column("schema", "Int64", "version of the record"),
+    Column("run_id", "string", "digest of the declared identity"),
+    Column("status", "string", "how the run ended: OK, UNSUPPORTED, ..."),
+    Column("error", "string", "reason where the status is not OK"),
+    Column("method", "string", "registered name"),
+    Column("method_version", "Int64", "version of its behaviour"),
+    Column("hyperparameters", "string", "of the method, as rank=8,alpha=8.0"),
+    Column("backbone", "string", "short title, or the timm name where it has none"),
+    Column("backbone_tag", "string", "timm name with its tag; other weights are added in brackets"),
+    Column("dataset", "string", "name of the data set"),
+    Column("suite", "string", "suite it belongs to"),
+    Column("suite_version", "Int64", "version of the suite"),
+    Column("group", "string", "group within the suite"),
+    Column("shots", "Int64", "training images of each class, in few-shot sets"),
+    Column("seed", "Int64", "seed of head, method and order of images"),
+    Column("phase", "string", "tune reports val, final reports test"),
+    Column("protocol", "string", "named set of choices; records without one have the default"),
+    Column("recipe", "string", "name of the recipe"),
+    Column("recipe_settings", "string", "every other field of the recipe, as lr=0.001,epochs=100"),
+    Column("epochs", "Int64", "of training"),
+    Column("lr", "Float64", "learning rate of the recipe, for lr_reference_batch if that is set"),
+    Column("weight_decay", "Float64", "of the recipe"),
+    Column("batch_size", "Int64", "images of one step"),
+    Column("preprocessing", "string", "as normalisation=checkpoint,resize=squash"),
+    Column("image_size", "Int64", "asked for; missing means the size of the checkpoint"),
+    Column("drop_path", "Float64", "stochastic depth rate of the parts that train"),
+    Column("precision", "string", "asked for; dtype is what it became"),
+    Column("selection", "string", "which epoch is reported: last, or best_on_test, which flatters"),
+    Column("selected_epoch", "Int64", "epoch that is reported where it was selected"),
+    Column("top1_last", "Float64", "accuracy after the last epoch where another is reported"),
+    Column("tuner", "string", "search that chose hyper-parameters; missing where none did"),
+    Column("trials", "Int64", "trainings of that search for this method and data set"),
+    Column("trial_epochs", "Int64", "epochs of each of them"),
+    Column("split", "string", "split that the next five columns are measured on"),
+    Column("top1", "Float64", "accuracy as a fraction"),
+    Column("mean_per_class", "Float64", "mean of the accuracies of the classes, a fraction"),
+    Column("loss", "Float64", "mean cross-entropy in nats"),
+    Column("ece", "Float64", "expected calibration error, a fraction"),
+    Column("num_images", "Int64", "images of the split"),
+    Column("params_method", "Int64", "parameters that the method adds"),
+    Column("params_head", "Int64", "parameters of the classifier"),
+    Column("params_unfrozen", "Int64", "backbone parameters that the method trains"),
+    Column("params_backbone", "Int64", "parameters of the backbone without any classifier"),
+    Column("params_tuned", "Int64", "params_method + params_unfrozen; the head is not in it"),
+    Column("stored_bytes", "Int64", "size of the file that holds one tuned task"),
+    Column("train_images_per_second", "Float64", "throughput of training"),
+    Column("step_ms", "Float64", "median duration of a training step after warm-up"),
+    Column("latency_ms_batch1", "Float64", "inference of one image, as trained"),
+    Column("latency_ms_batch", "Float64", "inference of latency_batch_size images, as trained"),
+    Column("latency_batch_size", "Int64", "images of that batch"),
+    Column("merged_latency_ms_batch1", "Float64", "inference of one image, after merging"),
+    Column("merged_latency_ms_batch", "Float64", "inference of the batch, after merging"),
+    Column("forward_gmacs", "Float64", "1e9 multiply-adds of one image"),
+    Column("peak_bytes", "Int64", "device memory on a GPU, resident set on a CPU"),
+    Column("seconds_load", "Float64", "wall time of loading"),
+    Column("seconds_train", "Float64", "wall time of training"),
+    Column("seconds_evaluate", "Float64", "wall time of evaluation"),
+    Column("seconds_total", "Float64", "wall time of the run"),
+    Column("processes", "Int64", "that trained together"),
+    Column("resumed", "Int64", "times that training was taken up from a checkpoint"),
+    Column("merge_max_logit_diff", "Float64", "largest logit difference after merging"),
+    Column("backbone_sha256", "string", "of the backbone tensors that were loaded"),
+    Column("manifest", "string", "hash of the files and splits of the data set"),
+    Column("train_images", "Int64", "images that trained"),
+    Column("classes", "Int64", "classes of the data set"),
+    Column("git_commit", "string", "of the code"),
+    Column("git_dirty", "boolean", "whether the code differed from that commit"),
+    Column("peftbench", "string", "version"),
+    Column("torch", "string", "version"),
+    Column("timm", "string", "version"),
+    Column("host", "string", "name of the machine"),
+    Column("device", "string", "that trained"),
+    Column("dtype", "string", "arithmetic of the forward pass"),
+    Column("limit", "Int64", "at most this many images of each split; missing means all"),
+    Column("data_settings", "string", "what the data set is asked beyond its defaults: shots=4"),
+    Column("shift_metrics", "string", "on shifted test sets, as imagenet_a/top1=0.4"),
+    Column("started", "string", "ISO 8601, UTC"),
+    Column("finished", "string", "ISO 8601, UTC"),
+)
+DTYPES = {column.name: column.dtype for column in COLUMNS}
+ORDER = ("backbone", "suite", "dataset", "method", "hyperparameters", "recipe", "seed", "run_id")
+EPOCH_COLUMNS = (
+    Column("run_id", "string", "digest of the declared identity"),
+    Column("epoch", "Int64", "counted from 1"),
+    Column("loss", "Float64", "mean training loss over the images of the epoch"),
+    Column("accuracy", "Float64", "training accuracy over the epoch, a fraction"),
+    Column("lr", "Float64", "learning rate at the last step"),
+    Column("seconds", "Float64", "wall time of the epoch"),
+)
+
+
+def array_of(values: Iterable[Any], dtype: Any, convert: Callable[[Any], Any] | None = None) -> Any:
+    convert = convert or _CONVERT[dtype]
+    return pd.array([convert(value) for value in values], dtype=dtype)
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(value, int | float) and -(2**63) <= value < 2**63 and int(value) == value:
+        return int(value)
+    return pd.NA  # also a sum that the column cannot hold; NaN is not within the range
+
+
+def _float(value: Any) -> Any:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else pd.NA
+
+
+def _boolean(value: Any) -> Any:
+    return value if isinstance(value, bool) else pd.NA
+
+
+def _string(value: Any) -> Any:
+    """Text on one line that every file format can hold and no terminal obeys; empty is missing."""
+    if value is None or value == "":
+        return pd.NA
+    if type(value) is str and value.isascii() and value.isprintable():
+        return value
+    return printable(str(value))
+
+
+def lines_of(value: Any) -> Any:
+    """Text whose lines stay lines: the cause of a failure."""
+    if type(value) is str and "\n" in value:
+        return printable_lines(value)
+    return _string(value)
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "Int64": _integer,
+    "Float64": _float,
+    "boolean": _boolean,
+    "string": _string,
+}

@@ -1,0 +1,101 @@
+"""The table of runs as files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from peftbench.results.atomic import write_atomic
+from peftbench.results.columns import DTYPES, array_of, lines_of
+from peftbench.untrusted import guarded, unguarded
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files that were written, and a line for each that could not be."""
+
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def write_table(table: pd.DataFrame, root: Path | str) -> Written:
+    """`root/table.csv` and `root/table.parquet`, each replaced as a whole.
+
+    Numbers keep every digit: `read_table` gives back an equal frame. Without pyarrow the csv file
+    is written, an outdated parquet file is removed, and a note says so.
+    """
+    csv, parquet = Path(root) / "table.csv", Path(root) / "table.parquet"
+    text = csv_text(table)
+    write_atomic(csv, lambda file: file.write(text.encode()))
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        parquet.unlink(missing_ok=True)
+        note = f"{parquet} was not written: pyarrow is missing. Run: pip install pyarrow"
+        return Written((csv,), (note,))
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, engine="pyarrow", index=False)
+    write_atomic(parquet, lambda file: file.write(buffer.getvalue()))
+    return Written((csv, parquet))
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
+    """The frame in a `.csv` or `.parquet` file made by `write_table`, every bit of it.
+
+    A column that an older table lacks is missing in every row.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        stored = pd.read_parquet(path)
+        return stored.reindex(columns=list(DTYPES)).astype(DTYPES)
+    raw = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8")
+    blank = [None] * len(raw)
+    return pd.DataFrame(
+        {
+            name: array_of(
+                (_parse(value, dtype) for value in raw.get(name, blank)),
+                dtype,
+                lines_of if name == "error" else None,
+            )
+            for name, dtype in DTYPES.items()
+        }
+    )
+
+
+def spell(value: Any) -> str:
+    """A cell as it is written in csv; `null` where it is missing."""
+    if value is pd.NA or value is None:
+        return "null"
+    return repr(float(value)) if isinstance(value, float) else str(value)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The frame as csv with every digit; an empty field is a missing value."""
+    spelled = pd.DataFrame(
+        {
+            name: [
+                pd.NA if value is pd.NA else guarded(spell(value)) for value in table[name].array
+            ]
+            for name in map(str, table.columns)
+        },
+        dtype=object,
+    )
+    return spelled.to_csv(index=False, lineterminator="\n")
+
+
+def _parse(text: Any, dtype: str) -> Any:
+    if not isinstance(text, str):
+        return None
+    if dtype == "boolean":
+        return {"True": True, "False": False}.get(text)
+    readers: dict[str, Callable[[str], Any]] = {
+        "Int64": int,
+        "Float64": float,
+        "string": unguarded,
+    }
+    return readers[dtype](text)
