@@ -26,7 +26,7 @@ from peftbench.errors import Unsupported
 from peftbench.methods import METHODS, apply, discover
 from peftbench.run import cost, provenance
 from peftbench.spec import BackboneSpec, Precision, Recipe
-from peftbench.training.device import choose_device, choose_dtype
+from peftbench.training.device import Compute, choose_device, choose_dtype
 from peftbench.training.loop import fit
 
 OUTPUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
@@ -56,8 +56,7 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
         recipe,
         backbone.preprocessing,
         seed=0,
-        device=device,
-        dtype=dtype,
+        compute=Compute(device, dtype),
         set_mode=tuned.train,
         regulariser=tuned.regulariser,
     )

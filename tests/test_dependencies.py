@@ -230,12 +230,12 @@ def test_results_do_not_know_the_report() -> None:
         assert not [n for n in reached(module) if n.startswith("peftbench.report")], module
 
 
-def test_only_the_measurement_of_a_run_knows_every_part() -> None:
+def test_only_the_bench_of_a_run_knows_every_part() -> None:
     parts = ("backbones", "methods", "training", "data", "results")
     for module in MODULES:
         direct = {n.split(".")[1] for n in imports(module) if n.count(".") >= 1}
         if set(parts) <= direct:
-            assert module == "peftbench.run.measure"
+            assert module == "peftbench.run.bench"
 
 
 Finding = tuple[str, int, str]

@@ -108,7 +108,7 @@ class Task:
         from peftbench.results.store import ResultsStore
         from peftbench.run import experiment
         from peftbench.sweep.jobs import outcome
-        from peftbench.training.checkpoint import Saving
+        from peftbench.training.checkpoint import CheckpointPolicy
         from peftbench.training.world import from_environment
 
         if cfg.tuner.name != "none":
@@ -125,14 +125,14 @@ class Task:
         check_micro_batch(cfg.micro_batch)
         world = from_environment()
         saving = OmegaConf.to_object(cfg.checkpoint)
-        assert isinstance(saving, Saving)
+        assert isinstance(saving, CheckpointPolicy)
         if world.is_single and cfg.processes != 1:
             experiment.check(spec, cfg.device, cfg.threads)
             check_count(cfg.processes, cfg.device)
             self.status = run_together(sys.argv[1:], cfg.processes)
             return
         if not world.is_main:
-            experiment.assist(
+            experiment.run_worker(
                 spec,
                 ResultsStore(cfg.results_dir),
                 device=cfg.device,
@@ -146,7 +146,7 @@ class Task:
         if not cfg.quiet:  # a sweep does that once
             with contextlib.suppress(StoreError):  # where nothing is to be written
                 store.tidy()
-        if not cfg.force and experiment.settled(spec, store) is not None:
+        if not cfg.force and experiment.finished_record(spec, store) is not None:
             print(printable(f"{spec}: already done (force=true runs it again)"), flush=True)
         elif not cfg.quiet:
             for line in told:

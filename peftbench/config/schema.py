@@ -16,7 +16,7 @@ from peftbench.spec import (
     Recipe,
     Selection,
 )
-from peftbench.training.checkpoint import Saving
+from peftbench.training.checkpoint import CheckpointPolicy
 
 DATA_DIR = "${data_dir}"  # root of a data set that is looked for by its name
 
@@ -57,7 +57,7 @@ class RunConfig:
     tuning: str = ""  # JSON: how the hyper-parameters of a final run were chosen, for its record
     looks: dict[int, float | None] = field(default_factory=dict)  # of a trial that may be stopped
     processes: int = 1  # of one run, on as many GPUs
-    checkpoint: Saving = field(default_factory=lambda: Saving(minutes=30.0))
+    checkpoint: CheckpointPolicy = field(default_factory=lambda: CheckpointPolicy(minutes=30.0))
     micro_batch: int | None = None  # images in memory at a time, where a batch does not fit
     seed: int = 0
     phase: str = "final"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from peftbench.training.device import autocast, synchronise
+from peftbench.training.device import Compute, autocast, synchronise
 
 LATENCY_BATCH = 64
 WARMUP_RUNS = 3
@@ -21,21 +21,19 @@ BUDGET_SECONDS = 0.5  # of timed runs for one latency
 
 
 @torch.inference_mode()
-def latency_ms(
-    model: nn.Module, batch_size: int, image_size: int, device: torch.device, dtype: torch.dtype
-) -> float:
+def latency_ms(model: nn.Module, batch_size: int, image_size: int, compute: Compute) -> float:
     """Median milliseconds of one forward pass on random images, after a warm-up."""
     model.eval()
-    x = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    x = torch.randn(batch_size, 3, image_size, image_size, device=compute.device)
     runs: list[float] = []
-    with autocast(device, dtype):
+    with autocast(compute):
         for _ in range(WARMUP_RUNS):
             model(x)
-        synchronise(device)
+        synchronise(compute.device)
         while len(runs) < MAX_RUNS and (len(runs) < 3 or sum(runs) < BUDGET_SECONDS):
             tick = time.perf_counter()
             model(x)
-            synchronise(device)
+            synchronise(compute.device)
             runs.append(time.perf_counter() - tick)
     return statistics.median(runs) * 1e3
 

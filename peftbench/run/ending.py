@@ -21,7 +21,14 @@ from peftbench.errors import (
     Unsupported,
 )
 from peftbench.results.disk import explained, full_number
-from peftbench.results.record import RunRecord, Status
+from peftbench.results.record import (
+    Cost,
+    EpochRow,
+    Parameters,
+    Provenance,
+    RunRecord,
+    Status,
+)
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BEST_ON_TEST, LAST, RunSpec
 from peftbench.training.world import World
@@ -32,29 +39,52 @@ ENDINGS: dict[type[PeftbenchError], Status] = {  # the last one is the base of t
     Diverged: Status.DIVERGED,
     PeftbenchError: Status.ERROR,
 }
-TAKEN_UP = (Status.INTERRUPTED, Status.ERROR, Status.OUT_OF_MEMORY)  # where the state was left
+RESUMABLE = (Status.INTERRUPTED, Status.ERROR, Status.OUT_OF_MEMORY)  # where the state was left
 
 
-@dataclass
-class Draft:
+@dataclass(slots=True)
+class PendingRecord:
     """What is known of a run so far; becomes its record whichever way it ends."""
 
     spec: RunSpec
     started: str
     status: Status = Status.OK
     error: str | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    selected_epoch: int | None = None
+    parameters: Parameters | None = None
+    cost: Cost | None = None
+    merge: dict[str, float] | None = None
+    reload: dict[str, float] | None = None
+    history: list[EpochRow] = field(default_factory=list)
+    provenance: Provenance | None = None
+    notes: list[str] = field(default_factory=list)
+    looks: dict[str, float] = field(default_factory=dict)
+    stopped_epoch: int | None = None
+    tuning: dict[str, Any] | None = None
 
     def record(self) -> RunRecord:
+        """The record of a run that ends now."""
         return RunRecord(
             run_id=self.spec.run_id,
             spec=self.spec.describe(),
             status=self.status,
             error=self.error,
+            metrics=self.metrics,
             selection=BEST_ON_TEST if self.spec.selects_on_test else LAST,
+            selected_epoch=self.selected_epoch,
+            parameters=self.parameters,
+            cost=self.cost,
+            merge=self.merge,
+            reload=self.reload,
+            history=self.history,
+            provenance=self.provenance,
+            notes=self.notes,
+            looks=self.looks,
+            stopped_epoch=self.stopped_epoch,
+            tuning=self.tuning,
             started=self.started,
             finished=now(),
-            **self.fields,
         )
 
 
@@ -64,7 +94,7 @@ def reporting(folder: Path, world: World, spec: RunSpec) -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        status, error = ending(e, spec)
+        status, error = status_of(e, spec)
         text = json.dumps({"status": status, "error": error})
         with contextlib.suppress(OSError):  # what is raised is the cause
             folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +102,9 @@ def reporting(folder: Path, world: World, spec: RunSpec) -> Iterator[None]:
         raise
 
 
-def causes(folder: Path, world: World, patience: float = 3.0) -> dict[int, tuple[Status, str]]:
+def worker_failures(
+    folder: Path, world: World, patience: float = 3.0
+) -> dict[int, tuple[Status, str]]:
     """The first report of another process, by its rank; a broken connection is seen before it."""
     deadline = time.monotonic() + patience
     while not world.is_single and time.monotonic() < deadline:
@@ -86,25 +118,25 @@ def causes(folder: Path, world: World, patience: float = 3.0) -> dict[int, tuple
 
 
 @contextlib.contextmanager
-def recording(draft: Draft, store: ResultsStore) -> Iterator[None]:
-    """Turn an exception into the status of `draft`; unexpected ones leave their trace in a log."""
-    log = store.artefacts((draft.spec.method.name, draft.spec.run_id)) / "log.txt"
+def recording(pending: PendingRecord, store: ResultsStore) -> Iterator[None]:
+    """Turn an exception into the status of `pending`; unexpected ones leave a trace in a log."""
+    log = store.artefacts((pending.spec.method.name, pending.spec.run_id)) / "log.txt"
     try:
         yield
     except (PeftbenchError, KeyboardInterrupt) as e:
-        draft.status, draft.error = ending(e, draft.spec)
+        pending.status, pending.error = status_of(e, pending.spec)
     except Exception as e:
-        draft.status, draft.error = ending(e, draft.spec)
+        pending.status, pending.error = status_of(e, pending.spec)
         if full_number(e) is not None:  # no fault of the program, and no room for its trace
             return
         with contextlib.suppress(OSError):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
-            if draft.status is Status.ERROR:
-                draft.error += f" (trace in {log})"
+            if pending.status is Status.ERROR:
+                pending.error += f" (trace in {log})"
 
 
-def ending(error: BaseException, spec: RunSpec) -> tuple[Status, str]:
+def status_of(error: BaseException, spec: RunSpec) -> tuple[Status, str]:
     """The status of a run that an exception ended, and what its record says of it."""
     for kind, status in ENDINGS.items():
         if isinstance(error, kind):

@@ -19,11 +19,18 @@ from peftbench.limits import check_threads
 from peftbench.loggers.guard import Guard
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.run.ending import TAKEN_UP, Draft, causes, now, recording, reporting
+from peftbench.run.ending import (
+    RESUMABLE,
+    PendingRecord,
+    now,
+    recording,
+    reporting,
+    worker_failures,
+)
 from peftbench.run.measure import measure_run
 from peftbench.spec import RunSpec
-from peftbench.training.checkpoint import NO_SAVING, Saving
-from peftbench.training.device import choose_device
+from peftbench.training.checkpoint import NO_SAVING, CheckpointPolicy
+from peftbench.training.device import Compute, choose_device, choose_dtype
 from peftbench.training.optim import check_recipe
 from peftbench.training.world import World, from_environment, join, leave
 
@@ -39,16 +46,16 @@ def run(
     logger: Guard | None = None,
     tuning: dict[str, Any] | None = None,
     micro_batch: int | None = None,
-    saving: Saving = NO_SAVING,
+    saving: CheckpointPolicy = NO_SAVING,
 ) -> RunRecord:
     """The record of `spec`: the stored one if it is settled, else that of a new run.
 
     An exception inside the run becomes the status of the record, never a gap in the table. What
     `logger` does changes neither; it hears of new runs only. Where the environment names several
-    processes, this is the one that leads; the others call `assist`.
+    processes, this is the one that leads; the others call `run_worker`.
     """
     logger = Guard(None) if logger is None else logger
-    stored = settled(spec, store)
+    stored = finished_record(spec, store)
     world = from_environment()
     if stored is not None and not force and world.is_single:
         return stored
@@ -63,32 +70,31 @@ def run(
         if stored is not None and not force:
             return stored
         with store.claim(spec.run_id, spec.method.name):
-            stored = settled(spec, store)  # another process may have finished it meanwhile
+            stored = finished_record(spec, store)  # another process may have finished it meanwhile
             if stored is not None and not force:
                 return stored
             if force:
                 _remove(state)
-            draft = Draft(spec, started=now(), fields={"tuning": tuning})
+            pending = PendingRecord(spec, started=now(), tuning=tuning)
             logger.start(spec.run_id, spec.describe())
             # a rerun that fails must not leave its files beside the record of an earlier success
             scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
             try:
                 begin()
-                with recording(draft, store):
-                    keeper = saving.to(state, world)
-                    measure_run(
-                        draft, scratch, where, world, keeper, progress, logger.epoch, micro_batch
-                    )
+                with recording(pending, store):
+                    checkpoints = saving.to(state, world)
+                    compute = _compute(spec, where, world, micro_batch)
+                    measure_run(pending, scratch, compute, checkpoints, progress, logger.epoch)
                     _move(scratch.artefacts(key), store.artefacts(key))
-                if draft.status in (Status.ERROR, Status.INTERRUPTED):
-                    for rank, (status, error) in causes(scratch.root, world).items():
-                        draft.status = status  # a broken connection is not the cause
-                        draft.error = f"in process {rank} of {world.size}: {error}"
-                if draft.status is not Status.OK:  # its files may be what filled the disk
+                if pending.status in (Status.ERROR, Status.INTERRUPTED):
+                    for rank, (status, error) in worker_failures(scratch.root, world).items():
+                        pending.status = status  # a broken connection is not the cause
+                        pending.error = f"in process {rank} of {world.size}: {error}"
+                if pending.status is not Status.OK:  # its files may be what filled the disk
                     shutil.rmtree(scratch.root, ignore_errors=True)
-                record = draft.record()
+                record = pending.record()
                 store.add(record)
-                if draft.status not in TAKEN_UP:
+                if pending.status not in RESUMABLE:
                     _remove(state)
             finally:
                 shutil.rmtree(scratch.root, ignore_errors=True)
@@ -98,14 +104,14 @@ def run(
     return record
 
 
-def assist(
+def run_worker(
     spec: RunSpec,
     store: ResultsStore,
     *,
     device: str = "auto",
     threads: int | None = None,
     micro_batch: int | None = None,
-    saving: Saving = NO_SAVING,
+    saving: CheckpointPolicy = NO_SAVING,
 ) -> None:
     """Take part in a run that another process leads, and records.
 
@@ -119,12 +125,17 @@ def assist(
         if not world.broadcast():  # there is nothing to run
             return
         scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
-        keeper = saving.to(store.root / "checkpoints" / f"{spec.run_id}.safetensors", world)
+        checkpoints = saving.to(store.root / "checkpoints" / f"{spec.run_id}.safetensors", world)
         with reporting(scratch.root, world, spec):
-            draft = Draft(spec, started=now())
-            measure_run(draft, scratch, where, world, keeper, False, lambda row: None, micro_batch)
+            pending = PendingRecord(spec, started=now())
+            compute = _compute(spec, where, world, micro_batch)
+            measure_run(pending, scratch, compute, checkpoints, False, lambda row: None)
     finally:
         leave(world)
+
+
+def _compute(spec: RunSpec, device: torch.device, world: World, micro_batch: int | None) -> Compute:
+    return Compute(device, choose_dtype(spec.precision, device), world, micro_batch)
 
 
 @contextlib.contextmanager
@@ -168,7 +179,7 @@ def _move(made: Path, place: Path) -> None:
         file.replace(place / file.name)
 
 
-def settled(spec: RunSpec, store: ResultsStore) -> RunRecord | None:
+def finished_record(spec: RunSpec, store: ResultsStore) -> RunRecord | None:
     """The stored record if a rerun would end the same way; a broken file is run again."""
     try:
         stored = store.get(spec.run_id, spec.method.name)

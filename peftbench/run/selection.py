@@ -84,7 +84,7 @@ class BestOnTest:
         self.last = state["last"]
 
 
-class LooksOnVal:
+class ValChecks:
     """Evaluates val after the epochs that a trial declares, and says whether it is hopeless."""
 
     def __init__(

@@ -71,7 +71,7 @@ class Augmentation:
         self,
         x: Tensor,
         y: Tensor,
-        coins: Tensor,
+        flip_draws: Tensor,
         rows: Sequence[int] | None = None,
         batch_size: int | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
@@ -84,7 +84,7 @@ class Augmentation:
         Args:
             x: (B, 3, R, R) normalised images, or those that are `needed`.
             y: (B,) their classes; the targets of mixed images are (B, C) and sum to one.
-            coins: (B,) uniform in [0, 1); an image is mirrored where its coin is below 1/2.
+            flip_draws: (B,) uniform in [0, 1); an image is mirrored where its draw is below 1/2.
             sizes: width and height of each picture of the whole batch, of which x are squashed
                 copies; those of x unless given. Read by crops.
         """
@@ -97,7 +97,7 @@ class Augmentation:
             if self.recipe.augmentation in WHOLE_BY_INPUT:
                 x = self._cropped(x, given, sizes or [(x.shape[-1], x.shape[-2])] * count)
             if self.recipe.augmentation != "none":
-                x = torch.where(coins.view(-1, 1, 1, 1) < 0.5, x.flip(-1), x)
+                x = torch.where(flip_draws.view(-1, 1, 1, 1) < 0.5, x.flip(-1), x)
             if self.mix is not None:
                 x, y = self.mix(x, y)
                 place = {row: i for i, row in enumerate(given)}

@@ -36,7 +36,7 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True)
-class Saving:
+class CheckpointPolicy:
     """How often the state of a training is saved; schema of `checkpoint`, no identity of a run."""
 
     minutes: float | None = None
@@ -55,7 +55,7 @@ class Saving:
         return Checkpoints(path, self.minutes, self.steps, world)
 
 
-NO_SAVING = Saving()
+NO_SAVING = CheckpointPolicy()
 
 
 class Checkpoints:

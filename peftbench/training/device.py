@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
+from peftbench.training.world import ALONE, World
 
 CPU_PRECISION = "PEFTBENCH_CPU_PRECISION"  # what "auto" comes to on a CPU, whatever the CPU is
 # values of oneDNN's ONEDNN_MAX_CPU_ISA with which its products of bfloat16 do not use AMX; it takes
@@ -24,6 +27,20 @@ WITHOUT_AMX = frozenset(
     }
 )
 RESIDENT_BYTES = 24 * 2**30  # 170,000 images of 224 pixels; a GPU of 80 GB has room for them
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a model is computed."""
+
+    device: torch.device
+    dtype: torch.dtype  # arithmetic of the forward pass
+    world: World = ALONE  # the processes that share the work
+    micro_batch: int | None = None  # images in memory at a time; `None` is a whole batch
+
+    def alone(self) -> Compute:
+        """The same for what one process does by itself."""
+        return dataclasses.replace(self, world=ALONE)
 
 
 def choose_device(name: str) -> torch.device:
@@ -81,11 +98,11 @@ def _fast_on_cpu() -> tuple[bool, str]:
     return True, "AMX"
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Autocast to `dtype`; float32 needs none."""
-    if dtype is torch.float32:
+def autocast(compute: Compute) -> contextlib.AbstractContextManager[object]:
+    """Autocast to the arithmetic of `compute`; float32 needs none."""
+    if compute.dtype is torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
+    return torch.autocast(compute.device.type, compute.dtype)
 
 
 class Pixels:

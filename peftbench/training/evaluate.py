@@ -10,8 +10,7 @@ from torch import nn
 
 from peftbench.data import DecodedImages
 from peftbench.spec import Preprocessing
-from peftbench.training.device import Pixels, autocast
-from peftbench.training.world import ALONE, World
+from peftbench.training.device import Compute, Pixels, autocast
 
 ECE_BINS = 15  # equal-width confidence bins (Guo et al., 2017, §2)
 
@@ -52,25 +51,24 @@ def predict(
     model: nn.Module,
     images: np.ndarray | DecodedImages,
     preprocessing: Preprocessing,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     batch_size: int = 128,
-    world: World = ALONE,
 ) -> Predictions:
     """Logits of uint8 `images` (N, S, S, 3) with the whole model in eval mode.
 
-    The processes of `world` share out the batches, which are those of one process, and all of them
-    get all logits: bit for bit what one process gets. Nothing is padded or seen twice.
+    The processes of `compute` share out the batches, which are those of one process, and all of
+    them get all logits: bit for bit what one process gets. Nothing is padded or seen twice.
     """
     model.eval()
     own: dict[int, np.ndarray] = {}
-    for start in range(0, len(images), batch_size)[world.rank :: world.size]:
+    for start in range(0, len(images), batch_size)[compute.world.rank :: compute.world.size]:
         chunk = images[start : start + batch_size]
-        pixels = Pixels(chunk, preprocessing.mean, preprocessing.std, device)
-        with autocast(device, dtype):
+        pixels = Pixels(chunk, preprocessing.mean, preprocessing.std, compute.device)
+        with autocast(compute):
             own[start] = model(pixels.batch(slice(None))).float().cpu().numpy()
-    found = {start: part for parts in world.all_gather(own) for start, part in parts.items()}
+    found = {
+        start: part for parts in compute.world.all_gather(own) for start, part in parts.items()
+    }
     return Predictions(np.concatenate([found[start] for start in sorted(found)]))
 
 

@@ -21,9 +21,9 @@ from peftbench.spec import Preprocessing, Recipe
 from peftbench.training.augment import Augmentation
 from peftbench.training.average import WeightAverage
 from peftbench.training.checkpoint import Checkpoints, Stateful
-from peftbench.training.device import Pixels, autocast, synchronise
+from peftbench.training.device import Compute, Pixels, autocast, synchronise
 from peftbench.training.optim import Schedule, make_optimizer
-from peftbench.training.world import ALONE, Part, World
+from peftbench.training.world import Part, World
 
 WARMUP_STEPS = 3  # not timed: allocator, kernels and caches settle
 
@@ -133,14 +133,11 @@ def fit(
     preprocessing: Preprocessing,
     *,
     seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     set_mode: Callable[[], None],
     num_classes: int | None = None,
-    micro_batch: int | None = None,
     regulariser: Callable[[], Tensor] | None = None,
     on_epoch: Callable[[EpochRow], bool | None] = lambda row: None,
-    world: World = ALONE,
     checkpoints: Checkpoints | None = None,
     observers: Mapping[str, Stateful] | None = None,
     history: list[EpochRow] | None = None,
@@ -151,7 +148,7 @@ def fit(
     `batch_bounds` for the last of an epoch. With a moving average, the model has the averages when
     `on_epoch` is called and when training is over; it ends where `on_epoch` gives true.
     `num_classes` is read where images are mixed, and is what the labels show unless given. With
-    `micro_batch`, so many images go through the model at a time, in all processes together, and
+    a `micro_batch`, so many images go through the model at a time, in all processes together, and
     their gradients add up to that of the batch; batch normalisation in train mode then sees the
     smaller number.
 
@@ -172,6 +169,7 @@ def fit(
     """
     if not isinstance(train, TrainSplit):
         raise SplitRoleError(f"fit takes a TrainSplit, not a {type(train).__name__}.")
+    device, world = compute.device, compute.world
     pixels = Pixels(train.images, preprocessing.mean, preprocessing.std, device)
     labels = torch.tensor(train.labels, device=device)
     torch.manual_seed((seed + (world.rank << 32)) % 2**63)  # dropout and drop-path draw from it
@@ -214,22 +212,22 @@ def fit(
         progress.epoch_order = progress.order.get_state()
         order = torch.randperm(len(pixels), generator=progress.order)
         shuffled = order.to(device)
-        coins = torch.rand(len(pixels), generator=progress.order).to(device)
+        flip_draws = torch.rand(len(pixels), generator=progress.order).to(device)
         for start, stop in bounds[progress.position :]:
             tick = time.perf_counter()
             schedule.begin_step(progress.epoch, progress.step)
             size = stop - start
-            parts = [world.part(piece) for piece in pieces(size, micro_batch)]
+            parts = [world.part(piece) for piece in pieces(size, compute.micro_batch)]
             sizes = None
             if train.sizes is not None:
                 sizes = train.sizes[order[start:stop].numpy()].tolist()
             x, y, target = _batch(
-                pixels, labels, shuffled[start:stop], coins[start:stop], augment, parts, sizes
+                pixels, labels, shuffled[start:stop], flip_draws[start:stop], augment, parts, sizes
             )
             optimizer.zero_grad(set_to_none=True)
             for part, own in zip(parts, _places(parts), strict=True):
                 with world.passing(objective, part, last=part is parts[-1]):
-                    with autocast(device, dtype):
+                    with autocast(compute):
                         total, loss, logits = objective(x[own], target[own])
                     (total * part.scale(size, world.size)).backward()
                 with torch.no_grad():
@@ -302,7 +300,7 @@ def _batch(
     pixels: Pixels,
     labels: Tensor,
     index: Tensor,
-    coins: Tensor,
+    flip_draws: Tensor,
     augment: Augmentation,
     parts: Sequence[Part],
     sizes: Sequence[tuple[int, int]] | None,
@@ -315,7 +313,7 @@ def _batch(
     needed = augment.needed(rows, len(index))
     own = _pick(index, needed)
     x, target = augment(
-        pixels.batch(own), labels[own], _pick(coins, needed), rows, len(index), sizes
+        pixels.batch(own), labels[own], _pick(flip_draws, needed), rows, len(index), sizes
     )
     return x, labels[_pick(index, rows)], target
 

@@ -12,6 +12,7 @@ from support.odd_methods import AddsUnused, TouchesNothing, TrainsOutside
 from support.tiny_runs import compose, tiny_spec, write_images
 from torch import nn
 
+from peftbench.artefacts import task_file
 from peftbench.backbones import load as backbones
 from peftbench.config.build import build
 from peftbench.errors import NotMergeable
@@ -19,7 +20,7 @@ from peftbench.methods.lora import LoRA
 from peftbench.methods.partial import Partial
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.run import experiment, measure
+from peftbench.run import cost, experiment, measure
 from peftbench.spec import BackboneSpec
 
 
@@ -60,7 +61,7 @@ def test_a_pair_that_makes_no_sense_is_unsupported_with_its_reason(store: Result
     )
     assert record.metrics == {}
     assert store.get(spec.run_id) == record
-    assert experiment.settled(spec, store) == record
+    assert experiment.finished_record(spec, store) == record
     assert_tidy(store)
 
 
@@ -210,7 +211,7 @@ def test_a_rerun_that_fails_after_saving_keeps_the_files_of_the_result(
     def broken(*args: object) -> float:
         raise ZeroDivisionError("no clock")
 
-    monkeypatch.setattr(measure.cost, "latency_ms", broken)
+    monkeypatch.setattr(cost, "latency_ms", broken)
     assert experiment.run(spec, store, force=True).status is Status.ERROR
     assert {name: (folder / name).read_bytes() for name in before} == before
 
@@ -218,7 +219,7 @@ def test_a_rerun_that_fails_after_saving_keeps_the_files_of_the_result(
 def test_a_reload_that_predicts_otherwise_fails_the_run(
     store: ResultsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = measure.tuned.load
+    load = task_file.load
 
     def negated(tuned, folder) -> None:
         load(tuned, folder)
@@ -226,7 +227,7 @@ def test_a_reload_that_predicts_otherwise_fails_the_run(
             for parameter in tuned.head_params.values():
                 parameter.neg_()
 
-    monkeypatch.setattr(measure.tuned, "load", negated)
+    monkeypatch.setattr(task_file, "load", negated)
     record = experiment.run(tiny_spec(recipe={"lr": 1e-2, "epochs": 10}), store)
     assert record.status is Status.ERROR
     assert record.error is not None

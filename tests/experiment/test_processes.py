@@ -20,7 +20,7 @@ from peftbench.run import experiment, measure
 from peftbench.run.measure import measure_run
 from peftbench.run.selection import BestOnTest
 from peftbench.spec import Precision, RunSpec
-from peftbench.training.checkpoint import NO_SAVING, Saving
+from peftbench.training.checkpoint import NO_SAVING, CheckpointPolicy
 
 pytestmark = [
     pytest.mark.arithmetic,
@@ -37,10 +37,10 @@ RECIPE = {"batch_size": 4, "augmentation": "crop_flip", "mixup": 0.8, "lr": 1e-2
 
 
 def run_together(
-    spec: RunSpec, store: ResultsStore, size: int = 2, saving: Saving = NO_SAVING
+    spec: RunSpec, store: ResultsStore, size: int = 2, saving: CheckpointPolicy = NO_SAVING
 ) -> list[int]:
     def task(rank: int) -> None:
-        call = experiment.run if rank == 0 else experiment.assist
+        call = experiment.run if rank == 0 else experiment.run_worker
         call(spec, store, device="cpu", saving=saving)  # type: ignore[operator]
 
     return together(size, task)
@@ -107,10 +107,10 @@ def test_what_is_done_is_not_done_again(store: ResultsStore) -> None:
 def test_a_failure_in_one_process_is_the_record_of_the_run(
     store: ResultsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(draft, scratch, device, world, *rest):
-        if world.rank == 1:
+    def fails(pending, scratch, compute, *rest):
+        if compute.world.rank == 1:
             raise MemoryError("out of memory")
-        measure_run(draft, scratch, device, world, *rest)
+        measure_run(pending, scratch, compute, *rest)
 
     monkeypatch.setattr(experiment, "measure_run", fails)
     spec = tiny_spec("linear", dataset=digits(11), recipe={"epochs": 3})
@@ -137,13 +137,13 @@ def test_a_stopped_run_goes_on_in_as_many_processes_or_others(
                     raise KeyboardInterrupt
 
         measure.BestOnTest = Stop  # type: ignore[misc]
-        call = experiment.run if rank == 0 else experiment.assist
-        call(spec, store, device="cpu", saving=Saving(steps=2))  # type: ignore[operator]
+        call = experiment.run if rank == 0 else experiment.run_worker
+        call(spec, store, device="cpu", saving=CheckpointPolicy(steps=2))  # type: ignore[operator]
 
     together(2, interrupted)
     assert recorded(spec, store).status is Status.INTERRUPTED
     assert len(list((store.root / "checkpoints").iterdir())) == 1
-    record = experiment.run(spec, store, device="cpu", saving=Saving(steps=2))
+    record = experiment.run(spec, store, device="cpu", saving=CheckpointPolicy(steps=2))
     assert record.cost is not None and (record.cost.resumed, record.cost.processes) == (1, 1)
     assert_close(confidence(spec, store), confidence(spec, alone), TOLERANCES[precision])
     assert [row.epoch for row in record.history] == [1, 2, 3]

@@ -21,6 +21,7 @@ from peftbench.run import experiment, measure
 from peftbench.run.selection import BestOnTest
 from peftbench.spec import Phase, Precision, Protocol, RunSpec, Selection
 from peftbench.sweep.jobs import outcome
+from peftbench.training.device import Compute
 from peftbench.training.evaluate import metrics, predict
 
 pytestmark = pytest.mark.arithmetic
@@ -117,10 +118,8 @@ def test_the_saved_tensors_are_those_of_the_reported_epoch(
     splits = data.load(spec.dataset, spec.phase, backbone.preprocessing)
     assert isinstance(splits.report, TestSplit)
     test = splits.report.open_once()
-    predictions = predict(
-        again.model, test.images, backbone.preprocessing, device=torch.device("cpu"),
-        dtype=dtype,
-    )  # fmt: skip
+    compute = Compute(torch.device("cpu"), dtype)
+    predictions = predict(again.model, test.images, backbone.preprocessing, compute)
     measured = metrics(predictions, test.labels, 10)
     assert measured["top1"] == record.metrics["test/top1"]
     stored = store.load_predictions("bias", record.run_id)

@@ -69,12 +69,12 @@ def test_trainable_weights_stay_float32_under_autocast(tmp_path: Path) -> None:
 def test_augmentation_is_the_same_on_the_gpu_as_on_the_cpu(crop: str) -> None:
     recipe = Recipe(augmentation=crop, mixup=0.8, cutmix=1.0, random_erasing=0.5)
     x = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    y, coins = torch.arange(6) % 3, torch.linspace(0, 0.9, 6)
+    y, flip_draws = torch.arange(6) % 3, torch.linspace(0, 0.9, 6)
     here, there = (Augmentation(recipe, 3, seed=0, size=12) for _ in range(2))
     sizes = [(10 + 7 * i, 30) for i in range(6)]
     for _ in range(4):
-        images, targets = here(x, y, coins, sizes=sizes)
-        on_gpu, shares = there(x.cuda(), y.cuda(), coins.cuda(), sizes=sizes)
+        images, targets = here(x, y, flip_draws, sizes=sizes)
+        on_gpu, shares = there(x.cuda(), y.cuda(), flip_draws.cuda(), sizes=sizes)
         torch.testing.assert_close(on_gpu.cpu(), images, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(shares.cpu(), targets)
 

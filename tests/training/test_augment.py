@@ -16,11 +16,11 @@ CLASSES = 5
 
 
 def batch(count: int = 6, size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """Images whose pixels are all different, classes, and coins that mirror the first half."""
+    """Images whose pixels are all different, classes, and draws that mirror the first half."""
     x = torch.arange(count * 3 * size * size, dtype=torch.float32).reshape(count, 3, size, size)
     y = torch.arange(count) % CLASSES
-    coins = torch.where(torch.arange(count) < count // 2, 0.25, 0.75)
-    return x, y, coins
+    flip_draws = torch.where(torch.arange(count) < count // 2, 0.25, 0.75)
+    return x, y, flip_draws
 
 
 def augmented(
@@ -75,19 +75,19 @@ def test_dropout_draws_the_same_with_and_without_augmentation(fields: dict[str, 
 
 @pytest.mark.parametrize("kind", ["flip", "crop_flip", "random_crop_flip"])
 def test_coins_below_a_half_mirror(kind: str) -> None:
-    x, _, coins = batch()
+    x, _, flip_draws = batch()
     rising = torch.arange(8.0).expand(6, 3, 8, 8).clone()  # from left to right
-    ((images, _),) = augmented(images=(rising, batch()[1], coins), augmentation=kind)
+    ((images, _),) = augmented(images=(rising, batch()[1], flip_draws), augmentation=kind)
     slope = (images[..., -1] - images[..., 0]).mean(dim=(1, 2))
-    assert ((slope < 0) == (coins < 0.5)).all()
+    assert ((slope < 0) == (flip_draws < 0.5)).all()
     if kind == "flip":
         ((images, _),) = augmented(augmentation="flip")
         assert torch.equal(images, torch.cat([x[:3].flip(-1), x[3:]]))
 
 
 def test_a_crop_is_a_part_of_its_own_image_in_the_old_size() -> None:
-    x, y, coins = batch(count=4, size=16)
-    for images, targets in augmented(times=20, images=(x, y, coins), augmentation="crop_flip"):
+    x, y, flip_draws = batch(count=4, size=16)
+    for images, targets in augmented(times=20, images=(x, y, flip_draws), augmentation="crop_flip"):
         assert images.shape == x.shape
         assert torch.equal(targets, y)
         low, high = x.amin(dim=(1, 2, 3)), x.amax(dim=(1, 2, 3))
@@ -99,8 +99,8 @@ def test_a_crop_is_a_part_of_its_own_image_in_the_old_size() -> None:
 def test_crops_have_areas_from_8_to_100_percent() -> None:
     # the range of a linear ramp inside a crop of width w is about w: its spread tells the width
     ramp = torch.arange(64.0).expand(50, 3, 64, 64).clone()
-    labels, coins = torch.zeros(50, dtype=torch.long), torch.ones(50)
-    ((images, _),) = augmented(images=(ramp, labels, coins), augmentation="crop_flip")
+    labels, flip_draws = torch.zeros(50, dtype=torch.long), torch.ones(50)
+    ((images, _),) = augmented(images=(ramp, labels, flip_draws), augmentation="crop_flip")
     widths = (images[:, 0, 0, -1] - images[:, 0, 0, 0] + 1) / 64
     # width = sqrt(area x ratio): at least sqrt(0.08 x 3/4) = 0.245
     assert widths.min() > 0.2 and widths.max() <= 1.0
@@ -153,8 +153,8 @@ def test_erasing_turns_a_rectangle_into_noise_in_about_as_many_images_as_asked()
 
 
 def test_one_image_alone_can_be_mixed_with_itself() -> None:
-    x, y, coins = batch(count=1)
-    ((images, targets),) = augmented(images=(x, y, coins), mixup=0.8)
+    x, y, flip_draws = batch(count=1)
+    ((images, targets),) = augmented(images=(x, y, flip_draws), mixup=0.8)
     torch.testing.assert_close(images, x)
     torch.testing.assert_close(targets, torch.eye(CLASSES)[:1])
 
@@ -166,13 +166,13 @@ def test_a_process_makes_of_its_rows_what_one_process_makes_of_them(
     recipe = dataclasses.replace(Recipe(), **fields)
     size = 6 if "augmentation" in fields and fields["augmentation"] != "flip" else None
     whole, share = (Augmentation(recipe, CLASSES, seed=0, size=size) for _ in range(2))
-    x, y, coins = batch(count=7)
+    x, y, flip_draws = batch(count=7)
     # of pictures whose sizes differ: how often a box is drawn again depends on them
     sizes = [(4 + 9 * i, 40 - 5 * i) for i in range(7)]
     for rows in ([0, 1, 2], [3, 4, 5, 6], [0, 6], [5], list(range(7))):  # of batches in turn
-        images, targets = whole(x, y, coins, sizes=sizes)
+        images, targets = whole(x, y, flip_draws, sizes=sizes)
         needed = share.needed(rows, 7)
-        own, own_targets = share(x[needed], y[needed], coins[needed], rows, 7, sizes)
+        own, own_targets = share(x[needed], y[needed], flip_draws[needed], rows, 7, sizes)
         assert torch.equal(own, images[rows])
         assert torch.equal(own_targets, targets[rows])
     mixes = bool({"mixup", "cutmix"} & fields.keys())

@@ -13,7 +13,7 @@ from support.tiny_runs import cpu_of
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
 from peftbench.training import device
-from peftbench.training.device import Pixels, autocast, choose_device, choose_dtype
+from peftbench.training.device import Compute, Pixels, autocast, choose_device, choose_dtype
 
 pytestmark = pytest.mark.arithmetic
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -133,8 +133,8 @@ def test_bfloat16_on_a_gpu_is_chosen_from_ampere_on(
 
 
 def test_float32_runs_without_autocast() -> None:
-    assert isinstance(autocast(CPU, torch.float32), contextlib.nullcontext)
-    with autocast(CPU, torch.bfloat16):
+    assert isinstance(autocast(Compute(CPU, torch.float32)), contextlib.nullcontext)
+    with autocast(Compute(CPU, torch.bfloat16)):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
 
 

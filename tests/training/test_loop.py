@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from peftbench.data import TestSplit, TrainSplit, ValSplit
 from peftbench.errors import Diverged, SplitRoleError
 from peftbench.spec import Preprocessing, Recipe
+from peftbench.training.device import Compute
 from peftbench.training.loop import Fit, batch_bounds, fit, pieces
 
 pytestmark = pytest.mark.arithmetic
@@ -74,8 +75,7 @@ def run(
         recipe,
         RAW,
         seed=seed,
-        device=CPU,
-        dtype=torch.float32,
+        compute=Compute(CPU, torch.float32, micro_batch=options.pop("micro_batch", None)),
         set_mode=options.pop("set_mode", model.train),
         **options,
     )
@@ -187,7 +187,7 @@ def by_hand(recipe: Recipe, smoothing: float = 0.0, regulariser: float = 0.0) ->
     y = torch.from_numpy(data.labels.copy())
     for _ in range(recipe.epochs):
         shuffled = torch.randperm(10, generator=order)
-        torch.rand(10, generator=order)  # the coins for flipping
+        torch.rand(10, generator=order)  # the draws for flipping
         for start, stop in ((0, 4), (4, 8), (8, 10)):
             index = shuffled[start:stop]
             logits = model.linear(x[index])
@@ -251,8 +251,8 @@ def test_flipping_mirrors_about_half_of_the_images_and_nothing_else() -> None:
     assert (shown[~mirrored][:, :, :, 0] == 1).all() and (shown[~mirrored][:, :, :, 1] == 0).all()
     # 400 fair coins: five standard deviations are 50
     assert 150 < mirrored.sum().item() < 250
-    coins = mirrored.reshape(2, count)
-    assert not torch.equal(coins[0], coins[1])
+    flip_draws = mirrored.reshape(2, count)
+    assert not torch.equal(flip_draws[0], flip_draws[1])
 
 
 def test_without_flipping_no_image_is_mirrored() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.spec import Preprocessing
+from peftbench.training.device import Compute
 from peftbench.training.evaluate import Predictions, calibration_error, metrics, predict
 
 # Six images of three classes. Probabilities of each image; the predicted one is in brackets:
@@ -105,9 +106,8 @@ def test_predictions_come_in_the_order_of_the_images_and_in_eval_mode() -> None:
     images = np.broadcast_to(shades[:, None, None, None], (5, 2, 2, 3)).copy()
     model = Shade().train()
     plain = Preprocessing(size=2, mean=(0.0,) * 3, std=(1.0,) * 3)
-    found = predict(
-        model, images, plain, device=torch.device("cpu"), dtype=torch.float32, batch_size=2
-    )
+    compute = Compute(torch.device("cpu"), torch.float32)
+    found = predict(model, images, plain, compute, batch_size=2)
     assert model.batches == [2, 2, 1]
     assert found.logits[:, 0] == pytest.approx(shades / 255)
     assert found.logits.dtype == np.float32

@@ -22,6 +22,7 @@ from peftbench.data import TrainSplit
 from peftbench.methods import METHODS, apply, discover
 from peftbench.spec import Preprocessing, Recipe
 from peftbench.training.checkpoint import Checkpoints
+from peftbench.training.device import Compute
 from peftbench.training.evaluate import predict
 from peftbench.training.loop import Fit, fit
 from peftbench.training.world import ALONE, World, from_environment, join, leave
@@ -96,11 +97,9 @@ def trained(model: nn.Module, recipe: Recipe, world: World, **options: Any) -> A
         recipe,
         preprocessing(size),
         seed=1,
-        device=CPU,
-        dtype=torch.float32,
+        compute=Compute(CPU, torch.float32, world, options.pop("micro_batch", None)),
         set_mode=options.pop("set_mode", model.train),
         num_classes=CLASSES,
-        world=world,
         **options,
     )
     told = {
@@ -146,9 +145,9 @@ def batch_norms(world: World) -> Arrays:
 def logits(world: World) -> Arrays:
     """Three batches of 4, 4 and 3 images; and one of 3, which only one process gets."""
     model, images = Small(), split(11, 6).images
-    options: dict[str, Any] = {"device": CPU, "dtype": torch.float32, "world": world}
-    many = predict(model, images, preprocessing(6), batch_size=4, **options)
-    few = predict(model, images[:3], preprocessing(6), batch_size=4, **options)
+    compute = Compute(CPU, torch.float32, world)
+    many = predict(model, images, preprocessing(6), compute, batch_size=4)
+    few = predict(model, images[:3], preprocessing(6), compute, batch_size=4)
     return {"many": many.logits, "few": few.logits}
 
 

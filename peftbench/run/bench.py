@@ -1,0 +1,146 @@
+"""What a run is made of, before its first step: backbone, data, method, and where they compute."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import peftbench
+from peftbench import data
+from peftbench.backbones.anatomy import Anatomy
+from peftbench.backbones.describe import describe
+from peftbench.backbones.load import Backbone, load
+from peftbench.canonical import plain
+from peftbench.errors import Diverged
+from peftbench.methods.base import Tuned, apply, as_method
+from peftbench.results.record import Parameters, Provenance
+from peftbench.run import provenance, robustness
+from peftbench.run.ending import PendingRecord
+from peftbench.spec import DatasetSpec, Phase, RunSpec
+from peftbench.training.device import Compute
+from peftbench.training.evaluate import Predictions, predict
+
+CHECK_IMAGES = 256  # about as many of the train split, for the reload and merge checks
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a run is made of, before its first step."""
+
+    spec: RunSpec
+    compute: Compute
+    backbone: Backbone
+    splits: data.Splits
+    shifts: dict[DatasetSpec, list[data.ShiftSet]]  # test sets to be measured besides, listed
+    provenance: Provenance
+    tuned: Tuned
+    parameters: Parameters
+    seconds: float
+
+    def predict(
+        self, images: np.ndarray | data.DecodedImages, compute: Compute | None = None
+    ) -> Predictions:
+        """Logits of `images` by the model as it is now; all processes share them unless told.
+
+        Raises:
+            Diverged: a logit is not finite.
+        """
+        predictions = predict(
+            self.tuned.model, images, self.backbone.preprocessing, compute or self.compute
+        )
+        if not np.isfinite(predictions.logits).all():
+            raise Diverged(
+                "the trained model predicts values that are not finite. Lower recipe.lr."
+            )
+        return predictions
+
+    def sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images (N, S, S, 3) of the train split as the model takes them, and their labels (N,)."""
+        train = self.splits.train
+        stride = max(1, len(train) // CHECK_IMAGES)  # classes follow one another in the split
+        images = data.squashed(train.images[::stride], self.backbone.preprocessing)
+        return images, train.labels[::stride]
+
+
+def prepare(pending: PendingRecord, compute: Compute) -> Bench:
+    """Backbone, data, method; a pair that makes no sense is refused before any image is read."""
+    began = time.perf_counter()
+    spec = pending.spec
+    backbone = load(spec.backbone, 2, spec.preprocessing, compute.device)
+    anatomy = describe(backbone.model, backbone.image_size)
+    as_method(spec.method).check(anatomy)
+    kept = dataclasses.replace(
+        backbone.preprocessing, train_size=spec.train_size(backbone.image_size)
+    )
+    backbone = dataclasses.replace(backbone, preprocessing=kept)
+    splits = data.load(spec.dataset, spec.phase, backbone.preprocessing)
+    tested = spec.shifts if spec.phase is Phase.FINAL else ()
+    shifts = robustness.find(tested, splits.class_names, backbone.preprocessing)
+    pending.provenance = _provenance(backbone, splits)
+    tuned = attach(spec, backbone, anatomy, splits.num_classes)
+    pending.notes = [*splits.notes, *backbone.notes, *tuned.notes]
+    if compute.micro_batch is not None and compute.micro_batch < spec.recipe.batch_size:
+        pending.notes.append(f"trained with {compute.micro_batch} images in memory at a time")
+    pending.parameters = _count(tuned, anatomy)
+    return Bench(
+        spec=spec,
+        compute=compute,
+        backbone=backbone,
+        splits=splits,
+        shifts=shifts,
+        provenance=pending.provenance,
+        tuned=tuned,
+        parameters=pending.parameters,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def attach(spec: RunSpec, backbone: Backbone, anatomy: Anatomy, num_classes: int) -> Tuned:
+    """The backbone with the method of `spec`, whose new tensors are drawn from its seed."""
+    generator = torch.Generator().manual_seed(spec.seed)
+    return apply(as_method(spec.method), backbone.model, anatomy, num_classes, generator)
+
+
+def _count(tuned: Tuned, anatomy: Anatomy) -> Parameters:
+    """How many numbers train, by where they are, beside those of the backbone."""
+
+    def total(parameters: dict[str, torch.nn.Parameter]) -> int:
+        return sum(p.numel() for p in parameters.values())
+
+    return Parameters(
+        method=total(tuned.method_params),
+        head=total(tuned.head_params),
+        unfrozen=total(tuned.unfrozen_params),
+        backbone=anatomy.num_params,
+        stored_bytes=0,
+    )
+
+
+def _provenance(backbone: Backbone, splits: data.Splits) -> Provenance:
+    """The code, the machine, and what was really loaded."""
+    commit, dirty = provenance.git_state()
+    return Provenance(
+        peftbench=peftbench.__version__,
+        python=platform.python_version(),
+        versions=dict(provenance.versions()),
+        git_commit=commit,
+        git_dirty=dirty,
+        host=provenance.host(),
+        platform=platform.platform(),
+        cpu_threads=torch.get_num_threads(),
+        driver=provenance.driver(),
+        backbone_sha256=backbone.sha256,
+        backbone_source=backbone.source,
+        preprocessing=plain(dataclasses.asdict(backbone.preprocessing)),
+        data={
+            "manifest": splits.manifest,
+            "train_images": len(splits.train.labels),
+            "report_images": len(splits.report),
+            "classes": len(splits.class_names),
+        },
+    )

@@ -1,0 +1,147 @@
+"""What is done with a finished model: its files, the checks of them, and its latencies."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from peftbench.artefacts import task_file
+from peftbench.backbones.describe import describe, weightless_copy
+from peftbench.backbones.load import load
+from peftbench.errors import NotMergeable, WeightsError
+from peftbench.results.record import Cost
+from peftbench.results.store import ResultsStore
+from peftbench.run import cost
+from peftbench.run.bench import Bench, attach
+from peftbench.run.ending import PendingRecord
+from peftbench.run.selection import top1_of
+from peftbench.spec import RunSpec
+from peftbench.training.evaluate import Predictions, predict
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The sample that the checks of a model are made on. Of training images: test is read once."""
+
+    images: np.ndarray  # (N, S, S, 3) uint8
+    labels: np.ndarray  # (N,)
+    reference: Predictions  # of the model as it was trained
+
+
+def save_predictions(
+    store: ResultsStore, spec: RunSpec, predictions: Predictions, labels: np.ndarray
+) -> None:
+    """Write what the model says of each image of the reported split."""
+    store.save_predictions(
+        spec.method.name,
+        spec.run_id,
+        classes=predictions.classes,
+        confidence=predictions.confidence.astype(np.float32),
+        margin=predictions.margin.astype(np.float32),
+        labels=labels,
+    )
+
+
+def keep(pending: PendingRecord, bench: Bench, store: ResultsStore) -> Kept:
+    """Save the tuned tensors and their card, and load them again.
+
+    Raises:
+        WeightsError: the reloaded task predicts otherwise.
+    """
+    images, labels = bench.sample()
+    kept = Kept(images, labels, bench.predict(images, bench.compute.alone()))
+    folder = store.artefacts((bench.spec.method.name, bench.spec.run_id))
+    stored_bytes = task_file.save(bench.tuned, folder, _card(pending, bench))
+    pending.parameters = dataclasses.replace(bench.parameters, stored_bytes=stored_bytes)
+    pending.reload = _check_reload(bench, store, kept)
+    return kept
+
+
+def time_tuned(bench: Bench, spent: Cost) -> Cost:
+    """`spent` with the latencies and multiply-adds of the model as it was trained."""
+    model, size = bench.tuned.model, bench.backbone.image_size
+    return dataclasses.replace(
+        spent,
+        latency_ms_batch1=cost.latency_ms(model, 1, size, bench.compute),
+        latency_ms_batch=cost.latency_ms(model, cost.LATENCY_BATCH, size, bench.compute),
+        latency_batch_size=cost.LATENCY_BATCH,
+        forward_gmacs=cost.forward_gmacs(model, size, weightless_copy),
+    )
+
+
+def merge(pending: PendingRecord, bench: Bench, kept: Kept) -> nn.Module | None:
+    """A merged copy, compared with the model as it was trained.
+
+    `None`, with a note, where these hyper-parameters have no place in it.
+    """
+    tuned = bench.tuned
+    if not tuned.method.card.mergeable:
+        return None
+    try:
+        merged = tuned.method.merge(copy.deepcopy(tuned.model))
+    except NotMergeable as e:
+        pending.notes.append(str(e))
+        return None
+    after = predict(merged, kept.images, bench.backbone.preprocessing, bench.compute.alone())
+    top1 = top1_of(kept.reference, kept.labels)
+    pending.merge = {
+        "max_logit_difference": _max_difference(after, kept.reference),
+        "top1_difference": top1_of(after, kept.labels) - top1,
+    }
+    return merged
+
+
+def time_merged(merged: nn.Module, bench: Bench, spent: Cost) -> Cost:
+    """`spent` with the latencies of the merged model."""
+    size = bench.backbone.image_size
+    return dataclasses.replace(
+        spent,
+        merged_latency_ms_batch1=cost.latency_ms(merged, 1, size, bench.compute),
+        merged_latency_ms_batch=cost.latency_ms(merged, cost.LATENCY_BATCH, size, bench.compute),
+    )
+
+
+def _check_reload(bench: Bench, store: ResultsStore, kept: Kept) -> dict[str, float]:
+    """Predict with a fresh backbone and the saved tensors; raises unless the metric is the same."""
+    spec, compute = bench.spec, bench.compute.alone()
+    fresh = load(spec.backbone, 2, spec.preprocessing, compute.device)
+    if fresh.sha256 != bench.backbone.sha256:
+        raise WeightsError(
+            f"backbone {spec.backbone.name!r} gave other weights when it was loaded again "
+            f"({bench.backbone.sha256[:12]}, then {fresh.sha256[:12]})."
+        )
+    anatomy = describe(fresh.model, fresh.image_size)
+    again = attach(spec, fresh, anatomy, bench.splits.num_classes)
+    task_file.load(again, store.artefacts((spec.method.name, spec.run_id)))
+    reloaded = predict(again.model, kept.images, fresh.preprocessing, compute)
+    before, after = top1_of(kept.reference, kept.labels), top1_of(reloaded, kept.labels)
+    if before != after:
+        raise WeightsError(
+            f"the reloaded task reaches {after} where the trained one reached {before} on the same "
+            "images: a tensor that training changed is not saved. Report this as a bug."
+        )
+    return {
+        "train_top1": after,
+        "max_logit_difference": _max_difference(reloaded, kept.reference),
+    }
+
+
+def _max_difference(one: Predictions, other: Predictions) -> float:
+    return float(np.abs(one.logits - other.logits).max())
+
+
+def _card(pending: PendingRecord, bench: Bench) -> dict[str, Any]:
+    """What the file of a task says of it."""
+    return {
+        "run_id": bench.spec.run_id,
+        "spec": bench.spec.describe(),
+        "method_card": dataclasses.asdict(bench.tuned.method.card),
+        "classes": list(bench.splits.class_names),
+        "metrics": pending.metrics,
+        "provenance": dataclasses.asdict(bench.provenance),
+    }
