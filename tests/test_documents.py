@@ -179,7 +179,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store = ResultsStore(folder / "results")
         for method in ("lora", "ssf"):
             spec = tiny_spec(method, recipe={"epochs": 1})
-            record = experiment.run(spec, store, device="cpu", threads=1)
+            record = experiment.run(spec, store, experiment.RunOptions(device="cpu", threads=1))
             assert record.status == "OK", record.error
         export(spec.run_id, store.root, folder / "exports" / "digits")
     return folder

@@ -126,20 +126,16 @@ class Task:
         world = from_environment()
         saving = OmegaConf.to_object(cfg.checkpoint)
         assert isinstance(saving, CheckpointPolicy)
+        options = experiment.RunOptions(
+            cfg.device, cfg.threads, cfg.micro_batch, saving, progress=sys.stderr.isatty()
+        )
         if world.is_single and cfg.processes != 1:
             experiment.check(spec, cfg.device, cfg.threads)
             check_count(cfg.processes, cfg.device)
             self.status = run_together(sys.argv[1:], cfg.processes)
             return
         if not world.is_main:
-            experiment.run_worker(
-                spec,
-                ResultsStore(cfg.results_dir),
-                device=cfg.device,
-                threads=cfg.threads,
-                micro_batch=cfg.micro_batch,
-                saving=saving,
-            )
+            experiment.run_worker(spec, ResultsStore(cfg.results_dir), options)
             return
         logger = loggers.make(logger_settings(cfg), cfg.results_dir)
         store = ResultsStore(cfg.results_dir)
@@ -154,14 +150,10 @@ class Task:
         record = experiment.run(
             spec,
             store,
-            device=cfg.device,
-            threads=cfg.threads,
+            options,
             force=cfg.force,
-            progress=sys.stderr.isatty(),
             logger=logger,
             tuning=json.loads(cfg.tuning) if cfg.tuning else None,
-            micro_batch=cfg.micro_batch,
-            saving=saving,
         )
         good = record.status is Status.OK
         print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,7 @@ import torch
 
 from peftbench.backbones.load import check_name
 from peftbench.backbones.preprocessing import image_size
-from peftbench.errors import (
-    StoreError,
-)
+from peftbench.errors import StoreError
 from peftbench.limits import check_threads
 from peftbench.loggers.guard import Guard
 from peftbench.results.record import RunRecord, Status
@@ -35,18 +34,28 @@ from peftbench.training.optim import check_recipe
 from peftbench.training.world import World, from_environment, join, leave
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is computed; no identity of it."""
+
+    device: str = "auto"
+    threads: int | None = None
+    micro_batch: int | None = None  # images in memory at a time
+    saving: CheckpointPolicy = NO_SAVING
+    progress: bool = False  # whether a terminal shows the epochs
+
+
+DEFAULTS = RunOptions()
+
+
 def run(
     spec: RunSpec,
     store: ResultsStore,
+    options: RunOptions = DEFAULTS,
     *,
-    device: str = "auto",
-    threads: int | None = None,
     force: bool = False,
-    progress: bool = False,
     logger: Guard | None = None,
     tuning: dict[str, Any] | None = None,
-    micro_batch: int | None = None,
-    saving: CheckpointPolicy = NO_SAVING,
 ) -> RunRecord:
     """The record of `spec`: the stored one if it is settled, else that of a new run.
 
@@ -55,87 +64,102 @@ def run(
     processes, this is the one that leads; the others call `run_worker`.
     """
     logger = Guard(None) if logger is None else logger
-    stored = finished_record(spec, store)
+    stored = None if force else finished_record(spec, store)
     world = from_environment()
-    if stored is not None and not force and world.is_single:
+    if stored is not None and world.is_single:
         return stored
-    where = check(spec, device, threads)
+    device = check(spec, options.device, options.threads)
     store.check_writable()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    key = (spec.method.name, spec.run_id)
-    where = join(world, where)
-    state = store.root / "checkpoints" / f"{spec.run_id}.safetensors"
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = join(world, device)
+    key, state = (spec.method.name, spec.run_id), _state(spec, store)
     with contextlib.closing(logger), leading(world) as begin:
-        if stored is not None and not force:
+        if stored is not None:
             return stored
         with store.claim(spec.run_id, spec.method.name):
-            stored = finished_record(spec, store)  # another process may have finished it meanwhile
-            if stored is not None and not force:
+            # another process may have finished it meanwhile
+            stored = None if force else finished_record(spec, store)
+            if stored is not None:
                 return stored
             if force:
                 _remove(state)
             pending = PendingRecord(spec, started=now(), tuning=tuning)
             logger.start(spec.run_id, spec.describe())
-            # a rerun that fails must not leave its files beside the record of an earlier success
-            scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
-            try:
+            with _scratch(spec, store) as scratch:
                 begin()
                 with recording(pending, store):
-                    checkpoints = saving.to(state, world)
-                    compute = _compute(spec, where, world, micro_batch)
-                    measure_run(pending, scratch, compute, checkpoints, progress, logger.epoch)
+                    compute = _compute(spec, device, world, options)
+                    checkpoints = options.saving.to(state, world)
+                    measure_run(
+                        pending, scratch, compute, checkpoints, options.progress, logger.epoch
+                    )
                     _move(scratch.artefacts(key), store.artefacts(key))
-                if pending.status in (Status.ERROR, Status.INTERRUPTED):
-                    for rank, (status, error) in worker_failures(scratch.root, world).items():
-                        pending.status = status  # a broken connection is not the cause
-                        pending.error = f"in process {rank} of {world.size}: {error}"
-                if pending.status is not Status.OK:  # its files may be what filled the disk
-                    shutil.rmtree(scratch.root, ignore_errors=True)
+                _explain(pending, scratch, world)
                 record = pending.record()
                 store.add(record)
                 if pending.status not in RESUMABLE:
                     _remove(state)
-            finally:
-                shutil.rmtree(scratch.root, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    scratch.root.parent.rmdir()  # unless another run is using it
         logger.finish(record)  # may wait, but nobody has to wait for the run any more
     return record
 
 
-def run_worker(
-    spec: RunSpec,
-    store: ResultsStore,
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    micro_batch: int | None = None,
-    saving: CheckpointPolicy = NO_SAVING,
-) -> None:
-    """Take part in a run that another process leads, and records.
+def run_worker(spec: RunSpec, store: ResultsStore, options: RunOptions = DEFAULTS) -> None:
+    """Take part in a run that another process leads, shows and records.
 
     What goes wrong here is left for that process, and raised.
     """
     world = from_environment()
-    where = join(world, check(spec, device, threads))
-    if threads is not None:
-        torch.set_num_threads(threads)
+    device = join(world, check(spec, options.device, options.threads))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     try:
         if not world.broadcast():  # there is nothing to run
             return
-        scratch = ResultsStore(store.root / ".scratch" / spec.run_id)
-        checkpoints = saving.to(store.root / "checkpoints" / f"{spec.run_id}.safetensors", world)
+        scratch = _scratch_of(spec, store)
+        checkpoints = options.saving.to(_state(spec, store), world)
         with reporting(scratch.root, world, spec):
             pending = PendingRecord(spec, started=now())
-            compute = _compute(spec, where, world, micro_batch)
+            compute = _compute(spec, device, world, options)
             measure_run(pending, scratch, compute, checkpoints, False, lambda row: None)
     finally:
         leave(world)
 
 
-def _compute(spec: RunSpec, device: torch.device, world: World, micro_batch: int | None) -> Compute:
-    return Compute(device, choose_dtype(spec.precision, device), world, micro_batch)
+def _compute(spec: RunSpec, device: torch.device, world: World, options: RunOptions) -> Compute:
+    return Compute(device, choose_dtype(spec.precision, device), world, options.micro_batch)
+
+
+def _state(spec: RunSpec, store: ResultsStore) -> Path:
+    """The file of an unfinished training."""
+    return store.root / "checkpoints" / f"{spec.run_id}.safetensors"
+
+
+def _scratch_of(spec: RunSpec, store: ResultsStore) -> ResultsStore:
+    """Where a run writes until it has ended well."""
+    return ResultsStore(store.root / ".scratch" / spec.run_id)
+
+
+@contextlib.contextmanager
+def _scratch(spec: RunSpec, store: ResultsStore) -> Iterator[ResultsStore]:
+    """A store that is gone behind: a failed rerun leaves nothing beside an earlier success."""
+    scratch = _scratch_of(spec, store)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch.root, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            scratch.root.parent.rmdir()  # unless another run is using it
+
+
+def _explain(pending: PendingRecord, scratch: ResultsStore, world: World) -> None:
+    """Look for the cause of a failure in other processes, and free the disk after one."""
+    if pending.status in (Status.ERROR, Status.INTERRUPTED):
+        for rank, (status, error) in worker_failures(scratch.root, world).items():
+            pending.status = status  # a broken connection is not the cause
+            pending.error = f"in process {rank} of {world.size}: {error}"
+    if pending.status is not Status.OK:  # its files may be what filled the disk
+        shutil.rmtree(scratch.root, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -106,7 +106,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         store = ResultsStore(folder / "results")
         for method in ("linear", "lora"):
             spec = tiny_spec(method, dataset=every, recipe={"epochs": 1, "batch_size": 64})
-            assert experiment.run(spec, store, device="cpu", threads=1).status == "OK"
+            assert (
+                experiment.run(spec, store, experiment.RunOptions(device="cpu", threads=1)).status
+                == "OK"
+            )
         export_results(store.root, folder / "FILE.zip", ("method=lora",))
         yield folder
 

@@ -110,9 +110,13 @@ def test_a_run_on_imagenet_records_its_shifts_without_training_on_them(tmp_path:
         shifts=(shift("imagenet_a", tmp_path, 2, 4),),
     )
     with short_timings():
-        record = experiment.run(spec, ResultsStore(tmp_path / "results"), device="cpu")
+        record = experiment.run(
+            spec, ResultsStore(tmp_path / "results"), experiment.RunOptions(device="cpu")
+        )
         tuned = experiment.run(
-            replace(spec, phase=Phase.TUNE), ResultsStore(tmp_path / "results"), device="cpu"
+            replace(spec, phase=Phase.TUNE),
+            ResultsStore(tmp_path / "results"),
+            experiment.RunOptions(device="cpu"),
         )
     assert (record.status, tuned.status) == (Status.OK, Status.OK)
     assert record.metrics["imagenet_a/num_images"] == 4.0

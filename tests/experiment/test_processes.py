@@ -41,7 +41,7 @@ def run_together(
 ) -> list[int]:
     def task(rank: int) -> None:
         call = experiment.run if rank == 0 else experiment.run_worker
-        call(spec, store, device="cpu", saving=saving)  # type: ignore[operator]
+        call(spec, store, experiment.RunOptions(device="cpu", saving=saving))  # type: ignore[operator]
 
     return together(size, task)
 
@@ -138,12 +138,14 @@ def test_a_stopped_run_goes_on_in_as_many_processes_or_others(
 
         measure.BestOnTest = Stop  # type: ignore[misc]
         call = experiment.run if rank == 0 else experiment.run_worker
-        call(spec, store, device="cpu", saving=CheckpointPolicy(steps=2))  # type: ignore[operator]
+        call(spec, store, experiment.RunOptions(device="cpu", saving=CheckpointPolicy(steps=2)))  # type: ignore[operator]
 
     together(2, interrupted)
     assert recorded(spec, store).status is Status.INTERRUPTED
     assert len(list((store.root / "checkpoints").iterdir())) == 1
-    record = experiment.run(spec, store, device="cpu", saving=CheckpointPolicy(steps=2))
+    record = experiment.run(
+        spec, store, experiment.RunOptions(device="cpu", saving=CheckpointPolicy(steps=2))
+    )
     assert record.cost is not None and (record.cost.resumed, record.cost.processes) == (1, 1)
     assert_close(confidence(spec, store), confidence(spec, alone), TOLERANCES[precision])
     assert [row.epoch for row in record.history] == [1, 2, 3]

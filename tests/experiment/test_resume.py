@@ -42,6 +42,11 @@ RECIPE = {
 SPEC = tiny_spec(VPTDeep(dropout=0.3), dataset=digits(11), recipe=RECIPE)
 
 
+def saving(**when: Any) -> experiment.RunOptions:
+    """Options of a run whose state is saved every so many steps or minutes."""
+    return experiment.RunOptions(saving=CheckpointPolicy(**when))
+
+
 @contextmanager
 def stopped_after(steps: int) -> Iterator[None]:
     """Training is interrupted in the forward pass that follows so many steps of the optimiser."""
@@ -95,11 +100,11 @@ def test_a_stopped_run_goes_on_to_the_same_record_bit_for_bit(
     store: ResultsStore, whole: dict[str, Any], steps: int
 ) -> None:
     with stopped_after(steps):
-        stopped = experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+        stopped = experiment.run(SPEC, store, saving(steps=2))
     assert stopped.status is Status.INTERRUPTED
     assert len(checkpoints(store)) == (steps >= 2)
     torch.manual_seed(99)  # another process has drawn other numbers
-    record = experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+    record = experiment.run(SPEC, store, saving(steps=2))
     assert record.cost is not None
     assert record.cost.resumed == (steps >= 2)
     assert outcome(record, store) == whole
@@ -111,8 +116,8 @@ def test_a_run_that_is_stopped_twice_counts_both(
 ) -> None:
     for steps in (3, 2):  # of each process
         with stopped_after(steps):
-            experiment.run(SPEC, store, saving=CheckpointPolicy(steps=1))
-    record = experiment.run(SPEC, store, saving=CheckpointPolicy(steps=1))
+            experiment.run(SPEC, store, saving(steps=1))
+    record = experiment.run(SPEC, store, saving(steps=1))
     assert record.cost is not None and record.cost.resumed == 2
     assert outcome(record, store) == whole
 
@@ -130,8 +135,8 @@ def test_what_was_seen_on_the_way_is_kept(store: ResultsStore, spec: RunSpec) ->
     elsewhere = ResultsStore(store.root.parent / "whole")
     expected = outcome(experiment.run(spec, elsewhere), elsewhere)
     with stopped_after(5):  # of eight
-        experiment.run(spec, store, saving=CheckpointPolicy(steps=1))
-    assert outcome(experiment.run(spec, store, saving=CheckpointPolicy(steps=1)), store) == expected
+        experiment.run(spec, store, saving(steps=1))
+    assert outcome(experiment.run(spec, store, saving(steps=1)), store) == expected
 
 
 def test_a_state_of_another_version_is_not_taken_up(
@@ -139,9 +144,9 @@ def test_a_state_of_another_version_is_not_taken_up(
 ) -> None:
     with stopped_after(5), monkeypatch.context() as older:
         older.setattr(peftbench, "__version__", "0.0")
-        experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+        experiment.run(SPEC, store, saving(steps=2))
     (path,) = checkpoints(store)
-    record = experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+    record = experiment.run(SPEC, store, saving(steps=2))
     assert record.cost is not None and record.cost.resumed == 0
     assert record.notes == [f"started anew: {path} has another peftbench"]
     assert outcome(record, store) | {"notes": []} == whole
@@ -149,10 +154,10 @@ def test_a_state_of_another_version_is_not_taken_up(
 
 def test_a_damaged_state_is_not_taken_up(store: ResultsStore, whole: dict[str, Any]) -> None:
     with stopped_after(5):
-        experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+        experiment.run(SPEC, store, saving(steps=2))
     (path,) = checkpoints(store)
     path.write_bytes(path.read_bytes()[:-40])
-    record = experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+    record = experiment.run(SPEC, store, saving(steps=2))
     (note,) = record.notes
     assert note.startswith(f"started anew: {path} cannot be read (SafetensorError: ")
     assert outcome(record, store) | {"notes": []} == whole
@@ -230,7 +235,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a run that was stopped."""
     store = ResultsStore(tmp_path_factory.mktemp("left"))
     with short_timings(), stopped_after(5):
-        experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+        experiment.run(SPEC, store, saving(steps=2))
     (path,) = checkpoints(store)
     return path
 
@@ -243,7 +248,7 @@ def test_a_state_with_unexpected_content_is_not_taken_up(
     path.parent.mkdir(parents=True)
     shutil.copyfile(left, path)
     rewritten(path, CHANGES[name])
-    record = experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+    record = experiment.run(SPEC, store, saving(steps=2))
     assert record.status is Status.OK, record.error
     (note,) = record.notes
     assert note.startswith(f"started anew: {path} ") and "\n" not in note
@@ -262,7 +267,7 @@ def test_what_is_no_checkpoint_does_not_stop_a_run(
     path = store.root / "checkpoints" / left.name
     path.parent.mkdir(parents=True)
     make(path)
-    record = experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+    record = experiment.run(SPEC, store, saving(steps=2))
     assert record.status is Status.OK, record.error
     assert record.notes[0].startswith(f"started anew: {path} cannot be read (")
     assert outcome(record, store) | {"notes": []} == whole
@@ -287,7 +292,7 @@ def test_a_state_that_cannot_be_saved_is_noted_and_training_goes_on(
         raise error
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    record = experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
+    record = experiment.run(SPEC, store, saving(steps=2))
     place = store.root / "checkpoints"
     reason = getattr(error, "strerror", None) or str(error)
     assert record.notes == [f"its state could not be saved in {place}: {reason}"]
@@ -329,16 +334,16 @@ class Kept:
 
 def test_force_starts_anew(store: ResultsStore) -> None:
     with stopped_after(5):
-        experiment.run(SPEC, store, saving=CheckpointPolicy(steps=2))
-    record = experiment.run(SPEC, store, force=True, saving=CheckpointPolicy(steps=2))
+        experiment.run(SPEC, store, saving(steps=2))
+    record = experiment.run(SPEC, store, saving(steps=2), force=True)
     assert record.cost is not None and record.cost.resumed == 0
 
 
 def test_the_clock_saves_too(store: ResultsStore) -> None:
     with stopped_after(4):
-        experiment.run(SPEC, store, saving=CheckpointPolicy(minutes=1e-9))
+        experiment.run(SPEC, store, saving(minutes=1e-9))
     assert len(checkpoints(store)) == 1
-    record = experiment.run(SPEC, store, saving=CheckpointPolicy(minutes=60))
+    record = experiment.run(SPEC, store, saving(minutes=60))
     assert record.cost is not None and record.cost.resumed == 1, record.error
 
 

@@ -31,7 +31,7 @@ def run(store: Path, method: str, device: str, precision: str = "auto") -> RunRe
         recipe=Recipe(epochs=15, warmup_epochs=2, batch_size=32, lr=3e-3),
         precision=Precision(precision),
     )
-    return experiment.run(spec, ResultsStore(store), device=device)
+    return experiment.run(spec, ResultsStore(store), experiment.RunOptions(device=device))
 
 
 @pytest.mark.parametrize("method", list(METHODS))

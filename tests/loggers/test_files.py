@@ -16,19 +16,21 @@ from peftbench.loggers import WARNING, LoggerSettings, make
 from peftbench.methods.partial import Partial
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.run import experiment, measure
+from peftbench.run import experiment
+from peftbench.run.bench import Bench
 from peftbench.sweep.launchers import pool
 from peftbench.sweep.queues.pool import Finished, Pool
 
 pytestmark = pytest.mark.usefixtures("quick")
 
+CPU = experiment.RunOptions(device="cpu")
 DIVERGES = {"lr": 1e30, "optimizer": "sgd", "epochs": 4}
 
 
 def run(store: ResultsStore, logger: str, **changes: object) -> RunRecord:
     guard = make(LoggerSettings(name=logger), store.root)
     spec = tiny_spec(**changes)
-    return experiment.run(spec, store, device="cpu", logger=guard, force=True)
+    return experiment.run(spec, store, CPU, logger=guard, force=True)
 
 
 def read(path: Path) -> list[dict[str, float]]:
@@ -54,7 +56,7 @@ def test_csv_of_a_failed_rerun_leaves_the_epochs_of_the_record_that_stays(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(measure, "_predict", fail)
+    monkeypatch.setattr(Bench, "predict", fail)
     assert run(store, "csv").status is Status.ERROR
     assert store.get(record.run_id) == record
     assert path.read_text() == before
@@ -67,7 +69,7 @@ def test_csv_of_a_run_that_failed_holds_the_epochs_that_it_had(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(measure, "_predict", fail)
+    monkeypatch.setattr(Bench, "predict", fail)
     record = run(store, "csv")
     assert record.status is Status.ERROR
     assert len(read(store.artefacts(record) / "epochs.csv")) == 2

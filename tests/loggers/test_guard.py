@@ -21,6 +21,7 @@ from peftbench.run import experiment
 
 pytestmark = pytest.mark.usefixtures("quick")
 
+CPU = experiment.RunOptions(device="cpu")
 SETTINGS = LoggerSettings(name="odd")
 
 
@@ -94,12 +95,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The record of a run that nothing logs."""
     with short_timings():
         store = ResultsStore(tmp_path_factory.mktemp("plain"))
-        return repeatable(experiment.run(tiny_spec(), store, device="cpu"))
+        return repeatable(experiment.run(tiny_spec(), store, CPU))
 
 
 def test_a_logger_hears_of_the_run_in_order_and_not_in_its_thread(store: ResultsStore) -> None:
     spec, listener = tiny_spec(), Listener()
-    record = experiment.run(spec, store, device="cpu", logger=Guard(listener))
+    record = experiment.run(spec, store, CPU, logger=Guard(listener))
     assert record.status is Status.OK
     assert listener.heard == [(spec.run_id, record.spec), *record.history, record]
     assert listener.threads == {"logger"}
@@ -121,7 +122,7 @@ def test_a_logger_that_raises_changes_nothing_but_one_line(
     error: BaseException,
 ) -> None:
     spec, broken = tiny_spec(), Broken(first, error)
-    logged = experiment.run(spec, store, device="cpu", logger=Guard(broken))
+    logged = experiment.run(spec, store, CPU, logger=Guard(broken))
     assert repeatable(logged) == plain
     assert store.get(spec.run_id) == logged
     said = capsys.readouterr()
@@ -138,7 +139,7 @@ def test_a_logger_that_hangs_is_left_behind(
     store: ResultsStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stuck = Stuck()
-    record = experiment.run(tiny_spec(), store, device="cpu", logger=Guard(stuck, timeout=0.2))
+    record = experiment.run(tiny_spec(), store, CPU, logger=Guard(stuck, timeout=0.2))
     assert record.status is Status.OK
     (line,) = capsys.readouterr().err.splitlines()
     assert "no answer within 0.2 s of the end of the run" in line
@@ -158,7 +159,7 @@ def test_epochs_do_not_wait_for_a_slow_logger() -> None:
 def test_a_failed_run_is_told_as_such(store: ResultsStore) -> None:
     listener = Listener()
     spec = tiny_spec("full", recipe={"lr": 1e30, "optimizer": "sgd", "epochs": 4})
-    record = experiment.run(spec, store, device="cpu", logger=Guard(listener))
+    record = experiment.run(spec, store, CPU, logger=Guard(listener))
     assert record.status is Status.DIVERGED
     assert listener.heard[-1] == record
 
@@ -172,14 +173,14 @@ def test_a_run_without_a_record_lets_go_of_its_logger(
     listener = Listener()
     monkeypatch.setattr(store, "add", full)
     with pytest.raises(StoreError, match="the disk is full"):
-        experiment.run(tiny_spec(), store, device="cpu", logger=Guard(listener))
+        experiment.run(tiny_spec(), store, CPU, logger=Guard(listener))
     assert listener.heard[-1] == "closed"
 
 
 def test_a_run_that_is_done_is_not_logged_again(store: ResultsStore) -> None:
-    experiment.run(tiny_spec(), store, device="cpu")
+    experiment.run(tiny_spec(), store, CPU)
     listener = Listener()
-    experiment.run(tiny_spec(), store, device="cpu", logger=Guard(listener))
+    experiment.run(tiny_spec(), store, CPU, logger=Guard(listener))
     assert listener.heard in ([], ["closed"])
 
 

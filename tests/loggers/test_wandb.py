@@ -34,6 +34,7 @@ from peftbench.sweep.launchers.base import _sweep_name
 
 pytest.importorskip("wandb")
 
+CPU = experiment.RunOptions(device="cpu")
 PATIENT = 300.0  # seconds; tests run on busy machines
 
 
@@ -47,7 +48,7 @@ def test_a_run_without_a_key_is_mirrored_offline(
 ) -> None:
     spec = tiny_spec("partial", phase=Phase.TUNE)
     logger = make(settings(tags=("mine",)), store.root)
-    record = experiment.run(spec, store, device="cpu", logger=logger)
+    record = experiment.run(spec, store, CPU, logger=logger)
     assert record.status is Status.OK
     assert capfd.readouterr() == ("", "")
 
@@ -75,7 +76,7 @@ def test_a_blocked_network_costs_one_line_and_the_run_is_kept_offline(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     logger = make(settings(mode="online"), store.root)
-    record = experiment.run(tiny_spec(), store, device="cpu", logger=logger)
+    record = experiment.run(tiny_spec(), store, CPU, logger=logger)
     assert record.status is Status.OK
     said = capfd.readouterr()
     assert said.out == ""
@@ -108,7 +109,7 @@ def test_a_server_that_never_answers_delays_no_run_beyond_the_timeout(
             finished["seconds"] = time.perf_counter() - began
 
         monkeypatch.setattr(logger, "finish", timed)
-        record = experiment.run(tiny_spec(), store, device="cpu", logger=logger)
+        record = experiment.run(tiny_spec(), store, CPU, logger=logger)
     assert record.status is Status.OK
     assert finished["seconds"] < 1 + 60  # and what a busy machine needs to end a process
     (line,) = capfd.readouterr().err.splitlines()
