@@ -26,8 +26,8 @@ from peftbench.errors import Unsupported
 from peftbench.methods import METHODS, apply, discover
 from peftbench.run import cost, provenance
 from peftbench.spec import BackboneSpec, Precision, Recipe
-from peftbench.training.device import Compute, choose_device, choose_dtype
-from peftbench.training.loop import fit
+from peftbench.training.device import Compute, choose_device, choose_dtype, seeded
+from peftbench.training.loop import Fittable, fit
 
 OUTPUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 CLASSES = 100
@@ -49,17 +49,10 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     cost.reset_peak(device)
     # on a GPU whole epochs are timed, after a first one that warms up
     recipe = Recipe(epochs=2, warmup_epochs=0, batch_size=arguments.batch, lr=1e-4)
-    fitted = fit(
-        tuned.model,
-        list(tuned.trainable.values()),
-        split,
-        recipe,
-        backbone.preprocessing,
-        seed=0,
-        compute=Compute(device, dtype),
-        set_mode=tuned.train,
-        regulariser=tuned.regulariser,
-    )
+    compute = Compute(device, dtype)
+    fittable = Fittable(tuned.model, list(tuned.trainable.values()), tuned.train, tuned.regulariser)
+    with seeded(0, compute):
+        fitted = fit(fittable, split, recipe, backbone.preprocessing, seed=0, compute=compute)
     return {
         "method": name,
         "dtype": str(dtype).removeprefix("torch."),

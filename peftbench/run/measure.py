@@ -24,9 +24,9 @@ from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
 from peftbench.spec import Phase, RunSpec
 from peftbench.training.checkpoint import Checkpoints
-from peftbench.training.device import Compute
+from peftbench.training.device import Compute, seeded
 from peftbench.training.evaluate import Predictions, metrics
-from peftbench.training.loop import Fit, fit
+from peftbench.training.loop import Callbacks, Fit, Fittable, fit
 from peftbench.untrusted import printable
 
 
@@ -120,7 +120,7 @@ def train(
             peftbench=peftbench.__version__,
             torch=torch.__version__,
         )
-    with _shown(spec, show, log) as tell:
+    with _shown(spec, show, log) as tell, seeded(spec.seed, compute):
 
         def on_epoch(row: EpochRow) -> bool:
             tell(row)
@@ -128,20 +128,21 @@ def train(
             return checks(row.epoch)
 
         fitted = fit(
-            tuned.model,
-            list(tuned.trainable.values()),
+            Fittable(
+                tuned.model,
+                list(tuned.trainable.values()),
+                lambda: tuned.train(spec.recipe.frozen_mode),
+                tuned.regulariser,
+                bench.splits.num_classes,
+            ),
             bench.splits.train,
             spec.recipe,
             bench.backbone.preprocessing,
             seed=spec.seed,
             compute=compute,
-            set_mode=lambda: tuned.train(spec.recipe.frozen_mode),
-            num_classes=bench.splits.num_classes,
-            regulariser=tuned.regulariser,
-            on_epoch=on_epoch,
-            checkpoints=checkpoints,
-            observers={"best": best, "looks": checks},
-            history=pending.history,
+            callbacks=Callbacks(
+                on_epoch, checkpoints, {"best": best, "looks": checks}, pending.history
+            ),
         )
     if fitted.steps:  # none is left where a run was killed after its last one
         _check_executed(tuned)

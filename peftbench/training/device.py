@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +103,18 @@ def autocast(compute: Compute) -> contextlib.AbstractContextManager[object]:
     if compute.dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(compute.device.type, compute.dtype)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, compute: Compute) -> Iterator[None]:
+    """Inside, dropout and drop-path draw from `seed`, each process for its own.
+
+    They draw from torch's global generators, which go on behind as if nothing had been drawn.
+    """
+    devices = [compute.device] if compute.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed((seed + (compute.world.rank << 32)) % 2**63)
+        yield
 
 
 class Pixels:

@@ -27,9 +27,9 @@ from peftbench.spec import BackboneSpec
 def failing(error: BaseException) -> Callable[..., None]:
     """A stand-in for `fit` that ends like this after one epoch."""
 
-    def fit(*args, on_epoch, history, **kwargs) -> None:
-        history.append(EpochRow(1, 2.5, 0.1, 1e-3, 0.01))
-        on_epoch(history[0])
+    def fit(*args, callbacks, **kwargs) -> None:
+        callbacks.history.append(EpochRow(1, 2.5, 0.1, 1e-3, 0.01))
+        callbacks.on_epoch(callbacks.history[0])
         raise error
 
     return fit

@@ -186,9 +186,9 @@ def test_a_run_that_crops_trains_on_whole_pictures(
     seen = []
     fit = measure.fit
 
-    def watched(model, trainable, train, *args, **options):
+    def watched(fittable, train, *args, **options):
         seen.append(train)
-        return fit(model, trainable, train, *args, **options)
+        return fit(fittable, train, *args, **options)
 
     monkeypatch.setattr(measure, "fit", watched)
     spec = tiny_spec(recipe={"augmentation": augmentation}, phase=phase)

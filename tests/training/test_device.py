@@ -13,7 +13,7 @@ from support.tiny_runs import cpu_of
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
 from peftbench.training import device
-from peftbench.training.device import Compute, Pixels, autocast, choose_device, choose_dtype
+from peftbench.training.device import Compute, Pixels, autocast, choose_device, choose_dtype, seeded
 
 pytestmark = pytest.mark.arithmetic
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -156,3 +156,16 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError) as refused:
         choose_device("gpu")
     assert str(refused.value) == "device='gpu' is no device. Use auto, cpu, cuda or cuda:N."
+
+
+def test_seeded_numbers_repeat_and_leave_those_outside_alone() -> None:
+    def drawn(seed: int) -> float:
+        with seeded(seed, Compute(CPU, torch.float32)):
+            return float(torch.rand(()))
+
+    torch.manual_seed(5)
+    expected = torch.rand(2).tolist()
+    torch.manual_seed(5)
+    before = float(torch.rand(()))
+    assert drawn(7) == drawn(7) != drawn(8)
+    assert [before, float(torch.rand(()))] == expected

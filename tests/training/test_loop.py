@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from peftbench.data import TestSplit, TrainSplit, ValSplit
 from peftbench.errors import Diverged, SplitRoleError
 from peftbench.spec import Preprocessing, Recipe
-from peftbench.training.device import Compute
-from peftbench.training.loop import Fit, batch_bounds, fit, pieces
+from peftbench.training.device import Compute, seeded
+from peftbench.training.loop import Callbacks, Fit, Fittable, batch_bounds, fit, pieces
 
 pytestmark = pytest.mark.arithmetic
 SIZE = 2
@@ -68,17 +68,24 @@ def run(
     trainable: list[nn.Parameter] | None = None,
     **options: Any,
 ) -> Fit:
-    return fit(
+    fittable = Fittable(
         model,
         trainable or [p for n, p in model.named_parameters() if n != "unused"],
-        split() if train is None else train,
-        recipe,
-        RAW,
-        seed=seed,
-        compute=Compute(CPU, torch.float32, micro_batch=options.pop("micro_batch", None)),
-        set_mode=options.pop("set_mode", model.train),
-        **options,
+        options.pop("set_mode", model.train),
+        options.pop("regulariser", None),
+        options.pop("num_classes", None),
     )
+    compute = Compute(CPU, torch.float32, micro_batch=options.pop("micro_batch", None))
+    with seeded(seed, compute):
+        return fit(
+            fittable,
+            split() if train is None else train,
+            recipe,
+            RAW,
+            seed=seed,
+            compute=compute,
+            callbacks=Callbacks(**options),
+        )
 
 
 @pytest.mark.parametrize("kind", [ValSplit, TestSplit])

@@ -22,9 +22,9 @@ from peftbench.data import TrainSplit
 from peftbench.methods import METHODS, apply, discover
 from peftbench.spec import Preprocessing, Recipe
 from peftbench.training.checkpoint import Checkpoints
-from peftbench.training.device import Compute
+from peftbench.training.device import Compute, seeded
 from peftbench.training.evaluate import predict
-from peftbench.training.loop import Fit, fit
+from peftbench.training.loop import Callbacks, Fit, Fittable, fit
 from peftbench.training.world import ALONE, World, from_environment, join, leave
 
 pytestmark = [
@@ -90,18 +90,21 @@ def preprocessing(size: int) -> Preprocessing:
 def trained(model: nn.Module, recipe: Recipe, world: World, **options: Any) -> Arrays:
     """Weights, statistics, losses and accuracies after training on 12 images, unless told."""
     size = options.pop("size", 6)
-    fitted: Fit = fit(
+    fittable = Fittable(
         model,
         options.pop("trainable", None) or list(model.parameters()),
-        split(options.pop("count", 12), size, whole=recipe.augmentation == "crop_flip"),
-        recipe,
-        preprocessing(size),
-        seed=1,
-        compute=Compute(CPU, torch.float32, world, options.pop("micro_batch", None)),
-        set_mode=options.pop("set_mode", model.train),
-        num_classes=CLASSES,
-        **options,
+        options.pop("set_mode", model.train),
+        options.pop("regulariser", None),
+        CLASSES,
     )
+    train = split(options.pop("count", 12), size, whole=recipe.augmentation == "crop_flip")
+    compute = Compute(CPU, torch.float32, world, options.pop("micro_batch", None))
+    callbacks = Callbacks(**options)
+    with seeded(1, compute):
+        fitted: Fit = fit(
+            fittable, train, recipe, preprocessing(size), seed=1, compute=compute,
+            callbacks=callbacks,
+        )  # fmt: skip
     told = {
         "loss": np.array([row.loss for row in fitted.history]),
         "accuracy": np.array([row.accuracy for row in fitted.history]),
