@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from peftbench.report.frames import typed_frame
 from peftbench.results.columns import Column
 from peftbench.results.record import Status
 
@@ -110,16 +111,8 @@ def measured(runs: pd.DataFrame) -> pd.DataFrame:
             spread = _spread({places[i]: prices[cost.name][i] for i in rows})
             known = device or not cost.measured
             found.append((*key, device, cost.name, *(spread if known else (None,) * 3)))
-    columns = list(zip(*found, strict=True)) or [()] * len(MEASURED_COLUMNS)
-    return pd.DataFrame(
-        {
-            column.name: pd.array(
-                [pd.NA if value is None or value == "" else value for value in values],
-                dtype=column.dtype,  # type: ignore[call-overload]  # one of four nullable dtypes
-            )
-            for column, values in zip(MEASURED_COLUMNS, columns, strict=True)
-        }
-    )
+    columns = [column.name for column in MEASURED_COLUMNS]
+    return typed_frame(MEASURED_COLUMNS, [dict(zip(columns, row, strict=True)) for row in found])
 
 
 def _numbers(series: pd.Series) -> list[float | None]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.report.comparison import Comparison, compare, scored
+from peftbench.report.frames import typed_frame
 from peftbench.report.tables.text import inert
 from peftbench.report.verdict import seeds_it_would_take
 from peftbench.results.columns import Column
@@ -78,18 +79,7 @@ def to_frame(found: Sequence[Comparison]) -> pd.DataFrame:
     rows = [
         {"backbone": one.heading, "suite": one.suite, **row} for one in found for row in _rows(one)
     ]
-    return pd.DataFrame(
-        {
-            column.name: pd.array(
-                [
-                    pd.NA if pd.isna(value := row.get(column.name)) or value == "" else value
-                    for row in rows
-                ],
-                dtype=_dtype(column),
-            )
-            for column in STATISTICS_COLUMNS
-        }
-    )
+    return typed_frame(STATISTICS_COLUMNS, rows)
 
 
 def _rows(one: Comparison) -> Iterator[dict[str, Any]]:
@@ -359,7 +349,3 @@ def _p(value: float) -> str:
 
 def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _dtype(column: Column) -> Any:
-    return column.dtype

@@ -9,8 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.results.columns import Column
-
 
 def mark_of(index: int) -> str:
     """a, b, ..., z, aa, ab, ..."""
@@ -52,7 +50,3 @@ def commonest(values: Iterable[Any]) -> Any:
     """The most frequent value; of equally frequent ones, the first in order."""
     counts = Counter(values)
     return min(counts, key=lambda value: (-counts[value], value), default="")
-
-
-def dtype_of(column: Column) -> Any:
-    return column.dtype

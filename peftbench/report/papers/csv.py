@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from peftbench.report.frames import typed_frame
 from peftbench.report.papers.model import PUBLISHED, Table
 from peftbench.results.columns import Column
 from peftbench.results.table_files import csv_text
@@ -60,21 +61,9 @@ def frame(table: Table, *, published: bool = False) -> pd.DataFrame:
                         "note": "\n".join(notes),
                     }
                 )
-    return pd.DataFrame(
-        {
-            column.name: pd.array(
-                [pd.NA if row[column.name] in (None, "") else row[column.name] for row in rows],
-                dtype=_dtype(column),
-            )
-            for column in COLUMNS
-        }
-    )
+    return typed_frame(COLUMNS, rows)
 
 
 def render(table: Table, *, published: bool = False) -> str:
     """The frame as text."""
     return csv_text(frame(table, published=published))
-
-
-def _dtype(column: Column) -> Any:
-    return column.dtype

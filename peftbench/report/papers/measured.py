@@ -18,7 +18,7 @@ from peftbench.report.papers.options import Options
 from peftbench.report.papers.printed import Collection
 from peftbench.report.tables import cells as tables
 from peftbench.report.tables.cells import MISSING, MIXED, OK
-from peftbench.report.tables.runs import SCORES, Run, eligible
+from peftbench.report.tables.runs import SCORES, Run, eligible_runs
 from peftbench.results.frame import committed, select
 from peftbench.results.record import RunRecord, Status, current
 
@@ -107,7 +107,7 @@ class _Pool:
             if metric not in pool.columns:
                 left_out.append(f"{metric}, which no run has")
                 continue
-            runs, lines = eligible(
+            runs, lines = eligible_runs(
                 pool, metric=metric, limited=options.limited, best_on_test=options.best_on_test
             )
             left_out += [line for line in lines if line not in left_out]

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from peftbench.registry import unknown_name
-from peftbench.report.tables.runs import SCORES, Run, eligible_runs, variants_of
-from peftbench.report.words import commonest, dtype_of, short, some_of
+from peftbench.report.frames import typed_frame
+from peftbench.report.tables.runs import SCORES, Run, Variants, eligible_runs, variants_of
+from peftbench.report.words import commonest, short, some_of
 from peftbench.results.arithmetic import several
 from peftbench.results.columns import Column
 from peftbench.results.record import Status
@@ -63,28 +64,8 @@ def summary(
     other arithmetic than the rest of their column, or in several, say so. `attrs["left_out"]` says
     what is not in the cells, and why; it begins with what the caller has `left_out`.
     """
-    if metric not in SCORES:
-        raise unknown_name("metric", metric, SCORES)
-    runs, told = eligible_runs(table, metric, limited, best_on_test)
-    variants = variants_of(runs)
-    sections: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        sections[run.heading, run.suite].append(run)
-    cells: list[dict[str, Any]] = []
-    for (heading, suite), members in sorted(sections.items()):
-        for cell in _section(members, variants):
-            cells.append({"backbone": heading, "suite": suite, **cell})
-    result = pd.DataFrame(
-        {
-            column.name: pd.array(
-                [pd.NA if cell[column.name] in (None, "") else cell[column.name] for cell in cells],
-                dtype=dtype_of(column),
-            )
-            for column in SUMMARY_COLUMNS
-        }
-    )
-    result.attrs = {"metric": metric, "left_out": [*left_out, *told]}
-    return result
+    runs, variants, told = counted(table, metric=metric, limited=limited, best_on_test=best_on_test)
+    return cells_of(runs, variants, metric=metric, left_out=[*left_out, *told])
 
 
 def labelled(
@@ -95,8 +76,43 @@ def labelled(
     best_on_test: bool = False,
 ) -> pd.DataFrame:
     """The runs that `summary` counts, of any status, with their `heading` and `label` there."""
-    runs, _ = eligible_runs(table, metric, limited, best_on_test)
-    variants = variants_of(runs)
+    runs, variants, _ = counted(table, metric=metric, limited=limited, best_on_test=best_on_test)
+    return with_labels(table, runs, variants)
+
+
+def counted(
+    table: pd.DataFrame, *, metric: str, limited: bool, best_on_test: bool
+) -> tuple[list[Run], Variants, list[str]]:
+    """The runs that `summary` counts, what tells their rows, and a line for each kind left out.
+
+    Raises:
+        UnknownName: there is no such metric.
+    """
+    if metric not in SCORES:
+        raise unknown_name("metric", metric, SCORES)
+    runs, told = eligible_runs(table, metric=metric, limited=limited, best_on_test=best_on_test)
+    return runs, variants_of(runs), told
+
+
+def cells_of(
+    runs: Sequence[Run], variants: Variants, *, metric: str, left_out: Sequence[str]
+) -> pd.DataFrame:
+    """The frame that `summary` documents, of runs that `counted` gave."""
+    sections: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        sections[run.heading, run.suite].append(run)
+    cells = [
+        {"backbone": heading, "suite": suite, **cell}
+        for (heading, suite), members in sorted(sections.items())
+        for cell in _section(members, variants)
+    ]
+    result = typed_frame(SUMMARY_COLUMNS, cells)
+    result.attrs = {"metric": metric, "left_out": list(left_out)}
+    return result
+
+
+def with_labels(table: pd.DataFrame, runs: Sequence[Run], variants: Variants) -> pd.DataFrame:
+    """The rows of `table` that `runs` come from, with `heading` and `label` of each."""
     chosen = table.iloc[[run.row for run in runs]].reset_index(drop=True)
     return chosen.assign(
         heading=pd.array([run.heading for run in runs], dtype="string"),
@@ -138,9 +154,7 @@ class Cell:
         return len(self.scores) if self.state == OK else None
 
 
-def _section(
-    runs: Sequence[Run], variants: Mapping[int, tuple[str, frozenset[str]]]
-) -> list[dict[str, Any]]:
+def _section(runs: Sequence[Run], variants: Variants) -> list[dict[str, Any]]:
     """Cells of one backbone and suite, row after row."""
     group_of = {run.dataset: run.group for run in runs}
     datasets = sorted(group_of, key=lambda name: (group_of[name], name))

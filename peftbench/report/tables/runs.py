@@ -14,18 +14,10 @@ from peftbench.results.arithmetic import arithmetic
 from peftbench.results.record import Status
 from peftbench.results.settings import settings_of
 
+# by `id` of a run: the text that tells its row, and the settings named in it
+Variants = dict[int, tuple[str, frozenset[str]]]
+
 SCORES = {"top1": "top-1 accuracy", "mean_per_class": "mean per-class accuracy"}
-
-
-def eligible(
-    table: pd.DataFrame,
-    *,
-    metric: str = "top1",
-    limited: bool = False,
-    best_on_test: bool = False,
-) -> tuple[list[Run], list[str]]:
-    """The runs that `summary` counts, of any status, and a line for each kind left out of it."""
-    return eligible_runs(table, metric, limited, best_on_test)
 
 
 @dataclass(frozen=True)
@@ -52,13 +44,10 @@ class Run:
     budget: str  # of the search that chose its hyper-parameters; empty where there was none
 
 
-Run = Run  # for tables that choose the runs of a cell in their own way
-
-
 def eligible_runs(
-    table: pd.DataFrame, metric: str, limited: bool, best_on_test: bool
+    table: pd.DataFrame, *, metric: str, limited: bool, best_on_test: bool
 ) -> tuple[list[Run], list[str]]:
-    """Runs that belong into a table, and a line for each kind of run that does not show."""
+    """Runs that belong into a table, of any status, and a line for each kind left out of it."""
     rows = [{"row": i, **row} for i, row in enumerate(_rows(table))]
     out: list[str] = []
 
@@ -175,7 +164,7 @@ def _settings(row: Mapping[str, Any]) -> dict[str, str]:
     return settings
 
 
-def variants_of(runs: Sequence[Run]) -> dict[int, tuple[str, frozenset[str]]]:
+def variants_of(runs: Sequence[Run]) -> Variants:
     """For each run, by `id`: the text that tells its row, and the settings named in it.
 
     Recipes, limits and rules of selection always make rows. Of the other settings, as few as needed
@@ -185,7 +174,7 @@ def variants_of(runs: Sequence[Run]) -> dict[int, tuple[str, frozenset[str]]]:
     by_method: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_method[run.method].append(run)
-    variants: dict[int, tuple[str, frozenset[str]]] = {}
+    variants: Variants = {}
     for members in by_method.values():
         names = list(dict.fromkeys(name for run in members for name in run.settings))
         varying = [n for n in names if len({run.settings.get(n) for run in members}) > 1]
