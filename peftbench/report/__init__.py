@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from peftbench.report.comparison import Comparison
     from peftbench.report.figures.beside import Beside
+    from peftbench.report.view import Views
     from peftbench.results.table_files import Written
 
 TABLES, FIGURES, PAGE = "tables", "figures", "page"
@@ -70,6 +71,7 @@ def build(
         UnknownName: there is no such experiment or table, column or value.
     """
     from peftbench.report import papers, statistics, tables
+    from peftbench.report.view import Views
     from peftbench.results.frame import committed, epochs, frame, public_table, select
     from peftbench.results.table_files import write_table
 
@@ -113,6 +115,7 @@ def build(
         if not matching:
             notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
         return Report(_text(front, paths, notes), tuple(paths), scan.broken)
+    views = Views(chosen, tuple(left_out))
     begun = None  # figures take longest, so that they begin first
     if FIGURES in parts and formats:
         from peftbench.report.figures import KINDS
@@ -128,27 +131,19 @@ def build(
             metric=metric,
             limited=limited,
         )
-        begun = Beside(order, chosen, epochs(scan.records))
+        begun = Beside(order, views, epochs(scan.records))
     with contextlib.nullcontext() if begun is None else contextlib.closing(begun):
         if TABLES in parts:
-            cells = tables.summary(
-                chosen,
-                metric=metric,
-                limited=limited,
-                best_on_test=best_on_test,
-                left_out=left_out,
-            )
-            found = statistics.comparisons(
-                chosen, store, metric=metric, limited=limited, best_on_test=best_on_test
-            )
+            view = views.view(metric, limited=limited, best_on_test=best_on_test)
+            found = statistics.comparisons(view, store)
             stem = folder / (f"statistics_{name}" if name else "statistics")
             paths += _statistics(found, stem, tables.SCORES[metric])
             if style == "text" or not front:
                 styles = {"markdown": tables.to_markdown, "csv": tables.to_csv}
-                printed = styles.get(style, tables.to_text)(cells)
+                printed = styles.get(style, tables.to_text)(view.cells)
         page = folder / (f"report_{name}.html" if name else "report.html")
         if PAGE in parts:
-            _page(chosen, scan, store, page)
+            _page(views, scan, store, page)
         if begun is not None:
             drawn = _finished(begun, chosen)
             paths += drawn.paths
@@ -185,13 +180,13 @@ def _finished(begun: Beside, table: pd.DataFrame) -> Written:
     return Written(tuple(path for figure in figures for path in figure.paths), tuple(notes))
 
 
-def _page(table: pd.DataFrame, scan: Scan, store: ResultsStore, path: Path) -> None:
+def _page(views: Views, scan: Scan, store: ResultsStore, path: Path) -> None:
     from peftbench.report.page import render
     from peftbench.results.frame import epochs
     from peftbench.results.privacy import public_text
 
     html = render(
-        table, epochs(scan.records), store, broken=[public_text(str(e)) for e in scan.broken]
+        views, epochs(scan.records), store, broken=[public_text(str(e)) for e in scan.broken]
     )
     write_atomic(path, partial(_write, text=html))
 

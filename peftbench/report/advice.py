@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.report.comparison import scored
 from peftbench.report.verdict import seeds_it_would_take
+from peftbench.report.view import View
+from peftbench.report.words import counted
 from peftbench.results.frame import select
 from peftbench.statistics import best, scores
 from peftbench.statistics.coverage import describe
@@ -78,10 +79,10 @@ def advise(
         for column, names in (("dataset", datasets), ("backbone", backbones))
         if names
     ]
-    runs, remarks = scored(select(table, conditions))
+    view = View.of(select(table, conditions))
     return [
-        _advice(part, budget, remarks[str(heading), str(suite)])
-        for (heading, suite), part in runs.groupby(["heading", "suite"], sort=True)
+        _advice(part, budget, view.remarks[str(heading), str(suite)])
+        for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True)
     ]
 
 
@@ -175,7 +176,7 @@ def _doubts(rows: pd.DataFrame, found: best.Best | None, within: int) -> list[st
         )
         return doubts
     if found.seeds < FEW_SEEDS:
-        doubts.append(f"some method has {_count(found.seeds, 'seed')} only on a data set")
+        doubts.append(f"some method has {counted(found.seeds, 'seed')} only on a data set")
     if not found.conclusive:
         doubts.append(
             "so few runs cannot tell any two methods apart; the order may be luck. "
@@ -183,14 +184,13 @@ def _doubts(rows: pd.DataFrame, found: best.Best | None, within: int) -> list[st
         )
     elif len(found.members) > 1:
         doubts.append(
-            f"{found.best} and {_count(len(found.members) - 1, 'other')} cannot be told apart. "
+            f"{found.best} and {counted(len(found.members) - 1, 'other')} cannot be told apart. "
             + seeds_it_would_take(found)
         )
     new = best.not_distinguishable(rows, over=DATASETS)
     if new is not None and not new.conclusive:
-        doubts.append(
-            f"{_count(new.datasets, 'data set')} cannot tell how {within} methods compare on others"
-        )
+        sets = counted(new.datasets, "data set")
+        doubts.append(f"{sets} cannot tell how {within} methods compare on others")
     return doubts
 
 
@@ -206,7 +206,7 @@ def _section(one: Advice, budget: Budget) -> str:
     title = f"{one.heading} · {one.suite}" if one.suite else one.heading
     lines = [
         f"{title} · {', '.join(limits) or 'no limit'}",
-        f"{_count(len(one.datasets), 'data set')}: {', '.join(one.datasets)}",
+        f"{counted(len(one.datasets), 'data set')}: {', '.join(one.datasets)}",
         "",
     ]
     if one.chosen:
@@ -294,7 +294,3 @@ WORDS = {"params": "tuned parameters", "latency": "latency", "memory": "peak mem
 
 def _number(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -11,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from peftbench.errors import StoreError
-from peftbench.report.tables import cells as tables
-from peftbench.results.arithmetic import arithmetic, several
+from peftbench.report.view import View
+from peftbench.report.words import first_of
 from peftbench.results.predictions import Predictions
-from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.statistics import best, images, intervals, ranks, scores
 from peftbench.statistics.averages import weightings
@@ -60,82 +58,18 @@ class Comparison:
     images: Images | None
 
 
-def scored(
-    table: pd.DataFrame,
-    *,
-    metric: str = "top1",
-    limited: bool = False,
-    best_on_test: bool = False,
-) -> tuple[pd.DataFrame, dict[tuple[str, str], list[str]]]:
-    """Finished runs that may be compared, with the columns of `statistics.scores`, and remarks.
-
-    Runs keep all columns of the table. A cell that a table refuses to average is not among them,
-    nor is a run on other weights, files or suite versions than most runs of its backbone and suite
-    have. Remarks are keyed by backbone and suite, as tables name them.
-    """
-    options: dict[str, Any] = dict(metric=metric, limited=limited, best_on_test=best_on_test)
-    runs = tables.labelled(table, **options)
-    cells = tables.summary(table, **options)
-    cells = cells[(cells["kind"] == tables.TASK) & (cells["state"] == tables.OK)]
-    keys = ["backbone", "suite", "label", "column"]
-    fine = set(cells[keys].fillna("").itertuples(index=False, name=None))
-    runs = runs.assign(suite=runs["suite"].fillna(""), score=runs[metric])
-    runs = runs[(runs["status"] == str(Status.OK)) & runs["score"].notna()]
-    row_keys = runs[["heading", "suite", "label", "dataset"]].itertuples(index=False, name=None)
-    runs = runs[pd.Series([key in fine for key in row_keys], index=runs.index, dtype=bool)]
-    parts, remarks = [], {}
-    for (heading, suite), part in runs.groupby(["heading", "suite"], sort=True):
-        usual = _commonest(part["backbone_sha256"])
-        kept = part[part["backbone_sha256"].fillna("") == usual]
-        for column in ("suite_version", "manifest"):
-            text = kept[column].astype("string").fillna("")
-            common = text.groupby(kept["dataset"]).transform(_commonest)
-            kept = kept[text == common]
-        notes = []
-        if len(kept) < len(part):
-            notes.append(f"{len(part) - len(kept)} runs on other weights or files are left out")
-        budgets = kept[["tuner", "trials", "trial_epochs"]].drop_duplicates()
-        if len(budgets) > 1:
-            notes.append("hyper-parameters were searched with different budgets: see the table")
-        notes += _arithmetic(kept)
-        parts.append(kept)
-        remarks[str(heading), str(suite)] = notes
-    out = pd.concat(parts) if parts else runs
-    seeds = out["seed"].fillna(-1).astype(int)
-    return out.assign(seed=seeds, score=out["score"].astype(float)), remarks
-
-
-def _arithmetic(runs: pd.DataFrame) -> list[str]:
-    """A remark where runs were computed in different arithmetic, with the methods of each."""
-    names = ["label", "dtype", "device"]
-    rows = runs[names].astype("string").fillna("").itertuples(index=False, name=None)
-    found = [(label, arithmetic(dtype, device)) for label, dtype, device in rows]
-    if not several(text for _, text in found):
-        return []
-    labels: dict[str, list[str]] = {}
-    for label, text in sorted(found):
-        labels.setdefault(text or "unknown arithmetic", []).append(label)
-    parts = [
-        f"{text}: {_some(tuple(dict.fromkeys(those)))} ({len(those)} runs)"
-        if len(those) > 1
-        else f"{text}: {those[0]} (1 run)"
-        for text, those in sorted(labels.items(), key=lambda item: (-len(item[1]), item[0]))
-    ]
-    return [f"runs computed in different arithmetic are compared; {'; '.join(parts)}"]
-
-
 def compare(
     runs: pd.DataFrame, remarks: list[str], store: ResultsStore | None = None
 ) -> Comparison | None:
     """The comparison of the runs of one backbone and suite; `None` for fewer than 2 methods.
 
-    `runs` comes from `scored`. Predictions are read from `store`, where there is one.
+    `runs` are some of `View.scored`. Predictions are read from `store`, where there is one.
     """
     kept, lacking = scores.complete(runs)
     means = scores.means(kept)
     if len(means) < 2:
         return None
-    notes = [*remarks, *(f"{x.label} is left out: no {_some(x.lacks)}" for x in lacking)]
+    notes = [*remarks, *(f"{x.label} is left out: no {first_of(x.lacks, 3)}" for x in lacking)]
     labels = _ordered(means)
     datasets = tuple(map(str, means.columns))
     found = [best.not_distinguishable(kept, over=over) for over in (SEEDS, DATASETS)]
@@ -170,22 +104,15 @@ def compare(
     )
 
 
-def reliability(
-    table: pd.DataFrame,
-    store: ResultsStore,
-    *,
-    limited: bool = False,
-    best_on_test: bool = False,
-) -> pd.DataFrame:
+def reliability(view: View, store: ResultsStore) -> pd.DataFrame:
     """Bins of confidence (`images.calibration_bins`) of the methods whose images can be compared.
 
     Over the test images of all data sets and the seeds that all methods share. Columns: `backbone`,
     `suite`, `label`, `method`, those of the bins, and `runs`, the seeds. Empty where no predictions
     are kept.
     """
-    runs, _ = scored(table, limited=limited, best_on_test=best_on_test)
     found = []
-    for _, part in runs.groupby(["heading", "suite"], sort=True):
+    for _, part in view.scored.groupby(["heading", "suite"], sort=True):
         kept, _ = scores.complete(part)
         if kept.empty:
             continue
@@ -312,13 +239,3 @@ def _read(
     classes = {x: np.stack([one.classes for one in loaded[x]]) for x in labels}
     sure = {x: np.stack([one.confidence for one in loaded[x]]).astype(float) for x in labels}
     return _Read(labels, classes, sure, truth[0], len(shared))
-
-
-def _commonest(values: pd.Series[Any]) -> str:
-    counts = Counter(values.astype("string").fillna("").tolist())
-    return min(counts, key=lambda text: (-counts[text], text), default="")
-
-
-def _some(names: tuple[str, ...], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

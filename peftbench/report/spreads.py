@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from peftbench.report.comparison import scored
+from peftbench.report.view import View
 from peftbench.statistics import best, intervals, scores
 from peftbench.statistics.averages import weightings
 from peftbench.statistics.best import Best
@@ -13,16 +13,14 @@ from peftbench.statistics.intervals import Interval
 Row = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
 
 
-def spreads(
-    table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
-) -> dict[Row, dict[str, Interval]]:
+def spreads(view: View) -> dict[Row, dict[str, Interval]]:
     """By row and name of the average, its 95 % interval over seeds.
 
     A row on a single data set has an interval under the name of that data set. Rows that lack a
     data set, or ran on other weights or files than most, have none.
     """
     found: dict[Row, dict[str, Interval]] = {}
-    for (heading, suite), kept in _parts(table, metric, limited):
+    for (heading, suite), kept in _parts(view):
         named = kept.assign(group=kept["group"].fillna(""))
         group_of = {str(d): str(g) for d, g in named.groupby("dataset")["group"].first().items()}
         datasets = sorted(group_of)
@@ -37,32 +35,25 @@ def spreads(
     return found
 
 
-def equals_of_the_best(
-    table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
-) -> dict[tuple[str, str], tuple[str, ...]]:
+def equals_of_the_best(view: View) -> dict[tuple[str, str], tuple[str, ...]]:
     """By backbone and suite, the rows not distinguishable from the best over seeds, the best first.
 
     Over the mean of all data sets. Nothing where so few runs could tell no two methods apart.
     """
-    found = leaders(table, metric=metric, limited=limited)
+    found = leaders(view)
     return {key: one.members for key, one in found.items() if one.conclusive}
 
 
-def leaders(
-    table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
-) -> dict[tuple[str, str], Best]:
+def leaders(view: View) -> dict[tuple[str, str], Best]:
     """By backbone and suite, the best over seeds by the mean of all data sets, and its equals."""
-    found = {key: best.not_distinguishable(kept) for key, kept in _parts(table, metric, limited)}
+    found = {key: best.not_distinguishable(kept) for key, kept in _parts(view)}
     return {key: one for key, one in found.items() if one is not None}
 
 
-def _parts(
-    table: pd.DataFrame, metric: str, limited: bool
-) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+def _parts(view: View) -> list[tuple[tuple[str, str], pd.DataFrame]]:
     """Complete runs of each backbone and suite."""
-    runs, _ = scored(table, metric=metric, limited=limited)
     parts = []
-    for (heading, suite), part in runs.groupby(["heading", "suite"], sort=True):
+    for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True):
         kept, _ = scores.complete(part)
         if len(kept):
             parts.append(((str(heading), str(suite)), kept))

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from peftbench.report.comparison import Comparison, compare, scored
+from peftbench.report.comparison import Comparison, compare
 from peftbench.report.frames import typed_frame
 from peftbench.report.tables.text import inert
 from peftbench.report.verdict import seeds_it_would_take
+from peftbench.report.view import View
+from peftbench.report.words import counted
 from peftbench.results.columns import Column
 from peftbench.results.store import ResultsStore
 from peftbench.results.table_files import csv_text
@@ -52,19 +54,11 @@ corrected p-value above 5 %; that is no proof that the two are equal.
 """
 
 
-def comparisons(
-    table: pd.DataFrame,
-    store: ResultsStore | None = None,
-    *,
-    metric: str = "top1",
-    limited: bool = False,
-    best_on_test: bool = False,
-) -> list[Comparison]:
+def comparisons(view: View, store: ResultsStore | None = None) -> list[Comparison]:
     """One comparison for each backbone and suite that has two methods with all its data sets."""
-    runs, remarks = scored(table, metric=metric, limited=limited, best_on_test=best_on_test)
     found = [
-        compare(part, remarks[str(heading), str(suite)], store)
-        for (heading, suite), part in runs.groupby(["heading", "suite"], sort=True)
+        compare(part, view.remarks[str(heading), str(suite)], store)
+        for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True)
     ]
     return [one for one in found if one is not None]
 
@@ -171,7 +165,7 @@ def _head(one: Comparison) -> str:
     seeds = "–".join(str(n) for n in dict.fromkeys(one.seeds))
     lines = [
         f"## {title}\n",
-        f"{len(one.labels)} methods on {_number(len(one.datasets), 'data set')}, {seeds} "
+        f"{len(one.labels)} methods on {counted(len(one.datasets), 'data set')}, {seeds} "
         f"{'seed' if one.seeds == (1, 1) else 'seeds'} each: {', '.join(one.datasets)}.",
         *(f"- {remark}" for remark in one.remarks),
     ]
@@ -221,7 +215,7 @@ def _sets(one: Comparison) -> str:
     lines = ["### Not distinguishable from the best\n"]
     for found in one.best:
         claim = "On these data sets" if found.over == SEEDS else "On new data sets of the kind"
-        behind = f"{_number(found.datasets, 'data set')}, {_number(found.seeds, 'seed')}"
+        behind = f"{counted(found.datasets, 'data set')}, {counted(found.seeds, 'seed')}"
         lines.append(f"- {claim}: {_told(found, behind)}")
     return "\n".join([*lines, ""])
 
@@ -251,7 +245,7 @@ def _tests(one: Comparison) -> str:
     if test.p is not None:
         lines.append(
             f"Friedman's test of all methods being alike: chi-square {test.statistic:.2f}, "
-            f"p {_p(test.p)} ({test.methods} methods, {_number(test.datasets, 'data set')}).\n"
+            f"p {_p(test.p)} ({test.methods} methods, {counted(test.datasets, 'data set')}).\n"
         )
     for bar in one.bars:
         lines.append(f"- cannot be told apart by rank: {', '.join(bar)}")
@@ -294,7 +288,7 @@ def _pictures(one: Comparison) -> str:
     first = found.labels[0]
     lines = [
         "### Single images\n",
-        f"{found.tests['images'].iloc[0]} test images, {_number(found.runs, 'seed')}, "
+        f"{found.tests['images'].iloc[0]} test images, {counted(found.runs, 'seed')}, "
         f"{len(found.labels)} methods of highest mean. McNemar's exact test counts an image once, "
         "for the method that is right on it in more of its seeds; its claim is about these trained "
         "models and new images.\n",
@@ -321,7 +315,7 @@ def _pictures(one: Comparison) -> str:
         lines.append(f"Two seeds of {first} agree on {100 * own:.1f} % of the images.\n")
     mean = found.ensembles.drop(columns="run").mean()
     lines.append(
-        f"Ensembles of these {len(found.labels)} methods, mean over {_number(found.runs, 'run')}: "
+        f"Ensembles of these {len(found.labels)} methods, mean over {counted(found.runs, 'run')}: "
         f"majority vote {100 * mean['majority_vote']:.1f}, weighted by confidence "
         f"{100 * mean['confidence_weighted']:.1f}; the best member alone (chosen on test) "
         f"{100 * mean['best_single']:.1f}, the mean member {100 * mean['mean_single']:.1f}, some "
@@ -345,7 +339,3 @@ def _bounds(found: Interval, scale: float = 100, digits: int = 1) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

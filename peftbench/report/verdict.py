@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peftbench.report.words import counted, first_of
 from peftbench.statistics import power
 from peftbench.statistics.best import Best
 
@@ -13,7 +14,8 @@ def verdict(found: Best, what: str = "") -> str:
 
     "Ahead" is said only of a method that its runs tell from every other one.
     """
-    of = f" ({what}, {_seeds(found.seeds)})" if what else f" ({_seeds(found.seeds)})"
+    seeds = counted(found.seeds, "seed")
+    of = f" ({what}, {seeds})" if what else f" ({seeds})"
     value = f"{100 * found.means[found.best]:.1f} %{of}"
     others = found.members[1:]
     if len(found.means) < 2:
@@ -24,7 +26,7 @@ def verdict(found: Best, what: str = "") -> str:
             f"{100 * found.alpha:.0f} %."
         )
     if found.conclusive:
-        start = f"Which of these is best cannot be told: {_named(found.members)}."
+        start = f"Which of these is best cannot be told: {first_of(found.members, MOST_NAMED)}."
         start += f" {found.best} has the highest mean, {value}, inside the noise."
     else:
         start = f"Which method is best cannot be told: {found.best} has the highest mean, {value}"
@@ -41,24 +43,15 @@ def seeds_it_would_take(found: Best) -> str:
     if needed is None:
         return (
             "One seed does not show how much seeds differ: run at least "
-            f"{_seeds(found.least)} of each method."
+            f"{counted(found.least, 'seed')} of each method."
         )
     number = (
         f"more than {power.MOST_SEEDS:,} seeds"
         if needed > power.MOST_SEEDS
-        else f"about {_seeds(max(needed, found.seeds + 1))}"
+        else f"about {counted(max(needed, found.seeds + 1), 'seed')}"
     )
     return (
         f"It would take {number} of each to tell it from {nearest}, if they differ by as much as "
         f"seen (t-test at {100 * found.alpha:.0f} %, corrected for all pairs, power "
         f"{100 * power.POWER:.0f} %)."
     )
-
-
-def _named(labels: tuple[str, ...]) -> str:
-    more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
-    return ", ".join(labels[:MOST_NAMED]) + more
-
-
-def _seeds(number: int) -> str:
-    return f"{number} seed{'' if number == 1 else 's'}"

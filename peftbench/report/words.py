@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -36,6 +36,12 @@ def some_of(texts: Iterable[str], most: int = 5) -> str:
     unique = list(dict.fromkeys(texts))
     more = [f"and {len(unique) - most} more"] if len(unique) > most else []
     return ", ".join([*unique[:most], *more])
+
+
+def first_of(texts: Sequence[str], most: int) -> str:
+    """The first few texts and the number of the others, as in a sentence: `a, b and 2 more`."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def short(digest: str) -> str:

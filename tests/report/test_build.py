@@ -11,6 +11,9 @@ import pytest
 from peftbench import report as reports
 from peftbench.errors import ConfigError
 from peftbench.report.figures import KINDS
+from peftbench.report.tables import cells
+from peftbench.report.view import Views
+from peftbench.results.frame import frame
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.results.table_files import read_table
@@ -157,3 +160,35 @@ def test_runs_of_changed_code_stay_out_unless_asked_for(root, make_record):
     assert len(read_table(root / "table.csv")) == 6  # the table of runs has every run
     alone = build(root, ["method=bias", "seed=3"])
     assert f"Left out: {line}." in alone.text and "No run has" not in alone.text
+
+
+def test_a_report_computes_each_view_of_its_runs_once(root, monkeypatch):
+    calls: dict[str, list[str]] = {"eligible_runs": [], "variants_of": []}
+    for name, known in calls.items():
+        real = getattr(cells, name)
+
+        def counting(table, *, real=real, known=known, **choice):
+            known.append(choice.get("metric", ""))
+            return real(table, **choice)
+
+        monkeypatch.setattr(cells, name, counting)
+    narrowed = ["backbone=vit_mini"]
+    report = reports.build(root, narrowed, formats=["svg"], kinds=["{score}_vs_parameters"])
+    assert len(report.paths) == 6  # table, statistics, figure and page, all made of these views
+    # the page shows two metrics, and the rest of the report the first of them
+    assert calls["eligible_runs"] == ["top1", "mean_per_class"]
+    assert len(calls["variants_of"]) == 2
+
+
+def test_views_of_a_part_are_those_of_its_runs_alone(make_record):
+    records = [
+        make_record("lora", "a", 0, 0.5),
+        make_record("lora", "a", 0, 0.9, backbone="other", hyperparameters={"rank": 2}),
+        make_record("lora", "a", 0, 0.7, backbone="other", hyperparameters={"rank": 4}),
+    ]
+    views = Views(frame(records))
+    assert set(views.view().cells["label"]) == {"lora rank=unset", "lora rank=2", "lora rank=4"}
+    part = views.part("backbone", "vit_mini")
+    assert list(part.view().cells["label"]) == ["lora"] and part.view().runs[0].score == 0.5
+    assert part is views.part("backbone", "vit_mini") and part.part("suite", "mini") is part
+    assert views.view() is views.view("top1") and views.view(limited=True) is not views.view()

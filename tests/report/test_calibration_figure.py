@@ -9,6 +9,7 @@ import pytest
 from peftbench.report import build
 from peftbench.report.comparison import reliability
 from peftbench.report.figures import calibration, is_empty
+from peftbench.report.view import View
 from peftbench.results.frame import frame
 from peftbench.results.store import ResultsStore
 
@@ -39,7 +40,7 @@ def store(tmp_path, make_record):
 
 
 def test_bins_are_those_of_all_seeds_and_data_sets(store):
-    bins = reliability(frame(store), store)
+    bins = reliability(View.of(frame(store)), store)
     assert set(bins["label"]) == {"lora", "linear"} and set(bins["runs"]) == {2}
     filled = bins[bins["images"] > 0].set_index(["label", "high"])
     # 15 bins: 0.3 is in (4/15, 5/15], 0.9 in (13/15, 14/15]
@@ -51,7 +52,7 @@ def test_bins_are_those_of_all_seeds_and_data_sets(store):
 
 
 def test_each_method_has_a_panel_the_best_calibrated_first(store):
-    figure = calibration(reliability(frame(store), store))
+    figure = calibration(reliability(View.of(frame(store)), store))
     first, second = figure.axes
     # |0.25 - 0.3| 0.4 + |0.8333 - 0.9| 0.6 = 0.06; |0.75 - 0.3| 0.4 + |0.5 - 0.9| 0.6 = 0.42
     assert [a.get_title(loc="left") for a in (first, second)] == ["lora  6.0", "linear  42.0"]

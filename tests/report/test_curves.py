@@ -17,6 +17,7 @@ from peftbench.report.figures import (
     sensitivity,
 )
 from peftbench.report.figures.lines import Score, lines, spread
+from peftbench.report.view import Views
 from peftbench.results.frame import epochs, frame
 
 
@@ -141,10 +142,10 @@ def test_every_figure_is_made_for_which_there_are_data_and_no_other(make_record)
     ]
     table, history = frame(records), epochs(records)
     # no score of this name, but learning curves need none; suites are not averaged
-    made = {name for _, name, _ in every(table, history, metric="mean_per_class")}
+    made = {name for _, name, _ in every(Views(table), history, metric="mean_per_class")}
     assert made == {"learning_curves_vit_mini_one", "learning_curves_vit_mini_two"}
     kinds = ["{score}_vs_training_time", "{score}_vs_latency", "data_scale_{score}"]
-    made = {name for _, name, _ in every(table, history, kinds=kinds)}
+    made = {name for _, name, _ in every(Views(table), history, kinds=kinds)}
     assert made == {"accuracy_vs_training_time_vit_mini"}
     with pytest.raises(ConfigError, match="Unknown figure 'bars'"):
-        list(every(table, history, kinds=["bars"]))
+        list(every(Views(table), history, kinds=["bars"]))

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from peftbench.report import figures
 from peftbench.report.figures import LOOKS, accuracy_against_parameters, beside, look, save
 from peftbench.report.labels import Box, place
+from peftbench.report.view import Views
 from peftbench.results.frame import frame
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
@@ -184,7 +185,7 @@ def test_a_failure_beside_is_drawn_and_raised_here(tmp_path, make_record, monkey
     kinds = ["{score}_vs_parameters", "tasks_{score}", "heat_map_{score}"]
     about = {"root": str(store.root), "where": [], "dirty": False, "metric": "top1"}
     order = beside.Order(**about, place=str(tmp_path), formats=["svg"], kinds=kinds, limited=False)
-    frames = (frame(store), pd.DataFrame())
+    frames = (Views(frame(store)), pd.DataFrame())
     whole = beside.Beside(order, *frames).finish()
     assert [(one.backbone, one.kind) for one in whole] == [("vit_mini", kind) for kind in kinds]
     files = {path.name: path.read_bytes() for one in whole for path in one.paths}

@@ -17,6 +17,7 @@ from peftbench.report.page import render
 from peftbench.report.papers import latex, markdown
 from peftbench.report.tables import cells as tables
 from peftbench.report.tables.text import to_csv, to_markdown, to_text
+from peftbench.report.view import View, Views
 from peftbench.results import privacy
 from peftbench.results.bundles.outgoing import export_results
 from peftbench.results.frame import epochs, frame
@@ -91,7 +92,7 @@ def test_names_of_others_are_text_in_tables(records: list[RunRecord]) -> None:
     table = frame(records)
     cells = tables.summary(table)
     lines_of(to_text(cells))
-    found = statistics.comparisons(table)
+    found = statistics.comparisons(View.of(table))
     assert len(found) == 1
     for text in (to_markdown(cells), statistics.to_markdown(found)):
         rows = [line for line in lines_of(text) if line.startswith("|")]
@@ -123,7 +124,7 @@ def test_names_of_others_are_text_on_the_page(
         texts = dict.fromkeys(("title", "summary", "paper", "section", "reference"), name)
         card = {"method_card": {**texts, "deviations": [name]}}
         (folder / "card.json").write_text(json.dumps(card))
-    html = render(frame(records), epochs(records), store, broken=[name])
+    html = render(Views(frame(records)), epochs(records), store, broken=[name])
     if name.startswith("<"):
         assert name not in html
     html.encode("utf-8", "backslashreplace")

@@ -16,6 +16,7 @@ import pytest
 
 from peftbench.report import build
 from peftbench.report.page import render
+from peftbench.report.view import Views
 from peftbench.results.frame import epochs, frame
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
@@ -58,7 +59,7 @@ def store(tmp_path_factory, make_record):
 
 def page_of(store):
     records = store.scan().records
-    return render(frame(records), epochs(records), store)
+    return render(Views(frame(records)), epochs(records), store)
 
 
 @pytest.fixture(scope="module")

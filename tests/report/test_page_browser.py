@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from peftbench.report.page import render
+from peftbench.report.view import Views
 from peftbench.results.frame import epochs, frame
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
@@ -62,7 +63,7 @@ def report(tmp_path_factory, make_record):
     store.add(make_record("bias", "s/a", 0, status=Status.ERROR, error=f"boom {'x' * 300} {EVIL}"))
     records = store.scan().records
     path = store.root / "report.html"
-    path.write_text(render(frame(records), epochs(records), store), encoding="utf-8")
+    path.write_text(render(Views(frame(records)), epochs(records), store), encoding="utf-8")
     return path
 
 

@@ -7,6 +7,7 @@ import pytest
 from peftbench.report.figures import critical_difference, is_empty, win_rates
 from peftbench.report.figures.ranks import rankings
 from peftbench.report.spreads import equals_of_the_best, spreads
+from peftbench.report.view import View
 from peftbench.results.frame import frame
 
 # lora beats ssf on six data sets of twelve, both beat linear on all twelve:
@@ -32,7 +33,7 @@ def texts(axes):
 
 def test_methods_stand_at_their_average_rank_and_a_bar_joins_those_not_told_apart(make_record):
     runs = table(make_record)
-    (ranking,) = rankings(runs)
+    (ranking,) = rankings(View.of(runs))
     assert (ranking.labels, ranking.places) == (("lora", "ssf", "linear"), (1.5, 1.5, 3.0))
     assert ranking.bars == (("lora", "ssf"),) and ranking.conclusive
     (axes,) = critical_difference(runs).axes
@@ -63,11 +64,13 @@ def test_one_method_is_not_ranked(make_record):
 
 def test_averages_have_intervals_and_the_best_its_equals(make_record):
     runs = table(make_record, datasets=4, seeds=3)
-    known = spreads(runs)
+    known = spreads(View.of(runs))
     interval = known["vit_mini", "mini", "lora"]["mean of 4 tasks"]
     # tasks have means 0.7, 0.601, 0.702 and 0.603, and each seed adds 0.01
     assert interval.estimate == pytest.approx(0.6515 + 0.01)
     assert interval.low < 0.6615 < interval.high and interval.over == "seeds"
     # means 0.6615, 0.6615 and 0.3115: seeds move all tasks by 0.01 at most
-    assert set(equals_of_the_best(runs)["vit_mini", "mini"]) == {"lora", "ssf"}
-    assert equals_of_the_best(table(make_record, datasets=2)) == {}  # one seed tells nothing
+    assert set(equals_of_the_best(View.of(runs))["vit_mini", "mini"]) == {"lora", "ssf"}
+    assert (
+        equals_of_the_best(View.of(table(make_record, datasets=2))) == {}
+    )  # one seed tells nothing

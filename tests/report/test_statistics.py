@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from peftbench.report import build
-from peftbench.report.comparison import scored
 from peftbench.report.statistics import STATISTICS_COLUMNS, comparisons, to_csv, to_markdown
+from peftbench.report.view import View
 from peftbench.results.frame import frame
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
@@ -40,7 +40,7 @@ def values(found, statistic, **where):
 
 
 def test_every_value_says_what_it_is_and_what_is_behind_it(records):
-    found = comparisons(frame(records))
+    found = comparisons(View.of(frame(records)))
     mean = values(found, "mean of 2 tasks", label="lora", over="seeds").iloc[0]
     assert mean["value"] == pytest.approx(0.76) and mean["low"] < 0.76 < mean["high"]
     assert (mean["backbone"], mean["datasets"], mean["seeds"]) == ("vit_mini", 2, 3)
@@ -56,7 +56,7 @@ def test_every_value_says_what_it_is_and_what_is_behind_it(records):
 
 
 def test_the_set_not_distinguishable_from_the_best_is_marked_for_each_claim(records):
-    found = comparisons(frame(records))
+    found = comparisons(View.of(frame(records)))
     marked = values(found, "not distinguishable from the best", over="seeds").set_index("label")
     assert marked["value"].to_dict() == {"lora": 1.0, "bias": 1.0, "linear": 0.0}
     # 3 + 3 runs on each of two data sets: p at least 2 / 400, times three pairs
@@ -82,14 +82,17 @@ def test_what_cannot_be_compared_is_left_out_and_named(records, make_record):
         make_record("norm", "a", 0, status=Status.ERROR, error="boom", group="a"),
         *(make_record("full", d, 0, 0.9, weights="w1", group=d) for d in "ab"),
     ]
-    found = comparisons(frame([*records, *more]))
+    found = comparisons(View.of(frame([*records, *more])))
     assert set(found[0].labels) == {"lora", "bias", "linear"}
     assert found[0].remarks == (
         "2 runs on other weights or files are left out",
         "ssf is left out: no b",
     )
-    assert comparisons(frame([r for r in records if r.spec["method"]["name"] == "lora"])) == []
-    runs, _ = scored(frame(records))
+    assert (
+        comparisons(View.of(frame([r for r in records if r.spec["method"]["name"] == "lora"])))
+        == []
+    )
+    runs = View.of(frame(records)).scored
     assert len(runs) == 18 and runs["score"].notna().all()
 
 
@@ -98,14 +101,14 @@ def test_runs_that_were_computed_differently_are_compared_with_a_remark(make_rec
     table += [make_record("full", d, 0, 0.9, dtype="bfloat16") for d in "ab"]
     table += [make_record("norm", "a", 0, 0.9, device="NVIDIA A100-SXM4-80GB")]
     table += [make_record("norm", "b", 0, 0.9)]
-    found = comparisons(frame(table))
+    found = comparisons(View.of(frame(table)))
     remark = (
         "runs computed in different arithmetic are compared; float32 on a CPU: bias, lora, norm "
         "(13 runs); bfloat16 on a CPU: full (2 runs); float32 on a GPU: norm (1 run)"
     )
     assert found[0].remarks == (remark,)
     assert remark in to_markdown(found)
-    assert comparisons(frame(table[:12]))[0].remarks == ()
+    assert comparisons(View.of(frame(table[:12])))[0].remarks == ()
 
 
 def test_predictions_of_images_are_compared_where_all_runs_saved_them(records, tmp_path):
@@ -124,7 +127,7 @@ def test_predictions_of_images_are_compared_where_all_runs_saved_them(records, t
             margin=np.zeros(40),
             labels=labels,
         )
-    found = comparisons(frame(store), store)
+    found = comparisons(View.of(frame(store)), store)
     tests = values(found, "mcnemar")
     assert len(tests) == 3 and found[0].images.tests["images"].tolist() == [80] * 3
     assert values(found, "mcnemar", label="lora", other="linear")["p_holm"].item() < 0.05
@@ -133,7 +136,7 @@ def test_predictions_of_images_are_compared_where_all_runs_saved_them(records, t
     assert 0.4 < same < 0.8
     assert "80 test images, 3 seeds, 3 methods" in to_markdown(found)
     (store.artefacts(records[0]) / "predictions.npz").unlink()
-    without = comparisons(frame(store), store)
+    without = comparisons(View.of(frame(store)), store)
     assert without[0].images is None
     assert without[0].remarks == (
         f"single images are not compared: run {records[0].run_id} saved none",

@@ -20,6 +20,7 @@ from peftbench.report.comparison import reliability
 from peftbench.report.figures.every import KINDS, every
 from peftbench.report.figures.style import save
 from peftbench.report.names import slug
+from peftbench.report.view import Views
 from peftbench.results.frame import committed, epochs, frame, select
 from peftbench.results.store import ResultsStore
 
@@ -49,14 +50,14 @@ class Drawn:
     paths: tuple[Path, ...]
 
 
-def draw(order: Order, table: pd.DataFrame, rows: pd.DataFrame) -> list[Drawn]:
-    """All figures of an order, written; `table` has its runs and `rows` their epochs."""
+def draw(order: Order, views: Views, rows: pd.DataFrame) -> list[Drawn]:
+    """All figures of an order, written; `views` are of its runs and `rows` their epochs."""
     bins = None
     if OF_IMAGES in order.kinds:
-        bins = reliability(table, ResultsStore(order.root), limited=order.limited)
+        bins = reliability(views.view(limited=order.limited), ResultsStore(order.root))
     found = []
     for kind in order.kinds:
-        made = every(table, rows, bins, metric=order.metric, limited=order.limited, kinds=[kind])
+        made = every(views, rows, bins, metric=order.metric, limited=order.limited, kinds=[kind])
         for backbone, name, figure in made:
             paths = save(figure, Path(order.place) / slug(name), order.formats)
             found.append(Drawn(backbone, kind, tuple(paths)))
@@ -70,8 +71,8 @@ class Beside:
     other process fails, its figures are drawn here, so that an error shows.
     """
 
-    def __init__(self, order: Order, table: pd.DataFrame, rows: pd.DataFrame) -> None:
-        self.table, self.rows = table, rows
+    def __init__(self, order: Order, views: Views, rows: pd.DataFrame) -> None:
+        self.views, self.rows = views, rows
         self.own = replace(order, kinds=order.kinds[::3])  # other parts of a report wait here
         self.others = replace(order, kinds=[k for k in order.kinds if k not in self.own.kinds])
         self.process: subprocess.Popen[str] | None = None
@@ -89,7 +90,7 @@ class Beside:
 
     def finish(self) -> list[Drawn]:
         """Every figure of the order, written."""
-        drawn = draw(self.own, self.table, self.rows)
+        drawn = draw(self.own, self.views, self.rows)
         if self.process is not None:
             answer, _ = self.process.communicate()
             if self.process.returncode == 0:
@@ -98,7 +99,7 @@ class Beside:
                     for backbone, kind, paths in json.loads(answer)
                 ]
             else:
-                drawn += draw(self.others, self.table, self.rows)
+                drawn += draw(self.others, self.views, self.rows)
         places = {kind: i for i, kind in enumerate(KINDS)}
         return sorted(drawn, key=lambda one: (one.backbone, places[one.kind]))
 
@@ -116,5 +117,5 @@ def serve() -> None:
     table = select(frame(scan.records), order.where)
     if not order.dirty:
         table, _ = committed(table)
-    drawn = draw(order, table, epochs(scan.records))
+    drawn = draw(order, Views(table), epochs(scan.records))
     json.dump([(one.backbone, one.kind, list(map(str, one.paths))) for one in drawn], sys.stdout)

@@ -19,32 +19,28 @@ from peftbench.report.figures.points import Panel, Point, frontier, panels
 from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, look
 from peftbench.report.labels import Box, place
 from peftbench.report.tables.runs import SCORES
+from peftbench.report.view import View, view_of
+from peftbench.report.words import counted
 from peftbench.statistics.coverage import describe
 
 PAD = 1.5  # typographic points on both sides of a name
 WIDE = 20.0  # costs that differ by more than this factor get a logarithmic axis
 
 
-def drawable(
-    table: pd.DataFrame, cost: str = "parameters", *, metric: str = "top1", limited: bool = False
-) -> bool:
+def drawable(runs: View | pd.DataFrame, cost: str = "parameters") -> bool:
     """Whether a figure of these runs would hold a point."""
-    return any(panel.points for panel in panels(table, cost, metric=metric, limited=limited))
+    return any(panel.points for panel in panels(view_of(runs), cost))
 
 
-def accuracy_against_parameters(
-    table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
-) -> Figure:
+def accuracy_against_parameters(runs: View | pd.DataFrame) -> Figure:
     """`accuracy_against` tuned parameters; the head is not counted."""
-    return accuracy_against(table, "parameters", metric=metric, limited=limited)
+    return accuracy_against(runs, "parameters")
 
 
-def accuracy_against(
-    table: pd.DataFrame, cost: str, *, metric: str = "top1", limited: bool = False
-) -> Figure:
+def accuracy_against(runs: View | pd.DataFrame, cost: str) -> Figure:
     """Mean over the data sets against a cost, one panel for each backbone, suite and device.
 
-    Reads the table of runs (`peftbench.results.frame`); `cost` is a name in
+    `runs` are a view, or a table of runs by top-1 accuracy; `cost` is a name in
     `peftbench.report.costs.COSTS`. Only rows that are complete appear; the others are named above
     the panel. Bars are 95 % intervals over seeds of the mean over the data sets, and for
     a measured cost the range over seeds. The grey line joins the methods that no other beats
@@ -52,7 +48,8 @@ def accuracy_against(
     """
     if cost not in COSTS:
         raise unknown_name("cost", cost, COSTS)
-    drawn = panels(table, cost, metric=metric, limited=limited)
+    view = view_of(runs)
+    drawn = panels(view, cost)
     if not any(panel.points for panel in drawn):
         missing = list(dict.fromkeys(label for panel in drawn for label in panel.missing))
         why = f"\nno complete row: {', '.join(missing)}" if missing else ""
@@ -61,7 +58,7 @@ def accuracy_against(
         figure = Figure(figsize=(7.5, 5.0 * len(drawn)), layout="constrained")
         axes = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
         for place_of, panel in zip(axes, drawn, strict=True):
-            _draw(place_of, panel, cost, SCORES[metric])
+            _draw(place_of, panel, cost, SCORES[view.metric])
         figure.draw_without_rendering()  # settles the layout that the labels are placed in
         figure.set_layout_engine("none")
         for place_of, panel in zip(axes, drawn, strict=True):
@@ -120,7 +117,7 @@ def _remarks(points: Sequence[Point]) -> list[str]:
     if not points:
         return ["no complete row"]
     low, high = min(point.n for point in points), max(point.n for point in points)
-    seeds = f"n = {high} {'seed' if high == 1 else 'seeds'}{'' if low == high else ' unless given'}"
+    seeds = f"n = {counted(high, 'seed')}{'' if low == high else ' unless given'}"
     bars = ", bars: 95 % interval over seeds" if any(p.mean_range for p in points) else ""
     across = "; across, range over seeds" if any(point.cost_range for point in points) else ""
     line = "; grey line: most accurate at its cost" if len(frontier(points)) > 1 else ""

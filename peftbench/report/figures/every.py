@@ -20,17 +20,22 @@ from peftbench.report.figures.learning import learning_curves
 from peftbench.report.figures.ranks import critical_difference
 from peftbench.report.figures.style import is_empty
 from peftbench.report.figures.tasks import bars, heat_map
+from peftbench.report.view import View, Views
 
 
 @dataclass(frozen=True)
 class Source:
     """What a figure of one backbone, or of one of its suites, can be drawn from."""
 
-    table: pd.DataFrame
+    views: Views
     epochs: pd.DataFrame
     bins: pd.DataFrame  # of `peftbench.report.comparison.reliability`
     metric: str
     limited: bool
+
+    @property
+    def view(self) -> View:
+        return self.views.view(self.metric, limited=self.limited)
 
 
 Draw = Callable[[Source], Figure]
@@ -38,12 +43,12 @@ Draw = Callable[[Source], Figure]
 
 def _cells(draw: Callable[..., Figure], *settings: str) -> Draw:
     """Of a figure that shows cells of the tables."""
-    return lambda of: draw(of.table, *settings, metric=of.metric, limited=of.limited)
+    return lambda of: draw(of.view, *settings)
 
 
 def _runs(draw: Callable[..., Figure], *settings: str) -> Draw:
     """Of a figure that shows runs of every size."""
-    return lambda of: draw(of.table, *settings, metric=of.metric)
+    return lambda of: draw(of.views.table, *settings, metric=of.metric)
 
 
 # by the name of the file; {score} is the metric
@@ -57,7 +62,7 @@ KINDS: Mapping[str, Draw] = MappingProxyType(
         "heat_map_{score}": _cells(heat_map),
         "critical_difference_{score}": _cells(critical_difference),
         "calibration": lambda of: calibration(of.bins),
-        "learning_curves": lambda of: learning_curves(of.table, of.epochs, limited=of.limited),
+        "learning_curves": lambda of: learning_curves(of.views.view(limited=of.limited), of.epochs),
         "few_shot_{score}": _runs(few_shot_curves),
         "data_scale_{score}": _runs(data_scale_curves),
         "sensitivity_to_lr_{score}": _runs(sensitivity, "lr"),
@@ -71,7 +76,7 @@ BY_SUITE = (
 
 
 def every(
-    table: pd.DataFrame,
+    views: Views,
     epochs: pd.DataFrame,
     bins: pd.DataFrame | None = None,
     *,
@@ -88,9 +93,9 @@ def every(
         if name not in KINDS:
             raise unknown_name("figure", name, KINDS)
     score = "accuracy" if metric == "top1" else metric
-    for backbone in sorted(set(table["backbone"].dropna())):
-        part = table[table["backbone"] == backbone].reset_index(drop=True)
-        suites = sorted(set(part["suite"].fillna("")))
+    for backbone in sorted(set(views.table["backbone"].dropna())):
+        part = views.part("backbone", backbone)
+        suites = sorted(set(part.table["suite"].fillna("")))
         for kind, draw in KINDS.items():
             if kinds is not None and kind not in kinds:
                 continue
@@ -99,7 +104,7 @@ def every(
             chosen = {name: (part, pictures)}
             if kind in BY_SUITE and len(suites) > 1:
                 chosen = {
-                    f"{name}_{s}": (_rows(part, "suite", s), _rows(pictures, "suite", s))
+                    f"{name}_{s}": (part.part("suite", s), _rows(pictures, "suite", s))
                     for s in suites
                 }
             for stem, (rows, of_suite) in chosen.items():
@@ -108,7 +113,7 @@ def every(
                     yield str(backbone), stem, figure
 
 
-def _rows(table: pd.DataFrame | None, column: str, value: str) -> pd.DataFrame:
-    if table is None or table.empty:
+def _rows(bins: pd.DataFrame | None, column: str, value: str) -> pd.DataFrame:
+    if bins is None or bins.empty:
         return pd.DataFrame()
-    return table[table[column].fillna("") == value].reset_index(drop=True)
+    return bins[bins[column].fillna("") == value].reset_index(drop=True)

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from peftbench.registry import unknown_name
 from peftbench.report.figures.lines import Line, Score, lines
 from peftbench.report.figures.style import GREY, STYLE, empty, look
-from peftbench.report.tables.cells import labelled
+from peftbench.report.view import View, view_of
 from peftbench.results.record import Status
 
 COLUMNS = 5  # panels side by side
@@ -25,22 +25,20 @@ QUANTITIES = {"accuracy": "training accuracy in %", "loss": "training loss in na
 
 
 def learning_curves(
-    table: pd.DataFrame,
-    epochs: pd.DataFrame,
-    *,
-    quantity: str = "accuracy",
-    limited: bool = False,
+    runs: View | pd.DataFrame, epochs: pd.DataFrame, *, quantity: str = "accuracy"
 ) -> Figure:
     """A panel for each row of the tables, its curve in colour before the curves of the others.
 
-    `table` is the table of runs of one backbone and suite, `epochs` that of their epochs
+    `runs` are a view, or a table of runs, of one backbone and suite, `epochs` that of their epochs
     (`peftbench.results.frame.epochs`); `quantity` is "accuracy" or "loss". A curve is the mean over
     data sets of the means over seeds, its band one sample standard deviation over seeds to both
     sides. It ends where the first data set does.
     """
     if quantity not in QUANTITIES:
         raise unknown_name("quantity", quantity, QUANTITIES)
-    drawn = lines(scores(table, epochs, quantity, limited=limited))
+    view = view_of(runs)
+    table = view.table
+    drawn = lines(scores(view, epochs, quantity))
     if not drawn:
         return empty("no finished final run with a history")
     wide = min(COLUMNS, len(drawn))
@@ -108,11 +106,9 @@ def _frame(axes: Axes, drawn: Sequence[Line], *, left: bool, bottom: bool) -> No
     axes.tick_params(labelleft=left, labelbottom=bottom, length=2)
 
 
-def scores(
-    table: pd.DataFrame, epochs: pd.DataFrame, quantity: str, *, limited: bool = False
-) -> list[Score]:
+def scores(view: View, epochs: pd.DataFrame, quantity: str) -> list[Score]:
     """Each epoch of each finished final run, named by its row of the tables."""
-    runs = labelled(table, limited=limited)
+    runs = view.labelled
     runs = runs[runs["status"] == str(Status.OK)].set_index("run_id")
     names = runs[["label", "method", "dataset", "seed"]].to_dict("index")
     factor = 100.0 if quantity == "accuracy" else 1.0

@@ -10,7 +10,8 @@ import pandas as pd
 
 from peftbench.report.costs import COSTS, measured
 from peftbench.report.spreads import spreads
-from peftbench.report.tables.cells import OK, labelled, overall, summary
+from peftbench.report.tables.cells import OK, overall
+from peftbench.report.view import View
 from peftbench.statistics.coverage import Coverage
 from peftbench.statistics.intervals import Interval
 
@@ -45,15 +46,12 @@ class Panel:
         return " · ".join(part for part in (self.backbone, self.suite, self.device) if part)
 
 
-def panels(
-    table: pd.DataFrame, cost: str = "parameters", *, metric: str = "top1", limited: bool = False
-) -> list[Panel]:
-    """Panels of `table`, in the order of its tables; `cost` is a name in `COSTS`."""
-    cells = summary(table, metric=metric, limited=limited)
-    whole = overall(cells).assign(suite=lambda c: c["suite"].fillna(""))
-    prices = measured(labelled(table, metric=metric, limited=limited))
+def panels(view: View, cost: str = "parameters") -> list[Panel]:
+    """Panels of a view, in the order of its tables; `cost` is a name in `COSTS`."""
+    whole = overall(view.cells).assign(suite=lambda c: c["suite"].fillna(""))
+    prices = measured(view.labelled)
     prices = prices[prices["cost"] == cost].assign(suite=lambda c: c["suite"].fillna(""))
-    known = spreads(table, metric=metric, limited=limited)
+    known = spreads(view)
     price_of = {
         (p["backbone"], p["suite"], p["label"]): p
         for p in prices.dropna(subset="value").to_dict("records")

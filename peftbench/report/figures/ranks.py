@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbench.report.comparison import scored
 from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, look
+from peftbench.report.view import View, view_of
 from peftbench.statistics import ranks, scores
 
 LINE = 0.21  # inches for one name
@@ -35,18 +35,17 @@ class Ranking:
     left_out: tuple[str, ...]
 
 
-def critical_difference(
-    table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
-) -> Figure:
+def critical_difference(runs: View | pd.DataFrame) -> Figure:
     """Average ranks over data sets, with a bar over methods that no test tells apart.
 
-    `table` is the table of runs; a panel is a backbone and suite with two methods or more that
-    have all its data sets. Ranks are those of means over seeds. A bar joins neighbours of which no
-    pair differs at 5 % in Wilcoxon's signed-rank test after Holm's correction over all pairs
-    (Demsar, 2006, with Benavoli et al., 2016, who take Wilcoxon's test for Nemenyi's). Where so
-    few data sets could tell nothing apart, no bar is drawn and the figure says so.
+    `runs` are a view, or a table of runs by top-1 accuracy; a panel is a backbone and suite with
+    two methods or more that have all its data sets. Ranks are those of means over seeds. A bar
+    joins neighbours of which no pair differs at 5 % in Wilcoxon's signed-rank test after Holm's
+    correction over all pairs (Demsar, 2006, with Benavoli et al., 2016, who take Wilcoxon's test
+    for Nemenyi's). Where so few data sets could tell nothing apart, no bar is drawn and the figure
+    says so.
     """
-    found = rankings(table, metric=metric, limited=limited)
+    found = rankings(view_of(runs))
     if not found:
         return empty("no two methods have all data sets")
     with mpl.rc_context(STYLE):
@@ -58,13 +57,13 @@ def critical_difference(
     return figure
 
 
-def win_rates(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False) -> Figure:
+def win_rates(runs: View | pd.DataFrame) -> Figure:
     """Share of the data sets on which the row beats the column, ties as half.
 
-    `table` is the table of runs; the order is that of the average ranks. It stands beside the
-    critical-difference diagram, whose bars cannot show every pair.
+    `runs` are a view, or a table of runs by top-1 accuracy; the order is that of the average
+    ranks. It stands beside the critical-difference diagram, whose bars cannot show every pair.
     """
-    found = rankings(table, metric=metric, limited=limited)
+    found = rankings(view_of(runs))
     if not found:
         return empty("no two methods have all data sets")
     with mpl.rc_context(STYLE):
@@ -76,11 +75,10 @@ def win_rates(table: pd.DataFrame, *, metric: str = "top1", limited: bool = Fals
     return figure
 
 
-def rankings(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False) -> list[Ranking]:
+def rankings(view: View) -> list[Ranking]:
     """One ranking for each backbone and suite with two complete methods or more."""
-    runs, _ = scored(table, metric=metric, limited=limited)
     found = []
-    for (heading, suite), part in runs.groupby(["heading", "suite"], sort=True):
+    for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True):
         kept, lacking = scores.complete(part)
         means = scores.means(kept)
         if len(means) < 2:

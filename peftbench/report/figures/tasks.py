@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from peftbench.report.figures.style import GREY, STYLE, empty, look
-from peftbench.report.tables.cells import MEAN_OF_GROUPS, MEAN_OF_TASKS, OK, TASK, overall, summary
+from peftbench.report.tables.cells import MEAN_OF_GROUPS, MEAN_OF_TASKS, OK, TASK, overall
 from peftbench.report.tables.runs import SCORES
 from peftbench.report.tables.text import SHOWN
+from peftbench.report.view import View, view_of
 
 COLUMNS = 4  # panels side by side
 LINE = 0.19  # inches for one method
@@ -26,14 +27,15 @@ DARK = 0.62  # a cell whose shade is beyond this gets white text
 CENTRED: Any = {"ha": "center", "va": "center", "fontsize": 8, "in_layout": False}
 
 
-def bars(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False) -> Figure:
+def bars(runs: View | pd.DataFrame) -> Figure:
     """A panel for each task with a bar for each method, the best on average on top.
 
-    `table` is the table of runs. Whiskers are sample standard deviations over seeds, whose number
-    stands in the title. A cell without a number says why; a row without any is named below.
+    `runs` are a view, or a table of runs by top-1 accuracy. Whiskers are sample standard deviations
+    over seeds, whose number stands in the title. A cell without a number says why; a row without
+    any is named below.
     """
-    cells = summary(table, metric=metric, limited=limited)
-    sections = _sections(cells)
+    view = view_of(runs)
+    sections = _sections(view.cells)
     if not sections:
         return empty("no finished final run")
     with mpl.rc_context(STYLE):
@@ -46,7 +48,7 @@ def bars(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False) ->
         for part, (title, rows) in zip(parts, sections, strict=True):
             part.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
             _bar_panels(part, rows)
-            remark = f"{SCORES[metric]} in %; whiskers ± 1 sample sd over seeds"
+            remark = f"{SCORES[view.metric]} in %; whiskers ± 1 sample sd over seeds"
             part.supxlabel(remark + _absent(rows), fontsize=8, color=GREY)
     return figure
 
@@ -90,14 +92,15 @@ def _bar_panels(part: Any, rows: pd.DataFrame) -> None:
         )
 
 
-def heat_map(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False) -> Figure:
+def heat_map(runs: View | pd.DataFrame) -> Figure:
     """Methods by tasks with the averages to the left, shaded from worst to best of each column.
 
-    `table` is the table of runs. Numbers are means over seeds in percent; a cell without one says
-    why, a row without any is named below. The best method on average is on top.
+    `runs` are a view, or a table of runs by top-1 accuracy. Numbers are means over seeds in
+    percent; a cell without one says why, a row without any is named below. The best method on
+    average is on top.
     """
-    cells = summary(table, metric=metric, limited=limited)
-    sections = _sections(cells)
+    view = view_of(runs)
+    sections = _sections(view.cells)
     if not sections:
         return empty("no finished final run")
     kinds = (MEAN_OF_TASKS, MEAN_OF_GROUPS, TASK)
@@ -113,7 +116,7 @@ def heat_map(table: pd.DataFrame, *, metric: str = "top1", limited: bool = False
                 f"{title}\n", loc="left", fontsize=10, fontweight="bold", pad=8, ha="left"
             )
             axes.set_xlabel(
-                f"{SCORES[metric]} in %, mean over n = {_range(seeds)} seeds; "
+                f"{SCORES[view.metric]} in %, mean over n = {_range(seeds)} seeds; "
                 f"darker: closer to the best of the column{_absent(rows)}",
                 fontsize=8,
                 color=GREY,

@@ -18,9 +18,10 @@ from markupsafe import Markup
 from peftbench.report.figures.learning import QUANTITIES
 from peftbench.report.page.facts import failures, method_parts, provenance
 from peftbench.report.page.panels import costs, looks, markers, panels
-from peftbench.report.tables.cells import summary
 from peftbench.report.tables.runs import SCORES
 from peftbench.report.tables.text import to_csv
+from peftbench.report.view import View, Views
+from peftbench.report.words import counted
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.results.table_files import csv_text
@@ -44,19 +45,20 @@ class Download:
 
 
 def render(
-    table: pd.DataFrame,
+    views: Views,
     epochs: pd.DataFrame,
     store: ResultsStore,
     *,
     broken: Sequence[str] = (),
 ) -> str:
-    """The page of a table of runs and its epochs; cards come from the artefacts in `store`.
+    """The page of the runs of `views` and their epochs; cards come from the artefacts in `store`.
 
     The same records give the same text. Names and messages are shown as text, whatever they hold:
     the template escapes, the script makes text nodes, and a policy in the page lets nothing run
     but that script and nothing load at all. `broken` are messages about unreadable files.
     """
-    content = panels(table, epochs)
+    table, view = views.table, views.view()
+    content = panels(views, epochs)
     data = {
         "panels": content,
         "first": _first(content),
@@ -80,11 +82,11 @@ def render(
         script=Markup(script),
         script_hash=_hash(script),
         data=Markup(_json(data)),
-        methods=method_parts(table, store),
+        methods=method_parts(view, store),
         failures=failures(table),
         broken=broken,
         provenance=provenance(table),
-        downloads=_downloads(table, epochs),
+        downloads=_downloads(view, epochs),
     )
 
 
@@ -109,20 +111,24 @@ def _words(table: pd.DataFrame) -> tuple[str, str]:
     refused = int((table["status"] == str(Status.UNSUPPORTED)).sum())
     failed = len(table) - done - refused
     seeds = final["seed"].nunique()
-    where = " and ".join(backbones) if len(backbones) < 3 else _count(len(backbones), "backbone")
-    heading = f"{_count(len(methods), 'way')} to tune {where}"
-    parts = [f"{_count(len(table), 'run')} on {_count(len(datasets), 'data set')}"]
-    parts[0] += f" with up to {_count(seeds, 'seed')}" if seeds else ""
+    where = " and ".join(backbones) if len(backbones) < 3 else counted(len(backbones), "backbone")
+    heading = f"{counted(len(methods), 'way')} to tune {where}"
+    parts = [f"{counted(len(table), 'run')} on {counted(len(datasets), 'data set')}"]
+    parts[0] += f" with up to {counted(seeds, 'seed')}" if seeds else ""
     parts.append(f"{done} finished")
     parts += [f"{refused} refused because the pair makes no sense"] if refused else []
     parts += [f"{failed} did not finish"] if failed else []
     return heading, f"{'; '.join(parts)}. Test accuracy, read once at the end of training."
 
 
-def _downloads(table: pd.DataFrame, epochs: pd.DataFrame) -> list[Download]:
+def _downloads(view: View, epochs: pd.DataFrame) -> list[Download]:
     files_ = [
-        ("runs.csv", csv_text(table), "One row a run with every digit: settings, scores, costs."),
-        ("cells.csv", to_csv(summary(table)), "One row a cell of the tables: mean, spread, n."),
+        (
+            "runs.csv",
+            csv_text(view.table),
+            "One row a run with every digit: settings, scores, costs.",
+        ),
+        ("cells.csv", to_csv(view.cells), "One row a cell of the tables: mean, spread, n."),
         ("epochs.csv", csv_text(epochs), "One row an epoch; run_id leads to the runs."),
     ]
     return [_download(name, text.encode(), meaning) for name, text, meaning in files_]
@@ -153,7 +159,3 @@ def _hash(text: str) -> str:
 
 def _file(name: str) -> str:
     return files(__package__).joinpath("files", name).read_text(encoding="utf-8")
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -12,7 +12,9 @@ from typing import Any
 import pandas as pd
 
 from peftbench.report.costs import measured
-from peftbench.report.tables.cells import OK, labelled, overall, summary
+from peftbench.report.tables.cells import OK, overall
+from peftbench.report.view import View
+from peftbench.report.words import counted
 from peftbench.results.record import Status, parsed
 from peftbench.results.store import ResultsStore
 from peftbench.results.validation import check_plain
@@ -72,13 +74,13 @@ class Fact:
     values: tuple[str, ...]
 
 
-def method_parts(table: pd.DataFrame, store: ResultsStore) -> list[MethodPart]:
+def method_parts(view: View, store: ResultsStore) -> list[MethodPart]:
     """One part for each method that has a run, by name.
 
     Cards are those that finished runs keep beside their record, so that a method of another
     package has its card here as well.
     """
-    standings = _standings(table)
+    table, standings = view.table, _standings(view)
     refused: dict[str, dict[str, str]] = defaultdict(dict)
     for run in table[table["status"] == str(Status.UNSUPPORTED)].to_dict("records"):
         reason = " ".join(str(run["error"] or "").split())
@@ -160,14 +162,14 @@ def provenance(table: pd.DataFrame) -> list[Fact]:
     return [fact for fact in facts if fact.values]
 
 
-def _standings(table: pd.DataFrame) -> dict[str, list[Standing]]:
+def _standings(view: View) -> dict[str, list[Standing]]:
     """By method, in the order of the tables."""
     prices: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
-    for p in measured(labelled(table)).dropna(subset="value").to_dict("records"):
+    for p in measured(view.labelled).dropna(subset="value").to_dict("records"):
         key = (p["backbone"], _text(p["suite"]), p["label"])
         prices[key][str(p["cost"])] = float(p["value"])
     found: dict[str, list[Standing]] = defaultdict(list)
-    for row in overall(summary(table)).to_dict("records"):
+    for row in overall(view.cells).to_dict("records"):
         suite = _text(row["suite"])
         price = prices[row["backbone"], suite, row["label"]]
         if row["state"] != OK and not price:
@@ -245,7 +247,7 @@ def _counted(values: Iterable[Any]) -> tuple[str, ...]:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     if len(ranked) == 1:
         return (ranked[0][0],)
-    return tuple(f"{text} ({count} {'run' if count == 1 else 'runs'})" for text, count in ranked)
+    return tuple(f"{text} ({counted(count, 'run')})" for text, count in ranked)
 
 
 def _with_unit(value: float | None, unit: str) -> str:

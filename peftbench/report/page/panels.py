@@ -13,9 +13,10 @@ from peftbench.report.figures.learning import QUANTITIES, scores
 from peftbench.report.figures.lines import lines
 from peftbench.report.figures.style import COLOURS, look
 from peftbench.report.spreads import Row, leaders, spreads
-from peftbench.report.tables.cells import OK, TASK, labelled, summary
+from peftbench.report.tables.cells import OK, TASK
 from peftbench.report.tables.runs import SCORES
 from peftbench.report.verdict import verdict
+from peftbench.report.view import View, Views
 from peftbench.statistics.coverage import describe
 from peftbench.statistics.intervals import Interval
 
@@ -23,18 +24,17 @@ DIGITS = 6  # significant digits on the page; its downloads keep every one
 MOST_EPOCHS = 60  # points of a learning curve; longer ones are thinned
 
 
-def panels(table: pd.DataFrame, epochs: pd.DataFrame) -> list[dict[str, Any]]:
+def panels(views: Views, epochs: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry for each backbone and suite with a finished or failed final run."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    best = {metric: leaders(table, metric=metric) for metric in SCORES}
+    best = {metric: leaders(views.view(metric)) for metric in SCORES}
     for metric in SCORES:
-        known = spreads(table, metric=metric)
-        for key, rows in _sections(summary(table, metric=metric)):
-            panel = found.setdefault(key, _panel(key, rows, table))
+        known = spreads(views.view(metric))
+        for key, rows in _sections(views.view(metric).cells):
+            panel = found.setdefault(key, _panel(key, rows, views.table))
             panel["scores"][metric] = _rows(rows, key, known)
-    runs = labelled(table)
-    prices = _prices(runs)
-    curves = _curves(runs, table, epochs)
+    prices = _prices(views.view().labelled)
+    curves = _curves(views.view(), epochs)
     for key, panel in found.items():
         panel["costs"] = prices.get(key, {})
         panel["devices"] = sorted({price["device"] for price in panel["costs"].values()} - {""})
@@ -167,10 +167,9 @@ def _prices(runs: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     return dict(found)
 
 
-def _curves(
-    runs: pd.DataFrame, table: pd.DataFrame, epochs: pd.DataFrame
-) -> dict[tuple[str, str], dict[str, Any]]:
+def _curves(view: View, epochs: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     """Mean over seeds of each quantity, by panel, data set and label; "" is the mean of tasks."""
+    runs = view.labelled
     panel_of = {
         run_id: (str(heading), str(suite))
         for run_id, heading, suite in zip(
@@ -182,7 +181,7 @@ def _curves(
     for key in dict.fromkeys(panel_of.values()):
         mine = epochs[[panel == key for panel in of_run]] if len(epochs) else epochs
         for quantity in QUANTITIES:
-            known = scores(table, mine, quantity)
+            known = scores(view, mine, quantity)
             by_task: dict[str, list[Any]] = defaultdict(list)
             for score in known:
                 by_task[score.dataset].append(score)

@@ -19,6 +19,7 @@ from peftbench.report.papers.description import (
 from peftbench.report.papers.model import Cell
 from peftbench.report.tables import cells as tables
 from peftbench.report.tables.cells import INCOMPLETE, MISSING, OK, UNSUPPORTED
+from peftbench.report.words import some_of
 from peftbench.results.arithmetic import several
 
 PERCENT = 100.0
@@ -104,7 +105,7 @@ def _accuracy(
     used = list(taken)
     if incomplete and done and len(done) < len(taken):
         lost = [key for key in taken if key not in done]
-        remarks.append(f"over {len(done)} of {len(taken)} data sets, without {_some(lost)}")
+        remarks.append(f"over {len(done)} of {len(taken)} data sets, without {some_of(lost)}")
         used = done
     if column.kind == TASK:
         result = taken[column.tasks[0]].cell
@@ -145,9 +146,9 @@ def _wins(
         lost = [key for key in taken if key not in done]
         if not incomplete or not done:
             return ColumnCell(
-                Cell(INCOMPLETE, notes=(f"not counted without {_some(lost)} of both",))
+                Cell(INCOMPLETE, notes=(f"not counted without {some_of(lost)} of both",))
             )
-        notes = (f"of {len(done)} data sets, without {_some(lost)}",)
+        notes = (f"of {len(done)} data sets, without {some_of(lost)}",)
     partial = bool(notes)
     won = 0
     for key in done:
@@ -171,7 +172,7 @@ def _parameters(
         if all(t.cell.state == UNSUPPORTED for t in taken.values()):
             return ColumnCell(Cell(UNSUPPORTED))
         lost = [key for key in taken if key not in counts]
-        return ColumnCell(Cell(INCOMPLETE, notes=(f"not counted without {_some(lost)}",)))
+        return ColumnCell(Cell(INCOMPLETE, notes=(f"not counted without {some_of(lost)}",)))
     if column.kind == TOTAL:
         backbones = {c.backbone for c in counts.values()}
         if len(backbones) > 1:
@@ -237,9 +238,4 @@ def _notes_of(taken: Mapping[str, TaskCell]) -> list[str]:
     for key, t in taken.items():
         for note in t.cell.notes:
             where[note].append(key)
-    return [f"{_some(keys)}: {note}" for note, keys in where.items()]
-
-
-def _some(keys: Sequence[str], most: int = 5) -> str:
-    more = [f"and {len(keys) - most} more"] if len(keys) > most else []
-    return ", ".join([*keys[:most], *more])
+    return [f"{some_of(keys)}: {note}" for note, keys in where.items()]

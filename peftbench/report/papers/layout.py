@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from peftbench.report.papers.description import ACCURACIES, PARAMETERS, TOTAL, W
 from peftbench.report.papers.model import BASELINE, PUBLISHED, Cell, Table
 from peftbench.report.tables.cells import OK
 from peftbench.report.tables.text import SHOWN
+from peftbench.report.words import mark_of
 
 ROW, PRINTED, DIFFERENCE = "row", "published", "difference"  # kinds of lines
 SIGN = {TOTAL: "×"}
@@ -199,12 +199,6 @@ def _says(text: Text) -> bool:
 def _marks(notes: Sequence[str], marks: dict[str, str]) -> tuple[str, ...]:
     """Marks of remarks; a new remark takes the next free one."""
     return tuple(marks.setdefault(note, mark_of(len(marks))) for note in notes)
-
-
-def mark_of(index: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
-    letters = string.ascii_lowercase
-    return (mark_of(index // 26 - 1) if index >= 26 else "") + letters[index % 26]
 
 
 def _headings(columns: Sequence[Column]) -> tuple[tuple[str, int], ...]:

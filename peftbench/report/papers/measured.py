@@ -19,6 +19,7 @@ from peftbench.report.papers.printed import Collection
 from peftbench.report.tables import cells as tables
 from peftbench.report.tables.cells import MISSING, MIXED, OK
 from peftbench.report.tables.runs import SCORES, Run, eligible_runs
+from peftbench.report.words import counted, first_of
 from peftbench.results.frame import committed, select
 from peftbench.results.record import RunRecord, Status, current
 
@@ -224,10 +225,8 @@ def _others(pool: pd.DataFrame, weights: Sequence[str]) -> dict[str, int]:
 def _told(others: Mapping[str, int], single: bool) -> str:
     """What is said of runs on weights that the table does not name."""
     count, tags = sum(others.values()), list(others)
-    more = f" and {len(tags) - 3} more" if len(tags) > 3 else ""
     hint = f"; take them with --where {BY_TAG}=TAG" if single else ""
-    runs = "run" if count == 1 else "runs"
-    return f"{count} {runs} on other weights ({', '.join(tags[:3])}{more}){hint}"
+    return f"{counted(count, 'run')} on other weights ({first_of(tags, 3)}){hint}"
 
 
 def _block(pool: _Pool, b: int, collection: Collection | None) -> TableBlock:

@@ -16,6 +16,7 @@ from peftbench.report.papers.measured import differences_in, fill, with_details
 from peftbench.report.papers.model import BASELINE, Cell, Table
 from peftbench.report.papers.options import Options
 from peftbench.report.tables.cells import MISSING, OK
+from peftbench.report.words import counted
 from peftbench.results import published
 from peftbench.results.frame import frame
 from peftbench.results.store import ResultsStore
@@ -145,7 +146,7 @@ def to_text(reproduction: Reproduction, results: Path | str) -> str:
     parts.append(_summary(reproduction))
     parts.append("\n".join(_protocol(table)))
     if notes := Counter(note for c in shown for note in dict.fromkeys(c.cell.notes)):
-        lines = [f"  {note} ({_cells(count)})" for note, count in notes.most_common()]
+        lines = [f"  {note} ({counted(count, 'cell')})" for note, count in notes.most_common()]
         parts.append("\n".join(["Remarks on these cells:", *lines]))
     if table.remarks:
         parts.append("\n".join(table.remarks))
@@ -213,7 +214,7 @@ def _protocol(table: Table) -> list[str]:
     ]
     measured = {s for cell in table.cells for s in cell.seeds if isinstance(s, int)}
     lines.append("Differences")
-    lines += [f"  {line} ({_cells(count)})" for line, count in differences_in(table)]
+    lines += [f"  {line} ({counted(count, 'cell')})" for line, count in differences_in(table)]
     if measured and measured != set(declared.seeds):
         lines.append(
             f"  seeds {', '.join(map(str, sorted(measured)))}, where the protocol has "
@@ -229,10 +230,6 @@ def _protocol(table: Table) -> list[str]:
         )
     lines += [f"  {line}" for line in paper.differs]
     return lines if lines[-1] != "Differences" else [*lines, "  none"]
-
-
-def _cells(count: int) -> str:
-    return f"{count} cell" if count == 1 else f"{count} cells"
 
 
 def _aligned(grid: list[list[str]]) -> str:
