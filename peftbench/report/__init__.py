@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from peftbench.errors import StoreError
 from peftbench.report.names import slug
@@ -19,11 +19,44 @@ if TYPE_CHECKING:
 
     from peftbench.report.comparison import Comparison
     from peftbench.report.figures.beside import Beside
+    from peftbench.report.papers.description import PaperTable
     from peftbench.report.view import Views
-    from peftbench.results.table_files import Written
 
 TABLES, FIGURES, PAGE = "tables", "figures", "page"
 PARTS = (TABLES, FIGURES, PAGE)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report is made of, and what is written."""
+
+    where: tuple[str, ...] = ()  # conditions on the runs, as `backbone=vit_mini`
+    out: Path | str | None = None  # folder of the files; that of the results unless given
+    metric: str = "top1"
+    limited: bool = False  # runs on a part of the images count as well, but for the page
+    # the table shows runs that selected the epoch on test as well, in rows of their own; figures
+    # and page never do
+    best_on_test: bool = False
+    dirty: bool = False  # runs whose code differed from its commit count as well
+    formats: Sequence[str] = ("png", "pdf", "svg")  # of figures; none means no figures
+    kinds: Collection[str] | None = None  # of `report.figures.KINDS`; all unless given
+    # "text" for a reader, who also learns of files and problems, or "markdown" or "csv" for the
+    # table alone
+    style: str = "text"
+    parts: Collection[str] = PARTS  # what is written
+    # whose tables of papers are written to `out/tables` and stand in front
+    experiment: str | None = None
+    published: bool = False  # with what the papers print below each row of them
+    incomplete: bool = False  # with averages over rows with holes, marked
+
+    @property
+    def name(self) -> str:
+        """What the names of files of a narrowed report end with; empty for the whole."""
+        return slug("__".join(self.where)) if self.where else ""
+
+    def named(self, stem: str) -> str:
+        """The name of a file, without its suffix."""
+        return f"{stem}_{self.name}" if self.name else stem
 
 
 @dataclass(frozen=True)
@@ -35,49 +68,44 @@ class Report:
     broken: tuple[StoreError, ...] = ()  # files in the store that are not readable records
 
 
-def build(
-    root: Path | str,
-    where: Sequence[str] = (),
-    *,
-    out: Path | str | None = None,
-    metric: str = "top1",
-    limited: bool = False,
-    best_on_test: bool = False,
-    dirty: bool = False,
-    formats: Sequence[str] = ("png", "pdf", "svg"),
-    kinds: Collection[str] | None = None,
-    style: str = "text",
-    parts: Collection[str] = PARTS,
-    experiment: str | None = None,
-    published: bool = False,
-    incomplete: bool = False,
-) -> Report:
+@dataclass(frozen=True)
+class Product:
+    """A part of a report: what it prints, the files it wrote and what went wrong."""
+
+    text: str = ""
+    paths: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where a report comes from and goes to."""
+
+    store: ResultsStore
+    scan: Scan
+    folder: Path
+    everything: pd.DataFrame  # one row a run, also those that the conditions leave out
+
+
+def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report:
     """Tables, figures and page of the runs below `root`, which need no accelerator and no data.
 
-    `out/table.csv` and `out/table.parquet` hold every run, `out/statistics.md` and
-    `out/statistics.csv` intervals, ranks and tests where two methods can be compared. `where` (such
-    as `backbone=vit_mini`) narrows the printed table, the statistics, the figures and the page,
-    which then have names of their own. `out` is `root` unless given. With `best_on_test` the table
-    shows the runs that selected the epoch on test as well, in rows of their own; figures and page
-    never do. With `limited`, runs on a part of the images count as well, but for the page, and with
-    `dirty` those whose code differed from its commit. `formats` and `kinds`
-    (`report.figures.KINDS`) choose among the figures; no `formats` means no figures. `style` is
-    "text" for a reader, who also learns of files and problems, or "markdown" or "csv" for the table
-    alone. `parts` are what is written. With `experiment` the tables of papers that it measures are
-    written to `out/tables` and stand in front: with what the papers print below each row if
-    `published`, and with averages over rows with holes, marked, if `incomplete`.
+    `choices` are fields of `ReportOptions`. `out/table.csv` and `out/table.parquet` hold every run,
+    `out/statistics.md` and `out/statistics.csv` intervals, ranks and tests where two methods can be
+    compared. `where` (such as `backbone=vit_mini`) narrows the printed table, the statistics, the
+    figures and the page, which then have names of their own.
 
     Raises:
         UnknownName: there is no such experiment or table, column or value.
     """
-    from peftbench.report import papers, statistics, tables
+    from peftbench.report import papers
     from peftbench.report.view import Views
-    from peftbench.results.frame import committed, epochs, frame, public_table, select
-    from peftbench.results.table_files import write_table
+    from peftbench.results.frame import committed, frame, public_table, select
 
+    options = ReportOptions(where=tuple(where), **choices)
     root = Path(root)
-    folder = root if out is None else Path(out)
-    layouts = [] if experiment is None else papers.layouts(experiment)
+    folder = root if options.out is None else Path(options.out)
+    layouts = [] if options.experiment is None else papers.layouts(options.experiment)
     store = ResultsStore(root)
     scan = store.scan()
     notes = [f"Unreadable: {error}" for error in scan.broken]
@@ -85,74 +113,80 @@ def build(
         command = f"-m experiments={layouts[0].experiment}" if layouts else "method=linear"
         hint = f"No runs in {root / 'runs'} yet. Run: peftbench run {command}"
         return Report("\n".join([*notes, hint]), broken=scan.broken)
-    everything = frame(scan.records)
-    chosen = public_table(select(everything, where))
+    sources = _Sources(store, scan, folder, frame(scan.records))
+    chosen = public_table(select(sources.everything, where))
     matching = len(chosen)
     left_out: list[str] = []
-    if not dirty:
+    if not options.dirty:
         chosen, left_out = committed(chosen)
-    name = slug("__".join(where)) if where else ""
-    paths: list[Path] = []
-    front = printed = ""
-    if TABLES in parts:
-        written = write_table(public_table(everything), folder)
-        made = papers.build(
-            layouts,
-            everything,
-            scan.records,
-            folder,
-            papers.Options(tuple(where), best_on_test, limited, incomplete, dirty),
-            published=published,
-            style="csv" if style == "csv" else "md",
-        )
-        paths += [*written.paths, *made.paths]
-        notes += written.notes
-        front = made.text
-        if experiment is not None and not layouts:
-            notes.append(f"No table of a paper is described for experiment {experiment}.")
+    front = _front(sources, layouts, options)
+    notes += front.notes
     if chosen.empty:
         notes += [f"Left out: {line}." for line in left_out]
         if not matching:
-            notes.append(f"No run has {' and '.join(where)}: {len(everything)} runs, no figure.")
-        return Report(_text(front, paths, notes), tuple(paths), scan.broken)
-    views = Views(chosen, tuple(left_out))
-    begun = None  # figures take longest, so that they begin first
-    if FIGURES in parts and formats:
-        from peftbench.report.figures import KINDS
-        from peftbench.report.figures.beside import Beside, Order
+            runs = f"{len(sources.everything)} runs"
+            notes.append(f"No run has {' and '.join(where)}: {runs}, no figure.")
+        return Report(_text(front.text, front.paths, notes), front.paths, scan.broken)
+    made = _products(sources, Views(chosen, tuple(left_out)), options)
+    paths = (*front.paths, *(path for one in made for path in one.paths))
+    notes += [note for one in made for note in one.notes]
+    printed = "".join(one.text for one in made)
+    if front.text and options.style != "text":
+        printed = ""  # the tables of papers stand alone
+    text = front.text + printed
+    text = _text(text, paths, notes) if options.style == "text" else text.rstrip("\n")
+    return Report(text, paths, scan.broken)
 
-        order = Order(
-            root=str(root),
-            where=list(where),
-            dirty=dirty,
-            place=str(folder / "figures" / name),
-            formats=list(formats),
-            kinds=list(KINDS if kinds is None else kinds),
-            metric=metric,
-            limited=limited,
-        )
-        begun = Beside(order, views, epochs(scan.records))
+
+def _products(sources: _Sources, views: Views, options: ReportOptions) -> list[Product]:
+    """Tables, figures and page, in the order in which a reader is told of them."""
+    begun = _begin_figures(sources, views, options)  # they take longest
     with contextlib.nullcontext() if begun is None else contextlib.closing(begun):
-        if TABLES in parts:
-            view = views.view(metric, limited=limited, best_on_test=best_on_test)
-            found = statistics.comparisons(view, store)
-            stem = folder / (f"statistics_{name}" if name else "statistics")
-            paths += _statistics(found, stem, tables.SCORES[metric])
-            if style == "text" or not front:
-                styles = {"markdown": tables.to_markdown, "csv": tables.to_csv}
-                printed = styles.get(style, tables.to_text)(view.cells)
-        page = folder / (f"report_{name}.html" if name else "report.html")
-        if PAGE in parts:
-            _page(views, scan, store, page)
-        if begun is not None:
-            drawn = _finished(begun, chosen)
-            paths += drawn.paths
-            notes += drawn.notes
-    if PAGE in parts:
-        paths.append(page)
-    text = front + printed
-    text = _text(text, paths, notes) if style == "text" else text.rstrip("\n")
-    return Report(text, tuple(paths), scan.broken)
+        table = _table(sources, views, options) if TABLES in options.parts else Product()
+        page = _page(sources, views, options) if PAGE in options.parts else Product()
+        figures = Product() if begun is None else _finished(begun, views.table)
+    return [table, figures, page]
+
+
+def _front(sources: _Sources, layouts: Sequence[PaperTable], options: ReportOptions) -> Product:
+    """The table of every run, and the tables of papers, which stand in front."""
+    from peftbench.report import papers
+    from peftbench.results.frame import public_table
+    from peftbench.results.table_files import write_table
+
+    if TABLES not in options.parts:
+        return Product()
+    written = write_table(public_table(sources.everything), sources.folder)
+    made = papers.build(
+        papers.Inputs(layouts, sources.everything, sources.scan.records),
+        sources.folder,
+        papers.Options(
+            options.where,
+            options.best_on_test,
+            options.limited,
+            options.incomplete,
+            options.dirty,
+        ),
+        published=options.published,
+        style="csv" if options.style == "csv" else "md",
+    )
+    notes = list(written.notes)
+    if options.experiment is not None and not layouts:
+        notes.append(f"No table of a paper is described for experiment {options.experiment}.")
+    return Product(made.text, (*written.paths, *made.paths), tuple(notes))
+
+
+def _table(sources: _Sources, views: Views, options: ReportOptions) -> Product:
+    """The table that is printed, and the files of statistics."""
+    from peftbench.report import statistics, tables
+
+    view = views.view(options.metric, limited=options.limited, best_on_test=options.best_on_test)
+    found = statistics.comparisons(view, sources.store)
+    stem = sources.folder / options.named("statistics")
+    paths = _statistics(found, stem, tables.SCORES[options.metric])
+    styles = {"markdown": tables.to_markdown, "csv": tables.to_csv}
+    text = styles.get(options.style, tables.to_text)(view.cells)
+    return Product(text, tuple(paths))
 
 
 def _statistics(found: Sequence[Comparison], stem: Path, metric: str) -> list[Path]:
@@ -168,27 +202,48 @@ def _statistics(found: Sequence[Comparison], stem: Path, metric: str) -> list[Pa
     return paths
 
 
-def _finished(begun: Beside, table: pd.DataFrame) -> Written:
-    from peftbench.results.table_files import Written
+def _begin_figures(sources: _Sources, views: Views, options: ReportOptions) -> Beside | None:
+    """The figures, which another process draws meanwhile; `None` where none are asked for."""
+    if FIGURES not in options.parts or not options.formats:
+        return None
+    from peftbench.report.figures import KINDS
+    from peftbench.report.figures.beside import Beside, Order
+    from peftbench.results.frame import epochs
 
+    order = Order(
+        root=str(sources.store.root),
+        where=list(options.where),
+        dirty=options.dirty,
+        place=str(sources.folder / "figures" / options.name),
+        formats=list(options.formats),
+        kinds=list(KINDS if options.kinds is None else options.kinds),
+        metric=options.metric,
+        limited=options.limited,
+    )
+    return Beside(order, views, epochs(sources.scan.records))
+
+
+def _finished(begun: Beside, table: pd.DataFrame) -> Product:
     figures = begun.finish()
     drawn = {figure.backbone for figure in figures}
     notes = [
         f"No figure for {backbone}: no method has all data sets yet."
         for backbone in sorted(set(map(str, table["backbone"].dropna())) - drawn)
     ]
-    return Written(tuple(path for figure in figures for path in figure.paths), tuple(notes))
+    paths = tuple(path for figure in figures for path in figure.paths)
+    return Product(paths=paths, notes=tuple(notes))
 
 
-def _page(views: Views, scan: Scan, store: ResultsStore, path: Path) -> None:
+def _page(sources: _Sources, views: Views, options: ReportOptions) -> Product:
     from peftbench.report.page import render
     from peftbench.results.frame import epochs
     from peftbench.results.privacy import public_text
 
-    html = render(
-        views, epochs(scan.records), store, broken=[public_text(str(e)) for e in scan.broken]
-    )
+    path = sources.folder / f"{options.named('report')}.html"
+    broken = [public_text(str(error)) for error in sources.scan.broken]
+    html = render(views, epochs(sources.scan.records), sources.store, broken=broken)
     write_atomic(path, partial(_write, text=html))
+    return Product(paths=(path,))
 
 
 def _text(table: str, paths: Sequence[Path], notes: Sequence[str]) -> str:

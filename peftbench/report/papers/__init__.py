@@ -41,26 +41,38 @@ def layouts(experiment: str) -> list[PaperTable]:
     return catalogue.of_experiment(experiment)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What tables of papers are filled from."""
+
+    papers: Sequence[PaperTable]
+    runs: pd.DataFrame  # made from `records`
+    records: Sequence[RunRecord]
+
+
 def build(
-    papers: Sequence[PaperTable],
-    runs: pd.DataFrame,
-    records: Sequence[RunRecord],
+    inputs: Inputs,
     folder: Path,
     options: Options,
     *,
     published: bool = False,
     style: str = "md",
 ) -> Built:
-    """Fill tables from `runs`, made from `records`; write them to `folder/tables`."""
-    if not papers:
+    """Fill the tables of `inputs` and write them to `folder/tables`."""
+    if not inputs.papers:
         return Built()
     from peftbench.report.papers.measured import fill, with_details
     from peftbench.results.published import read
 
     numbers = read() if published else None
     tables = [
-        fill(paper, with_details(runs, records, paper), options, numbers=numbers)
-        for paper in papers
+        fill(
+            paper,
+            with_details(inputs.runs, inputs.records, paper),
+            options,
+            numbers=numbers,
+        )
+        for paper in inputs.papers
     ]
     return _written(tables, folder, published=published, style=style)
 
