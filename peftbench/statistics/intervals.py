@@ -91,8 +91,6 @@ def mean_interval(
     weights: Sequence[float] | None = None,
     strata: Sequence[str] | None = None,
     level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Interval:
     """Interval of the weighted mean of the means of the data sets; scores are fractions.
 
@@ -107,8 +105,6 @@ def mean_interval(
         weights: of the data sets, adding up to one; equal unless given.
         strata: group of each data set, such as the group means of VTAB are made of.
         level: share of the cases in which the interval holds the truth.
-        resamples: without effect: nothing is drawn, the interval is in closed form.
-        seed: without effect, as `resamples`.
     """
     number = len(samples)
     share = np.full(number, 1 / number) if weights is None else np.asarray(weights, dtype=float)
@@ -156,8 +152,6 @@ def interquartile_mean_interval(
     *,
     over: str = SEEDS,
     level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Interval:
     """Interval of the interquartile mean of all runs; see `mean_interval` for the arguments.
 

@@ -42,7 +42,7 @@ def test_both_averages_of_a_suite_have_their_names():
 def test_the_interval_over_seeds_has_the_spread_of_the_mean():
     generator = np.random.default_rng(1)
     samples = arrays(*(generator.normal(0.5, 0.02, 40) for _ in range(3)))
-    found = mean_interval(samples, resamples=4000)
+    found = mean_interval(samples)
     # normal theory: the mean of three data sets has sd sqrt(s1^2/40 + s2^2/40 + s3^2/40) / 3
     sd = np.sqrt(sum(one.var(ddof=1) / 40 for one in samples)) / 3
     assert found.estimate == pytest.approx(np.mean([one.mean() for one in samples]))
@@ -227,10 +227,10 @@ def test_intervals_are_the_same_on_every_call():
 def test_intervals_cover_the_truth_about_as_often_as_they_say(over, datasets, seeds, low, high):
     generator = np.random.default_rng(0)
     covered = 0
-    for trial in range(120):
+    for _ in range(120):
         centres = generator.normal(0.5, 0.05 if over == DATASETS else 0.0, datasets)
         samples = list(generator.normal(centres[:, None], 0.02, (datasets, seeds)))
-        found = mean_interval(samples, over=over, resamples=300, seed=trial)
+        found = mean_interval(samples, over=over)
         covered += found.low <= 0.5 <= found.high
     # 95 % promised; two binomial sd of 120 trials are 4 %, and few draws take a little away
     assert low <= covered / 120 <= high

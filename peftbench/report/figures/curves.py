@@ -22,7 +22,7 @@ from peftbench.results.settings import settings_of
 
 COLUMNS = 2  # panels side by side
 SETTINGS = {"lr": "learning rate", "weight_decay": "weight decay"}
-Row = Mapping[str, Any]
+RunFields = Mapping[str, Any]
 
 
 def few_shot_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
@@ -32,9 +32,7 @@ def few_shot_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
     over seeds. The mean over data sets is drawn where a method has all of them.
     """
     rows = [row for row in _rows(table, metric, "final") if row["shots"] is not None]
-    return _figure(
-        rows, metric, lambda row: float(row["shots"]), "training images of each class", log=True
-    )
+    return _figure(rows, metric, lambda row: float(row["shots"]), "training images of each class")
 
 
 def data_scale_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
@@ -58,7 +56,6 @@ def data_scale_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
         lambda row: float(row["train_images"]),
         "training images",
         mean=False,
-        log=True,
     )
 
 
@@ -83,7 +80,6 @@ def sensitivity(table: pd.DataFrame, setting: str = "lr", *, metric: str = "top1
         lambda row: float(row[setting]),
         SETTINGS[setting],
         by_method=True,
-        log=True,
     )
 
 
@@ -99,9 +95,9 @@ def _rows(table: pd.DataFrame, metric: str, phase: str) -> list[dict[str, Any]]:
     ]
 
 
-def _best(rows: Iterable[Row], setting: str, metric: str) -> list[Row]:
+def _best(rows: Iterable[RunFields], setting: str, metric: str) -> list[RunFields]:
     """The best run of each method, data set, seed and value of the setting."""
-    best: dict[Any, Row] = {}
+    best: dict[Any, RunFields] = {}
     for row in rows:
         key = tuple(row[name] for name in ("backbone", "suite", "dataset", "method", "seed"))
         known = best.get((*key, row[setting]))
@@ -110,7 +106,7 @@ def _best(rows: Iterable[Row], setting: str, metric: str) -> list[Row]:
     return list(best.values())
 
 
-def _names(rows: Sequence[Row], x_of: Callable[[Row], float]) -> list[str]:
+def _names(rows: Sequence[RunFields], x_of: Callable[[RunFields], float]) -> list[str]:
     """For each run its method, with the hyper-parameters that tell runs of one place apart.
 
     What differs only between data sets was chosen for each of them, and stays one line.
@@ -134,13 +130,12 @@ def _names(rows: Sequence[Row], x_of: Callable[[Row], float]) -> list[str]:
 
 
 def _figure(
-    rows: Sequence[Row],
+    rows: Sequence[RunFields],
     metric: str,
-    x_of: Callable[[Row], float],
+    x_of: Callable[[RunFields], float],
     heading: str,
     *,
     mean: bool = True,
-    log: bool = False,
     by_method: bool = False,
 ) -> Figure:
     """A panel for each backbone and data set, and with `mean` one more for their mean.
@@ -180,7 +175,7 @@ def _figure(
         for axes, (title, drawn) in zip(grid.flat, panels.items(), strict=False):
             draw(axes, drawn)
             axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
-            _ticks(axes, drawn, log=log)
+            _ticks(axes, drawn)
         figure.supxlabel(f"{heading}; {_seeds(panels.values())}", fontsize=9)
         figure.supylabel(f"{SCORES[metric]} in %", fontsize=9)
         figure.get_layout_engine().set(rect=(0, 0, 0.9 if wide == 1 else 0.94, 1))  # type: ignore
@@ -195,13 +190,13 @@ def _means_first(item: tuple[str, object]) -> tuple[str, bool, str]:
     return backbone, not rest.startswith("mean of"), rest
 
 
-def _ticks(axes: Axes, drawn: Sequence[Line], *, log: bool) -> None:
-    """A tick at each value that was tried, up to eight of them."""
+def _ticks(axes: Axes, drawn: Sequence[Line]) -> None:
+    """A logarithmic axis with a tick at each value that was tried, up to eight of them."""
     values = sorted({place.x for line in drawn for place in line.places})
     positive = [value for value in values if value > 0]
-    if log and len(positive) == len(values):
+    if len(positive) == len(values):
         axes.set_xscale("log")
-    elif log and positive:  # with a place for zero to the left
+    elif positive:  # with a place for zero to the left
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
     step = math.ceil(len(values) / 8)
     axes.xaxis.set_major_locator(FixedLocator(values[::step]))
