@@ -10,7 +10,7 @@ import pandas as pd
 
 from peftbench.report.verdict import seeds_it_would_take
 from peftbench.report.view import View
-from peftbench.report.words import counted
+from peftbench.report.words import counted, scaled
 from peftbench.results.frame import select
 from peftbench.statistics import best, scores
 from peftbench.statistics.coverage import describe
@@ -86,7 +86,7 @@ def advise(
     ]
 
 
-def frontier(candidates: Sequence[Candidate], costs: Sequence[str]) -> list[Candidate]:
+def unbeaten(candidates: Sequence[Candidate], costs: Sequence[str]) -> list[Candidate]:
     """Those that no other beats: a mean at least as high, costs at most as high, not all equal."""
 
     def point(one: Candidate) -> tuple[float, ...]:
@@ -123,7 +123,7 @@ def _advice(runs: pd.DataFrame, budget: Budget, remarks: Sequence[str]) -> Advic
     rows = kept[kept["label"].isin([one.label for one in within])]
     found = best.not_distinguishable(rows, over=SEEDS)
     members = set(found.members) if found else set()
-    front = {one.label for one in frontier(within, list(budget.limits()) or ["params"])}
+    front = {one.label for one in unbeaten(within, list(budget.limits()) or ["params"])}
     return Advice(
         heading=str(runs["heading"].iloc[0]),
         suite=str(runs["suite"].iloc[0]),
@@ -274,10 +274,8 @@ def _held(candidates: Sequence[Candidate]) -> str:
 
 
 def _params(value: float) -> str:
-    for unit, text in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g}{text}"
-    return f"{value:.0f}"
+    short, unit = scaled(value)
+    return f"{short:.3g}{unit}" if unit else f"{value:.0f}"
 
 
 def _latency(value: float) -> str:

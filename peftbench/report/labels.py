@@ -19,7 +19,7 @@ DOUBTFUL = 0.2  # another point is as near
 STEP = 0.02  # the next wider gap
 
 XY = tuple[float, float]
-Line = tuple[XY, XY]
+Segment = tuple[XY, XY]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Box:
         """The point of the box closest to `point`."""
         return min(max(point[0], self.x0), self.x1), min(max(point[1], self.y0), self.y1)
 
-    def crossed(self, line: Line) -> bool:
+    def crossed(self, line: Segment) -> bool:
         """Whether a part of the line is inside."""
         (x, y), (x1, y1) = line
         first, last = 0.0, 1.0
@@ -65,7 +65,7 @@ class Label:
     """Where a name goes, and the line to its point where it needs one."""
 
     box: Box
-    line: Line | None
+    line: Segment | None
     price: float  # of what never moves: distance, marks, the border
 
 

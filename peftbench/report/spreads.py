@@ -10,16 +10,16 @@ from peftbench.statistics.averages import weightings
 from peftbench.statistics.best import Best
 from peftbench.statistics.intervals import Interval
 
-Row = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
+RowKey = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
 
 
-def spreads(view: View) -> dict[Row, dict[str, Interval]]:
+def spreads(view: View) -> dict[RowKey, dict[str, Interval]]:
     """By row and name of the average, its 95 % interval over seeds.
 
     A row on a single data set has an interval under the name of that data set. Rows that lack a
     data set, or ran on other weights or files than most, have none.
     """
-    found: dict[Row, dict[str, Interval]] = {}
+    found: dict[RowKey, dict[str, Interval]] = {}
     for (heading, suite), kept in _parts(view):
         named = kept.assign(group=kept["group"].fillna(""))
         group_of = {str(d): str(g) for d, g in named.groupby("dataset")["group"].first().items()}

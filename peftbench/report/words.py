@@ -20,11 +20,18 @@ def magnitude(count: Any) -> str:
     """A count with three digits: 768, 36.9k, 85.8M."""
     if pd.isna(count):
         return "–"
+    value, unit = scaled(count)
+    if not unit:
+        return f"{count:.0f}"
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{unit}"
+
+
+def scaled(count: float) -> tuple[float, str]:
+    """A count in the largest of thousands, millions and billions that it reaches, and its sign."""
     for unit, text in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= unit:
-            value = count / unit
-            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{text}"
-    return f"{count:.0f}"
+            return count / unit, text
+    return count, ""
 
 
 def counted(n: int, noun: str) -> str:

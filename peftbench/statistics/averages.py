@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 def weightings(group_of: Mapping[str, str]) -> dict[str, dict[str, float]]:
@@ -16,19 +16,34 @@ def weightings(group_of: Mapping[str, str]) -> dict[str, dict[str, float]]:
     """
     if not group_of:
         return {}
-    named = {_count(len(group_of), "task"): dict.fromkeys(group_of, 1 / len(group_of))}
-    sizes = Counter(group_of.values())
-    if len(sizes) > 1 and "" not in sizes:
-        named[_count(len(sizes), "group")] = {
-            dataset: 1 / len(sizes) / sizes[group] for dataset, group in group_of.items()
-        }
+    named = {_count(len(group_of), "task"): over_tasks(group_of)}
+    groups = set(group_of.values())
+    if len(groups) > 1 and "" not in groups:
+        named[_count(len(groups), "group")] = over_groups(group_of)
     return named
+
+
+def over_tasks(datasets: Iterable[str]) -> dict[str, float]:
+    """The same weight for every data set."""
+    names = list(datasets)
+    return {name: 1 / len(names) for name in names}
+
+
+def over_groups(group_of: Mapping[str, str]) -> dict[str, float]:
+    """The same weight for every group, shared by its data sets alike."""
+    sizes = Counter(group_of.values())
+    return {dataset: 1 / len(sizes) / sizes[group] for dataset, group in group_of.items()}
 
 
 def average(scores: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
     """The weighted mean; `None` where a data set that has a weight has no score."""
     if not weights or any(dataset not in scores for dataset in weights):
         return None
+    return weighted(scores, weights)
+
+
+def weighted(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The weighted mean of scores of which none is missing."""
     return sum(weight * scores[dataset] for dataset, weight in weights.items())
 
 

@@ -9,7 +9,7 @@ from simulate_coverage import AT_ONCE, KINDS, ONE_BY_ONE, SHAPES
 from simulate_coverage import coverage as simulate
 
 from peftbench.errors import ConfigError
-from peftbench.statistics.averages import average, weightings
+from peftbench.statistics.averages import average, over_groups, over_tasks, weightings
 from peftbench.statistics.coverage import Coverage, coverage, describe, simulated
 from peftbench.statistics.intervals import (
     DATASETS,
@@ -248,3 +248,10 @@ def test_scores_are_checked_before_anything_is_computed():
         check(pd.concat([table, table]))
     with pytest.raises(ConfigError, match="have no score"):
         check(table.drop(columns="score"))
+
+
+def test_averages_weight_every_task_or_every_group_alike():
+    assert over_tasks(["a", "b", "c", "d"]) == {"a": 0.25, "b": 0.25, "c": 0.25, "d": 0.25}
+    # two groups: half each, and "y" shares its half between two data sets
+    assert over_groups({"a": "x", "b": "y", "c": "y"}) == {"a": 0.5, "b": 0.25, "c": 0.25}
+    assert over_groups({"a": "x", "b": "x"}) == {"a": 0.5, "b": 0.5}

@@ -20,7 +20,7 @@ from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, 
 from peftbench.report.labels import Box, place
 from peftbench.report.tables.runs import SCORES
 from peftbench.report.view import View, view_of
-from peftbench.report.words import counted
+from peftbench.report.words import counted, scaled
 from peftbench.statistics.coverage import describe
 
 PAD = 1.5  # typographic points on both sides of a name
@@ -157,10 +157,8 @@ def _scale(axes: Axes, costs: Sequence[float], *, counted: bool) -> None:
 
 def _magnitude(value: float) -> str:
     """0.5, 100, 1k, 10M."""
-    for unit, text in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:g}{text}"
-    return f"{value:g}"
+    short, unit = scaled(value)
+    return f"{short:g}{unit}"
 
 
 def _label(axes: Axes, points: Sequence[Point]) -> None:

@@ -12,7 +12,7 @@ from peftbench.report.costs import COSTS, measured
 from peftbench.report.figures.learning import QUANTITIES, scores
 from peftbench.report.figures.lines import lines
 from peftbench.report.figures.style import COLOURS, look
-from peftbench.report.spreads import Row, leaders, spreads
+from peftbench.report.spreads import RowKey, leaders, spreads
 from peftbench.report.tables.cells import OK, TASK
 from peftbench.report.tables.runs import SCORES
 from peftbench.report.verdict import verdict
@@ -122,7 +122,7 @@ def _panel(key: tuple[str, str], rows: pd.DataFrame, table: pd.DataFrame) -> dic
 
 
 def _rows(
-    rows: pd.DataFrame, key: tuple[str, str], known: Mapping[Row, Mapping[str, Interval]]
+    rows: pd.DataFrame, key: tuple[str, str], known: Mapping[RowKey, Mapping[str, Interval]]
 ) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for cell in rows.to_dict("records"):

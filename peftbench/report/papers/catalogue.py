@@ -19,7 +19,7 @@ from peftbench.report.papers.description import (
     TASK,
     WINS,
     Block,
-    Column,
+    PaperColumn,
     PaperTable,
     Row,
     Series,
@@ -221,7 +221,7 @@ def _task(path: Path, suite: str, group: str, key: str, told: Any, raw: Mapping[
     )
 
 
-def _columns(path: Path, raw: Any, tasks: Tasks, averages: Averages) -> list[Column]:
+def _columns(path: Path, raw: Any, tasks: Tasks, averages: Averages) -> list[PaperColumn]:
     """One column, or for kind `task` one for each data set."""
     entry = _mapping(path, "a column", raw, COLUMN_KEYS)
     kind = str(entry.get("kind"))
@@ -232,7 +232,9 @@ def _columns(path: Path, raw: Any, tasks: Tasks, averages: Averages) -> list[Col
     decimals = int(entry.get("decimals", DECIMALS.get(kind, 2)))
     heading = str(entry.get("heading", ""))
     if kind == TASK:
-        return [Column(key, kind, tasks[key].title, (key,), heading, decimals) for key in chosen]
+        return [
+            PaperColumn(key, kind, tasks[key].title, (key,), heading, decimals) for key in chosen
+        ]
     if entry.get("average", OVER_TASKS) not in (OVER_TASKS, OVER_GROUPS):
         raise unknown_name(f"average in {path}:", str(entry["average"]), (OVER_TASKS, OVER_GROUPS))
     title = str(entry.get("title", ""))
@@ -242,7 +244,7 @@ def _columns(path: Path, raw: Any, tasks: Tasks, averages: Averages) -> list[Col
     if entry.get("published"):
         published = (tasks[chosen[0]].published_suite, str(entry["published"]))
     return [
-        Column(
+        PaperColumn(
             key=str(entry.get("key", title)),
             kind=kind,
             title=title,

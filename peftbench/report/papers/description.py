@@ -37,7 +37,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Column:
+class PaperColumn:
     """One column. Its unit is percent, a multiple, millions or a number of tasks."""
 
     key: str
@@ -111,7 +111,7 @@ class PaperTable:
     experiment: str
     protocol: str  # of the paper, and of the runs that fill the table
     tasks: Mapping[str, Task]
-    columns: tuple[Column, ...]
+    columns: tuple[PaperColumn, ...]
     blocks: tuple[Block, ...]
     tolerance: Mapping[str, float]  # by key or kind of column, in its unit
     differs: tuple[str, ...] = ()  # what is different from the paper whatever one runs
@@ -121,6 +121,6 @@ class PaperTable:
     def rows(self) -> tuple[Row, ...]:
         return tuple(row for block in self.blocks for row in block.rows)
 
-    def tolerance_of(self, column: Column) -> float | None:
+    def tolerance_of(self, column: PaperColumn) -> float | None:
         """How far a cell of the column may be from the paper; `None` where it is not judged."""
         return self.tolerance.get(column.key, self.tolerance.get(column.kind))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,14 +13,15 @@ from peftbench.report.papers.description import (
     TASK,
     TOTAL,
     WINS,
-    Column,
+    PaperColumn,
     Task,
 )
-from peftbench.report.papers.model import Cell
+from peftbench.report.papers.model import PaperCell
 from peftbench.report.tables import cells as tables
 from peftbench.report.tables.cells import INCOMPLETE, MISSING, OK, UNSUPPORTED
 from peftbench.report.words import some_of
 from peftbench.results.arithmetic import several
+from peftbench.statistics import averages
 
 PERCENT = 100.0
 MILLION = 1e6
@@ -55,20 +56,21 @@ class TaskCell:
 class ColumnCell:
     """A cell and the conditions of everything that is in it."""
 
-    cell: Cell
+    cell: PaperCell
     conditions: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
-def weights_of(column: Column, keys: Sequence[str], tasks: Mapping[str, Task]) -> dict[str, float]:
+def weights_of(
+    column: PaperColumn, keys: Sequence[str], tasks: Mapping[str, Task]
+) -> dict[str, float]:
     """The weight of each data set in the average of a column over `keys`."""
     if column.kind == MEAN_OF_GROUPS or (column.kind != TASK and column.average == OVER_GROUPS):
-        sizes = Counter(tasks[key].group for key in keys)
-        return {key: 1 / len(sizes) / sizes[tasks[key].group] for key in keys}
-    return {key: 1 / len(keys) for key in keys}
+        return averages.over_groups({key: tasks[key].group for key in keys})
+    return averages.over_tasks(keys)
 
 
 def make(
-    column: Column,
+    column: PaperColumn,
     row: Mapping[str, TaskCell],
     against: Mapping[str, TaskCell],
     tasks: Mapping[str, Task],
@@ -84,7 +86,7 @@ def make(
     """
     taken = {key: row[key] for key in column.tasks}
     if all(t.cell.state == MISSING for t in taken.values()):
-        return ColumnCell(Cell(MISSING))
+        return ColumnCell(PaperCell(MISSING))
     if column.kind in ACCURACIES:
         return _accuracy(column, taken, tasks, shown=shown, incomplete=incomplete)
     if column.kind == WINS:
@@ -93,7 +95,7 @@ def make(
 
 
 def _accuracy(
-    column: Column,
+    column: PaperColumn,
     taken: Mapping[str, TaskCell],
     tasks: Mapping[str, Task],
     *,
@@ -113,12 +115,12 @@ def _accuracy(
         mixed = _mixed({key: taken[key] for key in used})
         hidden = {key: taken[key] for key in taken if key not in shown}
         if mixed:
-            return ColumnCell(Cell(INCOMPLETE, notes=(mixed,)))
+            return ColumnCell(PaperCell(INCOMPLETE, notes=(mixed,)))
         weights = weights_of(column, used, tasks)
         averaged = tables.average({key: t.cell for key, t in taken.items()}, weights, remarks)
         result = replace(averaged, notes=(*averaged.notes, *_notes_of(hidden)))
     differences = dict.fromkeys(d for key in used for d in taken[key].differences)
-    cell = Cell(
+    cell = PaperCell(
         result.state,
         None if result.mean is None else PERCENT * result.mean,
         None if result.sd is None else PERCENT * result.sd,
@@ -142,11 +144,11 @@ def _wins(
     notes: tuple[str, ...] = ()
     if len(done) < len(taken):
         if all(t.cell.state == UNSUPPORTED for t in taken.values()):
-            return ColumnCell(Cell(UNSUPPORTED))
+            return ColumnCell(PaperCell(UNSUPPORTED))
         lost = [key for key in taken if key not in done]
         if not incomplete or not done:
             return ColumnCell(
-                Cell(INCOMPLETE, notes=(f"not counted without {some_of(lost)} of both",))
+                PaperCell(INCOMPLETE, notes=(f"not counted without {some_of(lost)} of both",))
             )
         notes = (f"of {len(done)} data sets, without {some_of(lost)}",)
     partial = bool(notes)
@@ -159,34 +161,35 @@ def _wins(
         notes = (*notes, f"runs computed in {' and '.join(mixed)} are compared")
     differences = dict.fromkeys(d for t in both for d in t.differences)
     return ColumnCell(
-        Cell(OK, float(won), notes=notes, differences=tuple(differences), partial=partial)
+        PaperCell(OK, float(won), notes=notes, differences=tuple(differences), partial=partial)
     )
 
 
 def _parameters(
-    column: Column, taken: Mapping[str, TaskCell], tasks: Mapping[str, Task]
+    column: PaperColumn, taken: Mapping[str, TaskCell], tasks: Mapping[str, Task]
 ) -> ColumnCell:
     """Counts come from the runs, so a data set without one is a hole whatever was asked for."""
     counts = {key: t.counts for key, t in taken.items() if t.counts is not None}
     if len(counts) < len(taken):
         if all(t.cell.state == UNSUPPORTED for t in taken.values()):
-            return ColumnCell(Cell(UNSUPPORTED))
+            return ColumnCell(PaperCell(UNSUPPORTED))
         lost = [key for key in taken if key not in counts]
-        return ColumnCell(Cell(INCOMPLETE, notes=(f"not counted without {some_of(lost)}",)))
+        return ColumnCell(PaperCell(INCOMPLETE, notes=(f"not counted without {some_of(lost)}",)))
     if column.kind == TOTAL:
         backbones = {c.backbone for c in counts.values()}
         if len(backbones) > 1:
-            return ColumnCell(Cell(INCOMPLETE, notes=("not counted over different backbones",)))
+            return ColumnCell(
+                PaperCell(INCOMPLETE, notes=("not counted over different backbones",))
+            )
         (backbone,) = backbones
         added = sum(c.tuned + c.head for c in counts.values())
         # one shared backbone, unless each task replaces the whole of it
         shared = 0 if all(c.unfrozen == backbone for c in counts.values()) else backbone
-        return ColumnCell(Cell(OK, (shared + added) / backbone))
+        return ColumnCell(PaperCell(OK, (shared + added) / backbone))
     weights = weights_of(column, list(counts), tasks)
-    mean = sum(
-        weights[key] * (c.tuned + (c.head if column.head else 0)) for key, c in counts.items()
-    )
-    return ColumnCell(Cell(OK, mean / MILLION))
+    trained = {key: c.tuned + (c.head if column.head else 0) for key, c in counts.items()}
+    mean = averages.weighted(trained, weights)
+    return ColumnCell(PaperCell(OK, mean / MILLION))
 
 
 def draws(cells: Mapping[int, tables.Cell], wanted: int) -> tables.Cell:

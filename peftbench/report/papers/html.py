@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from peftbench.report.papers.layout import Line, Page, Text
+from peftbench.report.papers.layout import Page, PageLine, Text
 
 STYLE = """\
 :root { color-scheme: light dark; }
@@ -70,7 +70,7 @@ def document(fragment: str, title: str) -> str:
     )
 
 
-def _row(line: Line) -> str:
+def _row(line: PageLine) -> str:
     cells = "".join(f"<td>{_text(text)}</td>" for text in line.texts)
     return f'<tr class="{line.kind}"><th scope="row">{_text(line.label)}</th>{cells}</tr>'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from peftbench.report.papers.layout import ROW, Line, Page, Text
+from peftbench.report.papers.layout import ROW, Page, PageLine, Text
 
 PACKAGES = ("booktabs", "graphicx")
 _SIGNS = {
@@ -110,7 +110,7 @@ def _headings(page: Page) -> list[str]:
     return [" & ".join(parts) + r" \\", " ".join(rules)]
 
 
-def _row(line: Line) -> str:
+def _row(line: PageLine) -> str:
     texts = [_text(line.label), *map(_text, line.texts)]
     if line.kind != ROW:
         texts = [rf"\textit{{{text}}}" if text else "" for text in texts]

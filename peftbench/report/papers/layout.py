@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from peftbench.report.papers.description import ACCURACIES, PARAMETERS, TOTAL, WINS, Column
-from peftbench.report.papers.model import BASELINE, PUBLISHED, Cell, Table
+from peftbench.report.papers.description import ACCURACIES, PARAMETERS, TOTAL, WINS, PaperColumn
+from peftbench.report.papers.model import BASELINE, PUBLISHED, PaperCell, Table
 from peftbench.report.tables.cells import OK
 from peftbench.report.tables.text import SHOWN
 from peftbench.report.words import mark_of
@@ -34,7 +34,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Line:
+class PageLine:
     """One line of the page; lines of published numbers and differences follow their row."""
 
     label: Text
@@ -51,7 +51,7 @@ class Page:
     headings: tuple[tuple[str, int], ...]  # text and the number of columns below it
     columns: tuple[Text, ...]
     unique_columns: tuple[Text, ...]  # for notations without headings over several columns
-    blocks: tuple[tuple[str, tuple[Line, ...]], ...]
+    blocks: tuple[tuple[str, tuple[PageLine, ...]], ...]
     notes: tuple[tuple[str, str], ...]  # mark and text
     remarks: tuple[str, ...]
     published_only: bool = False
@@ -101,7 +101,7 @@ def lay_out(table: Table, *, published: bool = False) -> Page:
     )
 
 
-def unique_titles(columns: Sequence[Column]) -> list[str]:
+def unique_titles(columns: Sequence[PaperColumn]) -> list[str]:
     """Titles of columns, with the heading above where a title alone is not unique."""
     count = Counter(column.title for column in columns)
     return [
@@ -112,12 +112,12 @@ def unique_titles(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def value_text(column: Column, value: float) -> str:
+def value_text(column: PaperColumn, value: float) -> str:
     """A value of the column with its decimals and its sign."""
     return f"{value:.{column.decimals}f}{SIGN.get(column.kind, '')}"
 
 
-def cell_text(column: Column, cell: Cell) -> Text:
+def cell_text(column: PaperColumn, cell: PaperCell) -> Text:
     """A cell without its marks."""
     if cell.state == PUBLISHED and cell.printed is not None:
         return Text(f"{cell.printed.text}{SIGN.get(column.kind, '')}")
@@ -127,7 +127,7 @@ def cell_text(column: Column, cell: Cell) -> Text:
     return Text(value_text(column, cell.value), spread, "" if cell.n is None else str(cell.n))
 
 
-def difference_text(column: Column, cell: Cell) -> str:
+def difference_text(column: PaperColumn, cell: PaperCell) -> str:
     """Measured minus published with its sign, empty where one of them is missing."""
     if cell.difference is None:
         return ""
@@ -155,7 +155,7 @@ def _drafts(table: Table, b: int, *, published: bool) -> list[_Draft]:
     return drafts
 
 
-def _printed_text(column: Column, cell: Cell) -> str:
+def _printed_text(column: PaperColumn, cell: PaperCell) -> str:
     return "" if cell.printed is None else f"{cell.printed.text}{SIGN.get(column.kind, '')}"
 
 
@@ -170,7 +170,7 @@ def _shared_by_columns(drafts: Sequence[_Draft]) -> list[tuple[str, ...]]:
     ]
 
 
-def _line(draft: _Draft, over: Sequence[tuple[str, ...]], marks: dict[str, str]) -> Line:
+def _line(draft: _Draft, over: Sequence[tuple[str, ...]], marks: dict[str, str]) -> PageLine:
     rest = [
         [note for note in notes if note not in shared]
         for notes, shared in zip(draft.notes, over, strict=True)
@@ -181,7 +181,7 @@ def _line(draft: _Draft, over: Sequence[tuple[str, ...]], marks: dict[str, str])
         replace(text, marks=_marks([note for note in notes if note not in mine], marks))
         for text, notes in zip(draft.texts, rest, strict=True)
     ]
-    return Line(label, draft.kind, tuple(texts))
+    return PageLine(label, draft.kind, tuple(texts))
 
 
 def _shared(notes: Sequence[Sequence[str]]) -> tuple[str, ...]:
@@ -201,7 +201,7 @@ def _marks(notes: Sequence[str], marks: dict[str, str]) -> tuple[str, ...]:
     return tuple(marks.setdefault(note, mark_of(len(marks))) for note in notes)
 
 
-def _headings(columns: Sequence[Column]) -> tuple[tuple[str, int], ...]:
+def _headings(columns: Sequence[PaperColumn]) -> tuple[tuple[str, int], ...]:
     """Neighbours of one heading together."""
     found: list[tuple[str, int]] = []
     for column in columns:
@@ -231,7 +231,7 @@ def _units(table: Table) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _meaning(column: Column) -> str:
+def _meaning(column: PaperColumn) -> str:
     size = len(column.tasks)
     if column.kind == WINS:
         return f"data sets on which the row is better than {column.against}."

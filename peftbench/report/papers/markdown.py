@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peftbench.report.papers.layout import ROW, Line, Page, Text
+from peftbench.report.papers.layout import ROW, Page, PageLine, Text
 
 # signs that would start markup, or end the cell
 _SIGNS = {sign: f"\\{sign}" for sign in "\\`*_[]|~#"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
@@ -37,7 +37,7 @@ def render(page: Page) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _row(line: Line) -> list[str]:
+def _row(line: PageLine) -> list[str]:
     if line.kind == ROW:
         return [_text(line.label), *map(_text, line.texts)]
     italic = (f"*{_text(text)}*" if text.value else "" for text in line.texts)

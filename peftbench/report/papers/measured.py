@@ -13,7 +13,7 @@ import pandas as pd
 from peftbench.report.papers import protocols
 from peftbench.report.papers.description import ACCURACIES, TASK, PaperTable, Row, Task
 from peftbench.report.papers.formulas import ColumnCell, Counts, TaskCell, draws, make
-from peftbench.report.papers.model import BASELINE, Cell, Table, TableBlock, TableRow
+from peftbench.report.papers.model import BASELINE, PaperCell, Table, TableBlock, TableRow
 from peftbench.report.papers.options import Options
 from peftbench.report.papers.printed import Collection
 from peftbench.report.tables import cells as tables
@@ -264,7 +264,7 @@ def _made(
     by_title = {title.title: row for title, row in zip(titles, rows, strict=True)}
     return [
         [
-            ColumnCell(Cell(BASELINE))
+            ColumnCell(PaperCell(BASELINE))
             if column.is_baseline(title)
             else make(
                 column,
@@ -280,7 +280,7 @@ def _made(
     ]
 
 
-def _marked(made: Sequence[Sequence[ColumnCell]], protocol: str) -> list[list[Cell]]:
+def _marked(made: Sequence[Sequence[ColumnCell]], protocol: str) -> list[list[PaperCell]]:
     """The cells, with a remark on each whose conditions are not those of its column.
 
     A column has the conditions of most of its cells of the paper's protocol, or else of most.

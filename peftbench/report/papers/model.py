@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peftbench.report.papers.description import Column, PaperTable
+from peftbench.report.papers.description import PaperColumn, PaperTable
 from peftbench.report.tables.cells import MISSING
 
 # Further states of a cell: in a table of published numbers, and wins of the row that they are over.
@@ -22,7 +22,7 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PaperCell:
     """One place of a table, in the unit of its column."""
 
     state: str
@@ -53,7 +53,7 @@ class TableRow:
 
     title: str
     method: str | None
-    cells: tuple[Cell, ...]
+    cells: tuple[PaperCell, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -70,13 +70,13 @@ class Table:
     """A filled table."""
 
     paper: PaperTable
-    columns: tuple[Column, ...]
+    columns: tuple[PaperColumn, ...]
     blocks: tuple[TableBlock, ...]
     remarks: tuple[str, ...] = ()  # what a reader must know of the whole table
     published_only: bool = False
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[PaperCell, ...]:
         return tuple(cell for block in self.blocks for row in block.rows for cell in row.cells)
 
     @property

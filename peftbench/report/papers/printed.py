@@ -13,7 +13,7 @@ from peftbench.report.papers.description import (
     PARAMETERS,
     TASK,
     WINS,
-    Column,
+    PaperColumn,
     PaperTable,
     Row,
     Series,
@@ -22,13 +22,14 @@ from peftbench.report.papers.formulas import weights_of
 from peftbench.report.papers.model import (
     BASELINE,
     PUBLISHED,
-    Cell,
+    PaperCell,
     Printed,
     Table,
     TableBlock,
     TableRow,
 )
 from peftbench.report.tables.cells import MISSING
+from peftbench.statistics.averages import weighted
 
 COMPUTED = "not printed: computed from the printed cells"
 CONVENTIONS = {
@@ -89,7 +90,7 @@ class Collection:
         found = self._find(row, row.fill(task.published_suite), task.published_dataset)
         return None if found is None else _printed(found)
 
-    def _average(self, row: Row, column: Column) -> Printed | None:
+    def _average(self, row: Row, column: PaperColumn) -> Printed | None:
         """As printed; else the mean of the printed cells, if all of them are known."""
         if column.kind == TASK:
             return self._task(row, column.tasks[0])
@@ -103,11 +104,11 @@ class Collection:
         if len(known) < len(cells):
             return None
         weights = weights_of(column, column.tasks, self.paper.tasks)
-        value = sum(weights[key] * cell.value for key, cell in known.items())
+        value = weighted({key: cell.value for key, cell in known.items()}, weights)
         source = next(iter(known.values())).source
         return Printed(value, f"{value:.{column.decimals}f}", source, (COMPUTED,))
 
-    def _wins(self, row: Row, against: Row, column: Column) -> Printed | None:
+    def _wins(self, row: Row, against: Row, column: PaperColumn) -> Printed | None:
         won, source = 0, ""
         for key in column.tasks:
             mine, other = self._task(row, key), self._task(against, key)
@@ -118,7 +119,7 @@ class Collection:
             source = mine.source
         return Printed(float(won), str(won), source, (COMPUTED,))
 
-    def _parameters(self, row: Row, column: Column) -> Printed | None:
+    def _parameters(self, row: Row, column: PaperColumn) -> Printed | None:
         """What the paper states for all the data sets of the column alike."""
         found = [
             self._find(row, row.fill(task.published_suite), task.published_dataset)
@@ -154,7 +155,7 @@ def published_only(paper: PaperTable, numbers: pd.DataFrame) -> Table:
         for r, row in enumerate(block.rows):
             found = [collection.of(b, r, c) for c in range(len(paper.columns))]
             cells = [
-                Cell(BASELINE) if column.is_baseline(row) else _cell(number)
+                PaperCell(BASELINE) if column.is_baseline(row) else _cell(number)
                 for column, number in zip(paper.columns, found, strict=True)
             ]
             rows.append(TableRow(row.title, row.method, tuple(cells), row.notes))
@@ -165,7 +166,7 @@ def published_only(paper: PaperTable, numbers: pd.DataFrame) -> Table:
     )
 
 
-def _cell(printed: Printed | None) -> Cell:
+def _cell(printed: Printed | None) -> PaperCell:
     if printed is None:
-        return Cell(MISSING)
-    return Cell(PUBLISHED, printed.value, notes=printed.notes, printed=printed)
+        return PaperCell(MISSING)
+    return PaperCell(PUBLISHED, printed.value, notes=printed.notes, printed=printed)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from peftbench.errors import StoreError
 from peftbench.report.papers import catalogue, protocols
-from peftbench.report.papers.description import PARAMETERS, TOTAL, Column, PaperTable
+from peftbench.report.papers.description import PARAMETERS, TOTAL, PaperColumn, PaperTable
 from peftbench.report.papers.layout import cell_text, difference_text, unique_titles
 from peftbench.report.papers.measured import differences_in, fill, with_details
-from peftbench.report.papers.model import BASELINE, Cell, Table
+from peftbench.report.papers.model import BASELINE, PaperCell, Table
 from peftbench.report.papers.options import Options
 from peftbench.report.tables.cells import MISSING, OK
 from peftbench.report.words import counted
@@ -36,13 +36,13 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CellComparison:
     """One cell of a table against the paper."""
 
     block: str
     row: str
-    column: Column
-    cell: Cell
+    column: PaperColumn
+    cell: PaperCell
     tolerance: float | None
     verdict: Verdict
 
@@ -52,7 +52,7 @@ class Reproduction:
     """A table against its paper."""
 
     table: Table
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[CellComparison, ...]
 
     def count(self, *verdicts: Verdict) -> int:
         """Cells with one of these verdicts."""
@@ -105,7 +105,7 @@ def compare(table: Table) -> Reproduction:
     return Reproduction(
         table,
         tuple(
-            Comparison(
+            CellComparison(
                 block.title, row.title, column, cell, tolerance, _verdict(column, cell, tolerance)
             )
             for block in table.blocks
@@ -116,7 +116,7 @@ def compare(table: Table) -> Reproduction:
     )
 
 
-def _verdict(column: Column, cell: Cell, tolerance: float | None) -> Verdict:
+def _verdict(column: PaperColumn, cell: PaperCell, tolerance: float | None) -> Verdict:
     if cell.state == BASELINE:
         return Verdict.NOT_PUBLISHED
     if cell.state == MISSING:
@@ -158,7 +158,7 @@ def selects_on_test(paper: PaperTable) -> bool:
     return protocols.declared(paper.protocol).selection == BEST_ON_TEST
 
 
-def _lines(table: Table, shown: Iterable[Comparison]) -> list[list[str]]:
+def _lines(table: Table, shown: Iterable[CellComparison]) -> list[list[str]]:
     many = len(table.blocks) > 1
     titles = dict(zip(table.columns, unique_titles(table.columns), strict=True))
     rows = [[*(["BLOCK"] if many else []), "ROW", "COLUMN", "MEASURED", "PUBLISHED", "DIFF", ""]]

@@ -17,6 +17,7 @@ from peftbench.report.words import commonest, short, some_of
 from peftbench.results.arithmetic import several
 from peftbench.results.columns import Column
 from peftbench.results.record import Status
+from peftbench.statistics import averages
 
 # What a cell is. Only an `ok` cell holds a number.
 OK, MISSING, UNSUPPORTED, FAILED, MIXED = "ok", "missing", "unsupported", "failed", "mixed"
@@ -282,18 +283,17 @@ def _averages(
     """Kind, heading and cell of each average; none over a single data set."""
     if len(cells) < 2:
         return []
-    even = dict.fromkeys(cells, 1 / len(cells))
-    averages = [(MEAN_OF_TASKS, f"mean of {len(cells)} tasks", even)]
-    groups = Counter(group_of[name] for name in cells)
-    if len(groups) > 1 and "" not in groups:
-        weighted = {d: 1 / len(groups) / groups[group_of[d]] for d in cells}
-        averages.append((MEAN_OF_GROUPS, f"mean of {len(groups)} groups", weighted))
-        for group, size in sorted(groups.items()):
-            inside = {name: 1 / size for name in cells if group_of[name] == group}
-            averages.append((GROUP_MEAN, f"{group} ({size})", inside))
+    placed = {name: group_of[name] for name in cells}
+    kinds = (MEAN_OF_TASKS, MEAN_OF_GROUPS)  # the second where the data sets have several groups
+    named = averages.weightings(placed)
+    found = [(kind, *one) for kind, one in zip(kinds, named.items(), strict=False)]
+    if len(named) == len(kinds):
+        for group, size in sorted(Counter(placed.values()).items()):
+            inside = averages.over_tasks(name for name in cells if placed[name] == group)
+            found.append((GROUP_MEAN, f"{group} ({size})", inside))
     return [
         (kind, name, average(cells, weights, row_notes if kind == MEAN_OF_TASKS else ()))
-        for kind, name, weights in averages
+        for kind, name, weights in found
     ]
 
 
@@ -316,8 +316,10 @@ def average(
             f"seeds differ between data sets: the mean is over all, spread and n over "
             f"the {len(common)} that all have"
         )
-    by_seed = {s: sum(w * cells[d].scores[s] for d, w in weights.items()) for s in common}
-    mean = sum(w * (cells[d].mean or 0.0) for d, w in weights.items())
+    by_seed = {
+        s: averages.weighted({d: cells[d].scores[s] for d in weights}, weights) for s in common
+    }
+    mean = averages.weighted({d: cells[d].mean or 0.0 for d in weights}, weights)
     budgets = {cell.budget for cell in used}
     if len(budgets) > 1:
         notes.append(f"search budgets differ: {some_of(sorted(b or 'no search' for b in budgets))}")
