@@ -64,3 +64,18 @@ def commands(block: Block) -> list[str]:
     """The lines of a block of shell without comments and without what is empty."""
     lines = [re.sub(r"(^|\s+)#.*$", "", line) for line in block.code.splitlines()]
     return [line for line in lines if line]
+
+
+def supported() -> dict[str, frozenset[str]]:
+    """The tiny backbones on which each method works, as the table of `docs/support.md` says."""
+    table = [line for line in text_of("docs/support.md").splitlines() if line.startswith("|")]
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    backbones = [title.replace(" ", "_") for title in head[1:]]
+    return {
+        row[0].strip("`"): frozenset(
+            backbone
+            for backbone, mark in zip(backbones, row[1:], strict=True)
+            if not mark.startswith("–")
+        )
+        for row in rows
+    }
