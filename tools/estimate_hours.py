@@ -1,138 +1,20 @@
-"""GPU hours of the experiments, from multiply-adds: what the heads of their files print.
+"""GPU hours of the experiments: trials and final runs together, and final runs (tuner=none) alone.
 
-    python tools/estimate_hours.py
-
-One run costs epochs x training images x passes, and each evaluation its images x one pass. A pass
-is the forward pass of the backbone; training everything takes three (forward, and gradients of
-activations and weights), training a part beside frozen weights two, training a head one. Hours are
-at a sustained 100 TFLOP/s, a third of what an A100 has in bfloat16; there ViT-B/16 trains all of
-itself at 950 images a second. Nothing here is a measurement.
+python tools/estimate_hours.py
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import yaml
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from peftbench.config.build import dataset_specs  # noqa: E402
-from peftbench.config.choices import (  # noqa: E402
-    aliases_of,
-    catalogue,
-    config_dir,
-    method_of,
-)
-from peftbench.spec import TRAIN_ONLY, DatasetSpec, Recipe, Selection  # noqa: E402
-from peftbench.sweep import experiments  # noqa: E402 - from this clone
-from peftbench.sweep.experiments import Sweep  # noqa: E402
-
-MACS_PER_SECOND = 100e12 / 2  # a multiply-add is two operations
-SECONDS_PER_RUN = 20.0  # start of a process, loading, latencies
-# 1e9 multiply-adds of one image of 224 pixels; ViT: L blocks of 12 N D^2 + 2 N^2 D, Swin-B,
-# ConvNeXt-B and ResNet-50 as their papers print them
-GMACS = {
-    "vit_base_patch16_224": 17.6,
-    "vit_large_patch16_224": 61.6,
-    "vit_huge_patch14_224": 167.3,
-    "swin_base_patch4_window7_224": 15.4,
-    "convnext_base": 15.4,
-    "resnet50": 4.1,
-}
-PASSES = {"linear": 1.0, "mlp": 1.0, "full": 3.0, "partial": 1.2, "sidetune": 1.1}
-# prompts lengthen the sequence of 197 tokens: by 61, the mean of the searched lengths 1 to 200
-PASSES |= {"vpt_shallow": 2.6, "vpt_deep": 2.6}
-BESIDE_FROZEN = 2.0
-
-
-def hours(sweep: Sweep) -> tuple[float, float]:
-    """Hours of trials and final runs together, and of the final runs alone."""
-    cells = sweep.cells()
-    seeds = len(sweep) / len(cells)
-    budgets = {method: sweep.budget(method) for method in sweep.axes["method"]}
-    trials = finals = 0.0
-    for cell in cells:
-        one = Run(sweep, cell)
-        trials += budgets[cell["method"]] * one.seconds(final=False)
-        finals += seeds * one.seconds(final=True)
-    return (trials + finals) / 3600, finals / 3600
-
-
-class Run:
-    """What one cell of a sweep computes."""
-
-    def __init__(self, sweep: Sweep, cell: Mapping[str, str]) -> None:
-        protocol = cell.get("protocol") or sweep.choice("protocol") or "peftbench"
-        rules = catalogue("protocol")[protocol]
-        chosen = sweep.choice("recipe") or next(
-            (d["override /recipe"] for d in rules.get("defaults", []) if "override /recipe" in d),
-            "default",
-        )
-        name = str(cell.get("dataset") or sweep.choice("dataset"))
-        self.dataset = _specs()[name]
-        overlay = _overlay(protocol, name.partition("/")[0])
-        recipe = {**catalogue("recipe")[chosen], **overlay.get("recipe", {})}
-        known = {k: v for k, v in recipe.items() if not str(v).startswith("${")}
-        self.recipe = Recipe(**known)
-        self.selection = Selection(**rules.get("selection", {}))
-        asked = {**overlay.get("dataset", {}), **sweep.body.get("dataset", {})}
-        self.train_only = TRAIN_ONLY in (
-            asked.get("final_trains_on"),
-            self.dataset.final_trains_on,
-        )
-        self.shots = int(cell.get("dataset.shots", 0))
-        self.shifted = sum(
-            (_specs()[s].facts.test or 0) * (75 if s == "imagenet_c" else 1)
-            for s in asked.get("shifts", ())
-        )
-        backbone = str(cell.get("backbone") or sweep.choice("backbone"))
-        tag = catalogue("backbone")[aliases_of("backbone").get(backbone, backbone)]["name"]
-        self.macs = 1e9 * GMACS[tag.partition(".")[0]]
-        self.passes = PASSES.get(method_of(cell["method"]), BESIDE_FROZEN)
-
-    def seconds(self, final: bool) -> float:
-        """Of one final run, or of one trial."""
-        facts: Any = self.dataset.facts
-        train = facts.train if not self.shots else self.shots * facts.classes
-        if final and not self.train_only:
-            train += facts.val
-        reported = facts.test if final else facts.val
-        looks = len(self.selection.epochs(self.recipe.total_epochs)) if final else 0
-        forward = reported * max(1, looks) + (self.shifted if final else 0)
-        images = self.recipe.total_epochs * train * self.passes + forward
-        return SECONDS_PER_RUN + images * self.macs / MACS_PER_SECOND
-
-
-@cache
-def _specs() -> dict[str, DatasetSpec]:
-    return dataset_specs(None)
-
-
-@cache
-def _overlay(protocol: str, suite: str) -> dict[str, Any]:
-    """What a protocol changes for a suite."""
-    path = config_dir() / "suite" / protocol / f"{suite}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def rounded(value: float) -> str:
-    """Two significant digits: no more is known."""
-    if value < 10:
-        return f"{value:.1f}"
-    digits = len(str(int(value))) - 2
-    return f"{round(value, -digits):.0f}"
-
+from peftbench.sweep import experiments, hours
 
 if __name__ == "__main__":
     for path in experiments.paths():
-        product = experiments.sweep(path)
-        if experiments.read(path).gpu_hours == "0":
+        if experiments.read(path).gpu_hours:
             continue
-        both, alone = hours(product)
-        print(f"{path.stem:20} {rounded(both):>8} {rounded(alone):>8}")
+        both, alone = hours.hours(experiments.sweep(path))
+        print(f"{path.stem:20} {hours.rounded(both):>8} {hours.rounded(alone):>8}")

@@ -158,7 +158,8 @@ def _check_names(arguments: list[str]) -> list[str]:
     from hydra.errors import OverrideParseException
 
     from peftbench.cli import quoting
-    from peftbench.config.choices import check_choices, choices
+    from peftbench.config.choices import check_choices
+    from peftbench.config.globs import written_out
 
     skip = {i + 1 for i, a in enumerate(arguments) if a in VALUED_OPTIONS}
     overrides = [a for i, a in enumerate(arguments) if not a.startswith("-") and i not in skip]
@@ -181,13 +182,7 @@ def _check_names(arguments: list[str]) -> list[str]:
             continue
         value = override.value()
         if isinstance(value, Glob):
-            found = _filtered(override.key_or_group, value)
-            if not found:
-                raise ConfigError(
-                    f"{override.input_line} matches nothing. Known: "
-                    f"{', '.join(sorted(choices(override.key_or_group)))}."
-                )
-            written = f"{override.key_or_group}={','.join(found)}"
+            written = written_out(override)
             arguments = [written if a == override.input_line else a for a in arguments]
             continue
         names = value.list if isinstance(value, ChoiceSweep) else [value]
@@ -195,17 +190,6 @@ def _check_names(arguments: list[str]) -> list[str]:
             override.key_or_group, [_text(n) for n in names if _text(n) not in ("", "null")]
         )
     return arguments
-
-
-def _filtered(group: str, pattern: Any) -> list[str]:
-    """Choices that a glob matches; rows of a method, such as mlp/5, only if it names them."""
-    from peftbench.config.choices import choices
-
-    names = sorted(choices(group))
-    if group == "method" and not any("/" in text for text in pattern.include):
-        names = [name for name in names if "/" not in name]
-    found: list[str] = pattern.filter(names)
-    return found
 
 
 def _text(element: Any) -> str:

@@ -167,15 +167,18 @@ def _protocols() -> str:
 
 
 def _experiments() -> str:
+    from peftbench.config.choices import is_local
     from peftbench.sweep import experiments
+    from peftbench.sweep.hours import hours, rounded
 
     rows: list[tuple[object, ...]] = [("EXPERIMENT", "RUNS", "GPU HOURS", "QUESTION", "TABLE")]
     for path in experiments.paths():
-        card = experiments.read(path)
-        runs = len(experiments.sweep(path))
-        counted = f"{runs} + {card.trials} trials" if card.trials else runs
-        hours, question, table = card.gpu_hours or "-", card.question or "-", card.table or "-"
-        rows.append((card.name, counted, hours, question, table))
+        card, sweep = experiments.read(path), experiments.sweep(path)
+        counted = f"{len(sweep)} + {sweep.trials} trials" if sweep.trials else len(sweep)
+        spent = card.gpu_hours
+        if not spent and not is_local(path.parent):  # of others' backbones nothing is known
+            spent = rounded(hours(sweep)[0])
+        rows.append((card.name, counted, spent or "-", card.question or "-", card.table or "-"))
     return columns(rows)
 
 

@@ -1,14 +1,12 @@
-"""Experiments as files: what each asks, how many runs it expands to, what it costs and regenerates.
+"""Experiments as files: what each asks, how many runs it expands to, what it regenerates.
 
-The head of a file in `experiments/` is a card in comments; its body is a sweep.
+A file in `experiments/` is a sweep. Its key `experiments` is about itself; runs, trials and GPU
+hours are computed from the sweep and not written.
 
-    # peftbench run -m experiments=NAME
-    # Question: one sentence
-    # Runs: 14 methods x 24 data sets x 5 seeds = 1680 runs, behind 18432 trials
-    # GPU hours: 500 with ..., and how that was estimated
-    # Table: what it regenerates
-
-A line that is indented by three more spaces continues the one above it.
+    experiments:
+      question: one sentence
+      table: what it regenerates
+      gpu_hours: 0  # only where `hours` cannot estimate them
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,45 +21,23 @@ from typing import Any
 
 from peftbench.config import foreign, grids
 from peftbench.config.choices import catalogue, choices, group_dirs, is_local, method_of, pinned
+from peftbench.config.globs import all_written_out
 from peftbench.errors import ConfigError
 from peftbench.untrusted import printable
 
 _log = logging.getLogger(__name__)
 
-FIELDS = ("Question", "Runs", "GPU hours", "Table")
 KEPT_BY_A_SEARCH = ("seed", "dataset.shot_seed")  # jobs that differ in these share a search
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the head of a file says; a field that it lacks is empty."""
+    """What a file says of itself; a text that it lacks is empty."""
 
     name: str
-    command: str
-    told: Mapping[str, str]  # by the names in `FIELDS`
-
-    @property
-    def question(self) -> str:
-        return self.told.get("Question", "")
-
-    @property
-    def runs(self) -> int | None:
-        """How many final runs it says that it has."""
-        return _number(r"= ([\d,]+) runs", self.told.get("Runs", ""))
-
-    @property
-    def trials(self) -> int:
-        """How many trials on val it says that come before them."""
-        return _number(r"([\d,]+) trials", self.told.get("Runs", "")) or 0
-
-    @property
-    def gpu_hours(self) -> str:
-        """The number in front of how it was estimated."""
-        return self.told.get("GPU hours", "").partition(" ")[0].rstrip(",;:")
-
-    @property
-    def table(self) -> str:
-        return self.told.get("Table", "")
+    question: str
+    table: str
+    gpu_hours: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +66,7 @@ class Sweep:
     @property
     def trials(self) -> int:
         """Trials of all searches."""
-        methods = self.axes.get("method", ("",))
+        methods = self.axes.get("method", (self.choice("method") or "linear",))
         searches = len(self.cells()) // len(methods)  # of each method
         return sum(self.budget(method) for method in methods) * searches
 
@@ -108,27 +83,16 @@ class Sweep:
             return len(found.without(pinned(method)))
         from peftbench.sweep.tuning.search import grid_points, space_of
 
-        return len(grid_points(space_of(settings["space"])))
+        return len(grid_points(space_of(settings.get("space") or {})))
 
 
 def read(path: Path) -> Experiment:
-    """The card in the head of a file."""
-    told: dict[str, str] = {}
-    command, last = "", ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        text = line[1:]
-        field, colon, rest = text.strip().partition(": ")
-        if text.startswith("    ") and last:
-            told[last] += f" {text.strip()}"
-        elif colon and field in FIELDS:
-            told[field], last = rest, field
-        elif not command and re.match(r" (peftbench run|make) ", text):
-            command = text.strip()
-        else:
-            last = ""
-    return Experiment(path.stem, command, told)
+    """What a file that `sweep` accepts says of itself."""
+    told = foreign.read(path).get("experiments") or {}
+    question, table, gpu_hours = (
+        str(told.get(key, "")) for key in ("question", "table", "gpu_hours")
+    )
+    return Experiment(path.stem, question, table, gpu_hours)
 
 
 def sweep(path: Path) -> Sweep:
@@ -144,9 +108,11 @@ def sweep(path: Path) -> Sweep:
     try:
         params = body.get("hydra", {}).get("sweeper", {}).get("params", {})
         texts = [f"{key}={value}" for key, value in params.items()]
-        overrides = OverridesParser.create().parse_overrides(texts)
+        overrides = OverridesParser.create().parse_overrides(all_written_out(texts))
         if not all(isinstance(body.get(key, {}), dict) for key in ("tuner", "hydra")):
             raise TypeError("tuner is no mapping")
+        if not isinstance(body.get("experiments") or {}, dict):
+            raise TypeError("experiments is no mapping")
         if not isinstance(body.get("defaults", []), list):
             raise TypeError("defaults is no list")
     except (AttributeError, TypeError, HydraException) as error:
@@ -173,7 +139,7 @@ def paths() -> list[Path]:
             if path.stem not in names:
                 continue
             try:
-                sweep(path)
+                _check_search(path)
             except ConfigError as error:
                 if not is_local(folder):
                     raise
@@ -183,6 +149,10 @@ def paths() -> list[Path]:
     return found
 
 
-def _number(pattern: str, text: str) -> int | None:
-    found = re.search(pattern, text)
-    return int(found.group(1).replace(",", "")) if found else None
+def _check_search(path: Path) -> None:
+    """Raise `ConfigError` with the path of what is no experiment, or searches what is not there."""
+    found = sweep(path)
+    try:
+        _ = found.trials
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -99,7 +99,8 @@ def test_a_backbone_made_of_another_one_is_listed(work: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     ["lr: [1,\n", "- 1\n", "hydra: 3\n", "hydra: {sweeper: {params: [1]}}\n", "defaults: x\n",
-     "hydra: {sweeper: {params: {a: '[1'}}}\n", "tuner: 4\n"],
+     "hydra: {sweeper: {params: {a: '[1'}}}\n", "tuner: 4\n",
+     "experiments: [a]\n", "defaults: [{override /tuner: grid}]\ntuner: {grid: none such}\n"],
 )  # fmt: skip
 def test_an_experiment_of_another_project_is_left_out(
     work: Path, caplog: pytest.LogCaptureFixture, content: str, monkeypatch: pytest.MonkeyPatch

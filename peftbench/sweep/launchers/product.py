@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 
+from peftbench.config.globs import all_written_out
 from peftbench.sweep.launchers.base import PLUGINS, JobLauncher
 
 
@@ -23,6 +24,10 @@ class ProductConfig(BasicSweeperConf):
 
 class ProductSweeper(BasicSweeper):
     """The product of all lists, as Hydra's own, without composing every job twice."""
+
+    def _parse_config(self) -> list[str]:
+        """The sweep of the configuration, with names in place of globs."""
+        return all_written_out(super()._parse_config())
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose all jobs in advance, unless the launcher does so before it starts any."""
