@@ -1,8 +1,10 @@
-"""Write the generated documents of `docs/`, or with --check say which are not current.
+"""Write what is generated from the methods, or with --check say what is not current.
 
 support.md     every method on a tiny backbone of every family, really run
 parameters.md  parameters of every method on the standard backbones, and what papers print
 methods.md     what `peftbench list methods --long` prints
+looks.csv      colour and marker of every method in figures
+README.md and CITATION.cff   their numbers and names of methods
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import copy
 import re
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,8 @@ from peftbench.errors import NotMergeable, Unsupported  # noqa: E402
 from peftbench.methods import METHODS, Method, Tuned, apply, discover  # noqa: E402
 
 DOCS = ROOT / "docs"
+LOOKS = ROOT / "peftbench" / "report" / "figures" / "looks.csv"
+START, END = "<!-- methods:start -->\n", "<!-- methods:end -->"  # around the names in the README
 CLASSES = 5
 # a merged model differs by the rounding of its weights, a reloaded one by the order of sums
 MERGED, RELOADED = 1e-4, 1e-5  # relative to the largest logit, float32
@@ -257,11 +262,43 @@ def methods() -> str:
     )
 
 
+def looks() -> str:
+    """The table of colours and markers that figures read, which load no method."""
+    discover()
+    cards = {name: METHODS[name].card for name in METHODS}
+    rows = [(name, *card.look) for name, card in cards.items() if card.look is not None]
+    return "".join(f"{','.join(row)}\n" for row in [("method", "colour", "marker"), *rows])
+
+
+def readme() -> str:
+    """The README with the number and the names of the methods."""
+    discover()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, rest = _counted(text, "It has").split(START)
+    _, after = rest.split(END)
+    listed = "By name: " + ", ".join(f"`{name}`" for name in METHODS) + "."
+    return before + START + textwrap.fill(listed, 105, break_on_hyphens=False) + "\n" + END + after
+
+
+def citation() -> str:
+    """The citation file with the number of the methods."""
+    discover()
+    return _counted((ROOT / "CITATION.cff").read_text(encoding="utf-8"), "backbones:")
+
+
+def _counted(text: str, lead: str) -> str:
+    """The text with the number of methods behind `lead`."""
+    return re.sub(rf"{lead} \d+ methods", f"{lead} {len(METHODS)} methods", text)
+
+
 def documents() -> Iterator[tuple[Path, str]]:
     """Path and text of each generated document."""
     yield DOCS / "methods.md", methods()
     yield DOCS / "parameters.md", parameters()
     yield DOCS / "support.md", support()
+    yield LOOKS, looks()
+    yield ROOT / "README.md", readme()
+    yield ROOT / "CITATION.cff", citation()
 
 
 def main() -> int:
@@ -275,7 +312,6 @@ def main() -> int:
             continue
         stale.append(path.name)
         if not check:
-            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
     if check and stale:

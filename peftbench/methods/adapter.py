@@ -297,6 +297,7 @@ class Adapter(FixedBottleneck):
             "the released codes keep the frozen blocks in train mode, with drop-path 0.1",
             "outside plain ViTs (Swin, ConvNeXt, Mixer, ...) the placement is ours",
         ),
+        look=("#009E73", "o"),
     )
 
     @property
@@ -353,6 +354,7 @@ class AdapterVPT(BottleneckAdapter):
             "counts all its parameters, as the paper does, though only D of each adapter move",
         ),
         dead_at_init=True,
+        look=("#009E73", "X"),
     )
 
     def validate(self) -> None:

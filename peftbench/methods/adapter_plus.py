@@ -33,6 +33,7 @@ class AdapterPlus(FixedBottleneck):
             "the released code keeps the frozen blocks in train mode, with drop-path 0.1",
             "on Swin, on convolutional nets (as 1 x 1 convolutions) and on MLP nets it is ours",
         ),
+        look=("#009E73", "P"),
     )
 
     @property

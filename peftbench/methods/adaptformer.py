@@ -42,6 +42,7 @@ class AdaptFormer(FixedBottleneck):
             "outside plain ViTs the placement is ours; a ConvNeXt block is one branch, beside "
             "which the adapter stands",
         ),
+        look=("#009E73", "^"),
     )
 
     @property

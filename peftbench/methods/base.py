@@ -35,6 +35,7 @@ class MethodCard:
     deviations: tuple[str, ...] = ()  # from the paper or its released code, and why
     summary: str = ""  # the method in one sentence with its formula
     dead_at_init: bool = False  # kept as released although some tensors never get a gradient
+    look: tuple[str, str] | None = None  # colour and marker in figures; by default from the name
 
 
 @dataclass(frozen=True)

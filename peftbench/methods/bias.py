@@ -40,6 +40,7 @@ class Bias(Method):
             "the released code runs ConvNets under disabled gradients, so that no bias trains",
             "BatchNorm statistics stay frozen",
         ),
+        look=("#CC79A7", "X"),
     )
 
     def validate(self) -> None:

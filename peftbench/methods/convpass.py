@@ -86,6 +86,7 @@ class Convpass(Method):
             "the released code keeps the frozen blocks in train mode, with drop-path 0.1",
             "on Swin the bypass sees the whole map and not one window",
         ),
+        look=("#009E73", "s"),
     )
 
     def validate(self) -> None:

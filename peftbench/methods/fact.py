@@ -274,6 +274,7 @@ class FacTTT(FactorTuning):
         identity_at_init=True,
         mergeable=True,
         deviations=_DEVIATIONS,
+        look=("#D55E00", "v"),
     )
 
     def deltas(
@@ -313,6 +314,7 @@ class FacTTK(FactorTuning):
             "flattens four of them without moving axes, which interleaves them: variant=released",
             *_DEVIATIONS,
         ),
+        look=("#D55E00", "^"),
     )
 
     def validate(self) -> None:

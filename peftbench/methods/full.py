@@ -32,6 +32,7 @@ class Full(Method):
         identity_at_init=True,
         mergeable=True,
         frozen_mode="train",  # nothing is frozen: dropout, drop-path and BatchNorm are active
+        look=("#000000", "*"),
     )
 
     def attach(

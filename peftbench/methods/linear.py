@@ -26,6 +26,7 @@ class Linear(Method):
         identity_at_init=True,
         mergeable=True,
         head_only=True,
+        look=("#000000", "s"),
     )
 
     def attach(

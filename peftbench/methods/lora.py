@@ -150,6 +150,7 @@ class LoRA(Method):
             "outside attention the targets are ours; a convolution gets B A on its kernel, read as "
             "a matrix, and groups share A",
         ),
+        look=("#0072B2", "o"),
     )
 
     def validate(self) -> None:

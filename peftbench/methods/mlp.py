@@ -31,6 +31,7 @@ class MLPHead(Method):
         identity_at_init=True,
         mergeable=False,  # no plain timm model has such a head
         head_only=True,
+        look=("#000000", "P"),
     )
 
     def validate(self) -> None:

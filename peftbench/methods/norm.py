@@ -29,6 +29,7 @@ class Norm(Method):
             "all norms and not only BatchNorm, on a pretrained network and not on a random one",
             "BatchNorm statistics stay those of pretraining",
         ),
+        look=("#CC79A7", "P"),
     )
 
     def attach(

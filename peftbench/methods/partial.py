@@ -42,6 +42,7 @@ class Partial(Method):
             "trained blocks are in train mode on every backbone; the released ViT code keeps them "
             "in eval mode, which differs only where drop-path or dropout is set",
         ),
+        look=("#000000", "^"),
     )
 
     def validate(self) -> None:

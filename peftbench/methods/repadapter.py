@@ -73,6 +73,7 @@ class RepAdapter(Method):
             "is exact",
             "on ConvNeXt and Mixer it stands in front of the channel MLP only, which is ours",
         ),
+        look=("#0072B2", "D"),
     )
 
     def validate(self) -> None:

@@ -109,6 +109,7 @@ class SideTune(Method):
         ),
         summary="A small network S trains beside the frozen backbone B, and the head sees "
         "a B(x) + (1 - a) P S(x) with a = sigmoid(alpha).",
+        look=("#CC79A7", "v"),
     )
 
     def validate(self) -> None:

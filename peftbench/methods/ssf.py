@@ -81,6 +81,7 @@ class SSF(Method):
             "the released code keeps the frozen blocks in train mode, with a drop-path chosen for "
             "each data set",
         ),
+        look=("#CC79A7", "D"),
     )
 
     def validate(self) -> None:

@@ -246,6 +246,7 @@ class VPTDeep(VisualPrompts):
         identity_at_init=False,
         mergeable=False,
         deviations=_DEVIATIONS,
+        look=("#E69F00", ">"),
     )
 
     def depths(self, anatomy: Anatomy) -> range:
@@ -281,6 +282,7 @@ class VPTShallow(VisualPrompts):
             "channels, normalised, and a kernel with the pretrained planes; the released ViT code "
             "does not normalise them and draws them and the planes like token prompts",
         ),
+        look=("#E69F00", "<"),
     )
     locations: ClassVar[tuple[str, ...]] = ("prepend", "append", "below")
 

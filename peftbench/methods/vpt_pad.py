@@ -36,6 +36,7 @@ class VPTPad(Method):
             "defined for all described convolutional families; the released code has ResNet and "
             "ConvNeXt",
         ),
+        look=("#E69F00", "s"),
     )
 
     def validate(self) -> None:

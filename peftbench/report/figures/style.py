@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 from collections.abc import Sequence
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,29 +20,16 @@ from peftbench.results.atomic import write_atomic
 
 # Okabe and Ito's colours without yellow, which is too light for thin marks on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def _looks() -> dict[str, tuple[str, str]]:
+    """Colour and marker by method, as `make docs` writes them from the cards of the methods."""
+    with (files(__package__) / "looks.csv").open(encoding="utf-8") as file:
+        return {row["method"]: (row["colour"], row["marker"]) for row in csv.DictReader(file)}
+
+
 # Methods keep their look in every figure. Markers differ within a family, so grey print works.
-LOOKS = {
-    "linear": ("#000000", "s"),
-    "mlp": ("#000000", "P"),
-    "partial": ("#000000", "^"),
-    "full": ("#000000", "*"),
-    "sidetune": ("#CC79A7", "v"),
-    "bias": ("#CC79A7", "X"),
-    "norm": ("#CC79A7", "P"),
-    "ssf": ("#CC79A7", "D"),
-    "adapter": ("#009E73", "o"),
-    "adapter_plus": ("#009E73", "P"),
-    "adapter_vpt": ("#009E73", "X"),
-    "adaptformer": ("#009E73", "^"),
-    "convpass": ("#009E73", "s"),
-    "vpt_shallow": ("#E69F00", "<"),
-    "vpt_deep": ("#E69F00", ">"),
-    "vpt_pad": ("#E69F00", "s"),
-    "lora": ("#0072B2", "o"),
-    "repadapter": ("#0072B2", "D"),
-    "fact_tt": ("#D55E00", "v"),
-    "fact_tk": ("#D55E00", "^"),
-}
+LOOKS = _looks()
 OTHER_MARKERS = ("h", "p", "8", "d", "H")
 
 STYLE: Any = {  # matplotlib's own annotation lists every key
@@ -62,7 +51,7 @@ FORMATS = ("png", "pdf", "svg")
 
 
 def look(method: str) -> tuple[str, str]:
-    """Colour and marker of a method; a method without an entry gets them from its name."""
+    """Colour and marker of a method; a method without one gets them from its name."""
     if method in LOOKS:
         return LOOKS[method]
     number = int(hashlib.sha256(method.encode()).hexdigest(), 16)
