@@ -141,23 +141,20 @@ def _where(data_dir: str | None) -> str:
 
 def _protocols() -> str:
     from peftbench.config.choices import catalogue
-    from peftbench.spec import PreprocessingSpec, Protocol, Selection
+    from peftbench.protocols import rules_of
 
     rows: list[tuple[object, ...]] = [
         ("PROTOCOL", "RECIPE", "PIXELS", "EPOCH REPORTED", "SEEDS", "AVERAGE", "PARAMETERS")
     ]
     for name, entry in sorted(catalogue("protocol").items()):
-        chosen = [d for d in entry.get("defaults", []) if isinstance(d, dict)]
-        recipe = next((d["override /recipe"] for d in chosen if "override /recipe" in d), "default")
-        pixels = PreprocessingSpec(**entry.get("preprocessing", {}))
-        reporting = {k: entry[k] for k in ("seeds", "average", "parameters") if k in entry}
-        declared = Protocol(name, **reporting)
+        rules = rules_of(name, entry)
+        pixels, declared = rules.preprocessing, rules.reporting
         rows.append(
             (
                 name,
-                recipe,
+                rules.recipe,
                 f"{pixels.normalisation}, {pixels.resize}, {pixels.interpolation}",
-                Selection(**entry.get("selection", {})).rule,
+                rules.selection.rule,
                 ",".join(map(str, declared.seeds)),
                 declared.average,
                 declared.parameters,

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from peftbench import data, loggers, methods
 from peftbench.backbones.hashes import hash_checkpoint
-from peftbench.config.choices import catalogue
-from peftbench.config.schema import DATA_DIR, RunConfig
+from peftbench.config.choices import catalogue, in_data_dir
+from peftbench.config.schema import RunConfig
 from peftbench.data.sources import Source, source_of
 from peftbench.errors import ConfigError
 from peftbench.loggers import LoggerSettings
@@ -96,9 +96,7 @@ def dataset_specs(data_dir: str | None) -> dict[str, DatasetSpec]:
     for name, entry in catalogue("dataset").items():
         if "defaults" in entry:
             continue  # made of another one by Hydra alone
-        plain = {k: v for k, v in entry.items() if not str(v).startswith(("${", "???"))}
-        if entry.get("root") == DATA_DIR:
-            plain["root"] = data_dir
+        plain = in_data_dir(entry, data_dir)
         try:
             facts = DatasetFacts(**plain.pop("facts", {}))
             specs[name] = DatasetSpec(**plain, facts=facts)

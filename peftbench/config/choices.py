@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from peftbench import methods, shipped
 from peftbench.config import foreign
+from peftbench.config.schema import DATA_DIR
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 
@@ -60,6 +61,21 @@ def catalogue(group: str) -> dict[str, dict[str, Any]]:
     An alias holds a defaults list and nothing else.
     """
     return {name: e for name, e in entries(group).items() if e.keys() != {"defaults"}}
+
+
+def in_data_dir(entry: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:
+    """The keys of a file that have a value without Hydra: `${data_dir}` is filled in.
+
+    Keys with any other interpolation, with `???`, or that need a `data_dir` which is `None` are
+    left out.
+    """
+    plain = dict(entry)
+    for key, value in entry.items():
+        if isinstance(value, str) and data_dir is not None:
+            plain[key] = value = value.replace(DATA_DIR, data_dir)
+        if isinstance(value, str) and ("${" in value or value == "???"):
+            del plain[key]
+    return plain
 
 
 def aliases_of(group: str) -> dict[str, str]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from peftbench.config.build import dataset_specs
 from peftbench.config.choices import aliases_of, catalogue, method_of
-from peftbench.spec import TRAIN_ONLY, DatasetSpec, Recipe, Selection
+from peftbench.protocols import rules_of
+from peftbench.spec import TRAIN_ONLY, DatasetSpec, Recipe
 from peftbench.sweep.experiments import Sweep
 
 MACS_PER_SECOND = 100e12 / 2  # a multiply-add is two operations
@@ -54,18 +55,15 @@ class Run:
 
     def __init__(self, sweep: Sweep, cell: Mapping[str, str]) -> None:
         protocol = cell.get("protocol") or sweep.choice("protocol") or "peftbench"
-        rules = catalogue("protocol")[protocol]
-        chosen = sweep.choice("recipe") or next(
-            (d["override /recipe"] for d in rules.get("defaults", []) if "override /recipe" in d),
-            "default",
-        )
+        rules = rules_of(protocol, catalogue("protocol")[protocol])
+        chosen = sweep.choice("recipe") or rules.recipe
         name = str(cell.get("dataset") or sweep.choice("dataset"))
         self.dataset = _specs()[name]
         overlay = _overlay(protocol, name.partition("/")[0])
         recipe = {**catalogue("recipe")[chosen], **overlay.get("recipe", {})}
         known = {k: v for k, v in recipe.items() if not str(v).startswith("${")}
         self.recipe = Recipe(**known)
-        self.selection = Selection(**rules.get("selection", {}))
+        self.selection = rules.selection
         asked = {**overlay.get("dataset", {}), **sweep.body.get("dataset", {})}
         self.train_only = TRAIN_ONLY in (
             asked.get("final_trains_on"),

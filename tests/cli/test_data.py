@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
 from support.tiny_runs import write_images
 
 
@@ -71,3 +72,26 @@ def test_names_that_stand_for_nothing_are_refused(cli, work: Path) -> None:
     done = cli("data", "prepare", "hf")
     assert done.status == 1
     assert "hf is fetched, kept and checked by its own library when a run reads it" in done.err
+
+
+def test_a_set_of_folders_below_the_data_dir_is_listed_prepared_and_described(
+    cli, work: Path
+) -> None:
+    write_images(work / "elsewhere" / "garden" / "leaves", 10)
+    (work / "conf" / "dataset" / "garden").mkdir(parents=True)
+    entry = {"name": "garden/leaves", "reader": "folder", "root": "${data_dir}/garden/leaves"}
+    path = work / "conf" / "dataset" / "garden" / "leaves.yaml"
+    path.write_text(yaml.safe_dump(entry), encoding="utf-8")
+    here = ("--data-dir", "elsewhere")
+
+    def line(*arguments: str) -> str:
+        listed = cli("list", "datasets", *arguments).out.splitlines()
+        (found,) = (" ".join(row.split()) for row in listed if row.startswith("garden/leaves"))
+        return found
+
+    assert line(*here) == "garden/leaves - - 2 14 2 4 yes elsewhere/garden/leaves"
+    assert line().endswith("no data/garden/leaves")
+    assert "2 classes, train 14, val 2, test 4" in cli("data", "prepare", "garden", *here).out
+    assert "| **2 classes** | **14** | **2** | **4** |" in cli("data", "card", "garden", *here).out
+    planned = cli("plan", "method=linear", "dataset=garden/leaves", "data_dir=elsewhere")
+    assert (planned.status, planned.err) == (0, "")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from peftbench import shipped
-from peftbench.errors import ConfigError
+from peftbench.protocols import rules_of, shipped_entries
 from peftbench.registry import unknown_name
 from peftbench.results.settings import settings_text
-from peftbench.spec import LAST, PreprocessingSpec, Protocol, Recipe
+from peftbench.spec import Recipe
 
 PIXELS = ("normalisation", "resize", "interpolation")
 # settings of a run that a protocol fixes, beside the weights
@@ -41,40 +38,32 @@ class Declared:
 
 def declared(name: str) -> Declared:
     """The protocol called `name`; `UnknownName` where `conf/protocol` has no such file."""
-    conf = shipped.folder("conf", "conf", "config.yaml")
-    known = sorted(path.stem for path in (conf / "protocol").glob("*.yaml"))
+    known = shipped_entries("protocol")
     if name not in known:
         raise unknown_name("protocol", name, known)
-    entry = _load(conf / "protocol" / f"{name}.yaml")
-    recipe = next(
-        (str(d["override /recipe"]) for d in entry.get("defaults", []) if "override /recipe" in d),
-        "default",
-    )
-    trained = _load(conf / "recipe" / f"{recipe}.yaml")
-    defaults = PreprocessingSpec()
-    pixels = {key: getattr(defaults, key) for key in PIXELS} | entry.get("preprocessing", {})
+    entry = known[name]
+    rules = rules_of(name, entry)
+    trained = shipped_entries("recipe").get(rules.recipe, {})
     image_size = entry.get("backbone", {}).get("image_size")
     settings = {
-        **{key: str(pixels[key]) for key in PIXELS},
+        **{key: str(getattr(rules.preprocessing, key)) for key in PIXELS},
         "image_size": "" if image_size is None else str(image_size),
-        "recipe": str(trained.get("name", recipe)),
+        "recipe": str(trained.get("name", rules.recipe)),
         "epochs": str(trained.get("epochs", Recipe.epochs)),
     }
     by_suite = {
-        path.stem: {
+        suite: {
             **{key: str(v) for key, v in changed.get("preprocessing", {}).items()},
             **{key: str(v) for key, v in changed.get("recipe", {}).items() if key == "epochs"},
         }
-        for path in sorted((conf / "suite" / name).glob("*.yaml"))
-        for changed in [_load(path)]
+        for suite, changed in shipped_entries(f"suite/{name}").items()
     }
-    plain = Protocol()
     return Declared(
         name=name,
-        seeds=tuple(entry.get("seeds", plain.seeds)),
-        average=str(entry.get("average", plain.average)),
-        parameters=str(entry.get("parameters", plain.parameters)),
-        selection=str(entry.get("selection", {}).get("rule", LAST)),
+        seeds=rules.reporting.seeds,
+        average=rules.reporting.average,
+        parameters=rules.reporting.parameters,
+        selection=rules.selection.rule,
         settings=settings,
         by_suite=by_suite,
     )
@@ -105,10 +94,3 @@ def describe(paper: Declared) -> str:
         | {"selection": paper.selection, "seeds": list(paper.seeds)}
     )
     return f"{paper.name}: {told}, average={paper.average}, parameters={paper.parameters}"
-
-
-def _load(path: Path) -> Mapping[str, Any]:
-    entry = shipped.load_yaml(path) or {}
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{path} is no mapping. Correct it.")
-    return entry
