@@ -13,6 +13,7 @@ import re
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from peftbench.backbones.checkpoints.pickled import (
@@ -93,125 +94,176 @@ def read(file: IO[bytes], stored: Callable[[Any], Any]) -> Any:
         raise ValueError(f"the pickle in it is damaged: {type(e).__name__}") from e
 
 
-def _run(file: IO[bytes], stored: Callable[[Any], Any]) -> Any:
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    protocol = 0
+@dataclass(eq=False)
+class _Machine:
+    """The state of one pickle: what its instructions have put on the stack, and remembered."""
 
-    def above_mark() -> list[Any]:
-        for i in range(len(stack) - 1, -1, -1):
-            if isinstance(stack[i], _Mark):
-                values = stack[i + 1 :]
-                del stack[i:]
+    stored: Callable[[Any], Any]
+    stack: list[Any] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+    protocol: int = 0
+
+    def above_mark(self) -> list[Any]:
+        """What was put on the stack since the last mark, taken off with it."""
+        for i in range(len(self.stack) - 1, -1, -1):
+            if isinstance(self.stack[i], _Mark):
+                values = self.stack[i + 1 :]
+                del self.stack[i:]
                 return values
         raise ValueError("the pickle in it is damaged: no mark")
 
-    argument: Any
-    values: Any
+    def last(self, length: int) -> tuple[Any, ...]:
+        """The last values of the stack, taken off."""
+        if len(self.stack) < length:
+            raise ValueError("the pickle in it is damaged: the stack is too short")
+        values = tuple(self.stack[-length:])
+        del self.stack[-length:]
+        return values
+
+    def named(self, argument: str) -> Name:
+        """The class or function of an instruction that names it in one text."""
+        module, _, qualified = argument.partition(" ")
+        return _named(*_current(module, qualified, self.protocol))
+
+
+def _run(file: IO[bytes], stored: Callable[[Any], Any]) -> Any:
+    machine = _Machine(stored)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name = opcode.name
         if count > MOST_INSTRUCTIONS:
             raise ValueError(f"the pickle in it has more than {MOST_INSTRUCTIONS:,} instructions")
-        if name == "PROTO":
-            protocol = argument
-            continue
-        if name == "FRAME":
-            continue
         if name == "STOP":
-            return stack.pop()
-        if name == "MARK":
-            stack.append(_Mark())
-        elif name in CONSTANTS:
-            stack.append(CONSTANTS[name]())
-        elif name in VALUES:
-            stack.append(argument)
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            length = int(name[-1])
-            if len(stack) < length:
-                raise ValueError("the pickle in it is damaged: the stack is too short")
-            values = tuple(stack[-length:])
-            del stack[-length:]
-            stack.append(values)
-        elif name in GATHERED:
-            stack.append(GATHERED[name](above_mark()))
-        elif name == "DICT":
-            values = above_mark()
-            stack.append(_pairs(values))
-        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
-            values = [stack.pop()] if name == "APPEND" else above_mark()
-            _extend(stack[-1], values)
-        elif name in ("SETITEM", "SETITEMS"):
-            if name == "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                values = [key, value]
-            else:
-                values = above_mark()
-            _set_items(stack[-1], values)
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "POP":
-            stack.pop()
-        elif name == "POP_MARK":
-            above_mark()
-        elif name == "DUP":
-            stack.append(stack[-1])
-        elif name == "GLOBAL":
-            module, _, qualified = argument.partition(" ")
-            stack.append(_named(*_current(module, qualified, protocol)))
-        elif name == "STACK_GLOBAL":
-            qualified, module = stack.pop(), stack.pop()
-            stack.append(_named(module, qualified))
-        elif name in ("BINPERSID", "PERSID"):
-            stack.append(stored(stack.pop() if name == "BINPERSID" else argument))
-        elif name == "REDUCE":
-            arguments, called = stack.pop(), stack.pop()
-            stack.append(_call(called, arguments))
-        elif name in ("NEWOBJ", "NEWOBJ_EX"):
-            if name == "NEWOBJ_EX":
-                stack.pop()
-            arguments, called = stack.pop(), stack.pop()
-            stack.append(_instance(called, arguments))
-        elif name == "BUILD":
-            state = stack.pop()
-            _set_state(stack[-1], state)
-        elif name == "INST":
-            module, _, qualified = argument.partition(" ")
-            named = _named(*_current(module, qualified, protocol))
-            stack.append(_instance(named, tuple(above_mark())))
-        elif name == "OBJ":
-            called, *rest = above_mark()
-            stack.append(_instance(called, tuple(rest)))
+            return machine.stack.pop()
+        if name in PUSHED:
+            machine.stack.append(PUSHED[name](machine, argument))
+        elif name in CHANGES:
+            CHANGES[name](machine, argument)
         else:
             raise Refused(f"the pickle in it uses {name}, which weights do not need")
     raise ValueError("the pickle in it has no end")
 
 
+def _of_two_names(machine: _Machine, argument: Any) -> Name:
+    qualified, module = machine.stack.pop(), machine.stack.pop()
+    return _named(module, qualified)
+
+
+def _reduced(machine: _Machine, argument: Any) -> Any:
+    arguments, called = machine.stack.pop(), machine.stack.pop()
+    return _call(called, arguments)
+
+
+def _new_object(machine: _Machine, argument: Any) -> Any:
+    arguments, called = machine.stack.pop(), machine.stack.pop()
+    return _instance(called, arguments)
+
+
+def _new_object_with_names(machine: _Machine, argument: Any) -> Any:
+    machine.stack.pop()
+    return _new_object(machine, argument)
+
+
+def _object_above_mark(machine: _Machine, argument: Any) -> Any:
+    called, *rest = machine.above_mark()
+    return _instance(called, tuple(rest))
+
+
+def _frozen_set(machine: _Machine, argument: Any) -> Inert:
+    machine.above_mark()
+    return Inert(SET)
+
+
+def _set_protocol(machine: _Machine, argument: Any) -> None:
+    machine.protocol = argument
+
+
+def _append(machine: _Machine, argument: Any) -> None:
+    value = machine.stack.pop()
+    _extend(machine.stack[-1], [value])
+
+
+def _append_above_mark(machine: _Machine, argument: Any) -> None:
+    values = machine.above_mark()
+    _extend(machine.stack[-1], values)
+
+
+def _set_item(machine: _Machine, argument: Any) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    _set_items(machine.stack[-1], [key, value])
+
+
+def _set_items_above_mark(machine: _Machine, argument: Any) -> None:
+    values = machine.above_mark()
+    _set_items(machine.stack[-1], values)
+
+
+def _put(machine: _Machine, argument: Any) -> None:
+    machine.memo[argument] = machine.stack[-1]
+
+
+def _memoize(machine: _Machine, argument: Any) -> None:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+
+
+def _build(machine: _Machine, argument: Any) -> None:
+    state = machine.stack.pop()
+    _set_state(machine.stack[-1], state)
+
+
 SET = Name("builtins", "set")  # no weights lie in one, so none is made and nothing hashed for it
-CONSTANTS: Mapping[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": lambda: Inert(SET),
-}
-GATHERED: Mapping[str, Callable[[list[Any]], Any]] = {
-    "TUPLE": tuple,
-    "LIST": list,
-    "FROZENSET": lambda values: Inert(SET),
-}
-VALUES = frozenset(
-    (
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8"),
-        *("SHORT_BINUNICODE", "BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "BYTEARRAY8"),
-    )
+VALUES = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINUNICODE", "BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "BYTEARRAY8"),
 )
+# what each instruction puts on the stack
+PUSHED: Mapping[str, Callable[[_Machine, Any], Any]] = {
+    "NONE": lambda machine, argument: None,
+    "NEWTRUE": lambda machine, argument: True,
+    "NEWFALSE": lambda machine, argument: False,
+    "EMPTY_TUPLE": lambda machine, argument: (),
+    "EMPTY_LIST": lambda machine, argument: [],
+    "EMPTY_DICT": lambda machine, argument: {},
+    "EMPTY_SET": lambda machine, argument: Inert(SET),
+    "MARK": lambda machine, argument: _Mark(),
+    **dict.fromkeys(VALUES, lambda machine, argument: argument),
+    "TUPLE1": lambda machine, argument: machine.last(1),
+    "TUPLE2": lambda machine, argument: machine.last(2),
+    "TUPLE3": lambda machine, argument: machine.last(3),
+    "TUPLE": lambda machine, argument: tuple(machine.above_mark()),
+    "LIST": lambda machine, argument: machine.above_mark(),
+    "DICT": lambda machine, argument: _pairs(machine.above_mark()),
+    "FROZENSET": _frozen_set,
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"), lambda machine, argument: machine.memo[argument]
+    ),
+    "DUP": lambda machine, argument: machine.stack[-1],
+    "GLOBAL": lambda machine, argument: machine.named(argument),
+    "STACK_GLOBAL": _of_two_names,
+    "BINPERSID": lambda machine, argument: machine.stored(machine.stack.pop()),
+    "PERSID": lambda machine, argument: machine.stored(argument),
+    "REDUCE": _reduced,
+    "NEWOBJ": _new_object,
+    "NEWOBJ_EX": _new_object_with_names,
+    "INST": lambda machine, argument: _instance(
+        machine.named(argument), tuple(machine.above_mark())
+    ),
+    "OBJ": _object_above_mark,
+}
+# and what the others do to what is there
+CHANGES: Mapping[str, Callable[[_Machine, Any], object]] = {
+    "PROTO": _set_protocol,
+    "FRAME": lambda machine, argument: None,
+    "APPEND": _append,
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), _append_above_mark),
+    "SETITEM": _set_item,
+    "SETITEMS": _set_items_above_mark,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
+    "MEMOIZE": _memoize,
+    "POP": lambda machine, argument: machine.stack.pop(),
+    "POP_MARK": lambda machine, argument: machine.above_mark(),
+    "BUILD": _build,
+}
 
 
 def _current(module: str, qualified: str, protocol: int) -> tuple[str, str]:
