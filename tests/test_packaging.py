@@ -16,8 +16,8 @@ import pytest
 from support.documents import blocks
 
 import peftbench
+from peftbench import plugins
 from peftbench.errors import ConfigError
-from peftbench.methods import discover
 from peftbench.results.store import ResultsStore
 
 ROOT = Path(__file__).parents[1]
@@ -272,4 +272,4 @@ def test_a_package_of_methods_that_cannot_be_imported_is_named(
         match="installed package 'broken' offers methods in 'broken_methods', which cannot be "
         "imported: ModuleNotFoundError: No module named 'a_module_that_is_not_there'",
     ):
-        discover.__wrapped__()
+        plugins.load.__wrapped__("methods")

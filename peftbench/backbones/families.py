@@ -1,4 +1,7 @@
-"""One description per backbone family, in the vocabulary of `anatomy`."""
+"""One description per backbone family, in the vocabulary of `anatomy`.
+
+An installed package adds families through the entry point group `peftbench.families`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from peftbench import plugins
 from peftbench.backbones.anatomy import GENERIC, Family, Role
+from peftbench.registry import Registry
 
 _TRANSFORMER_BLOCK = {
     Role.NORM: ("norm1", "norm2"),
@@ -34,7 +39,7 @@ SWIN = Family(
     position_biases=("relative_position_bias_table",),
 )
 
-FAMILIES: tuple[Family, ...] = (
+_DESCRIBED = (
     Family(
         name="vit",
         classes=("VisionTransformer",),
@@ -156,9 +161,22 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+FAMILIES: Registry[Family] = Registry("family")
+
+
+def register_family(family: Family) -> Family:
+    """Make a family known under its name; a taken name raises `ValueError`."""
+    return FAMILIES.register(family.name)(family)
+
+
+for _family in _DESCRIBED:
+    register_family(_family)
+
+
 def family_of(backbone: nn.Module) -> Family:
     """The family of the model's class or of its nearest described base class, else `GENERIC`."""
-    by_class = {name: family for family in FAMILIES for name in family.classes}
+    plugins.load("families")
+    by_class = {name: FAMILIES[key] for key in FAMILIES for name in FAMILIES[key].classes}
     for kind in type(backbone).__mro__:
         if kind.__name__ in by_class and kind.__module__.startswith("timm."):
             return by_class[kind.__name__]

@@ -7,12 +7,11 @@ name modules; a folder `conf/` beside such a module is searched for configuratio
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import pkgutil
 from functools import cache
 from pathlib import Path
 
-from peftbench.errors import ConfigError
+from peftbench import plugins
 from peftbench.methods.base import (
     METHODS,
     Attachment,
@@ -23,8 +22,6 @@ from peftbench.methods.base import (
     parameters_of,
     register_method,
 )
-
-ENTRY_POINTS = "peftbench.methods"
 
 __all__ = [
     "METHODS",
@@ -44,22 +41,9 @@ def discover() -> tuple[Path, ...]:
     """Import every method, built in or installed; returns folders that hold their configurations.
 
     Raises:
-        ConfigError: an installed module cannot be imported. A method that silently vanished from a
-            sweep would be a gap in a table that nobody sees.
+        ConfigError: an installed module cannot be imported.
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    folders = []
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            loaded = importlib.import_module(entry.module)
-        except Exception as e:
-            package = entry.dist.name if entry.dist else entry.module
-            raise ConfigError(
-                f"the installed package {package!r} offers methods in {entry.module!r}, which "
-                f"cannot be imported: {type(e).__name__}: {e}. Repair or uninstall it."
-            ) from e
-        folder = Path(loaded.__file__ or "").parent / "conf"
-        if folder.is_dir():
-            folders.append(folder)
-    return tuple(dict.fromkeys(folders))
+    folders = [Path(loaded.__file__ or "").parent / "conf" for loaded in plugins.load("methods")]
+    return tuple(dict.fromkeys(folder for folder in folders if folder.is_dir()))

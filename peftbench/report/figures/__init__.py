@@ -1,7 +1,11 @@
-"""Figures of the results; each function takes the table of runs and returns a `Figure`."""
+"""Figures of the results; each function takes the table of runs and returns a `Figure`.
+
+An installed package adds figures through the entry point group `peftbench.figures`.
+"""
 
 from __future__ import annotations
 
+from peftbench import plugins
 from peftbench.report.figures.calibration import calibration
 from peftbench.report.figures.cost import (
     accuracy_against,
@@ -9,7 +13,7 @@ from peftbench.report.figures.cost import (
     drawable,
 )
 from peftbench.report.figures.curves import data_scale_curves, few_shot_curves, sensitivity
-from peftbench.report.figures.every import KINDS, every
+from peftbench.report.figures.every import KINDS, Source, every, register_figure
 from peftbench.report.figures.learning import learning_curves
 from peftbench.report.figures.ranks import critical_difference, win_rates
 from peftbench.report.figures.style import COLOURS, FORMATS, LOOKS, is_empty, look, save
@@ -20,6 +24,7 @@ __all__ = [
     "FORMATS",
     "KINDS",
     "LOOKS",
+    "Source",
     "accuracy_against",
     "accuracy_against_parameters",
     "bars",
@@ -33,7 +38,10 @@ __all__ = [
     "is_empty",
     "learning_curves",
     "look",
+    "register_figure",
     "save",
     "sensitivity",
     "win_rates",
 ]
+
+plugins.load("figures")  # behind the names that their modules import from here

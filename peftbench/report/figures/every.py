@@ -52,27 +52,46 @@ def _runs(draw: Callable[..., Figure], *settings: str) -> Draw:
 
 
 # by the name of the file; {score} is the metric
-KINDS: Mapping[str, Draw] = MappingProxyType(
-    {
-        "{score}_vs_parameters": _cells(accuracy_against, "parameters"),
-        "{score}_vs_memory": _cells(accuracy_against, "memory"),
-        "{score}_vs_training_time": _cells(accuracy_against, "train_time"),
-        "{score}_vs_latency": _cells(accuracy_against, "latency"),
-        "tasks_{score}": _cells(bars),
-        "heat_map_{score}": _cells(heat_map),
-        "critical_difference_{score}": _cells(critical_difference),
-        "calibration": lambda of: calibration(of.bins),
-        "learning_curves": lambda of: learning_curves(of.views.view(limited=of.limited), of.epochs),
-        "few_shot_{score}": _runs(few_shot_curves),
-        "data_scale_{score}": _runs(data_scale_curves),
-        "sensitivity_to_lr_{score}": _runs(sensitivity, "lr"),
-        "sensitivity_to_weight_decay_{score}": _runs(sensitivity, "weight_decay"),
-    }
-)
-BY_SUITE = (
-    "calibration",
-    "learning_curves",
-)  # a figure for each suite; the others have panels for them
+_DRAWN: dict[str, Draw] = {
+    "{score}_vs_parameters": _cells(accuracy_against, "parameters"),
+    "{score}_vs_memory": _cells(accuracy_against, "memory"),
+    "{score}_vs_training_time": _cells(accuracy_against, "train_time"),
+    "{score}_vs_latency": _cells(accuracy_against, "latency"),
+    "tasks_{score}": _cells(bars),
+    "heat_map_{score}": _cells(heat_map),
+    "critical_difference_{score}": _cells(critical_difference),
+    "calibration": lambda of: calibration(of.bins),
+    "learning_curves": lambda of: learning_curves(of.views.view(limited=of.limited), of.epochs),
+    "few_shot_{score}": _runs(few_shot_curves),
+    "data_scale_{score}": _runs(data_scale_curves),
+    "sensitivity_to_lr_{score}": _runs(sensitivity, "lr"),
+    "sensitivity_to_weight_decay_{score}": _runs(sensitivity, "weight_decay"),
+}
+KINDS: Mapping[str, Draw] = MappingProxyType(_DRAWN)
+# a figure for each suite; the others have panels for them
+_BY_SUITE = {"calibration", "learning_curves"}
+
+
+def register_figure(name: str, by_suite: bool = False) -> Callable[[Draw], Draw]:
+    """Decorator that adds a figure, drawn after those that are known.
+
+    Args:
+        name: of its file, in which `{score}` is the metric.
+        by_suite: whether there is one for each suite.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(draw: Draw) -> Draw:
+        if name in _DRAWN:
+            raise ValueError(f"figure {name!r} is registered twice. Rename one of them.")
+        _DRAWN[name] = draw
+        if by_suite:
+            _BY_SUITE.add(name)
+        return draw
+
+    return register
 
 
 def every(
@@ -102,7 +121,7 @@ def every(
             name = f"{kind.format(score=score)}_{backbone}"
             pictures = _rows(bins, "backbone", backbone)
             chosen = {name: (part, pictures)}
-            if kind in BY_SUITE and len(suites) > 1:
+            if kind in _BY_SUITE and len(suites) > 1:
                 chosen = {
                     f"{name}_{s}": (part.part("suite", s), _rows(pictures, "suite", s))
                     for s in suites

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
@@ -22,7 +23,7 @@ from peftbench.canonical import digest
 from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
 from peftbench.limits import MOST_PROCESSES, check_launcher, check_micro_batch, check_number
-from peftbench.registry import unknown_name
+from peftbench.registry import Registry, unknown_name
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import DatasetSpec
@@ -51,6 +52,28 @@ VARYING = re.compile(
 )
 DISK_FULL = re.compile(r"disk full[^,:(]*")
 PLUGINS = "hydra_plugins.peftbench"  # Hydra takes launchers of this top-level package only
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A launcher and the schema of its options, whose `_target_` is the launcher in `PLUGINS`."""
+
+    config: type
+    launcher: type[JobLauncher]
+
+
+LAUNCHERS: Registry[Offer] = Registry("launcher")
+L = TypeVar("L", bound="type[JobLauncher]")
+
+
+def register_launcher(name: str, config: type) -> Callable[[L], L]:
+    """Class decorator that makes a launcher known as `hydra/launcher=NAME`."""
+
+    def register(launcher: L) -> L:
+        LAUNCHERS.register(name)(Offer(config, launcher))
+        return launcher
+
+    return register
 
 
 @dataclass

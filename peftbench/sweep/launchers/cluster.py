@@ -18,7 +18,13 @@ from peftbench.errors import ConfigError
 from peftbench.limits import check_launcher, check_number, check_threads
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Attempt
-from peftbench.sweep.launchers.base import PLUGINS, Place, QueueConfig, QueueLauncher
+from peftbench.sweep.launchers.base import (
+    PLUGINS,
+    Place,
+    QueueConfig,
+    QueueLauncher,
+    register_launcher,
+)
 from peftbench.sweep.queues.pool import Queue
 from peftbench.sweep.queues.ray import RayEngine, Share
 from peftbench.sweep.queues.remote import Engine, RemoteQueue
@@ -104,6 +110,7 @@ class _ClusterLauncher(QueueLauncher):
         """Where the jobs go, as the first line of a sweep says it."""
 
 
+@register_launcher("slurm", SlurmConfig)
 class SlurmLauncher(_ClusterLauncher):
     """Jobs as submissions to Slurm; Ctrl-C cancels them, `detach` leaves them to Slurm."""
 
@@ -174,6 +181,7 @@ class SlurmLauncher(_ClusterLauncher):
         return {key: value for key, value in chosen.items() if value is not None}
 
 
+@register_launcher("ray", RayConfig)
 class RayLauncher(_ClusterLauncher):
     """Jobs as tasks of Ray, which gives them whole GPUs or parts; they end with the launcher."""
 

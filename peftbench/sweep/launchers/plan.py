@@ -8,7 +8,7 @@ from typing import Any
 from peftbench.limits import check_launcher, check_threads
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Job
-from peftbench.sweep.launchers.base import PLUGINS, JobLauncher
+from peftbench.sweep.launchers.base import PLUGINS, JobLauncher, register_launcher
 from peftbench.sweep.launchers.cluster import RayConfig, SlurmConfig
 from peftbench.sweep.launchers.pool import PoolConfig, slots_of
 from peftbench.sweep.plan import show
@@ -25,6 +25,7 @@ class PlanConfig(SlurmConfig, RayConfig, PoolConfig):
     cpus_per_job: Any = None
 
 
+@register_launcher("plan", PlanConfig)
 class PlanLauncher(JobLauncher):
     """Prints what a sweep would do and runs nothing."""
 

@@ -10,7 +10,13 @@ from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import (
     Attempt,
 )
-from peftbench.sweep.launchers.base import PLUGINS, Place, QueueConfig, QueueLauncher
+from peftbench.sweep.launchers.base import (
+    PLUGINS,
+    Place,
+    QueueConfig,
+    QueueLauncher,
+    register_launcher,
+)
 from peftbench.sweep.queues.pool import Pool, Queue
 from peftbench.sweep.queues.slots import Slot, make_slots, visible_gpus
 
@@ -26,6 +32,7 @@ class PoolConfig(QueueConfig):
     stagger: float = 0.0  # seconds between the starts of two slots
 
 
+@register_launcher("pool", PoolConfig)
 class PoolLauncher(QueueLauncher):
     """A queue over this machine's GPUs, or its cores."""
 

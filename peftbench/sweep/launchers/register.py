@@ -1,4 +1,7 @@
-"""Every launcher and sweeper, made known to Hydra."""
+"""Every launcher and sweeper, made known to Hydra.
+
+An installed package adds launchers through the entry point group `peftbench.launchers`.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,27 @@ from functools import cache
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.plugins.plugin import Plugin
 
+from peftbench import plugins
 from peftbench.config import hydra
-from peftbench.sweep.launchers.base import PLUGINS
-from peftbench.sweep.launchers.pool import PoolConfig, PoolLauncher
+from peftbench.sweep.launchers.base import LAUNCHERS, PLUGINS
 
 
 @cache
 def register() -> None:
     """Tell Hydra all that peftbench adds to it; once a process."""
     hydra.register()
-    plugins = Plugins.instance()  # before ours are stored: an installed plugin is called ray too
-    from peftbench.sweep.launchers.cluster import RayConfig, RayLauncher, SlurmConfig, SlurmLauncher
-    from peftbench.sweep.launchers.plan import PlanConfig, PlanLauncher
-    from peftbench.sweep.launchers.product import (  # not before the plugins
-        ProductConfig,
-        ProductSweeper,
-    )
+    known = Plugins.instance()  # before ours are stored: an installed plugin is called ray too
+    from peftbench.sweep.launchers import cluster, plan, pool, product  # noqa: F401  # theirs too
 
+    plugins.load("launchers")
     store = ConfigStore.instance()
-    store.store(group="hydra/launcher", name="pool", node=PoolConfig)
-    store.store(group="hydra/launcher", name="slurm", node=SlurmConfig)
-    store.store(group="hydra/launcher", name="ray", node=RayConfig)
-    store.store(group="hydra/launcher", name="plan", node=PlanConfig)
-    store.store(group="hydra/sweeper", name="product", node=ProductConfig)
-    for plugin in (PoolLauncher, SlurmLauncher, RayLauncher, PlanLauncher, ProductSweeper):
-        plugins.register(plugin)
-        plugins.class_name_to_class[f"{PLUGINS}.{plugin.__name__}"] = plugin
+    for name in LAUNCHERS:
+        store.store(group="hydra/launcher", name=name, node=LAUNCHERS[name].config)
+    store.store(group="hydra/sweeper", name="product", node=product.ProductConfig)
+    offered: list[type[Plugin]] = [LAUNCHERS[name].launcher for name in LAUNCHERS]
+    offered.append(product.ProductSweeper)
+    for plugin in offered:
+        known.register(plugin)
+        known.class_name_to_class[f"{PLUGINS}.{plugin.__name__}"] = plugin
