@@ -137,10 +137,12 @@ def _max_difference(one: Predictions, other: Predictions) -> float:
 
 def _card(pending: PendingRecord, bench: Bench) -> dict[str, Any]:
     """What the file of a task says of it."""
+    method_card = dataclasses.asdict(bench.tuned.method.card)
+    del method_card["look"]  # of the report, and not of the task
     return {
         "run_id": bench.spec.run_id,
         "spec": bench.spec.describe(),
-        "method_card": dataclasses.asdict(bench.tuned.method.card),
+        "method_card": method_card,
         "classes": list(bench.splits.class_names),
         "metrics": pending.metrics,
         "provenance": dataclasses.asdict(bench.provenance),

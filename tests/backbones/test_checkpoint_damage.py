@@ -20,7 +20,7 @@ SCRIPT = """
 import json, resource, sys, timm
 from pathlib import Path
 from support.mutation import mutations
-from peftbench.backbones import fitting
+from peftbench.backbones.checkpoints import fitting
 from peftbench.errors import WeightsError
 
 path, count, damaged = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
