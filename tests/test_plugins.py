@@ -24,7 +24,7 @@ from peftbench.report.figures import register_figure
 @register_figure("blank_{score}", by_suite=True)
 def blank(of):
     figure = Figure()
-    figure.subplots().set_title(f"{len(of.table)} runs")
+    figure.subplots().set_title(f"{len(of.views.table)} runs")
     return figure
 """,
     "launchers": """
@@ -48,10 +48,11 @@ class EchoLauncher(JobLauncher):
 DRAWN = """
 import pandas as pd
 from peftbench.report.figures import KINDS, every
+from peftbench.report.view import Views
 print(list(KINDS)[-1])
 table = pd.DataFrame({"backbone": ["b", "b"], "suite": ["s", "t"]})
 kinds = ["blank_{score}"]
-for _, stem, figure in every(table, pd.DataFrame(), kinds=kinds):
+for _, stem, figure in every(Views(table), pd.DataFrame(), kinds=kinds):
     print(stem, figure.axes[0].get_title())
 """
 DESCRIBED = """
