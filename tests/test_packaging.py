@@ -162,14 +162,14 @@ BACKBONES = ("vit_map", "swin")  # of the contract suite: tokens and feature map
 SCRIPT = """
 import sys
 import peftbench, pytest
-from peftbench import config
-from peftbench.cli import main
+from peftbench.cli.main import main
+from peftbench.config import choices
 from peftbench.report.papers import catalogue
 from peftbench.results import published
 
 print("package:", peftbench.__file__)
-print("conf:", config.config_dir())
-print("experiments:", *config.group_dirs("experiments"), *sorted(config.choices("experiments")))
+print("conf:", choices.config_dir())
+print("experiments:", *choices.group_dirs("experiments"), *sorted(choices.choices("experiments")))
 print("papers:", published.folder(), len(published.read()), *catalogue.names())
 for arguments in ({sweep!r}, ["report", "--no-figures"]):
     try:
