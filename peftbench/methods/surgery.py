@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -231,3 +232,17 @@ def restore(before: Snapshot) -> nn.Module:
         tensor.requires_grad_(requires_grad)
         tensor.grad = grad
     return before.modules[0][0]
+
+
+# names of before, which methods of others may still use
+RENAMED = {"Then": "OutputAdapter", "Plus": "ResidualAdapter", "After": "InputAdapter"}
+
+
+def __getattr__(name: str) -> Any:
+    """A class by its name of before, with a warning that says the one of now."""
+    if name not in RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        f"surgery.{name} is surgery.{RENAMED[name]} now", DeprecationWarning, stacklevel=2
+    )
+    return globals()[RENAMED[name]]

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftbench.results.store import ResultsStore
-from peftbench.sweep.jobs import (
-    Attempt,
-)
+from peftbench.sweep.jobs import Attempt
 from peftbench.sweep.launchers.base import (
     PLUGINS,
     Place,
