@@ -50,9 +50,15 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     # on a GPU whole epochs are timed, after a first one that warms up
     recipe = Recipe(epochs=2, warmup_epochs=0, batch_size=arguments.batch, lr=1e-4)
     compute = Compute(device, dtype)
-    fittable = Fittable(tuned.model, list(tuned.trainable.values()), tuned.train, tuned.regulariser)
+    fittable = Fittable(
+        tuned.model,
+        list(tuned.trainable.values()),
+        tuned.train,
+        backbone.preprocessing,
+        tuned.regulariser,
+    )
     with seeded(0, compute):
-        fitted = fit(fittable, split, recipe, backbone.preprocessing, seed=0, compute=compute)
+        fitted = fit(fittable, split, recipe, seed=0, compute=compute)
     return {
         "method": name,
         "dtype": str(dtype).removeprefix("torch."),

@@ -25,6 +25,7 @@ from peftbench.results.disk import explained, full_number
 from peftbench.results.record import RunRecord, Status, current
 from peftbench.results.store import ResultsStore
 from peftbench.spec import Phase
+from peftbench.tasks import Metric, task_of
 from peftbench.untrusted import check_plain_file, printable
 
 LISTED_CLASSES = 20  # names in the README of a folder; its card holds all
@@ -175,7 +176,7 @@ def model_card(card: dict[str, Any]) -> str:
         "data": f"{escaped(spec['dataset']['name'])}, manifest "
         f"{code(spec['dataset']['manifest'][:12])}",
         "classes": f"{len(classes)}: {escaped(names)}",
-        **_accuracy(card["metrics"]),
+        **_accuracy(card["metrics"], task_of(card["spec"]).score),
         "input": f"{_input(pixels)}; mean {pixels['mean']}, standard deviation {pixels['std']}",
         "made by": f"peftbench {escaped(origin['peftbench'])}, run {code(card['run_id'])}",
     }
@@ -216,10 +217,10 @@ def code(text: str) -> str:
     return escaped(text) if not plain or set(plain) & set("`|<") else f"`{plain}`"
 
 
-def _accuracy(metrics: dict[str, float | None]) -> dict[str, str]:
-    found = {split: metrics.get(f"{split}/top1") for split in ("test", "val")}
+def _accuracy(metrics: dict[str, float | None], score: Metric) -> dict[str, str]:
+    found = {split: metrics.get(f"{split}/{score.name}") for split in ("test", "val")}
     return {
-        f"{split} accuracy": f"{100 * value:.2f} % top-1"
+        f"{split} accuracy": f"{100 * value:.2f} % {score.short}"
         for split, value in found.items()
         if value is not None
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -21,6 +22,7 @@ from peftbench.canonical import (
 )
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
+from peftbench.tasks import CLASSIFICATION, Task
 
 
 class Phase(StrEnum):
@@ -38,6 +40,8 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+# which one is reported
+SPLIT_OF_PHASE: Mapping[str, str] = {Phase.FINAL: "test", Phase.TUNE: "val"}
 CHECKPOINT = "checkpoint"  # what the pretrained weights were trained with
 NORMALISATIONS = (CHECKPOINT, "imagenet", "inception", "none")  # whose mean and deviation
 RESIZES = ("squash", "crop")
@@ -345,6 +349,7 @@ class RunSpec:
     # of a trial: (epoch after which val is looked at, accuracy without which it stops there)
     looks: tuple[tuple[int, float | None], ...] = ()
     shifts: tuple[DatasetSpec, ...] = ()  # where to find `dataset.shifts`, which are the identity
+    task: Task = CLASSIFICATION  # identity and recorded only where it is another
 
     def __post_init__(self) -> None:
         if self.looks and self.phase is not Phase.TUNE:
@@ -393,7 +398,7 @@ class RunSpec:
             del backbone["seed"]
         recipe = self.recipe.canonical()
         del recipe["name"]
-        chosen: dict[str, Any] = {}
+        chosen = self._named_task()
         if self.selects_on_test:
             chosen["selection"] = dataclasses.asdict(self.selection)
         if self.looks:
@@ -433,8 +438,13 @@ class RunSpec:
                 "selection": dataclasses.asdict(self.selection),
                 "protocol": dataclasses.asdict(self.protocol),
                 **({"looks": self.looks} if self.looks else {}),
+                **self._named_task(),
             }
         )
+
+    def _named_task(self) -> dict[str, Any]:
+        """Empty for classification: runs from before there were other tasks keep their ids."""
+        return {} if self.task == CLASSIFICATION else {"task": self.task.name}
 
     def __str__(self) -> str:
         backbone = self.backbone.title or self.backbone.name

@@ -28,6 +28,7 @@ LIGHT = (
     "registry",
     "data",
     "canonical",
+    "tasks",
     "sweep.plan",
     "cli.listing",
     "run.provenance",
@@ -96,7 +97,8 @@ def reached(start: str, at_load: bool = False) -> set[str]:
             continue
         seen.add(name)
         if name in MODULES:
-            waiting += imports(name, at_load)
+            # a task computes its loss of tensors: whoever has them has loaded torch
+            waiting += imports(name, at_load or name.startswith("peftbench.tasks"))
         waiting += [name.rpartition(".")[0]] if "." in name else []
     return seen
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftbench.errors import ConfigError, DataError
-from peftbench.results.record import Status
+from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import DatasetSpec
 from peftbench.untrusted import printable
@@ -202,7 +202,7 @@ def _runs(results_dir: str, status: str | None) -> str:
         spec: dict[str, Any] = record.spec
         where = store.artefacts(record) / "log.txt"
         log = f" ({where})" if where.is_file() and str(where) not in (record.error or "") else ""
-        told = f"{record.error}{log}" if record.error else _metrics(record.metrics)
+        told = f"{record.error}{log}" if record.error else _score(record)
         backbone = spec["backbone"]
         rows.append(
             (
@@ -234,9 +234,7 @@ def _wanted(status: str | None) -> set[Status]:
         raise ConfigError(f"Unknown status {status!r}. Use one of: {names}.") from e
 
 
-def _metrics(metrics: dict[str, float | None]) -> str:
-    for split in ("test", "val"):
-        top1 = metrics.get(f"{split}/top1")
-        if top1 is not None:
-            return f"{100 * top1:.1f} % {split} top-1"
-    return ""
+def _score(record: RunRecord) -> str:
+    if record.score is None:
+        return ""
+    return f"{100 * record.score:.1f} % {record.split} {record.task.score.short}"

@@ -10,6 +10,7 @@ from peftbench.errors import ConfigError
 from peftbench.loggers import require
 from peftbench.loggers.base import LoggerSettings
 from peftbench.loggers.wandb import has_key, server_url
+from peftbench.tasks import CLASSIFICATION
 
 METHOD = "method.name"  # in the configuration of a run
 
@@ -51,17 +52,18 @@ class Curves:
 
 
 Panel = Bars | Points | Curves
+SCORE, MEAN = (metric.name for metric in CLASSIFICATION.scores)
 
 SECTIONS: dict[str, tuple[Panel, ...]] = {
     "Accuracy by method": (
-        Bars("Test accuracy", "test/top1"),
-        Bars("Mean accuracy of the classes", "test/mean_per_class"),
-        Bars("Validation accuracy of tuning runs", "val/top1"),
+        Bars("Test accuracy", f"test/{SCORE}"),
+        Bars("Mean accuracy of the classes", f"test/{MEAN}"),
+        Bars("Validation accuracy of tuning runs", f"val/{SCORE}"),
     ),
     "Pareto": (
-        Points("Accuracy and tuned parameters", "parameters/tuned", "test/top1"),
-        Points("Accuracy and size of a stored task", "parameters/stored_bytes", "test/top1"),
-        Points("Accuracy and training time", "cost/seconds_train", "test/top1"),
+        Points("Accuracy and tuned parameters", "parameters/tuned", f"test/{SCORE}"),
+        Points("Accuracy and size of a stored task", "parameters/stored_bytes", f"test/{SCORE}"),
+        Points("Accuracy and training time", "cost/seconds_train", f"test/{SCORE}"),
     ),
     "Cost": (
         Bars("Training time in seconds", "cost/seconds_train"),

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from peftbench.errors import StoreError
 from peftbench.report.names import slug
+from peftbench.report.scores import SCORE
 from peftbench.results.atomic import write_atomic
 from peftbench.results.store import ResultsStore, Scan
 
@@ -32,7 +33,7 @@ class ReportOptions:
 
     where: tuple[str, ...] = ()  # conditions on the runs, as `backbone=vit_mini`
     out: Path | str | None = None  # folder of the files; that of the results unless given
-    metric: str = "top1"
+    metric: str = SCORE
     limited: bool = False  # runs on a part of the images count as well, but for the page
     # the table shows runs that selected the epoch on test as well, in rows of their own; figures
     # and page never do

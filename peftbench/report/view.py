@@ -9,6 +9,7 @@ from functools import cached_property
 import pandas as pd
 
 from peftbench.report.comparable import Remarks, comparable
+from peftbench.report.scores import SCORE
 from peftbench.report.tables.cells import cells_of, counted, with_labels
 from peftbench.report.tables.runs import Run, Variants
 
@@ -30,7 +31,7 @@ class View:
         cls,
         table: pd.DataFrame,
         *,
-        metric: str = "top1",
+        metric: str = SCORE,
         limited: bool = False,
         best_on_test: bool = False,
         left_out: Sequence[str] = (),
@@ -76,7 +77,7 @@ class Views:
     _parts: dict[tuple[str, str], Views] = field(default_factory=dict, repr=False)
 
     def view(
-        self, metric: str = "top1", *, limited: bool = False, best_on_test: bool = False
+        self, metric: str = SCORE, *, limited: bool = False, best_on_test: bool = False
     ) -> View:
         """The view under a choice; `tables.summary` documents the arguments."""
         key = metric, limited, best_on_test

@@ -102,6 +102,8 @@ COLUMNS = (
     Column("finished", "string", "ISO 8601, UTC"),
 )
 DTYPES = {column.name: column.dtype for column in COLUMNS}
+# of the reported split, by the names that records and columns share
+METRICS = ("top1", "mean_per_class", "loss", "ece", "num_images")
 ORDER = ("backbone", "suite", "dataset", "method", "hyperparameters", "recipe", "seed", "run_id")
 EPOCH_COLUMNS = (
     Column("run_id", "string", "digest of the declared identity"),

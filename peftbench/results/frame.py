@@ -12,7 +12,15 @@ import pandas as pd
 
 from peftbench.errors import ConfigError, StoreError
 from peftbench.registry import unknown_name
-from peftbench.results.columns import COLUMNS, DTYPES, EPOCH_COLUMNS, ORDER, array_of, lines_of
+from peftbench.results.columns import (
+    COLUMNS,
+    DTYPES,
+    EPOCH_COLUMNS,
+    METRICS,
+    ORDER,
+    array_of,
+    lines_of,
+)
 from peftbench.results.privacy import public_text
 from peftbench.results.record import Cost, RunRecord, Status, current
 from peftbench.results.settings import cached_settings_text, settings_text
@@ -33,7 +41,6 @@ __all__ = [
 
 DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
 _AGAIN = "Write it again with `peftbench report`."
-SPLIT_OF_PHASE = {"final": "test", "tune": "val"}
 REPORTED = ("test/", "val/", "last_epoch/")  # metrics of the data set itself; others are of shifts
 # which list of a few-shot set trains is not among them: it varies as the seed does
 DATA_SETTINGS = ("shots", "keep_repeats", "final_trains_on", "shifts")
@@ -166,11 +173,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
     method, backbone, dataset, recipe = (
         _mapping(spec.get(key)) for key in ("method", "backbone", "dataset", "recipe")
     )
-    split = SPLIT_OF_PHASE.get(str(spec.get("phase")))
-    metrics = {
-        name: record.metrics.get(f"{split}/{name}")
-        for name in ("top1", "mean_per_class", "loss", "ece", "num_images")
-    }
+    metrics = {name: record.reported(name) for name in METRICS}
     versions = origin.versions if origin else {}
     tuning = _mapping(record.tuning)
     return {
@@ -207,7 +210,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "tuner": tuning.get("tuner"),
         "trials": tuning.get("trials"),
         "trial_epochs": tuning.get("epochs"),
-        "split": split,
+        "split": record.split,
         **metrics,
         "params_method": parameters and parameters.method,
         "params_head": parameters and parameters.head,

@@ -18,6 +18,8 @@ import orjson
 
 from peftbench.errors import StoreError
 from peftbench.results.validation import check_record
+from peftbench.spec import SPLIT_OF_PHASE
+from peftbench.tasks import Task, task_of
 
 if sys.platform != "win32":
     pass
@@ -131,6 +133,25 @@ class RunRecord:
     started: str = ""  # ISO 8601, UTC
     finished: str = ""
     schema: int = SCHEMA
+
+    @property
+    def task(self) -> Task:
+        """What was learned."""
+        return task_of(self.spec)
+
+    @property
+    def split(self) -> str | None:
+        """What the run reports on, "test" or "val"; `None` where the record names no phase."""
+        return SPLIT_OF_PHASE.get(str(self.spec.get("phase")))
+
+    @property
+    def score(self) -> float | None:
+        """What the run is judged by; `None` where it was not measured."""
+        return self.reported(self.task.score.name)
+
+    def reported(self, metric: str) -> float | None:
+        """A metric of the reported split; `None` where it was not measured."""
+        return self.metrics.get(f"{self.split}/{metric}")
 
     def to_json(self) -> str:
         """Indented JSON; floats keep every digit, non-finite values become null."""

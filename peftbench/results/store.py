@@ -36,6 +36,7 @@ from peftbench.results.locks import (
 )
 from peftbench.results.predictions import UNREADABLE, Predictions, predictions_of
 from peftbench.results.record import RunRecord, Status, method_of, preference
+from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.untrusted import MOST_RECORD, read_bounded, read_npz
 
 if sys.platform != "win32":
@@ -240,25 +241,19 @@ class ResultsStore:
         self,
         method: str,
         run_id: str,
-        *,
-        classes: npt.ArrayLike,
-        confidence: npt.ArrayLike,
-        margin: npt.ArrayLike,
-        labels: npt.ArrayLike,
+        task: Task = CLASSIFICATION,
+        **rows: npt.ArrayLike,
     ) -> Path:
-        """File with the predictions of one run, in the order of the images of the split."""
+        """File with the rows of one run that its task stores, in the order of the images."""
         import numpy as np
 
         arrays: dict[str, Any] = {
-            "classes": np.asarray(classes, dtype=np.int32),
-            "confidence": np.asarray(confidence, dtype=np.float32),
-            "margin": np.asarray(margin, dtype=np.float32),
-            "labels": np.asarray(labels, dtype=np.int32),
+            name: np.asarray(rows[name], dtype=kind) for name, kind in task.stored.items()
         }
         shapes = {name: array.shape for name, array in arrays.items()}
-        if len(set(shapes.values())) != 1 or arrays["classes"].ndim != 1:
+        if len({shape[:1] for shape in shapes.values()}) != 1 or () in shapes.values():
             raise StoreError(
-                f"Predictions of run {run_id} need four arrays of one length, found {shapes}."
+                f"Predictions of run {run_id} need arrays of one length, found {shapes}."
             )
         path = self.artefacts((method, run_id)) / "predictions.npz"
         write_atomic(path, lambda file: np.savez_compressed(file, **arrays))

@@ -18,6 +18,7 @@ from operator import itemgetter
 from typing import Any
 
 from peftbench.spec import (
+    SPLIT_OF_PHASE,
     BackboneSpec,
     DatasetSpec,
     Phase,
@@ -28,6 +29,7 @@ from peftbench.spec import (
     Recipe,
     Selection,
 )
+from peftbench.tasks import CLASSIFICATION, TASKS, task_of
 from peftbench.untrusted import printable
 
 DEEPEST = 32  # lists and mappings within one another
@@ -35,7 +37,6 @@ LARGEST = 2**63 - 1  # what a column of integers holds
 MOST_VALUES = 100_000  # of one record outside its epochs; real ones have about 200
 MOST_SETTINGS = 256  # of one part of a spec, each of which a table may compare with each other
 LONGEST_NAME = 143  # bytes of a file name in an encrypted home folder; elsewhere 255
-FRACTIONS = frozenset(("top1", "mean_per_class", "ece", "accuracy", "val_top1", "train_top1"))
 SLACK = 1e-9  # by which rounding may take a mean of fractions above 1
 # parts of a spec by the dataclass that declares them; the method has a form of its own
 SPEC_PARTS: Mapping[str, Any] = {
@@ -47,7 +48,6 @@ SPEC_PARTS: Mapping[str, Any] = {
     "protocol": Protocol,
 }
 NAMED = ("method", "backbone", "dataset")  # parts of a spec without whose name there is no run
-SPLITS = {Phase.FINAL: "test", Phase.TUNE: "val"}
 
 Check = Callable[[Any, str], None]
 
@@ -110,6 +110,8 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
     ):
         if type(value) is not int or not low <= value <= LARGEST:
             raise ValueError(f"{where} is {_told(value)}, not an integer of at least {low}")
+    if type(task := spec.get("task", CLASSIFICATION.name)) is not str or task not in TASKS:
+        raise ValueError(f"spec.task is {_told(task)}, and there are {', '.join(TASKS)}")
     for key, known in (("phase", Phase), ("precision", Precision)):
         if key in spec and (type(spec[key]) is not str or spec[key] not in _names(known)):
             names = ", ".join(known)
@@ -128,12 +130,15 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
 def _check_numbers(raw: Mapping[str, Any]) -> None:
     """Ranges of what was measured, and that a run which ended well has measured something."""
     metrics = raw.get("metrics") or {}
+    task = task_of(raw["spec"])
+    score = task.score.name
+    fractions = task.fractions | {"accuracy", f"val_{score}", f"train_{score}"}
     for name, value in metrics.items():
-        if value is not None and not _measured(name.rpartition("/")[2], value):
+        if value is not None and not _measured(name.rpartition("/")[2], value, fractions):
             raise ValueError(f"metrics[{_told(name)}] is {value}, which it cannot be")
     for where in ("merge", "reload", "tuning"):
         for name, value in (raw.get(where) or {}).items():
-            if name in FRACTIONS and value is not None:
+            if name in fractions and value is not None:
                 _check_fraction(value, f"{where}.{name}")
     for epoch, value in (raw.get("looks") or {}).items():
         if not (epoch.isascii() and epoch.isdecimal()):
@@ -156,9 +161,10 @@ def _check_numbers(raw: Mapping[str, Any]) -> None:
         if value is not None and (type(value) is not int or value < 0):
             raise ValueError(f"provenance.data.{name} is {_told(value)}, not a count")
     if raw["status"] == "OK":
-        split = SPLITS.get(raw["spec"].get("phase"))
-        if split is not None and metrics.get(f"{split}/top1") is None:
-            raise ValueError(f"its status is OK, and it has no {split}/top1 among its metrics")
+        split = SPLIT_OF_PHASE.get(raw["spec"].get("phase"))
+        name = f"{split}/{score}"
+        if split is not None and metrics.get(name) is None:
+            raise ValueError(f"its status is OK, and it has no {name} among its metrics")
 
 
 @cache
@@ -169,9 +175,9 @@ def _names(known: type[StrEnum]) -> frozenset[str]:
 _COUNTS = (("tuning", "trials"), ("tuning", "epochs"))
 
 
-def _measured(name: str, value: float) -> bool:
+def _measured(name: str, value: float, fractions: frozenset[str]) -> bool:
     """Whether a metric of this name can have this value: a fraction, a loss, a count."""
-    if name in FRACTIONS:
+    if name in fractions:
         return 0 <= value <= 1 + SLACK
     return value >= 0 and (name != "num_images" or (value <= LARGEST and value == int(value)))
 

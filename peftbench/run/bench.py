@@ -22,8 +22,9 @@ from peftbench.results.record import Parameters, Provenance
 from peftbench.run import provenance, robustness
 from peftbench.run.ending import PendingRecord
 from peftbench.spec import DatasetSpec, Phase, RunSpec
+from peftbench.tasks import Rows
 from peftbench.training.device import Compute
-from peftbench.training.evaluate import Predictions, predict
+from peftbench.training.evaluate import predict
 
 CHECK_IMAGES = 256  # about as many of the train split, for the reload and merge checks
 
@@ -44,20 +45,28 @@ class Bench:
 
     def predict(
         self, images: np.ndarray | data.DecodedImages, compute: Compute | None = None
-    ) -> Predictions:
-        """Logits of `images` by the model as it is now; all processes share them unless told.
+    ) -> np.ndarray:
+        """Outputs (N, ...) of the model as it is now; all processes share `images` unless told.
 
         Raises:
-            Diverged: a logit is not finite.
+            Diverged: an output is not finite.
         """
-        predictions = predict(
-            self.tuned.model, images, self.backbone.preprocessing, compute or self.compute
+        outputs = predict(
+            self.tuned.model,
+            images,
+            self.backbone.preprocessing,
+            compute or self.compute,
+            self.spec.task,
         )
-        if not np.isfinite(predictions.logits).all():
+        if not np.isfinite(outputs).all():
             raise Diverged(
                 "the trained model predicts values that are not finite. Lower recipe.lr."
             )
-        return predictions
+        return outputs
+
+    def rows(self, images: np.ndarray, labels: np.ndarray, compute: Compute | None = None) -> Rows:
+        """What is kept of each of `images`, by the model as it is now; `predict` documents it."""
+        return self.spec.task.rows(self.predict(images, compute), labels)
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, S, S, 3) of the train split as the model takes them, and their labels (N,)."""

@@ -19,9 +19,9 @@ from peftbench.results.store import ResultsStore
 from peftbench.run import cost
 from peftbench.run.bench import Bench, attach
 from peftbench.run.ending import PendingRecord
-from peftbench.run.selection import top1_of
 from peftbench.spec import RunSpec
-from peftbench.training.evaluate import Predictions, predict
+from peftbench.tasks import Rows, Task
+from peftbench.training.evaluate import predict
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,17 @@ class Kept:
 
     images: np.ndarray  # (N, S, S, 3) uint8
     labels: np.ndarray  # (N,)
-    reference: Predictions  # of the model as it was trained
+    reference: np.ndarray  # outputs of the model as it was trained
+    task: Task
+
+    def score_of(self, outputs: np.ndarray) -> float:
+        """The score that these outputs have."""
+        return self.task.score_of(self.task.rows(outputs, self.labels))
 
 
-def save_predictions(
-    store: ResultsStore, spec: RunSpec, predictions: Predictions, labels: np.ndarray
-) -> None:
+def save_predictions(store: ResultsStore, spec: RunSpec, rows: Rows) -> None:
     """Write what the model says of each image of the reported split."""
-    store.save_predictions(
-        spec.method.name,
-        spec.run_id,
-        classes=predictions.classes,
-        confidence=predictions.confidence.astype(np.float32),
-        margin=predictions.margin.astype(np.float32),
-        labels=labels,
-    )
+    store.save_predictions(spec.method.name, spec.run_id, spec.task, **rows)
 
 
 def keep(pending: PendingRecord, bench: Bench, store: ResultsStore) -> Kept:
@@ -54,7 +50,8 @@ def keep(pending: PendingRecord, bench: Bench, store: ResultsStore) -> Kept:
         WeightsError: the reloaded task predicts otherwise.
     """
     images, labels = bench.sample()
-    kept = Kept(images, labels, bench.predict(images, bench.compute.alone()))
+    outputs = bench.predict(images, bench.compute.alone())
+    kept = Kept(images, labels, outputs, bench.spec.task)
     folder = store.artefacts((bench.spec.method.name, bench.spec.run_id))
     stored_bytes = task_file.save(bench.tuned, folder, _card(pending, bench))
     pending.parameters = dataclasses.replace(bench.parameters, stored_bytes=stored_bytes)
@@ -87,11 +84,12 @@ def merge(pending: PendingRecord, bench: Bench, kept: Kept) -> nn.Module | None:
     except NotMergeable as e:
         pending.notes.append(str(e))
         return None
-    after = predict(merged, kept.images, bench.backbone.preprocessing, bench.compute.alone())
-    top1 = top1_of(kept.reference, kept.labels)
+    preprocessing, alone = bench.backbone.preprocessing, bench.compute.alone()
+    after = predict(merged, kept.images, preprocessing, alone, kept.task)
+    difference = kept.score_of(after) - kept.score_of(kept.reference)
     pending.merge = {
         "max_logit_difference": _max_difference(after, kept.reference),
-        "top1_difference": top1_of(after, kept.labels) - top1,
+        f"{kept.task.score.name}_difference": difference,
     }
     return merged
 
@@ -118,21 +116,21 @@ def _check_reload(bench: Bench, store: ResultsStore, kept: Kept) -> dict[str, fl
     anatomy = describe(fresh.model, fresh.image_size)
     again = attach(spec, fresh, anatomy, bench.splits.num_classes)
     task_file.load(again, store.artefacts((spec.method.name, spec.run_id)))
-    reloaded = predict(again.model, kept.images, fresh.preprocessing, compute)
-    before, after = top1_of(kept.reference, kept.labels), top1_of(reloaded, kept.labels)
+    reloaded = predict(again.model, kept.images, fresh.preprocessing, compute, kept.task)
+    before, after = kept.score_of(kept.reference), kept.score_of(reloaded)
     if before != after:
         raise WeightsError(
             f"the reloaded task reaches {after} where the trained one reached {before} on the same "
             "images: a tensor that training changed is not saved. Report this as a bug."
         )
     return {
-        "train_top1": after,
+        f"train_{kept.task.score.name}": after,
         "max_logit_difference": _max_difference(reloaded, kept.reference),
     }
 
 
-def _max_difference(one: Predictions, other: Predictions) -> float:
-    return float(np.abs(one.logits - other.logits).max())
+def _max_difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).max())
 
 
 def _card(pending: PendingRecord, bench: Bench) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 import peftbench
@@ -22,10 +21,10 @@ from peftbench.run.bench import Bench, prepare
 from peftbench.run.ending import PendingRecord
 from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
-from peftbench.spec import Phase, RunSpec
+from peftbench.spec import SPLIT_OF_PHASE, Phase, RunSpec
+from peftbench.tasks import Rows
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.device import Compute, seeded
-from peftbench.training.evaluate import Predictions, metrics
 from peftbench.training.loop import Callbacks, Fit, Fittable, fit
 from peftbench.untrusted import printable
 
@@ -46,8 +45,7 @@ class Trained:
 class Predicted:
     """What the model says of the split that is reported."""
 
-    predictions: Predictions
-    labels: np.ndarray  # (N,)
+    rows: Rows
     seconds: float
 
 
@@ -83,8 +81,8 @@ def measure_run(
     if not compute.world.is_main:  # what is left is done once
         return
     scored = score(pending, bench, predicted)
-    save_predictions(store, bench.spec, predicted.predictions, predicted.labels)
-    pending.looks = {str(epoch): top1 for epoch, top1 in trained.checks.values.items()}
+    save_predictions(store, bench.spec, predicted.rows)
+    pending.looks = {str(epoch): value for epoch, value in trained.checks.values.items()}
     pending.stopped_epoch = trained.checks.stopped_epoch
     spent = _spent(bench, trained, predicted.seconds + scored.seconds)
     if bench.spec.phase is Phase.FINAL:  # of hundreds of trials, all but one are never used
@@ -110,8 +108,8 @@ def train(
     """
     began = time.perf_counter()
     spec, tuned, compute = bench.spec, bench.tuned, bench.compute
-    best = BestOnTest(spec, tuned, bench.splits, bench.predict)
-    checks = ValChecks(spec, bench.splits, bench.predict)
+    best = BestOnTest(spec, tuned, bench.splits, bench.rows)
+    checks = ValChecks(spec, bench.splits, bench.rows)
     if checkpoints is not None:
         checkpoints.belongs_to(
             run_id=spec.run_id,
@@ -132,12 +130,13 @@ def train(
                 tuned.model,
                 list(tuned.trainable.values()),
                 lambda: tuned.train(spec.recipe.frozen_mode),
+                bench.backbone.preprocessing,
                 tuned.regulariser,
                 bench.splits.num_classes,
+                spec.task,
             ),
             bench.splits.train,
             spec.recipe,
-            bench.backbone.preprocessing,
             seed=spec.seed,
             compute=compute,
             callbacks=Callbacks(
@@ -158,26 +157,28 @@ def predict_report(pending: PendingRecord, bench: Bench, trained: Trained) -> Pr
     began = time.perf_counter()
     selected = trained.best.best
     if selected is not None:
-        predictions, labels = selected.predictions, trained.best.labels
+        rows = selected.rows
         bench.tuned.load_state(selected.state)
         pending.selected_epoch = selected.epoch
         pending.metrics = {f"last_epoch/{k}": v for k, v in trained.best.last.items()}
     else:
-        images, labels = report_split(bench.splits)
-        predictions = bench.predict(images)
-    return Predicted(predictions, labels, time.perf_counter() - began)
+        rows = bench.rows(*report_split(bench.splits))
+    return Predicted(rows, time.perf_counter() - began)
 
 
 def score(pending: PendingRecord, bench: Bench, predicted: Predicted) -> Scored:
     """Metrics of the reported split and of each shift, which is predicted here."""
     began = time.perf_counter()
-    name = "test" if bench.spec.phase is Phase.FINAL else "val"
-    measured = metrics(predicted.predictions, predicted.labels, bench.splits.num_classes)
+    name = SPLIT_OF_PHASE[bench.spec.phase]
+    task = bench.spec.task
+    measured = task.metrics(predicted.rows, bench.splits.num_classes)
     found = {f"{name}/{key}": value for key, value in measured.items()}
     pending.metrics.update(found)
     alone = bench.compute.alone()
     for shift, parts in bench.shifts.items():
-        shifted = robustness.measure(shift, parts, lambda images: bench.predict(images, alone))
+        shifted = robustness.measure(
+            shift, parts, lambda images: bench.predict(images, alone), task
+        )
         pending.metrics.update(shifted)
         found |= shifted
     return Scored(found, time.perf_counter() - began)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from peftbench import data
 from peftbench.data import DecodedImages
 from peftbench.data.shifts import ALEXNET, SEVERITIES, corrupted
 from peftbench.spec import DatasetSpec, Preprocessing
-from peftbench.training.evaluate import Predictions, metrics
+from peftbench.tasks import Task
 
 
 def find(
@@ -21,22 +23,24 @@ def find(
 def measure(
     shift: DatasetSpec,
     parts: Sequence[data.ShiftSet],
-    predict: Callable[[DecodedImages], Predictions],
+    predict: Callable[[DecodedImages], np.ndarray],
+    task: Task,
 ) -> dict[str, float]:
     """Metrics by name: "imagenet_a/top1", of ImageNet-C "imagenet_c/mce" and each error.
 
     The mean corruption error (Hendrycks and Dietterich, 2019) is the mean over corruptions of the
     mean error over severities by AlexNet's; 1 is AlexNet, and lower is better.
     """
+    score = task.score.name
     told: dict[str, float] = {}
     errors: dict[str, list[float]] = {name: [] for name in ALEXNET}
     for part in parts:
-        logits = predict(part.images).logits[:, part.classes]
-        found = metrics(Predictions(logits), part.labels, len(part.classes))
+        outputs = task.among(predict(part.images), part.classes)
+        found = task.metrics(task.rows(outputs, part.labels), len(part.classes))
         if corrupted(shift):
             _, corruption, severity = part.name.split("/")
-            told[f"{shift.name}/{corruption}/{severity}/top1"] = found["top1"]
-            errors[corruption].append(1 - found["top1"])
+            told[f"{shift.name}/{corruption}/{severity}/{score}"] = found[score]
+            errors[corruption].append(1 - found[score])
         else:
             told |= {f"{part.name}/{key}": value for key, value in found.items()}
     if corrupted(shift):

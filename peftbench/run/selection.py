@@ -12,7 +12,7 @@ import torch
 from peftbench import data
 from peftbench.methods.base import Tuned
 from peftbench.spec import RunSpec
-from peftbench.training.evaluate import Predictions, metrics
+from peftbench.tasks import Rows
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class _Best:
     """The best epoch so far."""
 
     epoch: int
-    predictions: Predictions
+    rows: Rows
     state: dict[str, torch.Tensor]
 
 
@@ -35,10 +35,11 @@ class BestOnTest:
         spec: RunSpec,
         tuned_model: Tuned,
         splits: data.Splits,
-        predicted: Callable[[np.ndarray], Predictions],
+        predicted: Callable[[np.ndarray, np.ndarray], Rows],
     ) -> None:
         self.best: _Best | None = None
         self.last: dict[str, float] = {}  # metrics of the latest evaluation
+        self.task = spec.task
         self.num_classes = len(splits.class_names)
         self.epochs: frozenset[int] = frozenset()
         if spec.selects_on_test:
@@ -51,17 +52,17 @@ class BestOnTest:
         """Look at test after `epoch`; of equally good epochs the first is kept."""
         if epoch not in self.epochs:
             return
-        predictions = self.predicted(self.images)
-        self.last = metrics(predictions, self.labels, self.num_classes)
-        if self.best is None or self.last["top1"] > top1_of(self.best.predictions, self.labels):
+        rows = self.predicted(self.images, self.labels)
+        self.last = self.task.metrics(rows, self.num_classes)
+        if self.best is None or self.task.score_of(rows) > self.task.score_of(self.best.rows):
             state = {name: tensor.clone() for name, tensor in self.tuned.state().items()}
-            self.best = _Best(epoch, predictions, state)
+            self.best = _Best(epoch, rows, state)
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch so far, for a checkpoint."""
         best = self.best and {
             "epoch": self.best.epoch,
-            "logits": self.best.predictions.logits,
+            "rows": dict(self.best.rows),
             "state": self.best.state,
         }
         return {"best": best, "last": self.last}
@@ -78,9 +79,10 @@ class BestOnTest:
             shapes = {name: tensor.shape for name, tensor in best["state"].items()}
             if best["epoch"] not in self.epochs or shapes != own:
                 raise ValueError("its best epoch is none of this run")
-            if best["logits"].shape != (len(self.labels), self.num_classes):
-                raise ValueError("the logits of its best epoch are of another shape")
-        self.best = best and _Best(best["epoch"], Predictions(best["logits"]), best["state"])
+            if any(len(row) != len(self.labels) for row in best["rows"].values()):
+                raise ValueError("its best epoch is of other images")
+            self.task.score_of(best["rows"])  # with all that it takes
+        self.best = best and _Best(best["epoch"], best["rows"], best["state"])
         self.last = state["last"]
 
 
@@ -91,20 +93,20 @@ class ValChecks:
         self,
         spec: RunSpec,
         splits: data.Splits,
-        predicted: Callable[[np.ndarray], Predictions],
+        predicted: Callable[[np.ndarray, np.ndarray], Rows],
     ) -> None:
         self.bounds = dict(spec.looks)
-        self.values: dict[int, float] = {}  # epoch -> val accuracy
+        self.values: dict[int, float] = {}  # epoch -> score on val
         self.stopped_epoch: int | None = None
         if self.bounds:
             images, labels = report_split(splits)
-            self.top1 = lambda: top1_of(predicted(images), labels)
+            self.score = lambda: spec.task.score_of(predicted(images, labels))
 
     def __call__(self, epoch: int) -> bool:
         """Whether the best value so far is below what a trial must have reached by `epoch`."""
         if epoch not in self.bounds:
             return False
-        self.values[epoch] = self.top1()
+        self.values[epoch] = self.score()
         bound = self.bounds[epoch]
         if bound is None or max(self.values.values()) >= bound:
             return False
@@ -135,7 +137,3 @@ def report_split(splits: data.Splits) -> tuple[np.ndarray, np.ndarray]:
         opened = splits.report.open_once()
         return opened.images, opened.labels
     return splits.report.images, splits.report.labels
-
-
-def top1_of(predictions: Predictions, labels: np.ndarray) -> float:
-    return float((predictions.classes == labels).mean())

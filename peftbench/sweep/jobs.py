@@ -13,7 +13,7 @@ from peftbench.errors import ConfigError, DiskFull, StoreError
 from peftbench.loggers.guard import WARNING
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import Phase, RunSpec
+from peftbench.spec import RunSpec
 from peftbench.sweep.queues.pool import Finished
 
 
@@ -100,14 +100,16 @@ def outcome(record: RunRecord) -> str:
     """One line that says how a run ended."""
     if record.status is not Status.OK:
         return f"{record.status}: {record.error}"
-    split = "test" if record.spec["phase"] == Phase.FINAL else "val"
-    top1 = 100 * (record.metrics[f"{split}/top1"] or 0.0)
-    images = int(record.metrics[f"{split}/num_images"] or 0)
+    images = int(record.reported("num_images") or 0)
     seconds = record.cost.seconds_total if record.cost and record.cost.seconds_total else 0.0
     flattered = f" (best on test: epoch {record.selected_epoch})" if record.selected_epoch else ""
-    per_class = record.metrics.get(f"{split}/mean_per_class")
-    mean = "" if per_class is None else f", {100 * per_class:.1f} % mean per class"
-    return f"{top1:.1f} % top-1{mean} of {images} {split} images{flattered}, {seconds:.0f} s"
+    measured = {metric: record.reported(metric.name) for metric in record.task.scores}
+    scores = ", ".join(
+        f"{100 * value:.1f} % {metric.short}"
+        for metric, value in measured.items()
+        if value is not None
+    )
+    return f"{scores} of {images} {record.split} images{flattered}, {seconds:.0f} s"
 
 
 def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,6 +16,7 @@ from peftbench.data import TrainSplit
 from peftbench.errors import Diverged, SplitRoleError
 from peftbench.results.record import EpochRow
 from peftbench.spec import Preprocessing, Recipe
+from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.augment import Augmentation
 from peftbench.training.average import WeightAverage
 from peftbench.training.checkpoint import Checkpoints, Stateful
@@ -44,8 +44,10 @@ class Fittable:
     model: nn.Module
     trainable: Sequence[nn.Parameter]
     set_mode: Callable[[], None]  # puts what trains in train mode, before each epoch
+    preprocessing: Preprocessing
     regulariser: Callable[[], Tensor] | None = None
     num_classes: int | None = None  # where images are mixed; what the labels show unless given
+    task: Task = CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,6 @@ def fit(
     fittable: Fittable,
     train: TrainSplit,
     recipe: Recipe,
-    preprocessing: Preprocessing,
     *,
     seed: int,
     compute: Compute,
@@ -121,8 +122,8 @@ def fit(
     processes together, and their gradients add up to that of the batch; batch normalisation in
     train mode then sees the smaller number.
 
-    Images that are not of `preprocessing.size` must be whole pictures in `train`, from which the
-    recipe's crops are cut: see `Preprocessing.of_training`.
+    Images that are not of the preprocessing's size must be whole pictures in `train`, from which
+    the recipe's crops are cut: see `Preprocessing.of_training`.
 
     Several processes share each batch of `recipe.batch_size` images and make the same step as one
     would, up to rounding: the images are augmented as there, and batch normalisation sees those of
@@ -134,7 +135,7 @@ def fit(
     """
     if not isinstance(train, TrainSplit):
         raise SplitRoleError(f"fit takes a TrainSplit, not a {type(train).__name__}.")
-    callbacks = callbacks or Callbacks()
+    callbacks, preprocessing = callbacks or Callbacks(), fittable.preprocessing
     pixels = Pixels(train.images, preprocessing.mean, preprocessing.std, compute.device)
     labels = torch.tensor(train.labels, device=compute.device)
     augment = Augmentation(
@@ -146,7 +147,7 @@ def fit(
     )
     bounds = batch_bounds(len(pixels), recipe.batch_size, recipe.drop_last)
     optimizer = make_optimizer(recipe, fittable.trainable)
-    objective = Objective(fittable.model, recipe.label_smoothing, fittable.regulariser)
+    objective = Objective(fittable, recipe.label_smoothing)
     training = _Training(
         fittable=fittable,
         train=train,
@@ -231,7 +232,8 @@ def _epoch(
 
 def _step(training: _Training, order: _Order, batch: slice) -> None:
     """One step of the optimiser on the images at `batch` of the epoch's order."""
-    progress, compute, trainable = training.progress, training.compute, training.fittable.trainable
+    progress, compute = training.progress, training.compute
+    trainable, task = training.fittable.trainable, training.fittable.task
     size = batch.stop - batch.start
     training.schedule.begin_step(progress.epoch, progress.step)
     parts = [compute.world.part(piece) for piece in pieces(size, compute.micro_batch)]
@@ -240,11 +242,11 @@ def _step(training: _Training, order: _Order, batch: slice) -> None:
     for part, own in zip(parts, _places(parts), strict=True):
         with compute.world.passing(training.objective, part, last=part is parts[-1]):
             with autocast(compute):
-                total, loss, logits = training.objective(x[own], target[own])
+                total, loss, outputs = training.objective(x[own], target[own])
             (total * part.scale(size, compute.world.size)).backward()
         with torch.no_grad():
             progress.total_loss += loss * part.count
-            progress.correct += (logits.argmax(1) == y[own])[: part.count].sum()
+            progress.correct += task.correct(outputs, y[own])[: part.count].sum()
     if training.recipe.clip_grad is not None:
         nn.utils.clip_grad_norm_(trainable, training.recipe.clip_grad)
     training.optimizer.step()
@@ -254,22 +256,21 @@ def _step(training: _Training, order: _Order, batch: slice) -> None:
 
 
 class Objective(nn.Module):
-    """What a step minimises: cross-entropy, and a method's regulariser if it has one."""
+    """What a step minimises: the task's loss, and a method's regulariser if it has one."""
 
-    def __init__(
-        self, model: nn.Module, label_smoothing: float, regulariser: Callable[[], Tensor] | None
-    ) -> None:
+    def __init__(self, fittable: Fittable, label_smoothing: float) -> None:
         super().__init__()
-        self.model = model
+        self.model = fittable.model
+        self.task = fittable.task
+        self.regulariser = fittable.regulariser
         self.label_smoothing = label_smoothing
-        self.regulariser = regulariser
 
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The objective, its cross-entropy, and logits (B, C) of images x (B, 3, S, S)."""
-        logits = self.model(x).float()
-        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        """The objective, its loss, and the task's outputs (B, ...) of images x (B, 3, S, S)."""
+        outputs = self.task.outputs(self.model(x))
+        loss = self.task.loss(outputs, target, self.label_smoothing)
         total = loss if self.regulariser is None else loss + self.regulariser()
-        return total, loss, logits
+        return total, loss, outputs
 
 
 def _batch(

@@ -19,7 +19,7 @@ from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment, robustness
 from peftbench.spec import DatasetSpec, Phase
-from peftbench.training.evaluate import Predictions
+from peftbench.tasks import CLASSIFICATION
 
 WNIDS = ("n01", "n02", "n10")
 
@@ -39,7 +39,7 @@ def write(folder: Path, names: tuple[str, ...], each: int = 1) -> None:
 
 def sure_of(column: int):
     """A model of three classes that always says one of them."""
-    return lambda images: Predictions(np.eye(3, dtype=np.float32)[[column] * len(images)])
+    return lambda images: np.eye(3, dtype=np.float32)[[column] * len(images)]
 
 
 def test_classes_that_a_shift_lacks_cannot_be_answered(tmp_path: Path) -> None:
@@ -54,11 +54,11 @@ def test_classes_that_a_shift_lacks_cannot_be_answered(tmp_path: Path) -> None:
         trees.items()["test"][2][0].tolist(),
     ]
 
-    def model(images: data.DecodedImages) -> Predictions:
+    def model(images: data.DecodedImages) -> np.ndarray:
         # sure of the absent class, then of the first: right on the two images of n01
-        return Predictions(np.array([[1, 9, 0]] * len(images), dtype=np.float32))
+        return np.array([[1, 9, 0]] * len(images), dtype=np.float32)
 
-    found = robustness.measure(spec, [part], model)
+    found = robustness.measure(spec, [part], model, CLASSIFICATION)
     assert (found["imagenet_a/top1"], found["imagenet_a/num_images"]) == (0.5, 4.0)
 
 
@@ -76,7 +76,7 @@ def test_the_mean_corruption_error_is_relative_to_alexnet(tmp_path: Path) -> Non
     spec = shift("imagenet_c", tmp_path, 3, 3)
     parts = list(data.load_shift(spec, WNIDS, SIZE))
     assert len(parts) == 15 * 5
-    found = robustness.measure(spec, parts, sure_of(0))
+    found = robustness.measure(spec, parts, sure_of(0), CLASSIFICATION)
     # one of three images is right, whatever was done to it
     expected = np.mean([(2 / 3) / error for error in ALEXNET.values()])
     assert found["imagenet_c/mce"] == pytest.approx(expected)

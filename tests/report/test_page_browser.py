@@ -162,7 +162,11 @@ def test_points_tell_of_themselves_to_pointer_and_keyboard(opened):
     page.locator("#price").select_option("train_time")
     full = page.locator('#scatter .point[data-label="full"] .mark')
     full.evaluate("mark => mark.scrollIntoView({block: 'center'})")  # not below the menu
-    full.hover(force=True)  # its interval crosses it
+    for _ in range(100):  # the page may still be on its way there
+        full.hover(force=True)  # its interval crosses it
+        if "full" in tip.inner_text():
+            break
+        page.wait_for_timeout(50)
     assert "training, s: 10.5 (10.0 to 11.0)" in tip.inner_text()
 
 

@@ -680,7 +680,7 @@ def test_predictions_come_back_equal(tmp_path):
 
 
 def test_predictions_of_unequal_length_are_refused(tmp_path):
-    with pytest.raises(StoreError, match="four arrays of one length"):
+    with pytest.raises(StoreError, match="arrays of one length"):
         ResultsStore(tmp_path).save_predictions(
             "lora", RUN, classes=[1, 2], confidence=[0.5], margin=[0.1, 0.2], labels=[1, 2]
         )

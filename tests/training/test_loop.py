@@ -72,6 +72,7 @@ def run(
         model,
         trainable or [p for n, p in model.named_parameters() if n != "unused"],
         options.pop("set_mode", model.train),
+        RAW,
         options.pop("regulariser", None),
         options.pop("num_classes", None),
     )
@@ -81,7 +82,6 @@ def run(
             fittable,
             split() if train is None else train,
             recipe,
-            RAW,
             seed=seed,
             compute=compute,
             callbacks=Callbacks(**options),

@@ -94,6 +94,7 @@ def trained(model: nn.Module, recipe: Recipe, world: World, **options: Any) -> A
         model,
         options.pop("trainable", None) or list(model.parameters()),
         options.pop("set_mode", model.train),
+        preprocessing(size),
         options.pop("regulariser", None),
         CLASSES,
     )
@@ -102,8 +103,7 @@ def trained(model: nn.Module, recipe: Recipe, world: World, **options: Any) -> A
     callbacks = Callbacks(**options)
     with seeded(1, compute):
         fitted: Fit = fit(
-            fittable, train, recipe, preprocessing(size), seed=1, compute=compute,
-            callbacks=callbacks,
+            fittable, train, recipe, seed=1, compute=compute, callbacks=callbacks
         )  # fmt: skip
     told = {
         "loss": np.array([row.loss for row in fitted.history]),
@@ -151,7 +151,7 @@ def logits(world: World) -> Arrays:
     compute = Compute(CPU, torch.float32, world)
     many = predict(model, images, preprocessing(6), compute, batch_size=4)
     few = predict(model, images[:3], preprocessing(6), compute, batch_size=4)
-    return {"many": many.logits, "few": few.logits}
+    return {"many": many, "few": few}
 
 
 SCENARIOS: dict[str, Callable[[World], Arrays]] = {

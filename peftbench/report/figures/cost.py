@@ -18,7 +18,7 @@ from peftbench.report.costs import COSTS
 from peftbench.report.figures.points import Panel, Point, frontier, panels
 from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, look
 from peftbench.report.labels import Box, place
-from peftbench.report.tables.runs import SCORES
+from peftbench.report.scores import SCORES
 from peftbench.report.view import View, view_of
 from peftbench.report.words import counted, scaled
 from peftbench.statistics.coverage import describe

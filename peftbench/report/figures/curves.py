@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from peftbench.registry import unknown_name
 from peftbench.report.figures.lines import Line, Score, draw, lines, name_ends
 from peftbench.report.figures.style import STYLE, empty
-from peftbench.report.tables.runs import SCORES
+from peftbench.report.scores import SCORE, SCORES
 from peftbench.results.record import Status
 from peftbench.results.settings import settings_of
 
@@ -25,7 +25,7 @@ SETTINGS = {"lr": "learning rate", "weight_decay": "weight decay"}
 RunFields = Mapping[str, Any]
 
 
-def few_shot_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
+def few_shot_curves(table: pd.DataFrame, *, metric: str = SCORE) -> Figure:
     """Accuracy over the training images of each class, one panel for each data set and the mean.
 
     Reads the final runs with `shots` in the table of runs. Bars are sample standard deviations
@@ -35,7 +35,7 @@ def few_shot_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
     return _figure(rows, metric, lambda row: float(row["shots"]), "training images of each class")
 
 
-def data_scale_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
+def data_scale_curves(table: pd.DataFrame, *, metric: str = SCORE) -> Figure:
     """Accuracy over the number of training images, one panel for each data set.
 
     Reads the final runs, limited ones among them, of data sets that were run with several numbers
@@ -59,7 +59,7 @@ def data_scale_curves(table: pd.DataFrame, *, metric: str = "top1") -> Figure:
     )
 
 
-def sensitivity(table: pd.DataFrame, setting: str = "lr", *, metric: str = "top1") -> Figure:
+def sensitivity(table: pd.DataFrame, setting: str = "lr", *, metric: str = SCORE) -> Figure:
     """Accuracy over the values of `setting` that were tried, "lr" or "weight_decay".
 
     Reads the runs of the tuning phase, which report val, or the final ones where nothing was

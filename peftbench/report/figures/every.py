@@ -20,6 +20,7 @@ from peftbench.report.figures.learning import learning_curves
 from peftbench.report.figures.ranks import critical_difference
 from peftbench.report.figures.style import is_empty
 from peftbench.report.figures.tasks import bars, heat_map
+from peftbench.report.scores import IN_FIGURE_NAMES, SCORE
 from peftbench.report.view import View, Views
 
 
@@ -99,7 +100,7 @@ def every(
     epochs: pd.DataFrame,
     bins: pd.DataFrame | None = None,
     *,
-    metric: str = "top1",
+    metric: str = SCORE,
     limited: bool = False,
     kinds: Collection[str] | None = None,
 ) -> Iterator[tuple[str, str, Figure]]:
@@ -111,7 +112,7 @@ def every(
     for name in kinds or ():
         if name not in KINDS:
             raise unknown_name("figure", name, KINDS)
-    score = "accuracy" if metric == "top1" else metric
+    score = IN_FIGURE_NAMES.get(metric, metric)
     for backbone in sorted(set(views.table["backbone"].dropna())):
         part = views.part("backbone", backbone)
         suites = sorted(set(part.table["suite"].fillna("")))

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from peftbench.report.figures.style import GREY, STYLE, empty, look
+from peftbench.report.scores import SCORES
 from peftbench.report.tables.cells import MEAN_OF_GROUPS, MEAN_OF_TASKS, OK, TASK, overall
-from peftbench.report.tables.runs import SCORES
 from peftbench.report.tables.text import SHOWN
 from peftbench.report.view import View, view_of
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from peftbench.report.figures.learning import QUANTITIES
 from peftbench.report.page.facts import failures, method_parts, provenance
 from peftbench.report.page.panels import costs, looks, markers, panels
-from peftbench.report.tables.runs import SCORES
+from peftbench.report.scores import SCORE, SCORES
 from peftbench.report.tables.text import to_csv
 from peftbench.report.view import View, Views
 from peftbench.report.words import counted
@@ -94,7 +94,7 @@ def _first(content: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The panel to open with: the one with most finished cells."""
 
     def finished(panel: Mapping[str, Any]) -> int:
-        rows = panel["scores"][next(iter(SCORES))]
+        rows = panel["scores"][SCORE]
         return sum(cell["state"] == "ok" for row in rows for cell in row["cells"].values())
 
     best = max(content, key=finished, default={"backbone": "", "suite": ""})

@@ -12,9 +12,9 @@ from peftbench.report.costs import COSTS, measured
 from peftbench.report.figures.learning import QUANTITIES, scores
 from peftbench.report.figures.lines import lines
 from peftbench.report.figures.style import COLOURS, look
+from peftbench.report.scores import SCORES
 from peftbench.report.spreads import RowKey, leaders, spreads
 from peftbench.report.tables.cells import OK, TASK
-from peftbench.report.tables.runs import SCORES
 from peftbench.report.verdict import verdict
 from peftbench.report.view import View, Views
 from peftbench.statistics.coverage import describe

@@ -21,10 +21,11 @@ from peftbench.report.papers.description import (
     Block,
     PaperColumn,
     PaperTable,
+    PaperTask,
     Row,
     Series,
-    Task,
 )
+from peftbench.report.scores import SCORE
 from peftbench.results.settings import settings_of, settings_text
 
 SUITES = "_suites.yaml"  # the data sets that tables share
@@ -180,13 +181,13 @@ def _list(path: Path, what: str, raw: Any) -> Sequence[Any]:
     return raw
 
 
-Tasks = dict[str, Task]
+PaperTasks = dict[str, PaperTask]
 Averages = dict[tuple[str, ...], tuple[str, str]]  # data sets -> suite and name of their average
 
 
-def _suites() -> tuple[Tasks, Averages]:
+def _suites() -> tuple[PaperTasks, Averages]:
     """Data sets by key, and the averages that published numbers have of them."""
-    tasks: Tasks = {}
+    tasks: PaperTasks = {}
     averages: Averages = {}
     for place in reversed(folders()):
         path = place / SUITES
@@ -204,10 +205,12 @@ def _suites() -> tuple[Tasks, Averages]:
     return tasks, averages
 
 
-def _task(path: Path, suite: str, group: str, key: str, told: Any, raw: Mapping[str, Any]) -> Task:
+def _task(
+    path: Path, suite: str, group: str, key: str, told: Any, raw: Mapping[str, Any]
+) -> PaperTask:
     entry = {"title": told} if isinstance(told, str) else told
     _mapping(path, f"{suite}/{key}", entry, TASK_KEYS)
-    return Task(
+    return PaperTask(
         key=f"{suite}/{key}",
         title=str(entry["title"]),
         group=f"{suite}.{group}",
@@ -215,13 +218,13 @@ def _task(path: Path, suite: str, group: str, key: str, told: Any, raw: Mapping[
         published_suite=str(raw.get("published", "")),
         published_dataset=str(entry.get("published", key)),
         suite=str(raw.get("suite", "")),
-        metric=str(entry.get("metric", "top1")),
+        metric=str(entry.get("metric", SCORE)),
         lower_is_better=bool(entry.get("lower_is_better", False)),
         draws=int(raw.get("draws", 1)),
     )
 
 
-def _columns(path: Path, raw: Any, tasks: Tasks, averages: Averages) -> list[PaperColumn]:
+def _columns(path: Path, raw: Any, tasks: PaperTasks, averages: Averages) -> list[PaperColumn]:
     """One column, or for kind `task` one for each data set."""
     entry = _mapping(path, "a column", raw, COLUMN_KEYS)
     kind = str(entry.get("kind"))
@@ -259,7 +262,7 @@ def _columns(path: Path, raw: Any, tasks: Tasks, averages: Averages) -> list[Pap
     ]
 
 
-def _chosen(path: Path, over: Any, tasks: Tasks) -> tuple[str, ...]:
+def _chosen(path: Path, over: Any, tasks: PaperTasks) -> tuple[str, ...]:
     """Keys of the data sets in `over`: suites (vtab), groups (vtab.natural), sets (vtab/kitti)."""
     keys: list[str] = []
     for name in _list(path, "over", over):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from peftbench.report.scores import SCORE
+
 # Kinds of columns.
 TASK = "task"  # one data set
 MEAN = "mean"  # over all its data sets alike
@@ -18,7 +20,7 @@ OVER_TASKS, OVER_GROUPS = "tasks", "groups"
 
 
 @dataclass(frozen=True)
-class Task:
+class PaperTask:
     """A data set of a table: what it is called in runs and in published numbers.
 
     `suite` and `published_suite` may hold names in braces, which a row fills: `{shots}`.
@@ -31,7 +33,7 @@ class Task:
     published_suite: str
     published_dataset: str
     suite: str = ""  # of the runs, where one data set is in several
-    metric: str = "top1"  # column of the table of runs, or metric of the record
+    metric: str = SCORE  # column of the table of runs, or metric of the record
     lower_is_better: bool = False
     draws: int = 1  # of its training images; a cell is the mean over them
 
@@ -110,7 +112,7 @@ class PaperTable:
     source: str
     experiment: str
     protocol: str  # of the paper, and of the runs that fill the table
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, PaperTask]
     columns: tuple[PaperColumn, ...]
     blocks: tuple[Block, ...]
     tolerance: Mapping[str, float]  # by key or kind of column, in its unit

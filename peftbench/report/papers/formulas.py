@@ -14,7 +14,7 @@ from peftbench.report.papers.description import (
     TOTAL,
     WINS,
     PaperColumn,
-    Task,
+    PaperTask,
 )
 from peftbench.report.papers.model import PaperCell
 from peftbench.report.tables import cells as tables
@@ -61,7 +61,7 @@ class ColumnCell:
 
 
 def weights_of(
-    column: PaperColumn, keys: Sequence[str], tasks: Mapping[str, Task]
+    column: PaperColumn, keys: Sequence[str], tasks: Mapping[str, PaperTask]
 ) -> dict[str, float]:
     """The weight of each data set in the average of a column over `keys`."""
     if column.kind == MEAN_OF_GROUPS or (column.kind != TASK and column.average == OVER_GROUPS):
@@ -73,7 +73,7 @@ def make(
     column: PaperColumn,
     row: Mapping[str, TaskCell],
     against: Mapping[str, TaskCell],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, PaperTask],
     *,
     shown: frozenset[str],
     incomplete: bool,
@@ -97,7 +97,7 @@ def make(
 def _accuracy(
     column: PaperColumn,
     taken: Mapping[str, TaskCell],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, PaperTask],
     *,
     shown: frozenset[str],
     incomplete: bool,
@@ -135,7 +135,7 @@ def _accuracy(
 def _wins(
     taken: Mapping[str, TaskCell],
     against: Mapping[str, TaskCell],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, PaperTask],
     *,
     incomplete: bool,
 ) -> ColumnCell:
@@ -166,7 +166,7 @@ def _wins(
 
 
 def _parameters(
-    column: PaperColumn, taken: Mapping[str, TaskCell], tasks: Mapping[str, Task]
+    column: PaperColumn, taken: Mapping[str, TaskCell], tasks: Mapping[str, PaperTask]
 ) -> ColumnCell:
     """Counts come from the runs, so a data set without one is a hole whatever was asked for."""
     counts = {key: t.counts for key, t in taken.items() if t.counts is not None}

@@ -11,14 +11,15 @@ from typing import Any
 import pandas as pd
 
 from peftbench.report.papers import protocols
-from peftbench.report.papers.description import ACCURACIES, TASK, PaperTable, Row, Task
+from peftbench.report.papers.description import ACCURACIES, TASK, PaperTable, PaperTask, Row
 from peftbench.report.papers.formulas import ColumnCell, Counts, TaskCell, draws, make
 from peftbench.report.papers.model import BASELINE, PaperCell, Table, TableBlock, TableRow
 from peftbench.report.papers.options import Options
 from peftbench.report.papers.printed import Collection
+from peftbench.report.scores import SCORES
 from peftbench.report.tables import cells as tables
 from peftbench.report.tables.cells import MISSING, MIXED, OK
-from peftbench.report.tables.runs import SCORES, Run, eligible_runs
+from peftbench.report.tables.runs import Run, eligible_runs
 from peftbench.report.words import counted, first_of
 from peftbench.results.frame import committed, select
 from peftbench.results.record import RunRecord, Status, current
@@ -123,7 +124,7 @@ class _Pool:
         facts = [{k: v[i] for k, v in columns.items()} for i in range(len(pool))]
         return cls(paper, protocol, options, found, facts, tuple(left_out), free)
 
-    def taken(self, row: Row, task: Task) -> list[Run]:
+    def taken(self, row: Row, task: PaperTask) -> list[Run]:
         """Runs of a row on a data set, of one protocol where that can be."""
         if row.method is None:
             return []
@@ -139,7 +140,7 @@ class _Pool:
         return own or runs
 
     def measure(
-        self, row: Row, task: Task, runs: Sequence[Run], usual: tables.Majority
+        self, row: Row, task: PaperTask, runs: Sequence[Run], usual: tables.Majority
     ) -> TaskCell:
         """The cell of a row on a data set."""
         if not runs:
@@ -166,7 +167,7 @@ class _Pool:
         lines = [f"Only runs with {where}."] if where else []
         return lines + [f"Left out: {line}" for line in self.left_out]
 
-    def _cell(self, task: Task, runs: Sequence[Run], usual: tables.Majority) -> tables.Cell:
+    def _cell(self, task: PaperTask, runs: Sequence[Run], usual: tables.Majority) -> tables.Cell:
         if task.draws == 1:
             return tables.measure(runs, usual)
         by_draw: dict[int, list[Run]] = defaultdict(list)

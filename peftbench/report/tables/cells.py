@@ -12,7 +12,8 @@ import pandas as pd
 
 from peftbench.registry import unknown_name
 from peftbench.report.frames import typed_frame
-from peftbench.report.tables.runs import SCORES, Run, Variants, eligible_runs, variants_of
+from peftbench.report.scores import SCORE, SCORES
+from peftbench.report.tables.runs import Run, Variants, eligible_runs, variants_of
 from peftbench.report.words import commonest, short, some_of
 from peftbench.results.arithmetic import several
 from peftbench.results.columns import Column
@@ -50,7 +51,7 @@ SUMMARY_COLUMNS = (
 def summary(
     table: pd.DataFrame,
     *,
-    metric: str = "top1",
+    metric: str = SCORE,
     limited: bool = False,
     best_on_test: bool = False,
     left_out: Sequence[str] = (),
@@ -72,7 +73,7 @@ def summary(
 def labelled(
     table: pd.DataFrame,
     *,
-    metric: str = "top1",
+    metric: str = SCORE,
     limited: bool = False,
     best_on_test: bool = False,
 ) -> pd.DataFrame:

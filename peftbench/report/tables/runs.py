@@ -17,8 +17,6 @@ from peftbench.results.settings import settings_of
 # by `id` of a run: the text that tells its row, and the settings named in it
 Variants = dict[int, tuple[str, frozenset[str]]]
 
-SCORES = {"top1": "top-1 accuracy", "mean_per_class": "mean per-class accuracy"}
-
 
 @dataclass(frozen=True)
 class Run:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from peftbench.report.scores import SCORE, SCORES
 from peftbench.report.tables.cells import FAILED, INCOMPLETE, MISSING, MIXED, OK, TASK, UNSUPPORTED
-from peftbench.report.tables.runs import SCORES
 from peftbench.report.words import commonest, magnitude, mark_of
 from peftbench.results.table_files import csv_text
 
@@ -144,7 +144,7 @@ def _aligned(grid: Sequence[Sequence[str]]) -> str:
 
 def _closing(cells: pd.DataFrame, bullet: str) -> str:
     """What the numbers are, and what is not among them."""
-    metric = SCORES[cells.attrs.get("metric", "top1")]
+    metric = SCORES[cells.attrs.get("metric", SCORE)]
     lines = [f"No finished final run has a test {metric} yet."]
     if len(cells):
         lines = [

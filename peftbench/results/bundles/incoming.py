@@ -68,7 +68,6 @@ from peftbench.untrusted import (
 
 BYTES_OF_IMAGE = 4 * 8  # of its predictions: four numbers, at most of 64 bits
 BYTES_BESIDE = 64 * 2**10  # of the headers of these arrays and of the zip file around them
-SPLIT = {"final": "test", "tune": "val"}
 ROW_KEYS = ("run_id", "status", "method", "dataset", "seed", "phase", "top1", "loss")
 
 
@@ -201,8 +200,8 @@ def _check_predictions(data: bytes, record: RunRecord) -> None:
     classes, labels = arrays["classes"], arrays["labels"]
     if classes.ndim != 1 or classes.shape != labels.shape or not len(labels):
         raise ValueError(f"its arrays have the shapes {classes.shape} and {labels.shape}")
-    accuracy = float(np.mean(classes == labels))
-    recorded = record.metrics.get(f"{SPLIT.get(str(record.spec.get('phase')), 'test')}/top1")
+    accuracy = record.task.score_of(arrays)
+    recorded = record.score
     if recorded is None or abs(recorded - accuracy) > 1e-9:
         raise ValueError(f"its accuracy is {accuracy}, and that of the record {recorded}")
     made = predictions_of(arrays)
@@ -216,7 +215,7 @@ def _check_predictions(data: bytes, record: RunRecord) -> None:
 
 def _images(record: RunRecord) -> int | None:
     """How many images were reported, where the record says it."""
-    measured = record.metrics.get(f"{SPLIT.get(str(record.spec.get('phase')), 'test')}/num_images")
+    measured = record.reported("num_images")
     counted = record.provenance.data.get("report_images") if record.provenance else None
     return counted if measured is None else int(measured)
 
@@ -267,23 +266,19 @@ def _conflicts(path: Path, store: ResultsStore, records: Sequence[RunRecord], mo
     lines = []
     for record in records[:most]:
         here = store.get(record.run_id, method_of(record))
-        ours, theirs = (_top1(one) for one in (here, record))
+        ours, theirs = (one and one.score for one in (here, record))
+        name = record.task.score.name
         mine, other = (_arithmetic(one) for one in (here, record))
         there = f"{ours} here, {theirs} there"
         if mine != other:
             there = f"{ours} here in {mine}, {theirs} there in {other}"
-        lines.append(f"{record.run_id} of {short(method_of(record))} (top1 {there})")
+        lines.append(f"{record.run_id} of {short(method_of(record))} ({name} {there})")
     more = f" and {len(records) - most} more" if len(records) > most else ""
     return (
         f"{path} is refused: {store.root} has other results of {len(records)} of its runs: "
         f"{', '.join(lines)}{more}. Import it into another folder to compare, or keep what is "
         "here with --keep."
     )
-
-
-def _top1(record: RunRecord | None) -> float | None:
-    metrics = record.metrics if record else {}
-    return metrics.get("test/top1", metrics.get("val/top1"))
 
 
 def _arithmetic(record: RunRecord | None) -> str:

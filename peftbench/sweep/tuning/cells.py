@@ -65,7 +65,7 @@ class Cell:
         values: dict[int, float] = {}
         stopped = False
         if record is not None and record.status is Status.OK:
-            values = {int(epoch): top1 for epoch, top1 in record.looks.items()}
+            values = {int(epoch): value for epoch, value in record.looks.items()}
             stopped = record.stopped_epoch is not None
             self.curves.append(Curve(values, whole=not stopped))
         self.epochs_spent += 0 if record is None else len(record.history)
@@ -124,10 +124,10 @@ def make_cells(
 
 
 def score_of(record: RunRecord | None) -> float | None:
-    """Val accuracy of a trial's record, `None` where it has none or was stopped before its end."""
+    """The val score of a trial's record, `None` where it has none or was stopped early."""
     if record is None or record.status is not Status.OK or record.stopped_epoch is not None:
         return None
-    return record.metrics.get("val/top1")
+    return record.metrics.get(f"val/{record.task.score.name}")
 
 
 def advance(

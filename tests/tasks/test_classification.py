@@ -6,12 +6,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
-from peftbench.spec import Preprocessing
-from peftbench.training.device import Compute
-from peftbench.training.evaluate import Predictions, calibration_error, metrics, predict
+from peftbench.tasks import CLASSIFICATION
+from peftbench.tasks.classification import calibration_error, softmax
 
 # Six images of three classes. Probabilities of each image; the predicted one is in brackets:
 #   label 0: [0.50] 0.30  0.20   hit
@@ -31,19 +28,20 @@ PROBABILITIES = np.array(
     ]
 )
 LABELS = np.array([0, 0, 1, 1, 1, 2])
-EXAMPLE = Predictions(np.log(PROBABILITIES).astype(np.float32))
+LOGITS = np.log(PROBABILITIES).astype(np.float32)
+EXAMPLE = CLASSIFICATION.rows(LOGITS, LABELS)
 ROUNDING = 1e-6  # of float32 logits
 
 
 def test_predictions_are_classes_confidences_and_margins() -> None:
-    assert EXAMPLE.probabilities == pytest.approx(PROBABILITIES, abs=ROUNDING)
-    assert EXAMPLE.classes.tolist() == [0, 1, 1, 0, 1, 2]
-    assert EXAMPLE.confidence == pytest.approx([0.5, 0.58, 0.78, 0.52, 0.9, 0.58], abs=ROUNDING)
-    assert EXAMPLE.margin == pytest.approx([0.2, 0.33, 0.66, 0.14, 0.85, 0.21], abs=ROUNDING)
+    assert softmax(LOGITS) == pytest.approx(PROBABILITIES, abs=ROUNDING)
+    assert EXAMPLE["classes"].tolist() == [0, 1, 1, 0, 1, 2]
+    assert EXAMPLE["confidence"] == pytest.approx([0.5, 0.58, 0.78, 0.52, 0.9, 0.58], abs=ROUNDING)
+    assert EXAMPLE["margin"] == pytest.approx([0.2, 0.33, 0.66, 0.14, 0.85, 0.21], abs=ROUNDING)
 
 
 def test_metrics_of_six_images() -> None:
-    found = metrics(EXAMPLE, LABELS, num_classes=3)
+    found = CLASSIFICATION.metrics(EXAMPLE, num_classes=3)
     # 4 of 6
     assert found["top1"] == 4 / 6
     # class 0: 1 of 2, class 1: 2 of 3, class 2: 1 of 1
@@ -61,20 +59,20 @@ def test_metrics_of_six_images() -> None:
 
 
 def test_a_class_without_images_does_not_enter_the_mean_of_classes() -> None:
-    found = metrics(EXAMPLE, LABELS, num_classes=5)
+    found = CLASSIFICATION.metrics(EXAMPLE, num_classes=5)
     assert found["mean_per_class"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
 
 
 def test_the_smaller_class_wins_a_tie() -> None:
-    tie = Predictions(np.zeros((1, 3), dtype=np.float32))
-    assert tie.classes.tolist() == [0]
-    assert tie.margin.tolist() == [0.0]
+    tie = CLASSIFICATION.rows(np.zeros((1, 3), dtype=np.float32), np.array([2]))
+    assert tie["classes"].tolist() == [0]
+    assert tie["margin"].tolist() == [0.0]
 
 
 def test_a_hopeless_prediction_costs_a_finite_loss() -> None:
     # exp(-1000) is 0 in float64; the loss stops at -log(2.2e-308)
-    wrong = Predictions(np.array([[1000.0, 0.0]], dtype=np.float32))
-    found = metrics(wrong, np.array([1]), 2)
+    wrong = CLASSIFICATION.rows(np.array([[1000.0, 0.0]], dtype=np.float32), np.array([1]))
+    found = CLASSIFICATION.metrics(wrong, 2)
     assert found["loss"] == pytest.approx(-math.log(np.finfo(np.float64).tiny))
 
 
@@ -85,30 +83,3 @@ def test_confidence_zero_and_one_have_a_bin() -> None:
     assert calibration_error(np.array([0.4, 0.3]), np.array([True, False]), bins=5) == (
         pytest.approx(abs(0.5 - 0.35))
     )
-
-
-class Shade(nn.Module):
-    """Logits (pixel, 0) of each image, and a record of the batches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(0.5)
-        self.batches: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.batches.append(len(x))
-        first = x[:, 0, 0, 0]
-        return self.dropout(torch.stack([first, torch.zeros_like(first)], dim=1))
-
-
-def test_predictions_come_in_the_order_of_the_images_and_in_eval_mode() -> None:
-    shades = np.array([3, 250, 7, 0, 91], dtype=np.uint8)
-    images = np.broadcast_to(shades[:, None, None, None], (5, 2, 2, 3)).copy()
-    model = Shade().train()
-    plain = Preprocessing(size=2, mean=(0.0,) * 3, std=(1.0,) * 3)
-    compute = Compute(torch.device("cpu"), torch.float32)
-    found = predict(model, images, plain, compute, batch_size=2)
-    assert model.batches == [2, 2, 1]
-    assert found.logits[:, 0] == pytest.approx(shades / 255)
-    assert found.logits.dtype == np.float32
-    assert not model.training

@@ -1,0 +1,26 @@
+"""What is learned from images: its loss, what is kept of each image, and what judges a run.
+
+No torch and no numpy at import: tables and records ask a task for the name of its score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from peftbench.tasks.base import TASKS, Metric, Rows, Task, register_task
+from peftbench.tasks.classification import Classification
+
+__all__ = ["CLASSIFICATION", "TASKS", "Classification", "Metric", "Rows", "Task", "register_task"]
+
+CLASSIFICATION = Classification()  # of every run that names no other
+
+
+def task_of(spec: Mapping[str, Any]) -> Task:
+    """The task of a recorded run, from its `spec`.
+
+    Raises:
+        UnknownName: it names a task that is not registered here.
+    """
+    name = spec.get("task")
+    return CLASSIFICATION if name is None else TASKS[str(name)]()

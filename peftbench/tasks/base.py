@@ -1,0 +1,94 @@
+"""What a task is: the one thing that training, scoring and reports ask what they are about."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
+
+from peftbench.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+# what is kept of each image, by name; the first axis counts images
+Rows: TypeAlias = "Mapping[str, np.ndarray]"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that tables can be made of, a fraction; higher is better."""
+
+    name: str  # in records: "top1" of "test/top1"
+    title: str  # in a caption: "top-1 accuracy"
+    short: str  # behind a number: "top-1"
+    figure: str  # in the name of a figure: "accuracy"
+
+
+class Task(ABC):
+    """What is learned from images. A subclass is a frozen dataclass without required fields.
+
+    A model's outputs go one way to a loss, the other way to rows, which are all that metrics are
+    computed from.
+    """
+
+    name: ClassVar[str] = ""  # set by `register_task`
+    scores: ClassVar[tuple[Metric, ...]]  # a run is judged by the first
+    fractions: ClassVar[frozenset[str]]  # metrics that lie in [0, 1]
+    stored: ClassVar[Mapping[str, str]]  # rows that are written to a file, with their types
+
+    @property
+    def score(self) -> Metric:
+        """What a run is judged by: chooses epochs and trials, and is what tables show first."""
+        return self.scores[0]
+
+    @abstractmethod
+    def outputs(self, raw: Tensor) -> Tensor:
+        """What loss and rows are computed from, in float32, of a model's own output (B, ...)."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        """What training minimises: a scalar, the mean over images.
+
+        Args:
+            outputs: (B, ...), from `outputs`.
+            targets: (B,) classes, or (B, classes) shares where images are mixed.
+            label_smoothing: share of a target that is spread over all classes.
+        """
+
+    @abstractmethod
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,) whether each image counts as right while it trains; labels: (B,)."""
+
+    @abstractmethod
+    def among(self, outputs: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """`outputs` (N, ...) as if `classes` (K,) were all there are, in that order."""
+
+    @abstractmethod
+    def rows(self, outputs: np.ndarray, labels: np.ndarray) -> Rows:
+        """What is kept of each image; outputs: (N, ...) float32, labels: (N,)."""
+
+    @abstractmethod
+    def metrics(self, rows: Rows, num_classes: int) -> dict[str, float]:
+        """All numbers of a split by name, from what `rows` gave; the score is among them."""
+
+    @abstractmethod
+    def score_of(self, rows: Rows) -> float:
+        """The score alone, which rows that come from a file suffice for."""
+
+
+T = TypeVar("T", bound=type[Task])
+TASKS: Registry[type[Task]] = Registry("task")
+
+
+def register_task(name: str) -> Callable[[T], T]:
+    """Decorator for a subclass of `Task`: records and configurations know it as `name`."""
+
+    def store(task: T) -> T:
+        task.name = name
+        TASKS.register(name)(task)
+        return task
+
+    return store

@@ -1,0 +1,122 @@
+"""Image classification: one class an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from peftbench.tasks.base import Metric, Rows, Task, register_task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+ECE_BINS = 15  # equal-width confidence bins (Guo et al., 2017, §2)
+
+
+@register_task("classification")
+@dataclass(frozen=True)
+class Classification(Task):
+    """Tell the class of an image; a model's outputs are logits (B, C).
+
+    Rows are the predicted class, where the smaller index wins a tie; its probability
+    (`confidence`); that minus the runner-up's (`margin`); the true class (`labels`); and its
+    probability (`likelihood`). All are (N,), probabilities in float64.
+    """
+
+    scores: ClassVar[tuple[Metric, ...]] = (
+        Metric("top1", "top-1 accuracy", "top-1", "accuracy"),
+        Metric("mean_per_class", "mean per-class accuracy", "mean per class", "mean_per_class"),
+    )
+    fractions: ClassVar[frozenset[str]] = frozenset((*(m.name for m in scores), "ece"))
+    stored: ClassVar[Mapping[str, str]] = {
+        "classes": "int32",
+        "confidence": "float32",
+        "margin": "float32",
+        "labels": "int32",
+    }
+
+    def outputs(self, raw: Tensor) -> Tensor:
+        """(B, C) logits."""
+        return raw.float()
+
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        """Cross-entropy of logits (B, C) with classes (B,), or with shares (B, C) of them."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,) whether the largest of the logits (B, C) is that of the label (B,)."""
+        return outputs.argmax(1) == labels
+
+    def among(self, outputs: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """(N, K) logits of `classes` (K,) alone, out of (N, C)."""
+        return outputs[:, classes]
+
+    def rows(self, outputs: np.ndarray, labels: np.ndarray) -> Rows:
+        """Prediction and truth of each image; outputs: logits (N, C), labels: (N,)."""
+        import numpy as np
+
+        probabilities = softmax(outputs)
+        top = np.sort(probabilities, axis=1)
+        return {
+            "classes": outputs.argmax(axis=1),
+            "confidence": probabilities.max(axis=1),
+            "margin": top[:, -1] - top[:, -2] if top.shape[1] > 1 else top[:, -1],
+            "labels": labels,
+            "likelihood": probabilities[np.arange(len(labels)), labels],
+        }
+
+    def metrics(self, rows: Rows, num_classes: int) -> dict[str, float]:
+        """top1, mean per-class accuracy, cross-entropy, expected calibration error, count.
+
+        Accuracies and the error are fractions in [0, 1]. Classes without an image are left out of
+        the mean per-class accuracy.
+        """
+        import numpy as np
+
+        labels = rows["labels"]
+        hit = rows["classes"] == labels
+        per_class = [hit[labels == c].mean() for c in range(num_classes) if (labels == c).any()]
+        likelihood = np.maximum(rows["likelihood"], np.finfo(np.float64).tiny)
+        return {
+            "top1": self.score_of(rows),
+            "mean_per_class": float(np.mean(per_class)),
+            "loss": float(-np.log(likelihood).mean()),
+            "ece": calibration_error(rows["confidence"], hit),
+            "num_images": float(len(labels)),
+        }
+
+    def score_of(self, rows: Rows) -> float:
+        """The share of images whose class is right."""
+        return float((rows["classes"] == rows["labels"]).mean())
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, C) probabilities in float64."""
+    import numpy as np
+
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    exponent = np.exp(shifted)
+    return exponent / exponent.sum(axis=1, keepdims=True)
+
+
+def calibration_error(confidence: np.ndarray, hit: np.ndarray, bins: int = ECE_BINS) -> float:
+    """Mean of |accuracy - confidence| over equal-width bins, weighted by their images.
+
+    Args:
+        confidence: (N,) probability of the predicted class.
+        hit: (N,) whether it is right.
+    """
+    import numpy as np
+
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    error = 0.0
+    for b in range(bins):
+        inside = index == b
+        if inside.any():
+            error += inside.mean() * abs(hit[inside].mean() - confidence[inside].mean())
+    return float(error)
