@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 _SIGNATURE = inspect.signature(F.batch_norm)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of a call of `F.batch_norm`, by its names."""
+
+    input: Tensor  # (B, C, ...), or (B x L, C)
+    running_mean: Tensor | None  # (C,), and so are the next three
+    running_var: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    training: bool
+    momentum: float
+    eps: float
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
@@ -52,22 +67,12 @@ class GlobalStatistics(TorchFunctionMode):
             call = _SIGNATURE.bind(*args, **(kwargs or {}))
             call.apply_defaults()
             if call.arguments["training"]:
-                return self._normalised(**call.arguments)
+                return self._normalised(_Call(**call.arguments))
         return func(*args, **(kwargs or {}))
 
-    def _normalised(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
-        """What `F.batch_norm` gives; input: (B, C, ...), or (B x L, C)."""
-        x = input if input.dtype is torch.float64 else input.float()
+    def _normalised(self, call: _Call) -> Tensor:
+        """What `F.batch_norm` gives."""
+        x = call.input if call.input.dtype is torch.float64 else call.input.float()
         channels = x.shape[1]
         others = [d for d in range(x.ndim) if d != 1]
         shape = [1, channels] + [1] * (x.ndim - 2)
@@ -80,17 +85,17 @@ class GlobalStatistics(TorchFunctionMode):
         centred = x - mean.view(shape)
         variance = _GlobalSum.apply(own * centred.square().sum(others)) / values
         with torch.no_grad():
-            if running_mean is not None:
-                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            if running_var is not None:
+            if call.running_mean is not None:
+                call.running_mean.lerp_(mean.to(call.running_mean.dtype), call.momentum)
+            if call.running_var is not None:
                 unbiased = variance * (values / (values - 1))
-                running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-        y = centred * torch.rsqrt(variance + eps).view(shape)
-        if weight is not None:
-            y = y * weight.view(shape)
-        if bias is not None:
-            y = y + bias.view(shape)
-        return y.to(input.dtype)
+                call.running_var.lerp_(unbiased.to(call.running_var.dtype), call.momentum)
+        y = centred * torch.rsqrt(variance + call.eps).view(shape)
+        if call.weight is not None:
+            y = y * call.weight.view(shape)
+        if call.bias is not None:
+            y = y + call.bias.view(shape)
+        return y.to(call.input.dtype)
 
 
 class _GlobalSum(torch.autograd.Function):
