@@ -58,46 +58,11 @@ def _check_wrapping(model: nn.Module) -> None:
             "this is a tuned model already. Call peftbench.detach on it, and tune the backbone."
         )
     for path, module in model.named_modules():
-        kind, origin = type(module).__name__, type(module).__module__
-        where = f"its {path!r}" if path else f"this {kind}"
-        if kind == "OptimizedModule":
-            raise ConfigError(
-                f"{where} is compiled by torch.compile, and its compiled code would not see a "
-                "method. Tune the model that was compiled (its _orig_mod), then compile the tuned "
-                "one."
-            )
-        if kind in PARALLEL or kind.startswith("FSDP"):
-            raise ConfigError(
-                f"{where} is wrapped in {kind}. Tune the model inside (its .module), then wrap "
-                "the tuned one."
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ConfigError(
-                f"{where} is scripted or traced by torch.jit, which fixes its modules. Tune the "
-                "model that was scripted."
-            )
-        if isinstance(module, torch.fx.GraphModule):
-            if kind in FEATURES:
-                break
-            raise ConfigError(
-                f"{where} is traced by torch.fx, which fixes its modules. Tune the model that was "
-                "traced."
-            )
-        if origin.startswith(QUANTISED):
-            raise ConfigError(
-                f"{where} is quantised ({origin}.{kind}), and methods train beside float weights. "
-                "Tune the model before quantising it."
-            )
-        if origin.startswith("peft."):
-            raise ConfigError(
-                f"{where} carries an adapter of the package peft. Take it off first, with "
-                "merge_and_unload() or unload()."
-            )
-        if origin.startswith("peftbench.methods."):
-            raise ConfigError(
-                f"{where} is a {kind} of a tuning method: this {own} carries one already. Call "
-                "peftbench.detach on its tuned model, or build the backbone anew."
-            )
+        if isinstance(module, torch.fx.GraphModule) and type(module).__name__ in FEATURES:
+            break
+        if obstacle := _obstacle(module, own):
+            where = f"its {path!r}" if path else f"this {type(module).__name__}"
+            raise ConfigError(f"{where} {obstacle}")
     if own in FEATURES:
         raise Unsupported(
             f"this {own} was built with features_only=True and has no classifier. Build the model "
@@ -105,6 +70,43 @@ def _check_wrapping(model: nn.Module) -> None:
         )
     if not hasattr(model, "get_classifier"):
         raise Unsupported(_not_timm(model))
+
+
+def _obstacle(module: nn.Module, own: str) -> str:
+    """Why no method goes on a model of class `own` that holds this module; empty where one does."""
+    kind, origin = type(module).__name__, type(module).__module__
+    if kind == "OptimizedModule":
+        return (
+            "is compiled by torch.compile, and its compiled code would not see a method. Tune the "
+            "model that was compiled (its _orig_mod), then compile the tuned one."
+        )
+    if kind in PARALLEL or kind.startswith("FSDP"):
+        return (
+            f"is wrapped in {kind}. Tune the model inside (its .module), then wrap the tuned one."
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        return (
+            "is scripted or traced by torch.jit, which fixes its modules. Tune the model that was "
+            "scripted."
+        )
+    if isinstance(module, torch.fx.GraphModule):
+        return "is traced by torch.fx, which fixes its modules. Tune the model that was traced."
+    if origin.startswith(QUANTISED):
+        return (
+            f"is quantised ({origin}.{kind}), and methods train beside float weights. Tune the "
+            "model before quantising it."
+        )
+    if origin.startswith("peft."):
+        return (
+            "carries an adapter of the package peft. Take it off first, with merge_and_unload() "
+            "or unload()."
+        )
+    if origin.startswith("peftbench.methods."):
+        return (
+            f"is a {kind} of a tuning method: this {own} carries one already. Call "
+            "peftbench.detach on its tuned model, or build the backbone anew."
+        )
+    return ""
 
 
 def _not_timm(model: nn.Module) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +34,12 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
     head = head_path(backbone)
     classifier = backbone.get_submodule(head)
     declared = list(_declare(backbone, family))
-    shapes, channels = _probe(backbone, [path for path, *_ in declared], image_size)
+    shapes, channels = _probe(backbone, [site.path for site in declared], image_size)
     late = _late_entries(declared, shapes)
     sites = tuple(
-        _site(backbone, family, path, role, depth, stage, shapes.get(path))
-        for path, role, depth, stage in declared
-        if (path, role) not in late
+        _site(backbone, family, site, shapes.get(site.path))
+        for site in declared
+        if (site.path, site.role) not in late
     )
     optional = family.optional | {Role.ATTN_ENTRY, Role.MLP_ENTRY}
     missing = set(family.inside) - {site.role for site in sites} - optional
@@ -113,40 +114,60 @@ def weightless_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _declare(backbone: nn.Module, family: Family) -> Iterator[tuple[str, Role, int, int]]:
-    """(path, role, depth, stage) of each declared site, in depth order."""
+@dataclass(frozen=True)
+class _Declared:
+    """A site as its family declares it, before the probe."""
+
+    path: str
+    role: Role
+    depth: int
+    stage: int
+
+
+def _declare(backbone: nn.Module, family: Family) -> Iterator[_Declared]:
+    """The declared sites in depth order."""
     if not family.blocks:
         return
-    paths = [p for p, m in backbone.named_modules() if p and not isinstance(m, nn.Identity)]
-    known = set(paths)
+    modules = {p: m for p, m in backbone.named_modules() if p and not isinstance(m, nn.Identity)}
     for role, patterns in family.stem.items():
-        for pattern in patterns:
-            for path in match(pattern, paths):
-                if _fits(role, backbone.get_submodule(path)):
-                    yield path, role, STEM, 0
+        for path in _matching(patterns, modules):
+            if _fits(role, modules[path]):
+                yield _Declared(path, role, STEM, 0)
     stages: list[str] = []
-    for depth, block in enumerate(match(family.blocks, paths)):
+    blocks = match(family.blocks, list(modules))
+    for depth, block in enumerate(blocks):
         stage_path = block.rpartition(".")[0]
         if stage_path not in stages:
             stages.append(stage_path)
-            for pattern in family.transitions:
-                for path in match(pattern, paths):
-                    # Swin: layers.1.downsample stands beside layers.1.blocks
-                    if path.rpartition(".")[0] == stage_path.removesuffix(".blocks"):
-                        yield path, Role.TRANSITION, depth, len(stages) - 1
-                        for role, names in family.in_transition.items():
-                            for inner in (f"{path}.{name}" for name in names):
-                                if inner in known and _fits(role, backbone.get_submodule(inner)):
-                                    yield inner, role, depth, len(stages) - 1
-        yield block, Role.BLOCK, depth, len(stages) - 1
-        for role, names in family.inside.items():
-            for path in (f"{block}.{name}" for name in names):
-                if path in known and _fits(role, backbone.get_submodule(path)):
-                    yield path, role, depth, len(stages) - 1
-    last = len(match(family.blocks, paths))
-    for pattern in family.after:
-        for path in match(pattern, paths):
-            yield path, Role.AFTER, last, max(0, len(stages) - 1)
+            # Swin: layers.1.downsample stands beside layers.1.blocks
+            beside = stage_path.removesuffix(".blocks")
+            for path in _matching(family.transitions, modules):
+                if path.rpartition(".")[0] == beside:
+                    for site, role in _around(path, Role.TRANSITION, family.in_transition, modules):
+                        yield _Declared(site, role, depth, len(stages) - 1)
+        for site, role in _around(block, Role.BLOCK, family.inside, modules):
+            yield _Declared(site, role, depth, len(stages) - 1)
+    for path in _matching(family.after, modules):
+        yield _Declared(path, Role.AFTER, len(blocks), max(0, len(stages) - 1))
+
+
+def _matching(patterns: tuple[str, ...], modules: Mapping[str, nn.Module]) -> list[str]:
+    """Paths of the modules that fit one of `patterns`, pattern by pattern."""
+    return [path for pattern in patterns for path in match(pattern, list(modules))]
+
+
+def _around(
+    path: str,
+    role: Role,
+    inside: Mapping[Role, tuple[str, ...]],
+    modules: Mapping[str, nn.Module],
+) -> Iterator[tuple[str, Role]]:
+    """A site, and the sites that its family declares inside it."""
+    yield path, role
+    for inner_role, names in inside.items():
+        for inner in (f"{path}.{name}" for name in names):
+            if inner in modules and _fits(inner_role, modules[inner]):
+                yield inner, inner_role
 
 
 def _fits(role: Role, module: nn.Module) -> bool:
@@ -236,7 +257,7 @@ def _channels(backbone: nn.Module) -> tuple[int, ...]:
 
 
 def _late_entries(
-    declared: list[tuple[str, Role, int, int]], shapes: dict[str, torch.Size]
+    declared: list[_Declared], shapes: dict[str, torch.Size]
 ) -> set[tuple[str, Role]]:
     """Norms declared as the entry of a branch which are called behind it, as in post-norm blocks.
 
@@ -245,24 +266,21 @@ def _late_entries(
     order = {path: index for index, path in enumerate(shapes)}
     late = set()
     for entry, inside in ((Role.ATTN_ENTRY, Role.ATTN_OUT), (Role.MLP_ENTRY, Role.MLP_OUT)):
-        ends = {depth: order.get(path, -1) for path, role, depth, _ in declared if role is inside}
+        ends = {site.depth: order.get(site.path, -1) for site in declared if site.role is inside}
         late |= {
-            (path, role)
-            for path, role, depth, _ in declared
-            if role is entry and "norm" in path and order.get(path, -1) > ends.get(depth, -1) >= 0
+            (site.path, site.role)
+            for site in declared
+            if site.role is entry
+            and "norm" in site.path
+            and order.get(site.path, -1) > ends.get(site.depth, -1) >= 0
         }
     return late
 
 
 def _site(
-    backbone: nn.Module,
-    family: Family,
-    path: str,
-    role: Role,
-    depth: int,
-    stage: int,
-    shape: torch.Size | None,
+    backbone: nn.Module, family: Family, declared: _Declared, shape: torch.Size | None
 ) -> Site:
+    path, role = declared.path, declared.role
     module = backbone.get_submodule(path)
     weight = getattr(module, "weight", None)
     matrix = isinstance(weight, Tensor) and weight.ndim >= 2
@@ -280,8 +298,8 @@ def _site(
     return Site(
         path=path,
         role=role,
-        depth=depth,
-        stage=stage,
+        depth=declared.depth,
+        stage=declared.stage,
         width=width,
         fan_in=weight[0].numel() if matrix and isinstance(weight, Tensor) else None,
         channels_last=channels_last,

@@ -7,7 +7,7 @@ import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,12 +125,7 @@ def _member(path: Path, info: zipfile.ZipInfo) -> bytearray:
 
 def read_pickles(path: Path, start: bytes) -> Found:
     """A file of torch < 1.6, or a plain pickle of numpy arrays."""
-    lowered = start.lower()
-    for magic, what in FOREIGN:
-        if lowered.startswith(magic):
-            raise ValueError(f"it is {what}")
-    if not start.startswith((b"\x80", b"(", b"c", b"]", b"}")):
-        raise ValueError("it is no file of torch, numpy or safetensors")
+    _check_start(start)
     storages: dict[str, Storage] = {}
 
     def stored(identity: Any) -> Any:
@@ -151,26 +146,10 @@ def read_pickles(path: Path, start: bytes) -> Found:
                 raise ValueError("its tensors lie in another file")
             return Found(content, _no_numbers)
         pickles.read(data, stored)  # type: ignore[arg-type]
-        system = pickles.read(data, stored)  # type: ignore[arg-type]
-        if not isinstance(system, dict) or system.get("little_endian") is not True:
-            raise ValueError("its numbers are in the byte order of another machine")
+        _check_byte_order(pickles.read(data, stored))  # type: ignore[arg-type]
         content = pickles.read(data, stored)  # type: ignore[arg-type]
         keys = pickles.read(data, stored)  # type: ignore[arg-type]
-        places: dict[str, tuple[int, int]] = {}
-        at = data.tell()
-        for key in keys if isinstance(keys, list) else []:
-            if not isinstance(key, str) or key in places:
-                raise ValueError("its list of storages is damaged")
-            known = storages.get(key)
-            (count,) = struct.unpack("<q", data[at : at + 8])
-            width = WIDTHS[STORAGES[known.kind]] if known else 0
-            at += 8
-            if known is None or count < known.numbers or at + count * width > len(data):
-                raise ValueError("it ends before its tensors do")
-            places[key] = (at, known.numbers * width)
-            at += count * width
-        if storages.keys() - places.keys():
-            raise ValueError("it lacks the numbers of some tensors")
+        places = _places(data, keys, storages)
 
     def numbers(storage: Storage) -> Tensor:
         offset, length = places[storage.key]
@@ -182,6 +161,44 @@ def read_pickles(path: Path, start: bytes) -> Found:
         return torch.frombuffer(found, dtype=torch.uint8)
 
     return Found(content, _once(numbers))
+
+
+def _check_start(start: bytes) -> None:
+    """Refuse a file whose first bytes are of no pickle, and say what they are of."""
+    lowered = start.lower()
+    for magic, what in FOREIGN:
+        if lowered.startswith(magic):
+            raise ValueError(f"it is {what}")
+    if not start.startswith((b"\x80", b"(", b"c", b"]", b"}")):
+        raise ValueError("it is no file of torch, numpy or safetensors")
+
+
+def _check_byte_order(system: Any) -> None:
+    """`system` is what a file says of the machine that wrote it."""
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ValueError("its numbers are in the byte order of another machine")
+
+
+def _places(
+    data: mmap.mmap, keys: Any, storages: Mapping[str, Storage]
+) -> dict[str, tuple[int, int]]:
+    """First byte and number of bytes of each storage; they lie one behind another from here on."""
+    places: dict[str, tuple[int, int]] = {}
+    at = data.tell()
+    for key in keys if isinstance(keys, list) else []:
+        if not isinstance(key, str) or key in places:
+            raise ValueError("its list of storages is damaged")
+        known = storages.get(key)
+        (count,) = struct.unpack("<q", data[at : at + 8])
+        width = WIDTHS[STORAGES[known.kind]] if known else 0
+        at += 8
+        if known is None or count < known.numbers or at + count * width > len(data):
+            raise ValueError("it ends before its tensors do")
+        places[key] = (at, known.numbers * width)
+        at += count * width
+    if storages.keys() - places.keys():
+        raise ValueError("it lacks the numbers of some tensors")
+    return places
 
 
 def _no_numbers(storage: Storage) -> Tensor:

@@ -11,7 +11,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,26 +226,36 @@ def _flattened(found: Found) -> dict[str, Entry]:
                 table[name] = entry
                 if characters > MOST_CHARACTERS:
                     raise ValueError(MANY)
-        elif isinstance(value, Mapping):
-            for key, inner in value.items():
-                below = f"{name}.{key}" if name else str(key)
-                collect(inner, below, depth + 1)
-        elif isinstance(value, Inert):
-            collect(value.items, name, depth + 1)
-            if isinstance(value.state, Mapping):
-                # of a whole pickled module, what its state dict would have in it
-                parts = [value.state.get(part) for part in ("_parameters", "_buffers", "_modules")]
-                if all(isinstance(part, Mapping) for part in parts):
-                    for part in parts:
-                        collect(part, name, depth + 1)
-        elif isinstance(value, list | tuple) and any(
-            isinstance(v, Mapping | StoredTensor) for v in value
-        ):
-            for i, inner in enumerate(value):
-                collect(inner, f"{name}.{i}" if name else str(i), depth + 1)
+        for below, inner in _inside(value, name):
+            collect(inner, below, depth + 1)
 
     collect(found.content, "", 0)
     return table
+
+
+def _inside(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """What a value under `name` holds, with the full names of it."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield f"{name}.{key}" if name else str(key), inner
+    elif isinstance(value, Inert):
+        yield name, value.items
+        for part in _parts_of_module(value.state):
+            yield name, part
+    elif isinstance(value, list | tuple) and any(
+        isinstance(v, Mapping | StoredTensor) for v in value
+    ):
+        for i, inner in enumerate(value):
+            yield f"{name}.{i}" if name else str(i), inner
+
+
+def _parts_of_module(state: Any) -> list[Mapping[Any, Any]]:
+    """Of a whole pickled module, what its state dict would have in it."""
+    if not isinstance(state, Mapping):
+        return []
+    parts = [state.get(part) for part in ("_parameters", "_buffers", "_modules")]
+    mappings = [part for part in parts if isinstance(part, Mapping)]
+    return mappings if len(mappings) == len(parts) else []
 
 
 def _entry(value: StoredTensor | PickledArray, found: Found) -> Entry | None:

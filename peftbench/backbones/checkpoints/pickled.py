@@ -115,7 +115,7 @@ def stored_tensor(
     return StoredTensor(storage, offset, shape, steps, dtype)
 
 
-def typed_tensor(
+def typed_tensor(  # noqa: PLR0913 - the arguments of torch._utils._rebuild_tensor_v3
     storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> StoredTensor:
     """As newer dtypes are saved: the storage counts bytes."""
