@@ -91,9 +91,8 @@ def decode(
 
     key = pixels.key(part.digests, preprocessing, levels)
     whole = preprocessing.resize == WHOLE
-    return pixels.stored(
-        key, len(part), preprocessing.size, make, title=title, beside=beside, whole=whole
-    )
+    rows = pixels.Rows(len(part), preprocessing.size, make, title, whole)
+    return pixels.stored(key, rows, beside)
 
 
 def each(act: Callable[[Item], Result], items: Sequence[Item], title: str) -> Iterator[Result]:

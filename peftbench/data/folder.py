@@ -54,8 +54,7 @@ def read_folder(spec: DatasetSpec) -> Listing:
     found = _found(root)
     class_names, found_parts = _listed(root, found)
     parts, drawn = own.settle(found_parts, class_names, spec, str(root), "val folder")
-    return own.make_listing(
-        spec,
+    content = own.Content(
         title=files.readable(root.name),
         source=files.readable(str(root)),
         class_names=class_names,
@@ -69,8 +68,8 @@ def read_folder(spec: DatasetSpec) -> Listing:
             spec.split_seed,
             (*found.remarks, *filter(None, (found.tree.remark(), alike.remark(class_names)))),
         ),
-        folder=root,
     )
+    return own.make_listing(spec, content, folder=root)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,7 @@ def read_hub(spec: DatasetSpec) -> Listing:
     parts, drawn = own.settle(found, class_names, spec, place, "validation split")
     licence = str(next(iter(used.values())).info.license or "")
     kind = f"image column {image!r}, label column {label!r}, splits {', '.join(used)}"
-    return own.make_listing(
-        spec,
+    content = own.Content(
         title=spec.hub or "",
         source=_source(spec, place),
         class_names=class_names,
@@ -75,6 +74,7 @@ def read_hub(spec: DatasetSpec) -> Listing:
         ),
         licence=licence or "as its owner states",
     )
+    return own.make_listing(spec, content)
 
 
 def choose_splits(sizes: Mapping[str, int], spec: DatasetSpec, place: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,25 +67,29 @@ def check_trained(parts: Mapping[str, SplitList], class_names: tuple[str, ...], 
             )
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a reader found in a user's own data set."""
+
+    title: str
+    source: str
+    class_names: tuple[str, ...]
+    parts: Mapping[str, SplitList]  # train, val and test
+    pictures: Pictures
+    origin: Origin
+    licence: str = "as its owner states"
+
+
 def make_listing(
-    spec: DatasetSpec,
-    *,
-    title: str,
-    source: str,
-    class_names: tuple[str, ...],
-    parts: Mapping[str, SplitList],
-    pictures: Pictures,
-    origin: Origin,
-    licence: str = "as its owner states",
-    folder: Path | None = None,
-    lists: tuple[str, ...] = (),
+    spec: DatasetSpec, content: Content, folder: Path | None = None, lists: tuple[str, ...] = ()
 ) -> Listing:
-    """The listing of the three `parts`; its manifest says nothing of where they lie.
+    """The listing of the three parts; its manifest says nothing of where they lie.
 
     `folder` is that of the files, if there are any, and `lists` those in it that say what is in
     which split.
     """
-    wide = levels.Finder(pictures, tuple(parts.values()), source)
+    parts, pictures, origin = content.parts, content.pictures, content.origin
+    wide = levels.Finder(pictures, tuple(parts.values()), content.source)
     extra = f"parameters\t{spec.val_fraction!r}\t{spec.test_fraction!r}\t{spec.split_seed}\n"
 
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
@@ -92,14 +97,14 @@ def make_listing(
         return files.decode(pictures, part, preprocessing, title, folder, wide().levels)
 
     return Listing(
-        title=title,
+        title=content.title,
         suite=spec.suite,
         suite_version=spec.suite_version,
         group=spec.group,
-        licence=licence,
-        source=source,
+        licence=content.licence,
+        source=content.source,
         notice="",
-        class_names=class_names,
+        class_names=content.class_names,
         train=parts["train"],
         val=parts["val"],
         test=parts["test"],

@@ -22,6 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,39 +98,49 @@ def _may_lock(path: Path) -> bool:
     return not lock.exists() or os.access(lock, os.R_OK)
 
 
-def stored(
-    name: str,
-    count: int,
-    size: int,
-    make: Callable[[int], Any],
-    *,
-    title: str,
-    beside: Path | None = None,
-    whole: bool = False,
-) -> np.ndarray:
-    """The images `make(row)` of `count` rows, memory-mapped: (count, size, size, 3) uint8.
+@dataclass(frozen=True)
+class Rows:
+    """What an array holds and how each of its rows is made."""
 
-    Of `whole` pictures (count,) records; see `images.row_type`. They are made where no intact array
-    of this `name` is stored. A build that was interrupted is taken up where it stopped.
+    count: int
+    size: int  # side of an image
+    make: Callable[[int], Any]  # from the number of a row
+    title: str  # of the progress bar, which is shown on a terminal only
+    whole: bool = False  # pictures as they are; see `images.row_type`
+
+    @property
+    def kind(self) -> np.dtype[Any]:
+        """The type of a row."""
+        return row_type(self.size, self.whole)
+
+    def fit(self, array: np.ndarray) -> bool:
+        """Whether an array has the shape and the type of these rows."""
+        kind = self.kind
+        return array.shape == (self.count, *kind.shape) and array.dtype == kind.base
+
+
+def stored(name: str, rows: Rows, beside: Path | None = None) -> np.ndarray:
+    """The images of `rows`, memory-mapped: (count, size, size, 3) uint8.
+
+    Of whole pictures (count,) records. They are made where no intact array of this `name` is
+    stored. A build that was interrupted is taken up where it stopped.
 
     Args:
         name: see `key`.
-        title: of the progress bar, which is shown on a terminal only.
         beside: the folder of the data.
 
     Raises:
         DataError: an image cannot be decoded, or the store cannot be written.
     """
-    kind = row_type(size, whole)
     paths = [folder / f"{name}.npy" for folder in places(beside)]
-    found = _known(paths, count, kind)
+    found = _known(paths, rows)
     if found is None:
         path = next((p for p in paths if _may_write(p.parent) and _may_lock(p)), paths[-1])
         with _writable(path.parent), _only_builder(path):
-            found = _known(paths, count, kind)  # another process may have built it meanwhile
-            found = _compared(paths, count, kind, make, title) if found is None else found
+            found = _known(paths, rows)  # another process may have built it meanwhile
+            found = _compared(paths, rows) if found is None else found
             if found is None:
-                _build(path, count, kind, make, title)
+                _build(path, rows)
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
             path.with_suffix(".lock").unlink(missing_ok=True)  # who waits for it finds the array
             for folder in (path.parent, memory_path(path).parent):
@@ -137,32 +148,31 @@ def stored(
     return found
 
 
-def _build(
-    path: Path, count: int, kind: np.dtype[Any], make: Callable[[int], Any], title: str
-) -> None:
-    part = path.with_suffix(".part")
-    done = 0 if part.is_symlink() else _rows_done(part, count, kind)
+def _build(path: Path, rows: Rows) -> None:
+    part, kind = path.with_suffix(".part"), rows.kind
+    done = 0 if part.is_symlink() else _rows_done(part, rows)
     if not done:
         part.unlink(missing_ok=True)  # a link, or another user's, that could not be written to
-        _check_space(path.parent, count * kind.itemsize)
+        _check_space(path.parent, rows.count * kind.itemsize)
     array = np.lib.format.open_memmap(
         part,
         mode="r+" if done else "w+",
         dtype=kind.base,
-        shape=None if done else (count, *kind.shape),
+        shape=None if done else (rows.count, *kind.shape),
     )
     digest = _digest_of_rows(part, array, done)
     try:
         saved = time.monotonic()
-        rows = range(done, count)
+        left = range(done, rows.count)
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for number, image in zip(
-                rows,
-                tqdm(  # None: shown when stderr is a terminal
-                    pool.map(make, rows), total=count, initial=done, desc=title, disable=None
-                ),
-                strict=True,
-            ):
+            made = tqdm(  # None: shown when stderr is a terminal
+                pool.map(rows.make, left),
+                total=rows.count,
+                initial=done,
+                desc=rows.title,
+                disable=None,
+            )
+            for number, image in zip(left, made, strict=True):
                 array[number] = image
                 digest.update(array[number].tobytes())
                 if time.monotonic() - saved > _SAVED_EVERY:
@@ -175,7 +185,7 @@ def _build(
         raise
     del array
     side = (kind["pixels"] if kind.names else kind).shape[0]
-    facts = {"title": title, "images": count, "size": side, "pillow": PIL.__version__}
+    facts = {"title": rows.title, "images": rows.count, "size": side, "pillow": PIL.__version__}
     sha256 = digest.hexdigest()  # of what was decoded, whatever is on the disk now
     with replaced(facts_path(path)) as facts_file:
         content = json.dumps({**facts, "sha256": sha256}, indent=1)
@@ -196,21 +206,17 @@ def _digest_of_rows(part: Path, array: np.memmap, rows: int) -> Any:
     return digest
 
 
-def _rows_done(part: Path, count: int, kind: np.dtype[Any]) -> int:
+def _rows_done(part: Path, rows: Rows) -> int:
     """How many rows a build that was stopped has left behind, as the user's cache knows them."""
     try:
         note = json.loads(progress_path(part).read_text(encoding="ascii"))
         done, sha256 = note["rows"], note["sha256"]
         array = np.load(part, mmap_mode="r", allow_pickle=False)
-        if not (_fits(array, count, kind) and isinstance(done, int) and 0 < done < count):
+        if not (rows.fit(array) and isinstance(done, int) and 0 < done < rows.count):
             return 0
         return done if _digest_of_rows(part, array, done).hexdigest() == sha256 else 0
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RecursionError):
         return 0
-
-
-def _fits(array: np.ndarray, count: int, kind: np.dtype[Any]) -> bool:
-    return array.shape == (count, *kind.shape) and array.dtype == kind.base
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -222,19 +228,19 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _opened(path: Path, count: int, kind: np.dtype[Any]) -> np.ndarray | None:
+def _opened(path: Path, rows: Rows) -> np.ndarray | None:
     try:
         check_plain_file(path)
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array if _fits(array, count, kind) else None
+        return array if rows.fit(array) else None
     except (OSError, ValueError, EOFError):  # absent, cut short, no array
         return None
 
 
-def _known(paths: Sequence[Path], count: int, kind: np.dtype[Any]) -> np.ndarray | None:
+def _known(paths: Sequence[Path], rows: Rows) -> np.ndarray | None:
     """The first array whose bytes are those that the user's cache knows."""
     for path in paths:
-        found = _opened(path, count, kind)
+        found = _opened(path, rows)
         if found is not None and _is_known(path):
             return found
     return None
@@ -255,27 +261,25 @@ def _is_known(path: Path) -> bool:
     return True
 
 
-def _compared(
-    paths: Sequence[Path], count: int, kind: np.dtype[Any], make: Callable[[int], Any], title: str
-) -> np.ndarray | None:
+def _compared(paths: Sequence[Path], rows: Rows) -> np.ndarray | None:
     """The first array that nobody knows and that holds what its images decode to."""
     for path in paths:
-        found = _opened(path, count, kind)
+        found = _opened(path, rows)
         if found is None:
             continue
         if memory_of(path):
-            _log.warning("%s: %s has changed since it was made, and is not used", title, path)
+            _log.warning("%s: %s has changed since it was made, and is not used", rows.title, path)
             continue
         _log.warning(
             "%s: the resized images in %s were not made by you, or %s has forgotten it: "
             "they are compared with all %s images, once",
-            title, path.parent, cache_dir(), f"{count:,}",
+            rows.title, path.parent, cache_dir(), f"{rows.count:,}",
         )  # fmt: skip
-        digest = _digest_of_rows(path, found, count)  # type: ignore[arg-type]
-        if _holds(found, kind, make, title):
+        digest = _digest_of_rows(path, found, rows.count)  # type: ignore[arg-type]
+        if _holds(found, rows):
             remember(path, digest.hexdigest())
             return found if _is_known(path) else None
-        _log.warning("%s: %s does not hold its images, and is not used", title, path)
+        _log.warning("%s: %s does not hold its images, and is not used", rows.title, path)
     return None
 
 
@@ -303,14 +307,15 @@ def verify(beside: Path | None) -> list[str]:
     ]
 
 
-def _holds(found: np.ndarray, kind: np.dtype[Any], make: Callable[[int], Any], title: str) -> bool:
+def _holds(array: np.ndarray, rows: Rows) -> bool:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        rows = range(len(found))
-        made = tqdm(pool.map(make, rows), total=len(rows), desc=f"check {title}", disable=None)
-        for number, image in zip(rows, made, strict=True):
-            row = np.empty(1, dtype=kind)
+        numbers = range(rows.count)
+        desc = f"check {rows.title}"
+        made = tqdm(pool.map(rows.make, numbers), total=rows.count, desc=desc, disable=None)
+        for number, image in zip(numbers, made, strict=True):
+            row = np.empty(1, dtype=rows.kind)
             row[0] = image
-            if row.tobytes() != found[number : number + 1].tobytes():
+            if row.tobytes() != array[number : number + 1].tobytes():
                 pool.shutdown(cancel_futures=True)
                 return False
     return True

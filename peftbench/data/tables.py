@@ -81,8 +81,7 @@ def read_table(path: Path, spec: DatasetSpec) -> Listing:
         own.check_trained(found, class_names, str(path))
     parts, drawn = own.settle(found, class_names, spec, str(path), "line of split val")
     place = files.readable(str(path))
-    return own.make_listing(
-        spec,
+    content = own.Content(
         title=files.readable(path.stem),
         source=place,
         class_names=class_names,
@@ -91,9 +90,8 @@ def read_table(path: Path, spec: DatasetSpec) -> Listing:
         origin=Origin(
             spec.name, place, "list of paths and labels", drawn, spec.split_seed, tuple(remarks)
         ),
-        folder=path.parent,
-        lists=(path.name,),
     )
+    return own.make_listing(spec, content, folder=path.parent, lists=(path.name,))
 
 
 @dataclass(frozen=True)
