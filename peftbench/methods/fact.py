@@ -100,13 +100,12 @@ class TrainDelta(FactorisedDelta):
         factors: Factors,
         layout: Layout,
         names: tuple[str, ...],
-        rank: int,
         scale: float,
         dropout: float,
         generator: torch.Generator,
     ) -> None:
         super().__init__(factors, layout, scale, dropout)
-        self.rank = rank
+        self.rank = rank = factors.u.shape[0]
         self.names = names  # in the order of the rows; a ParameterDict sorts its keys
         # the released layers are r -> r, r -> 4 r and 4 r -> r with the default start of a linear
         long = rank * layout.count // len(names)
@@ -282,9 +281,7 @@ class FacTTT(FactorTuning):
     ) -> Callable[[Site, int, Layout], surgery.Delta]:
         def make(site: Site, width: int, layout: Layout) -> surgery.Delta:
             names = site.parts if site.role is Role.ATTN_IN else (_CORE_NAMES[site.role],)
-            return TrainDelta(
-                factors[width], layout, names, self.rank, self.scale, self.dropout, generator
-            )
+            return TrainDelta(factors[width], layout, names, self.scale, self.dropout, generator)
 
         return make
 

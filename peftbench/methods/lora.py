@@ -38,8 +38,7 @@ class LowRankDelta(surgery.Delta):
     def __init__(
         self,
         rows: Mapping[str, tuple[int, int]],
-        fan_in: int,
-        width: int,
+        shape: tuple[int, int],
         rank: int,
         scale: float,
         dropout: float,
@@ -47,7 +46,7 @@ class LowRankDelta(surgery.Delta):
     ) -> None:
         super().__init__()
         self.rows = dict(rows)
-        self.width = width
+        self.width, fan_in = shape  # of the weight: outputs, inputs
         self.scale = scale
         self.dropout = nn.Dropout(dropout)
         self.a = nn.ParameterDict()
@@ -232,9 +231,8 @@ class LoRA(Method):
                 (target,) = rows
                 return LowRankConvDelta(module, target, self.rank, scale, self.dropout, generator)
             assert site.fan_in is not None
-            return LowRankDelta(
-                rows, site.fan_in, site.width, self.rank, scale, self.dropout, generator
-            )
+            shape = (site.width, site.fan_in)
+            return LowRankDelta(rows, shape, self.rank, scale, self.dropout, generator)
 
         deltas, notes = surgery.add_deltas(backbone, self.sites(anatomy), delta)
         return Attachment(
