@@ -85,31 +85,16 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         if spec.get(name) is not None:
             _dataclass(kind)(spec[name], f"spec.{name}")
     for name in NAMED:
-        part = spec.get(name)
-        if not isinstance(part, dict):
-            raise ValueError(f"spec.{name} is {_told(part)}, not a mapping with a name")
-        if not isinstance(part.get("name"), str) or not part["name"]:
-            raise ValueError(f"spec.{name}.name is {_told(part.get('name'))}, not a name")
+        _check_named(spec.get(name), f"spec.{name}")
     method = spec["method"]
-    name = method["name"]  # also that of a folder
-    if (
-        name.startswith(".")
-        or set("/\\") & set(name)
-        or printable(name) != name
-        or len(name.encode()) > LONGEST_NAME
-    ):
-        raise ValueError(f"spec.method.name is {_told(name)}, which cannot be that of a folder")
+    _check_folder_name(method["name"], "spec.method.name")
     if not isinstance(method.get("hyperparameters", {}), dict):
         raise ValueError("spec.method.hyperparameters is not a mapping")
     for part in ("recipe", "dataset", "preprocessing"):
         _check_settings(spec.get(part) or {}, f"spec.{part}")
     _check_settings(method.get("hyperparameters", {}), "spec.method.hyperparameters")
-    for where, value, low in (
-        ("spec.method.version", method.get("version", 1), 0),
-        ("spec.seed", spec.get("seed"), 0),
-    ):
-        if type(value) is not int or not low <= value <= LARGEST:
-            raise ValueError(f"{where} is {_told(value)}, not an integer of at least {low}")
+    _check_natural(method.get("version", 1), "spec.method.version")
+    _check_natural(spec.get("seed"), "spec.seed")
     if type(task := spec.get("task", CLASSIFICATION.name)) is not str or task not in TASKS:
         raise ValueError(f"spec.task is {_told(task)}, and there are {', '.join(TASKS)}")
     for key, known in (("phase", Phase), ("precision", Precision)):
@@ -120,6 +105,28 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         value = (spec.get(where) or {}).get(key)
         if value is not None and value < least:
             raise ValueError(f"spec.{where}.{key} is {_told(value)}, below {least}")
+
+
+def _check_named(part: Any, where: str) -> None:
+    if not isinstance(part, dict):
+        raise ValueError(f"{where} is {_told(part)}, not a mapping with a name")
+    if not isinstance(part.get("name"), str) or not part["name"]:
+        raise ValueError(f"{where}.name is {_told(part.get('name'))}, not a name")
+
+
+def _check_folder_name(name: str, where: str) -> None:
+    if (
+        name.startswith(".")
+        or set("/\\") & set(name)
+        or printable(name) != name
+        or len(name.encode()) > LONGEST_NAME
+    ):
+        raise ValueError(f"{where} is {_told(name)}, which cannot be that of a folder")
+
+
+def _check_natural(value: Any, where: str) -> None:
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise ValueError(f"{where} is {_told(value)}, not an integer of at least 0")
 
 
 def _check_settings(settings: Mapping[str, Any], where: str) -> None:
@@ -140,31 +147,39 @@ def _check_numbers(raw: Mapping[str, Any]) -> None:
         for name, value in (raw.get(where) or {}).items():
             if name in fractions and value is not None:
                 _check_fraction(value, f"{where}.{name}")
-    for epoch, value in (raw.get("looks") or {}).items():
-        if not (epoch.isascii() and epoch.isdecimal()):
-            raise ValueError(f"looks has the epoch {_told(epoch)}")
-        if value is not None:
-            _check_fraction(value, f"looks[{epoch}]")
+    _check_looks(raw.get("looks") or {})
     for where in ("parameters", "cost"):
         for name, value in (raw.get(where) or {}).items():
             if isinstance(value, int | float) and value < 0:
                 raise ValueError(f"{where}.{name} is {value}, below 0")
     for where, name in _COUNTS:
-        value = (raw.get(where) or {}).get(name)
-        if value is not None and (type(value) is not int or value < 0):
-            raise ValueError(f"{where}.{name} is {_told(value)}, not a count")
-    origin = raw.get("provenance") or {}
+        _check_count((raw.get(where) or {}).get(name), f"{where}.{name}")
+    _check_origin(raw.get("provenance") or {})
+    split = SPLIT_OF_PHASE.get(raw["spec"].get("phase"))
+    name = f"{split}/{score}"
+    if raw["status"] == "OK" and split is not None and metrics.get(name) is None:
+        raise ValueError(f"its status is OK, and it has no {name} among its metrics")
+
+
+def _check_looks(looks: Mapping[str, Any]) -> None:
+    """Accuracy by epoch."""
+    for epoch, value in looks.items():
+        if not (epoch.isascii() and epoch.isdecimal()):
+            raise ValueError(f"looks has the epoch {_told(epoch)}")
+        if value is not None:
+            _check_fraction(value, f"looks[{epoch}]")
+
+
+def _check_origin(origin: Mapping[str, Any]) -> None:
     _dataclass(Preprocessing)(origin.get("preprocessing") or {}, "provenance.preprocessing")
     data = origin.get("data") or {}
     for name in ("train_images", "report_images", "classes"):
-        value = data.get(name)
-        if value is not None and (type(value) is not int or value < 0):
-            raise ValueError(f"provenance.data.{name} is {_told(value)}, not a count")
-    if raw["status"] == "OK":
-        split = SPLIT_OF_PHASE.get(raw["spec"].get("phase"))
-        name = f"{split}/{score}"
-        if split is not None and metrics.get(name) is None:
-            raise ValueError(f"its status is OK, and it has no {name} among its metrics")
+        _check_count(data.get(name), f"provenance.data.{name}")
+
+
+def _check_count(value: Any, where: str) -> None:
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError(f"{where} is {_told(value)}, not a count")
 
 
 @cache

@@ -131,30 +131,44 @@ def read(path: Path) -> PaperTable:
 def _check(path: Path, table: PaperTable) -> None:
     """What no part of the file can be wrong in by itself."""
     keys = [column.key for column in table.columns]
-    for key in sorted({key for key in keys if keys.count(key) > 1}):
+    for key in _repeated(keys):
         raise ConfigError(f"{path} has two columns with key {key}. Give one of them another key.")
     for key in table.tolerance:
         if key not in (*KINDS, *keys):
             raise unknown_name(f"column in tolerance of {path}:", key, {*KINDS, *keys})
     for block in table.blocks:
-        titles = [row.title for row in block.rows]
-        for title in sorted({title for title in titles if titles.count(title) > 1}):
-            raise ConfigError(f"{path} has two rows with title {title}. Rename one of them.")
-        for column in table.columns:
-            if column.kind == WINS and column.against not in titles:
-                raise unknown_name(f"row in {path}:", column.against, titles)
+        _check_titles(path, block, table.columns)
         for row in block.rows:
             for key in row.printed:
                 if key not in keys:
                     raise unknown_name(f"column in {path}:", key, keys)
-            for task in table.tasks.values():
-                try:
-                    row.fill(task.suite), row.fill(task.published_suite)
-                except KeyError as error:
-                    raise ConfigError(
-                        f"{path}: the row {row.title} has no value for {error} of {task.key}. "
-                        "Give its block one under values."
-                    ) from error
+            _check_values(path, row, table.tasks.values())
+
+
+def _check_titles(path: Path, block: Block, columns: Iterable[PaperColumn]) -> None:
+    """Each row has a title of its own, and columns of wins name one of them."""
+    titles = [row.title for row in block.rows]
+    for title in _repeated(titles):
+        raise ConfigError(f"{path} has two rows with title {title}. Rename one of them.")
+    for column in columns:
+        if column.kind == WINS and column.against not in titles:
+            raise unknown_name(f"row in {path}:", column.against, titles)
+
+
+def _check_values(path: Path, row: Row, tasks: Iterable[Task]) -> None:
+    """A row has a value for each suite of its tasks that its texts name."""
+    for task in tasks:
+        try:
+            row.fill(task.suite), row.fill(task.published_suite)
+        except KeyError as error:
+            raise ConfigError(
+                f"{path}: the row {row.title} has no value for {error} of {task.key}. "
+                "Give its block one under values."
+            ) from error
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def _paths() -> dict[str, Path]:
