@@ -19,7 +19,7 @@ from peftbench.errors import ConfigError
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.launchers.cluster import RayLauncher
 from peftbench.sweep.queues.ray import RayEngine, Share, _resolve
-from peftbench.sweep.queues.remote import RemoteQueue
+from peftbench.sweep.queues.remote import RemoteQueue, Terms
 from peftbench.sweep.queues.submission import new_folder, process
 
 PATIENCE = 60.0  # seconds; only bounds how long a broken promise is waited for
@@ -130,7 +130,7 @@ def test_a_job_whose_process_of_ray_dies_is_submitted_again_a_bounded_number_of_
     cluster: Any, jobs: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    queue = open_queue(tmp_path, Share(gpus=2), retries=1, say=said.append)
+    queue = open_queue(tmp_path, Share(gpus=2), terms=Terms(retries=1), say=said.append)
     queue.add([command("long", "stop", "600", folder=jobs), command("behind", folder=jobs)])
     finished: list[Any] = []
     thread = threading.Thread(target=lambda: finished.extend(queue.run()), daemon=True)
@@ -159,7 +159,7 @@ def test_a_job_whose_node_dies_goes_to_another(
     made = new_folder(tmp_path / "submitted")
     try:
         engine = RayEngine({"address": machines.address}, Share(gpus=0, cpus=1))
-        queue: RemoteQueue[str] = RemoteQueue(engine, made, retries=2, say=said.append)
+        queue: RemoteQueue[str] = RemoteQueue(engine, made, Terms(retries=2), say=said.append)
         queue.add([command("long", "stop", "600", folder=jobs)])
         finished: list[Any] = []
         thread = threading.Thread(target=lambda: finished.extend(queue.run()), daemon=True)

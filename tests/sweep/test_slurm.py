@@ -17,7 +17,7 @@ from support.fake_jobs import FAKE_CLI, command, notes
 
 from peftbench.errors import ConfigError
 from peftbench.sweep.queues.pool import Finished
-from peftbench.sweep.queues.remote import RemoteQueue
+from peftbench.sweep.queues.remote import RemoteQueue, Terms
 from peftbench.sweep.queues.slurm import SubmititEngine
 from peftbench.sweep.queues.submission import new_folder
 
@@ -120,7 +120,7 @@ def test_a_detached_launch_leaves_jobs_that_the_next_one_follows_and_does_not_su
     opened: Open, jobs: Path, slurm: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    first = opened(detach=True, say=said.append)
+    first = opened(terms=Terms(detach=True), say=said.append)
     first.add([command("long", "sleep", "3", folder=jobs)])
     assert ran(first) == {}
     assert (first.left, said) == (1, ["submitted: slurm 17"])
@@ -260,7 +260,7 @@ def test_a_job_that_lost_its_machine_for_good_is_submitted_again_a_bounded_numbe
     opened: Open, jobs: Path, slurm: Path, state: str
 ) -> None:
     said: list[str] = []
-    queue = opened(say=said.append, retries=1)
+    queue = opened(terms=Terms(retries=1), say=said.append)
     queue.add([command("long", "stop", "600", folder=jobs), command("behind", folder=jobs)])
     thread, finished = follow(queue)
     for number in (17, 18):
@@ -291,7 +291,7 @@ def test_a_job_that_lost_its_machine_for_good_is_submitted_again_a_bounded_numbe
 def test_a_job_that_slurm_ended_for_a_cause_of_its_own_is_not_submitted_again(
     opened: Open, jobs: Path, slurm: Path, state: str, cause: str, timed_out: bool
 ) -> None:
-    queue = opened(retries=3)
+    queue = opened(terms=Terms(retries=3))
     queue.add([command("long", "sleep", "600", folder=jobs)])
     thread, finished = follow(queue)
     begun_again(jobs, "long")

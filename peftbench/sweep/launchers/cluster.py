@@ -27,7 +27,7 @@ from peftbench.sweep.launchers.base import (
 )
 from peftbench.sweep.queues.pool import Queue
 from peftbench.sweep.queues.ray import RayEngine, Share
-from peftbench.sweep.queues.remote import Engine, RemoteQueue
+from peftbench.sweep.queues.remote import Engine, RemoteQueue, Terms
 from peftbench.sweep.queues.slots import MOST_GPUS, make_slots, visible_gpus
 from peftbench.sweep.queues.slurm import SubmititEngine, executor_of
 from peftbench.sweep.queues.submission import new_folder
@@ -94,14 +94,8 @@ class _ClusterLauncher(QueueLauncher):
 
         def queue() -> Queue[Attempt]:
             folder = new_folder(store.root.absolute() / "submitted")
-            return RemoteQueue(
-                make(folder),
-                folder,
-                timeout=self.options.timeout,
-                detach=detach,
-                retries=self.options.retry_lost_machine,
-                release=release,
-            )
+            terms = Terms(self.options.timeout, self.options.retry_lost_machine, detach)
+            return RemoteQueue(make(folder), folder, terms, release=release)
 
         return Place(self.title(), (), queue)
 

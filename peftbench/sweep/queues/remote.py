@@ -96,6 +96,18 @@ class _Active(Generic[T]):
         return self.folder / f"{self.submission.name}.events"
 
 
+@dataclass(frozen=True)
+class Terms:
+    """On which terms jobs are submitted."""
+
+    timeout: float | None = None  # seconds of one job
+    retries: int = 0  # how often a job goes again whose machine failed or was taken away
+    detach: bool = False  # submit and return
+
+
+PLAIN = Terms()  # no limit of time, nothing goes again, all is waited for
+
+
 class RemoteQueue(Generic[T]):
     """Runs commands through an engine, each batch as a submission; same methods as a `Pool`.
 
@@ -105,9 +117,6 @@ class RemoteQueue(Generic[T]):
         engine: where submissions run.
         folder: for their files, new, on a file system that all machines share; its neighbours are
             those of earlier launches.
-        timeout: seconds of one job.
-        detach: submit and return.
-        retries: how often a job is submitted again whose machine failed or was taken away.
         release: called with the output of a job and the submission whose process is gone, so that
             a lock of that process can be removed.
         say: told in one line what a person should know.
@@ -117,18 +126,14 @@ class RemoteQueue(Generic[T]):
         self,
         engine: Engine,
         folder: Path,
+        terms: Terms = PLAIN,
         *,
-        timeout: float | None = None,
-        detach: bool = False,
-        retries: int = 0,
         release: Callable[[Path, str], None] = lambda output, submission: None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.engine = engine
         self.folder = folder.absolute()
-        self.timeout = timeout
-        self.detach = detach
-        self.retries = retries
+        self.terms = terms
         self.release = release
         self.say = say or partial(print, flush=True)
         self.on_begin: Callable[[T, str], None] = lambda job, slot: None
@@ -175,7 +180,7 @@ class RemoteQueue(Generic[T]):
                     self._drop_waiting()
                 else:
                     self._submit()
-                if self.detach:
+                if self.terms.detach:
                     self.left = sum(len(active.commands) for active in self._active)
                     ours = [active for active in self._active if active.ours]
                     if ours:
@@ -268,7 +273,7 @@ class RemoteQueue(Generic[T]):
                 slot=slot.name,
                 devices=slot.devices,
                 threads=slot.threads,
-                timeout=self.timeout,
+                timeout=self.terms.timeout,
             )
             submission.write(self.folder)
             active: _Active[T] = _Active(submission, self.folder, {}, ours=True)
@@ -336,7 +341,7 @@ class RemoteQueue(Generic[T]):
                 again.append(command)
                 continue
             lost = self._lost[str(command.output)]
-            if blameless and lost < self.retries:
+            if blameless and lost < self.terms.retries:
                 self._lost[str(command.output)] = lost + 1
                 tries = max(tries, lost + 1)
                 self._settle(active, command)
@@ -356,7 +361,9 @@ class RemoteQueue(Generic[T]):
             )
         self.engine.forget(active.handle)
         if tries:
-            self.say(f"{title} {cause}; its jobs are submitted again, {tries} of {self.retries}")
+            self.say(
+                f"{title} {cause}; its jobs are submitted again, {tries} of {self.terms.retries}"
+            )
         if again:
             self.add(again, first=True)
         for suffix in (".handle", ".events", ".json"):
@@ -390,7 +397,7 @@ class RemoteQueue(Generic[T]):
 
     def _cancel(self) -> None:
         """Cancel what this launch submitted and wait until it has written its records."""
-        ours = [active for active in self._active if active.ours and not self.detach]
+        ours = [active for active in self._active if active.ours and not self.terms.detach]
         if ours:
             self.engine.cancel([active.handle for active in ours])
         if len(ours) < len(self._active):
