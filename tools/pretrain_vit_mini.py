@@ -679,7 +679,8 @@ def train(arguments: argparse.Namespace) -> None:
             write_atomically(checkpoint, buffer.getvalue())
             scores = accuracies(average, held_out)
             digest = export(average, arguments.weights / "vit_mini.safetensors")
-            text = card(sizes, heads, copies, scores, step, arguments.steps, seconds, digest)
+            reached = Reached(step, arguments.steps, seconds)
+            text = card(sizes, heads, copies, scores, reached, digest)
             write_card(arguments.weights / "vit_mini.md", text)
             shown = " ".join(f"{head} {value:.1f}" for head, value in scores.items())
             say(f"checkpoint {step} held out {shown}")
@@ -720,17 +721,25 @@ SOURCES = (
 PROBE_START, PROBE_END = "<!-- probe:start -->", "<!-- probe:end -->"
 
 
+@dataclass(frozen=True)
+class Reached:
+    """How far a training is."""
+
+    step: int
+    steps: int  # of the whole training
+    seconds: float
+
+
 def card(
     sizes: dict[str, int],
     heads: dict[str, int],
     copies: int,
     scores: dict[str, float],
-    step: int,
-    steps: int,
-    seconds: float,
+    reached: Reached,
     digest: str,
 ) -> str:
     """The model card, with empty probe markers."""
+    step, steps, seconds = reached.step, reached.steps, reached.seconds
     rows = "\n".join(f"| `{head}` | {heads[head]} | {scores[head]:.1f} |" for head in scores)
     state = "" if step == steps else f"**Unfinished: step {step} of {steps}.**\n\n"
     parameters = sum(p.numel() for p in VisionTransformer(**ARCHITECTURE).parameters())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -346,42 +347,42 @@ def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
 
 
 @pytest.mark.parametrize(
-    ("amx", "variables", "words", "said"),
+    ("cpu", "words", "said"),
     [
-        (False, {}, (), "is float32 on this machine's CPU (no AMX)"),
-        (True, {}, (), "is bfloat16 on this machine's CPU (AMX)"),
+        ({"amx": False}, (), "is float32 on this machine's CPU (no AMX)"),
+        ({"amx": True}, (), "is bfloat16 on this machine's CPU (AMX)"),
         (
-            True,
-            {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+            {"amx": True, "ONEDNN_MAX_CPU_ISA": "AVX2"},
             (),
             "is float32 on this machine's CPU (AMX is hidden by ONEDNN_MAX_CPU_ISA=AVX2)",
         ),
         (
-            False,
-            {"PEFTBENCH_CPU_PRECISION": "bfloat16"},
+            {"amx": False, "PEFTBENCH_CPU_PRECISION": "bfloat16"},
             (),
             "is bfloat16 on this machine's CPU (PEFTBENCH_CPU_PRECISION=bfloat16)",
         ),
-        (True, {}, ("hydra/launcher=slurm",), "is decided on the node that a job runs on"),
-        (True, {}, ("precision=float32",), None),
-        (True, {}, ("precision=auto,bfloat16",), "is bfloat16 on this machine's CPU (AMX)"),
+        (
+            {"amx": True},
+            ("hydra/launcher=slurm",),
+            "is decided on the node that a job runs on",
+        ),
+        ({"amx": True}, ("precision=float32",), None),
+        ({"amx": True}, ("precision=auto,bfloat16",), "is bfloat16 on this machine's CPU (AMX)"),
     ],
 )
+@pytest.mark.usefixtures("work", "nothing_runs")
 def test_plan_says_what_auto_comes_to_here(
     cli,
-    work: Path,
-    nothing_runs,
     monkeypatch: pytest.MonkeyPatch,
-    amx: bool,
-    variables: dict[str, str],
+    cpu: dict[str, Any],
     words: tuple[str, ...],
     said: str | None,
 ) -> None:
-    cpu_of(monkeypatch, amx=amx, **variables)
+    cpu_of(monkeypatch, **cpu)
     done = cli("plan", "seed=0,1", *QUICK, *words)
     assert (done.status, done.err) == (0, "")
-    told = [line for line in done.out.splitlines() if line.startswith("precision=")]
-    assert told == ([] if said is None else [f"precision=auto {said}"])
+    lines = [line for line in done.out.splitlines() if line.startswith("precision=")]
+    assert lines == ([] if said is None else [f"precision=auto {said}"])
 
 
 def test_plan_of_an_experiment_lists_every_job(cli, work: Path, nothing_runs) -> None:

@@ -129,49 +129,38 @@ def test_a_protocol_optimises_as_its_code_does(protocol: str, expected: tuple) -
 
 
 @pytest.mark.parametrize(
-    ("protocol", "normalisation", "interpolation", "drop_path", "seeds", "average", "parameters"),
+    ("protocol", "normalisation", "interpolation", "drop_path"),
     [
-        ("peftbench", "checkpoint", "checkpoint", 0.0, (0, 1, 2), "mean_19", "without_head"),
         (
-            "vpt",
-            "imagenet",
-            "tf_bilinear",
-            0.0,
-            (42, 44, 82, 100, 800),
-            "mean_groups",
-            "with_head",
+            Protocol("peftbench", (0, 1, 2), "mean_19", "without_head"),
+            "checkpoint", "checkpoint", 0.0,
         ),
-        ("ssf", "checkpoint", "bicubic", 0.0, (42,), "mean_19", "with_head"),
-        ("fact", "imagenet", "bicubic", 0.1, (42,), "mean_groups", "without_head"),
         (
-            "adapter_plus",
-            "checkpoint",
-            "tf_bilinear",
-            0.1,
-            (18, 45, 25),
-            "mean_groups",
-            "with_head",
+            Protocol("vpt", (42, 44, 82, 100, 800), "mean_groups", "with_head"),
+            "imagenet", "tf_bilinear", 0.0,
         ),
-        ("vpetl", "imagenet", "bilinear", 0.1, (42,), "mean_19", "without_head"),
+        (Protocol("ssf", (42,), "mean_19", "with_head"), "checkpoint", "bicubic", 0.0),
+        (Protocol("fact", (42,), "mean_groups", "without_head"), "imagenet", "bicubic", 0.1),
+        (
+            Protocol("adapter_plus", (18, 45, 25), "mean_groups", "with_head"),
+            "checkpoint", "tf_bilinear", 0.1,
+        ),
+        (Protocol("vpetl", (42,), "mean_19", "without_head"), "imagenet", "bilinear", 0.1),
     ],
-)
+    ids=lambda value: value.name if isinstance(value, Protocol) else None,
+)  # fmt: skip
 def test_a_protocol_prepares_and_reports_as_its_paper_does(
-    protocol: str,
-    normalisation: str,
-    interpolation: str,
-    drop_path: float,
-    seeds: tuple[int, ...],
-    average: str,
-    parameters: str,
+    protocol: Protocol, normalisation: str, interpolation: str, drop_path: float
 ) -> None:
-    spec = build(compose(f"protocol={protocol}"))
+    spec = build(compose(f"protocol={protocol.name}"))
     assert spec.preprocessing.normalisation == normalisation
     assert spec.preprocessing.resize == "squash"
     assert spec.preprocessing.interpolation == interpolation
     assert spec.backbone.drop_path == drop_path
-    assert spec.protocol == Protocol(protocol, seeds, average, parameters)
+    assert spec.protocol == protocol
     assert spec.describe()["protocol"] == {
-        "name": protocol, "seeds": list(seeds), "average": average, "parameters": parameters,
+        "name": protocol.name, "seeds": list(protocol.seeds),
+        "average": protocol.average, "parameters": protocol.parameters,
     }  # fmt: skip
 
 

@@ -101,8 +101,9 @@ def ramp(dtype: str, *values: int) -> np.ndarray:
         ("uint16", ".pgm", (0, 273, 1365, 4095), [0, 17, 85, 255], "taken as 12 bits"),
     ],
 )
+@pytest.mark.usefixtures("cache")
 def test_numbers_of_any_depth_keep_their_levels(
-    tmp_path: Path, cache: Path, dtype: str, suffix: str, values, expected, told
+    tmp_path: Path, dtype: str, suffix: str, values, expected, told
 ) -> None:
     write(tmp_path / "set", ramp(dtype, *values), suffix)
     lines, splits = read(tmp_path / "set")

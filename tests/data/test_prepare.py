@@ -8,7 +8,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -254,57 +254,66 @@ def relabel(listed: dict[str, object]) -> None:
     listed[first] = next(listed[name] for name in rest if listed[name] != listed[first])
 
 
-LISTS: list[tuple[str, str, Callable[[Path], None], str, Callable[[Path], None], str]] = [
-    ("vtab/svhn", "svhn", trees.vtab1k, "test.txt", drop_line, "test has 5 images in"),
-    ("vtab/svhn", "svhn", trees.vtab1k, "train800.txt", other_label, "does not hold the classes"),
-    ("vtab/svhn", "svhn", trees.vtab1k, "test.txt", other_label, "in test has label"),
-    (
+@dataclass(frozen=True)
+class SpoiledList:
+    """A tree, the list in it that somebody spoils, and what `verify` says of it then."""
+
+    name: str
+    place: str
+    write: Callable[[Path], None]
+    path: str
+    spoil: Callable[[Path], None]
+    message: str
+
+
+LISTS = [
+    SpoiledList("vtab/svhn", "svhn", trees.vtab1k, "test.txt", drop_line, "test has 5 images in"),
+    SpoiledList(
+        "vtab/svhn", "svhn", trees.vtab1k, "train800.txt", other_label, "does not hold the classes"
+    ),
+    SpoiledList("vtab/svhn", "svhn", trees.vtab1k, "test.txt", other_label, "in test has label"),
+    SpoiledList(
         "fgvc/nabirds", "nabirds", lambda f: trees.vpt_json(f, "images", GAPS),
         "val.json", json_list(lambda d: d.pop(next(iter(d)))), "val has 2 images in",
     ),
-    (
+    SpoiledList(
         "fgvc/nabirds", "nabirds", lambda f: trees.vpt_json(f, "images", GAPS),
         "train.json", json_list(relabel), "in train has label",
     ),
-    (
+    SpoiledList(
         "fgvc/cub200", "CUB_200_2011", lambda f: trees.cub(f, (1, 2, 10), str),
         "images.txt", drop_line, "and not all are the same",
     ),
-    (
+    SpoiledList(
         "fgvc/cub200", "CUB_200_2011", lambda f: trees.cub(f, (1, 2, 10), str),
         "image_class_labels.txt", other_label, "has label",
     ),
-    (
+    SpoiledList(
         "fewshot/pets", "oxford-pets", lambda f: trees.fewshot(f, "images"),
         "annotations/test_meta.list", drop_line, "are published",
     ),
-    (
+    SpoiledList(
         "fewshot/pets", "oxford-pets", lambda f: trees.fewshot(f, "images"),
         "annotations/train_meta.list.num_shot_2.seed_1", other_label, "in train 1 has label",
     ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "place", "write", "path", "spoil", "told"), LISTS)
+@pytest.mark.parametrize("case", LISTS, ids=lambda case: f"{case.name}-{case.path}")
 def test_verify_names_a_list_that_lost_a_line_or_changed_a_label(
-    tmp_path: Path,
-    name: str,
-    place: str,
-    write: Callable[[Path], None],
-    path: str,
-    spoil: Callable[[Path], None],
-    told: str,
+    tmp_path: Path, case: SpoiledList
 ) -> None:
-    write(tmp_path / place)
-    spec = small(name, tmp_path)
+    case.write(tmp_path / case.place)
+    spec = small(case.name, tmp_path)
     prepare.prepare(spec, tmp_path, EMPTY)
     assert prepare.verify(spec).endswith("intact")
-    spoil(tmp_path / place / path)
+    path = tmp_path / case.place / case.path
+    case.spoil(path)
     with pytest.raises(DataError) as caught:
         prepare.verify(spec)
     text = str(caught.value)
-    assert text.startswith(f"{name} is not intact: {tmp_path / place / path} (")
-    assert told in text
+    assert text.startswith(f"{case.name} is not intact: {path} (")
+    assert case.message in text
     # and no run starts on it
     with pytest.raises(DataError):
         data.identify(prepare.variants(spec)[0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
@@ -13,82 +14,97 @@ from peftbench.results.record import Cost, EpochRow, Parameters, Provenance, Run
 MakeRecord = Callable[..., RunRecord]
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What else may matter to a table, by default that of an ordinary final run."""
+
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    backbone: str = "vit_mini"
+    group: str = ""
+    suite: str = "mini"
+    suite_version: int = 1
+    manifest: str = "m0"
+    weights: str | None = "w0"
+    status: Status = Status.OK
+    error: str | None = None
+    tuned: int = 1000
+    unfrozen: int = 0
+    head: int = 100
+    phase: str = "final"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    selection: str = "last"
+    version: int = 1
+    train_images: int | None = None
+    shots: int | None = None
+    history: Sequence[float] = ()  # train accuracy of each epoch
+
+
+_FACTS = frozenset(f.name for f in fields(_Facts))
+
+
 def _make_record(
     method: str = "lora",
     dataset: str = "digits",
     seed: int = 0,
     top1: float | None = 0.5,
-    *,
-    hyperparameters: dict[str, Any] | None = None,
-    backbone: str = "vit_mini",
-    group: str = "",
-    suite: str = "mini",
-    suite_version: int = 1,
-    manifest: str = "m0",
-    weights: str | None = "w0",
-    status: Status = Status.OK,
-    error: str | None = None,
-    tuned: int = 1000,
-    unfrozen: int = 0,
-    head: int = 100,
-    phase: str = "final",
-    recipe: dict[str, Any] | None = None,
-    limit: int | None = None,
-    selection: str = "last",
-    version: int = 1,
-    train_images: int | None = None,
-    shots: int | None = None,
-    history: Sequence[float] = (),
-    **cost: Any,
+    **changes: Any,
 ) -> RunRecord:
-    ok = status is Status.OK
-    spec = {
-        "method": {
-            "name": method,
-            "version": version,
-            "hyperparameters": {} if hyperparameters is None else hyperparameters,
-        },
-        "backbone": {"name": f"{backbone}.tag", "title": backbone, "pretrained": True},
-        "dataset": {
-            "name": dataset,
-            "suite": suite,
-            "suite_version": suite_version,
-            "group": group,
-            "manifest": manifest,
-            "limit": limit,
-            "shots": shots,
-        },
-        "recipe": {"name": "default", "lr": 1e-3, "epochs": 10, **(recipe or {})},
-        "seed": seed,
-        "phase": phase,
-        "precision": "auto",
-    }
-    split = "test" if phase == "final" else "val"
+    """`changes` are to `_Facts`, and others to the `Cost` of a run on this machine's CPU."""
+    facts = _Facts(**{name: changes.pop(name) for name in _FACTS & changes.keys()})
+    ok = facts.status is Status.OK
+    cost = Cost(**{"device": "cpu", "dtype": "float32", **changes})
+    added = facts.tuned - facts.unfrozen
+    size = 4 * (facts.tuned + facts.head)
+    spec = _spec(method, dataset, seed, facts)
+    split = "test" if facts.phase == "final" else "val"
+    images = {"train_images": facts.train_images} if facts.train_images else {}
     return RunRecord(
         run_id=hashlib.sha256(repr(spec).encode()).hexdigest()[:16],
         spec=spec,
-        status=status,
-        error=error,
+        status=facts.status,
+        error=facts.error,
         metrics={f"{split}/top1": top1} if ok and top1 is not None else {},
-        selection=selection,
-        parameters=Parameters(tuned - unfrozen, head, unfrozen, 5_000_000, 4 * (tuned + head))
-        if ok
-        else None,
-        cost=Cost(**{"device": "cpu", "dtype": "float32", **cost}) if ok else None,
-        history=[EpochRow(i, 1 - a, a, 1e-3, 1.0) for i, a in enumerate(history, 1)] if ok else [],
+        selection=facts.selection,
+        parameters=Parameters(added, facts.head, facts.unfrozen, 5_000_000, size) if ok else None,
+        cost=cost if ok else None,
+        history=_history(facts.history) if ok else [],
         provenance=Provenance(
-            "0",
-            "3",
-            {},
-            None,
-            None,
-            "h",
-            "p",
-            1,
-            backbone_sha256=weights,
-            data={"train_images": train_images} if train_images else {},
+            "0", "3", {}, None, None, "h", "p", 1, backbone_sha256=facts.weights, data=images
         ),
     )
+
+
+def _history(accuracies: Sequence[float]) -> list[EpochRow]:
+    return [EpochRow(i, 1 - a, a, 1e-3, 1.0) for i, a in enumerate(accuracies, 1)]
+
+
+def _spec(method: str, dataset: str, seed: int, facts: _Facts) -> dict[str, Any]:
+    return {
+        "method": {
+            "name": method,
+            "version": facts.version,
+            "hyperparameters": dict(facts.hyperparameters),
+        },
+        "backbone": {
+            "name": f"{facts.backbone}.tag",
+            "title": facts.backbone,
+            "pretrained": True,
+        },
+        "dataset": {
+            "name": dataset,
+            "suite": facts.suite,
+            "suite_version": facts.suite_version,
+            "group": facts.group,
+            "manifest": facts.manifest,
+            "limit": facts.limit,
+            "shots": facts.shots,
+        },
+        "recipe": {"name": "default", "lr": 1e-3, "epochs": 10, **facts.recipe},
+        "seed": seed,
+        "phase": facts.phase,
+        "precision": "auto",
+    }
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,6 @@ def run(
     seed: int = 42,
     protocol: str = "vpt",
     weights: str = ORIG,
-    status: Status = Status.OK,
     **changes: Any,
 ) -> RunRecord:
     """A record of one run of the published row `title` on `dataset` ("kitti"); top-1 in percent."""
@@ -97,6 +96,7 @@ def run(
     hidden = settings.get("num_layers", 1) - 1
     head = (WIDTH + 1) * classes + hidden * (WIDTH**2 + 3 * WIDTH)
     pixels = {**PIXELS[protocol], **(CROPPED[protocol] if suite == "fgvc" else {})}
+    status = changes.pop("status", Status.OK)
     selection = changes.pop("selection", "best_on_test" if protocol == "ssf" else "last")
     recipe = "default" if protocol == "peftbench" else protocol
     spec = {

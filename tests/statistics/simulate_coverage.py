@@ -64,8 +64,9 @@ def middle(kind):
     return (0.75 * (first + 1) - 0.25 * (third + 1)) / 0.5 - 1
 
 
-def coverage(statistic, over, datasets, seeds, kind, simulations=0, seed=SEED):
-    """Share of the simulations whose interval holds the truth."""
+def coverage(shape, kind, simulations=0, seed=SEED):
+    """Share of the simulations whose interval holds the truth; for shapes see `SHAPES`."""
+    statistic, over, datasets, seeds = shape
     generator = np.random.default_rng(seed)
     if statistic == "mean":
         simulations = simulations or AT_ONCE
@@ -94,7 +95,7 @@ def table():
     """Rows of `coverage.csv`."""
     for shape in SHAPES:
         number = AT_ONCE if shape[0] == "mean" else ONE_BY_ONE
-        shares = [f"{coverage(*shape, kind):.4f}" for kind in KINDS]
+        shares = [f"{coverage(shape, kind):.4f}" for kind in KINDS]
         yield [*shape, *shares, number]
 
 

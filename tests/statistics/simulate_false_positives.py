@@ -23,16 +23,15 @@ SPREADS = {
 }
 
 
-def false_positives(
-    datasets, seeds, kind, spread, simulations, *, methods=4, permutations=1999, seed=0
-):
+def false_positives(shape, kind, spread, simulations, *, permutations=1999, seed=0):
     """Share of the simulated suites in which some two methods are told apart at 5 %."""
+    datasets, seeds = shape
+    methods = len(SPREADS[spread])
     generator = np.random.default_rng(seed)
     pairs = list(combinations(range(methods), 2))
-    shape = (simulations, methods, datasets, seeds)
-    deviation = np.array(SPREADS[spread][:methods])[:, None, None]
+    deviation = np.array(SPREADS[spread])[:, None, None]
     values = 0.5 + generator.normal(0, 0.1, (simulations, 1, datasets, 1))
-    values = values + deviation * errors(kind, generator, shape)
+    values = values + deviation * errors(kind, generator, (simulations, methods, datasets, seeds))
     wrong = 0
     for start in range(0, simulations, 50):  # a call for so many suites, whose methods never meet
         part = values[start : start + 50]
@@ -58,5 +57,5 @@ if __name__ == "__main__":
     for shape in SHAPES:
         for kind in KINDS:
             for spread in SPREADS:
-                share = false_positives(*shape, kind, spread, number)
+                share = false_positives(shape, kind, spread, number)
                 print(*shape, kind, spread, f"{100 * share:.1f} %", flush=True)

@@ -107,13 +107,13 @@ def test_the_committed_table_has_every_shape_of_the_script():
 @pytest.mark.parametrize("shape", [("mean", SEEDS, 1, 3), ("mean", DATASETS, 4, 3)])
 def test_the_committed_table_is_what_the_script_makes(shape, kind):
     # the same draws; a tenth of a percent for another release of numpy's distributions
-    assert simulate(*shape, kind) == pytest.approx(printed(shape, kind), abs=0.001)
+    assert simulate(shape, kind) == pytest.approx(printed(shape, kind), abs=0.001)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] == "mean"], ids=str)
 def test_intervals_hold_as_often_as_is_printed_beside_them(shape, kind):
-    found = simulate(*shape, kind, 3000, seed=7)
+    found = simulate(shape, kind, 3000, seed=7)
     assert not differs(found, printed(shape, kind), 3000, AT_ONCE)
 
 
@@ -123,7 +123,7 @@ def test_intervals_hold_as_often_as_is_printed_beside_them(shape, kind):
 def test_intervals_hold_for_few_seeds(shape, kind):
     at_once = shape[0] == "mean"
     number, behind = (50_000, AT_ONCE) if at_once else (1000, ONE_BY_ONE)
-    found = simulate(*shape, kind, number, seed=23)
+    found = simulate(shape, kind, number, seed=23)
     assert not differs(found, printed(shape, kind), number, behind)
     if shape in PROMISED:
         noise = 3 * np.sqrt(0.05 * 0.95 / number)
@@ -147,7 +147,7 @@ def test_three_seeds_of_one_data_set_hold_less_often_where_skewed_and_it_is_prin
 @pytest.mark.slow
 @pytest.mark.parametrize("datasets, seeds, least", [(1, 3, 0.92), (4, 3, 0.925), (4, 5, 0.925)])
 def test_a_heavier_skew_than_printed_takes_little_away(datasets, seeds, least):
-    assert simulate("mean", SEEDS, datasets, seeds, "lognormal", 50_000) >= least
+    assert simulate(("mean", SEEDS, datasets, seeds), "lognormal", 50_000) >= least
 
 
 def test_the_public_function_gives_the_ends_that_are_simulated():

@@ -186,7 +186,7 @@ def test_methods_of_unequal_spread_have_welchs_test():
 
 def test_skewed_methods_of_unequal_spread_are_told_apart_no_more_often_than_stated():
     # 5 % promised; more than 8 of 60 has a chance below 1 % at exactly 5 %
-    assert false_positives(4, 5, "skewed", "one wide", 60, permutations=999) <= 8 / 60
+    assert false_positives((4, 5), "skewed", "one wide", 60, permutations=999) <= 8 / 60
 
 
 @pytest.mark.slow
@@ -195,4 +195,4 @@ def test_skewed_methods_of_unequal_spread_are_told_apart_no_more_often_than_stat
 @pytest.mark.parametrize("datasets, seeds", [(1, 3), (1, 5), (4, 3), (4, 5)])
 def test_false_positives_stay_below_five_percent(datasets, seeds, kind, spread):
     # two standard errors of 400 simulations are 2.2 %
-    assert false_positives(datasets, seeds, kind, spread, 400, seed=5) <= 0.072
+    assert false_positives((datasets, seeds), kind, spread, 400, seed=5) <= 0.072
