@@ -76,7 +76,7 @@ class FactorisedDelta(surgery.Delta):
     def cores(self) -> Tensor:
         """S (slices, r, r)."""
 
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+    def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
         u, v = self.factors.u, self.factors.v
         cores = self.cores().to(x.dtype)
         if self.layout.by_rows:
@@ -87,7 +87,7 @@ class FactorisedDelta(surgery.Delta):
             change = F.linear(self.dropout(torch.einsum("jab,...jb->...a", cores, hidden)), v)
         return y + self.scale * change
 
-    def of_weight(self) -> Tensor:
+    def weight_delta(self) -> Tensor:
         slices = [self.scale * self.factors.v @ core @ self.factors.u for core in self.cores()]
         return torch.cat(slices, dim=0 if self.layout.by_rows else 1)
 

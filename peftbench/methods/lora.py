@@ -57,14 +57,14 @@ class LowRankDelta(surgery.Delta):
             self.a[name] = nn.Parameter(a)
             self.b[name] = nn.Parameter(torch.zeros(stop - start, rank))
 
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+    def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
         x = self.dropout(x)
         for name, (start, stop) in self.rows.items():
             change = F.linear(F.linear(x, self.a[name]), self.b[name])
             y[..., start:stop] += self.scale * change
         return y
 
-    def of_weight(self) -> Tensor:
+    def weight_delta(self) -> Tensor:
         changes = [
             F.pad(self.scale * self.b[name] @ self.a[name], (0, 0, start, self.width - stop))
             for name, (start, stop) in self.rows.items()
@@ -102,7 +102,7 @@ class LowRankConvDelta(surgery.Delta):
         self.a = nn.ParameterDict({target: a})
         self.b = nn.ParameterDict({target: torch.zeros(conv.weight.shape[0], rank)})
 
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+    def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
         x = self.dropout(x)
         if self.same:
             kernel = self.a[self.target].shape[-2:]
@@ -110,14 +110,14 @@ class LowRankConvDelta(surgery.Delta):
         if self.groups == 1:
             hidden = self._convolve(x, self.a[self.target])
             return y + self.scale * F.conv2d(hidden, self.b[self.target][:, :, None, None])
-        return y + self._convolve(x, self.of_weight())
+        return y + self._convolve(x, self.weight_delta())
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         """With the stride, padding and groups of the frozen layer."""
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         return F.conv2d(x, kernel, None, *geometry)  # type: ignore[arg-type]
 
-    def of_weight(self) -> Tensor:
+    def weight_delta(self) -> Tensor:
         a, b = self.a[self.target], self.b[self.target]
         return (self.scale * b @ a.flatten(1)).unflatten(1, a.shape[1:])
 

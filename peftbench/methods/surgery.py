@@ -86,15 +86,25 @@ class InputAdapter(nn.Module):
 class Delta(nn.Module, ABC):
     """A learned change of one linear layer, usable beside it or inside its weight."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Give a method by its name of before its name of now, with a warning that says it."""
+        super().__init_subclass__(**options)
+        for before, now in RENAMED_IN_DELTA.items():
+            if before in vars(cls):
+                warnings.warn(
+                    f"{before} of a surgery.Delta is {now} now", DeprecationWarning, stacklevel=2
+                )
+                setattr(cls, now, vars(cls)[before])
+
     @abstractmethod
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+    def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
         """`y` (..., width), the layer's fresh output for `x` (..., fan_in), with the change added.
 
         May write into `y`.
         """
 
     @abstractmethod
-    def of_weight(self) -> Tensor:
+    def weight_delta(self) -> Tensor:
         """The same change as a matrix of the weight's shape (width, fan_in)."""
 
 
@@ -110,7 +120,7 @@ class DeltaLayer(nn.Module):
         self.delta = delta
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.delta.add_to(self.base(x), x)
+        return self.delta.add_to_output(self.base(x), x)
 
 
 class DeltaWeight(nn.Module):
@@ -121,7 +131,7 @@ class DeltaWeight(nn.Module):
         self.delta = delta
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.delta.of_weight().to(weight.dtype)
+        return weight + self.delta.weight_delta().to(weight.dtype)
 
 
 def add_deltas(
@@ -164,7 +174,7 @@ def bake_deltas(model: nn.Module) -> list[str]:
     for path, module in list(model.named_modules()):
         if isinstance(module, DeltaLayer):
             weight = module.base.get_parameter("weight")
-            weight.copy_(weight.double() + in_float64(module.delta).of_weight())
+            weight.copy_(weight.double() + in_float64(module.delta).weight_delta())
             replace(model, path, module.base)
             baked.append(path)
         elif parametrize.is_parametrized(module, "weight"):
@@ -173,7 +183,7 @@ def bake_deltas(model: nn.Module) -> list[str]:
             weight = stack.get_parameter("original")
             total = weight.double()
             for parametrization in deltas:
-                total = total + in_float64(parametrization.delta).of_weight()
+                total = total + in_float64(parametrization.delta).weight_delta()
             weight.copy_(total)
             # `remove_parametrizations` would delete the property of the generated class, which
             # deep copies of the module share
@@ -236,6 +246,7 @@ def restore(before: Snapshot) -> nn.Module:
 
 # names of before, which methods of others may still use
 RENAMED = {"Then": "OutputAdapter", "Plus": "ResidualAdapter", "After": "InputAdapter"}
+RENAMED_IN_DELTA = {"add_to": "add_to_output", "of_weight": "weight_delta"}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,10 +23,10 @@ class Constant(surgery.Delta):
         self.shape = shape
         self.value = nn.Parameter(torch.tensor(value))
 
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        return y + x @ self.of_weight().T
+    def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + x @ self.weight_delta().T
 
-    def of_weight(self) -> Tensor:
+    def weight_delta(self) -> Tensor:
         return self.value.expand(self.shape)
 
 
