@@ -84,7 +84,10 @@ def decode(
     beside: Path | None = None,
     levels: Levels = FULL,
 ) -> np.ndarray:
-    """The images of a part, in its order, from the pixel store or into it: see `Listing.decode`."""
+    """The images of a part, in its order: (N, size, size, 3) uint8, as `pixels.stored` gives them.
+
+    They come from the pixel store or go into it; see `Listing.decode`.
+    """
 
     def make(row: int) -> Any:
         return images.row(pictures.open(part.names[row], levels), preprocessing)

@@ -37,7 +37,7 @@ def array(path: Path, name: str) -> Any:
 
 
 def whole(path: Path, name: str) -> np.ndarray:
-    """All of a small array, as `array` otherwise; `DataError` where it is no small one."""
+    """All of a small array (...), as `array` otherwise; `DataError` where it is no small one."""
     found = array(path, name)
     size = math.prod(found.shape) * found.dtype.itemsize
     if size > MOST_BYTES:  # what was never written takes no room in the file

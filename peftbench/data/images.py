@@ -65,7 +65,7 @@ class Levels:
         return cls(0, 2**bits - 1)
 
     def scaled(self, wide: np.ndarray) -> np.ndarray:
-        """Whole numbers as grey levels 0..255: uint8."""
+        """Whole numbers (H, W) as grey levels 0..255: (H, W) uint8."""
         shown = wide.clip(self.black, self.white) - self.black
         return np.round(shown / ((self.white - self.black) / 255)).astype(np.uint8)
 

@@ -34,7 +34,7 @@ class SplitList:
         return cls(tuple(names), tuple(labels), tuple(digests))
 
     def rows(self, indices: np.ndarray) -> SplitList:
-        """The images at `indices`."""
+        """The images at `indices` (n,), in their order."""
         return SplitList(
             tuple(self.names[i] for i in indices),
             tuple(self.labels[i] for i in indices),

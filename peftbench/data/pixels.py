@@ -114,7 +114,7 @@ class Rows:
         return row_type(self.size, self.whole)
 
     def fit(self, array: np.ndarray) -> bool:
-        """Whether an array has the shape and the type of these rows."""
+        """Whether an array has the shape (count, ...) and the type of these rows."""
         kind = self.kind
         return array.shape == (self.count, *kind.shape) and array.dtype == kind.base
 

@@ -118,7 +118,7 @@ class Assignment:
 def stratified_split(
     labels: np.ndarray, val_fraction: float, test_fraction: float, generator: np.random.Generator
 ) -> Assignment:
-    """Each class cut into train, val and test by rounded shares.
+    """Each class cut into train, val and test by rounded shares; `labels` are (N,).
 
     A part whose fraction is zero is empty; every other part gets at least one image of each class.
     A class with too few images raises `DataError`.
@@ -147,7 +147,7 @@ def stratified_split(
 
 
 def stratified_cut(labels: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
-    """Sorted rows of at most `limit` images, with the class shares of `labels` kept."""
+    """Sorted rows (n,) of at most `limit` images, with the class shares of `labels` (N,) kept."""
     if limit < 1:
         raise DataError(f"limit={limit} keeps no image. Use a positive number or leave it out.")
     if len(labels) <= limit:

@@ -31,6 +31,7 @@ class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), the activation of CLIP and of the adapters of NOAH and Convpass."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (...); the activations have the same shape."""
         return x * torch.sigmoid(1.702 * x)
 
 

@@ -21,7 +21,7 @@ from peftbench.methods.base import (
 
 
 class LinearAdapter(nn.Module):
-    """n + scale · up(down(n)) without an activation; `up` works on groups of hidden units."""
+    """x + scale · up(down(x)) without an activation; `up` works on groups of hidden units."""
 
     def __init__(
         self, width: int, bottleneck: int, groups: int, scale: float, dropout: float
@@ -35,6 +35,7 @@ class LinearAdapter(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, ..., D); what comes out has the same shape."""
         hidden = self.dropout(self.down(x)).unflatten(-1, (self.groups, -1))
         weight = self.up.weight.unflatten(0, (self.groups, -1))  # (g, D / g, h / g)
         change = torch.einsum("...gh,gdh->...gd", hidden, weight).flatten(-2) + self.up.bias
@@ -42,7 +43,7 @@ class LinearAdapter(nn.Module):
         return out
 
     def as_matrix(self) -> tuple[Tensor, Tensor]:
-        """M and c with `forward(x)` = x + M x + c."""
+        """M (D, D) and c (D,) with `forward(x)` = x + M x + c."""
         up = torch.block_diag(*self.up.weight.unflatten(0, (self.groups, -1)))
         matrix = self.scale * up @ self.down.weight
         return matrix, self.scale * (up @ self.down.bias + self.up.bias)

@@ -50,7 +50,7 @@ class BackboneTrunk(nn.Module):
         self.index = index
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D_side): the mean over positions, prefix tokens left out."""
+        """(B, D_side) from images (B, 3, H, W): the mean over positions, prefix tokens left out."""
         intermediate: Tensor = self.trunk.forward_intermediates(  # type: ignore[operator]
             x,
             indices=[self.index],
@@ -76,7 +76,7 @@ class SideTuned(nn.Module):
         self.alpha = nn.Parameter(torch.tensor(alpha))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of images (B, 3, H, W)."""
+        """(B, classes) logits of images (B, 3, H, W)."""
         features = self.backbone.forward_features(x)  # type: ignore[operator]
         pooled = self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
         share = self.alpha.sigmoid()

@@ -45,7 +45,7 @@ class ScaleShift(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, ..., C) or (B, C, H, W)."""
+        """x: (B, ..., C) or (B, C, H, W); what comes out has the same shape."""
         if self.channels_last:
             return x * self.scale + self.shift
         return x * self.scale[:, None, None] + self.shift[:, None, None]

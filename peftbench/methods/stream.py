@@ -39,6 +39,7 @@ class StreamState:
         self.change, self.shape = None, shape
 
     def add(self, change: Tensor) -> None:
+        """Carry one more change: (B, N, C) or (B, H, W, C), or flattened as its branch has it."""
         change = change.reshape(self.shape or change.shape)
         self.change = change if self.change is None else self.change + change
 
@@ -66,6 +67,7 @@ class StreamInput(nn.Module):
         self.reads = reads
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """What the branch reads of the stream x: (B, N, C) or (B, H, W, C), maybe flattened."""
         if self.carried.change is not None:
             x = x + self.carried.change.reshape(x.shape)
         if self.adapter is not None and self.reads is ReadPoint.BEFORE:
@@ -92,6 +94,7 @@ class StreamBlock(nn.Module):
         self.carried = carried
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """x: (B, N, C) or (B, H, W, C); the block's output has the same shape."""
         self.carried.start(x.shape)
         try:
             out: Tensor = self.block(x, *args, **kwargs)

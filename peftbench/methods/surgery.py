@@ -57,6 +57,7 @@ class OutputAdapter(nn.Module):
         self.adapter = adapter
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """x: what the module takes; its output (B, ..., C) or (B, C, H, W), adapted."""
         adapted: Tensor = self.adapter(self.base(x, *args, **kwargs))
         return adapted
 
@@ -65,6 +66,7 @@ class ResidualAdapter(OutputAdapter):
     """A frozen module with what an adapter makes of its output added to it."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """x: what the module takes; its output y (B, ..., C) or (B, C, H, W), and adapter(y)."""
         y: Tensor = self.base(x, *args, **kwargs)
         changed: Tensor = y + self.adapter(y)
         return changed
@@ -79,6 +81,7 @@ class InputAdapter(nn.Module):
         self.adapter = adapter
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """x: (B, ..., C) or (B, C, H, W), adapted in this shape; what the module makes of it."""
         out: Tensor = self.base(self.adapter(x), *args, **kwargs)
         return out
 
@@ -100,12 +103,12 @@ class Delta(nn.Module, ABC):
     def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
         """`y` (..., width), the layer's fresh output for `x` (..., fan_in), with the change added.
 
-        May write into `y`.
+        Of a convolution both are maps (B, C, H, W). May write into `y`.
         """
 
     @abstractmethod
     def weight_delta(self) -> Tensor:
-        """The same change as a matrix of the weight's shape (width, fan_in)."""
+        """The same change in the weight's shape: (width, fan_in), or a kernel (out, in, k, k)."""
 
 
 class DeltaLayer(nn.Module):
@@ -120,6 +123,7 @@ class DeltaLayer(nn.Module):
         self.delta = delta
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., width) from x (..., fan_in); of a convolution (B, C, H, W) from the same."""
         return self.delta.add_to_output(self.base(x), x)
 
 
@@ -131,6 +135,7 @@ class DeltaWeight(nn.Module):
         self.delta = delta
 
     def forward(self, weight: Tensor) -> Tensor:
+        """The changed weight: (width, fan_in), or (out, in, k, k) of a convolution."""
         return weight + self.delta.weight_delta().to(weight.dtype)
 
 

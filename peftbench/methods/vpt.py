@@ -46,7 +46,7 @@ class Prompts(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, batch: int) -> Tensor:
-        """(batch, p, D)."""
+        """(batch, p, D): the prompts of each image."""
         tokens = self.tokens if self.projection is None else self.projection(self.tokens)
         return self.dropout(tokens.expand(batch, -1, -1))  # another mask for each sample
 
@@ -75,7 +75,10 @@ class PromptedBlock(nn.Module):
         self.stripped = stripped
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """x: (B, N, D) tokens, the prefix first, and prompts if there are any."""
+        """x: (B, N, D) tokens, the prefix first, and prompts if there are any.
+
+        What comes out has as many prompts more as the block adds, and as many fewer as it strips.
+        """
         if self.prompts is not None:
             prompts = self.prompts(x.shape[0]).to(x.dtype)
             start = self._start(x, self.removed)

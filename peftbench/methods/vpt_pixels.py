@@ -30,7 +30,7 @@ class BorderedStem(nn.Module):
         self.left_right = nn.Parameter(left_right)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, 3, S, S) normalised images; the stem sees (B, 3, S + 2N, S + 2N)."""
+        """What the stem makes of (B, 3, S + 2N, S + 2N), from normalised images x (B, 3, S, S)."""
         mean = self.left_right.new_tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
         std = self.left_right.new_tensor(IMAGENET_DEFAULT_STD)[:, None, None]
         for band, along in ((self.left_right, -1), (self.top_bottom, -2)):
@@ -63,7 +63,7 @@ class DeepenedStem(nn.Module):
         self.channels = nn.Parameter(channels.uniform_(generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, 3, S, S) normalised images."""
+        """(B, C, H, W) from normalised images x (B, 3, S, S)."""
         channels = (self.channels - _mean(IMAGENET_DEFAULT_MEAN)) / _mean(IMAGENET_DEFAULT_STD)
         x = torch.cat((x, channels.to(x.dtype).expand(len(x), -1, -1, -1)), dim=1)
         kernel = torch.cat((self.conv.weight, self.planes), dim=1)

@@ -36,7 +36,7 @@ class PromptedWindowBlock(nn.Module):
         self.keeps_prompts = keeps_prompts
 
     def forward(self, x: Tensor | PromptedMap) -> Tensor | PromptedMap:
-        """Tokens (B, H, W, C), with prompts where a block before this one keeps them."""
+        """Tokens (B, H, W, C), with prompts (B, p, C) where a block before this one keeps them."""
         tokens = x.tokens if isinstance(x, PromptedMap) else x
         if self.prompts is not None:
             prompts = self.prompts(len(tokens)).to(tokens.dtype)
@@ -54,7 +54,7 @@ class PromptedWindowBlock(nn.Module):
         return PromptedMap(tokens, y[:, :p]) if self.keeps_prompts else tokens
 
     def attention(self, x: Tensor, p: int, height: int, width: int) -> Tensor:
-        """Shifted-window attention on (B, p + H W, C)."""
+        """Shifted-window attention on x (B, p + H W, C); the values have the same shape."""
         rows, columns = self.block.window_size
         down, right = self.block.shift_size
         tokens = x[:, p:].unflatten(1, (height, width))
@@ -77,7 +77,7 @@ class PromptedWindowBlock(nn.Module):
         return torch.cat((y[:, :, :p].mean(1), tokens.flatten(1, 2)), dim=1)
 
     def attention_in_windows(self, x: Tensor, p: int, mask: Tensor | None) -> Tensor:
-        """Attention inside each window of (B, windows, p + area, C).
+        """Attention inside each window of x (B, windows, p + area, C), in the same shape.
 
         Pairs with a prompt have no relative position and no mask (windows, area, area).
         """
@@ -101,6 +101,7 @@ class PromptedMerging(nn.Module):
         self.merging: Any = merging
 
     def forward(self, x: PromptedMap) -> PromptedMap:
+        """Tokens (B, H / 2, W / 2, 2 C) from (B, H, W, C), prompts (B, p, 2 C) from (B, p, C)."""
         prompts = self.merging.norm(x.prompts.repeat(1, 1, 4))
         return PromptedMap(self.merging(x.tokens), self.merging.reduction(prompts))
 
@@ -113,7 +114,7 @@ class PromptedNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: PromptedMap) -> Tensor:
-        """(B, 1, p + H W, C)."""
+        """(B, 1, p + H W, C) from tokens (B, H, W, C) and prompts (B, p, C)."""
         return self.norm(torch.cat((x.prompts, x.tokens.flatten(1, 2)), dim=1))[:, None]
 
 

@@ -46,7 +46,9 @@ class Bench:
     def predict(
         self, images: np.ndarray | data.DecodedImages, compute: Compute | None = None
     ) -> np.ndarray:
-        """Outputs (N, ...) of the model as it is now; all processes share `images` unless told.
+        """Outputs (N, ...) of `images` (N, S, S, 3) uint8 by the model as it is now.
+
+        All processes share the images out, unless `compute` is another one.
 
         Raises:
             Diverged: an output is not finite.

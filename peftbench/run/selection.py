@@ -132,7 +132,7 @@ class ValChecks:
 
 
 def report_split(splits: data.Splits) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of the split that is reported; test opens once."""
+    """Images (N, S, S, 3) uint8 and labels (N,) of the split that is reported; test opens once."""
     if isinstance(splits.report, data.TestSplit):
         opened = splits.report.open_once()
         return opened.images, opened.labels

@@ -147,7 +147,10 @@ def _pairs(methods: int) -> int:
 def against_best(
     best: str, pairs: Sequence[tuple[str, str]], p: Sequence[float] | Array
 ) -> dict[str, float]:
-    """P-value of each other method against the best, after Holm's correction over all pairs."""
+    """P-value of each other method against the best, after Holm's correction over all pairs.
+
+    p: (pairs,), in the order of `pairs`.
+    """
     return {
         second if first == best else first: float(value)
         for (first, second), value in zip(pairs, ranks.holm(p), strict=True)

@@ -76,7 +76,10 @@ def agreement(predicted: Mapping[str, Classes]) -> pd.DataFrame:
 
 
 def error_overlap(first: Hits, second: Hits) -> float:
-    """Share of the images that either gets wrong which both get wrong; NaN where none is wrong."""
+    """Share of the images that either gets wrong which both get wrong; NaN where none is wrong.
+
+    Both arguments are (images,): whether each image was right.
+    """
     either = int(np.sum(~first | ~second))
     return float(np.sum(~first & ~second) / either) if either else float("nan")
 
@@ -92,8 +95,8 @@ def majority_vote(classes: Classes, confidence: Array) -> Classes:
 def confidence_weighted(classes: Classes, confidence: Array) -> Classes:
     """(images,): the class with the largest sum of the confidences of those that name it.
 
-    Only the confidence in the class that was named is recorded, so this is not the mean of the
-    probabilities. Of equal sums the lower class wins.
+    Both arguments are (members, images). Only the confidence in the class that was named is
+    recorded, so this is not the mean of the probabilities. Of equal sums the lower class wins.
     """
     return _elect(classes, np.asarray(confidence, dtype=float), by_votes=False)
 
@@ -139,6 +142,7 @@ def calibration_bins(
 ) -> pd.DataFrame:
     """One row a bin of confidence, of equal width, closed above: what a reliability diagram shows.
 
+    Both arguments are (images,): the confidence in the predicted class, and whether it is right.
     Columns: `low`, `high`, `images`, mean `confidence` and `accuracy` (both NaN in an empty bin).
     """
     sure, right = np.asarray(confidence, dtype=float), np.asarray(hit, dtype=float)

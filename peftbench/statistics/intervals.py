@@ -153,8 +153,9 @@ def interquartile_mean_interval(
     over: str = SEEDS,
     level: float = LEVEL,
 ) -> Interval:
-    """Interval of the interquartile mean of all runs; see `mean_interval` for the arguments.
+    """Interval of the interquartile mean of all runs, whose scores are (seeds,) of each data set.
 
+    For the arguments see `mean_interval`.
     The quarter of the runs with the lowest scores and the quarter with the highest do not count
     (rounded down; Agarwal et al., 2021, §4.3, arXiv 2108.13264). The variance is that of the
     scores brought in to the ends of the middle half (Tukey & McLaughlin, 1963), inside data sets

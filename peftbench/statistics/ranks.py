@@ -51,7 +51,7 @@ def friedman(means: pd.DataFrame) -> Friedman:
 
 
 def holm(p: Sequence[float] | Array) -> Array:
-    """Adjusted p-values of one family (Holm, 1979): reject where one is at most the level.
+    """Adjusted p-values (n,) of one family (Holm, 1979): reject where one is at most the level.
 
     The chance of any false rejection is then at most the level, however the tests depend on
     each other.
@@ -65,7 +65,7 @@ def holm(p: Sequence[float] | Array) -> Array:
 
 
 def signed_rank_p(difference: Sequence[float] | Array) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test of paired differences.
+    """Two-sided p-value of Wilcoxon's signed-rank test of paired differences (datasets,).
 
     Data sets without a difference do not count. Exact with ties as well, up to `EXACT_UP_TO`
     data sets, by the distribution of the sum of the observed ranks over all signs.

@@ -266,7 +266,10 @@ class Objective(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The objective, its loss, and the task's outputs (B, ...) of images x (B, 3, S, S)."""
+        """The objective, its loss, and the task's outputs (B, ...) of images x (B, 3, S, S).
+
+        target: (B,) classes, or (B, C) shares of them where images are mixed.
+        """
         outputs = self.task.outputs(self.model(x))
         loss = self.task.loss(outputs, target, self.label_smoothing)
         total = loss if self.regulariser is None else loss + self.regulariser()

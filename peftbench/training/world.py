@@ -104,7 +104,7 @@ class World:
             yield
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """`values` summed over the processes, in place."""
+        """`values` (...) summed over the processes, in place."""
         if not self.is_single:
             dist.all_reduce(values)
         return values

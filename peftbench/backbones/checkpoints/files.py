@@ -133,7 +133,7 @@ READING = (
 
 
 def read_entry(path: Path, name: str, entry: Entry) -> Tensor:
-    """The numbers of one tensor.
+    """The numbers of one tensor, in its shape (...).
 
     Raises:
         WeightsError: they are damaged.

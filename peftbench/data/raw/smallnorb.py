@@ -107,7 +107,7 @@ def _records(
 
 
 def read_matrix(path: Path) -> np.ndarray:
-    """An array in the binary format of SmallNORB, memory-mapped.
+    """An array of any shape (...) in the binary format of SmallNORB, memory-mapped.
 
     Little-endian int32: magic number of the type, number of dimensions, at least three sizes; then
     the values (TFDS 4.9.9, datasets/smallnorb). `DataError` where the bytes are not those.

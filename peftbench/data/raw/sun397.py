@@ -94,7 +94,7 @@ def shrunk(path: Path) -> bytes:
 
 
 def bilinear(pixels: np.ndarray, size: tuple[int, int], step: float) -> np.ndarray:
-    """An image (H, W, 3) uint8 at `size` (width, height), `step` source pixels apart: uint8.
+    """An image (H, W, 3) uint8 at `size` (width, height), `step` source pixels apart.
 
     Pillow's own bilinear filter widens when it shrinks, which OpenCV's does not.
     """
