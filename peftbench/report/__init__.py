@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from peftbench.report.comparison import Comparison
-    from peftbench.report.figures.beside import Beside
+    from peftbench.report.figures.background import Beside
     from peftbench.report.papers.description import PaperTable
     from peftbench.report.view import Views
 
@@ -208,7 +208,7 @@ def _begin_figures(sources: _Sources, views: Views, options: ReportOptions) -> B
     if FIGURES not in options.parts or not options.formats:
         return None
     from peftbench.report.figures import KINDS
-    from peftbench.report.figures.beside import Beside, Order
+    from peftbench.report.figures.background import Beside, Order
     from peftbench.results.frame import epochs
 
     order = Order(

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from peftbench.report import figures
-from peftbench.report.figures import LOOKS, accuracy_against_parameters, beside, look, save
+from peftbench.report.figures import LOOKS, accuracy_against_parameters, background, look, save
 from peftbench.report.labels import Box, place
 from peftbench.report.view import Views
 from peftbench.results.frame import frame
@@ -184,17 +184,19 @@ def test_a_failure_beside_is_drawn_and_raised_here(tmp_path, make_record, monkey
     store.add(make_record("linear", "a", 0, 0.5, tuned=0))
     kinds = ["{score}_vs_parameters", "tasks_{score}", "heat_map_{score}"]
     about = {"root": str(store.root), "where": [], "dirty": False, "metric": "top1"}
-    order = beside.Order(**about, place=str(tmp_path), formats=["svg"], kinds=kinds, limited=False)
+    order = background.Order(
+        **about, place=str(tmp_path), formats=["svg"], kinds=kinds, limited=False
+    )
     frames = (Views(frame(store)), pd.DataFrame())
-    whole = beside.Beside(order, *frames).finish()
+    whole = background.Beside(order, *frames).finish()
     assert [(one.backbone, one.kind) for one in whole] == [("vit_mini", kind) for kind in kinds]
     files = {path.name: path.read_bytes() for one in whole for path in one.paths}
     assert len(files) == 3
     monkeypatch.setattr(sys, "executable", "/bin/false")  # a process that ends at once
-    again = beside.Beside(
+    again = background.Beside(
         dataclasses.replace(order, place=str(tmp_path / "again")), *frames
     ).finish()
     assert {path.name: path.read_bytes() for one in again for path in one.paths} == files
-    begun = beside.Beside(order, *frames)
+    begun = background.Beside(order, *frames)
     begun.close()  # as where another part of the report fails
     assert begun.process is not None and begun.process.returncode is not None

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from peftbench import plugins
 from peftbench.report.figures.calibration import calibration
+from peftbench.report.figures.catalogue import KINDS, Source, every, register_figure
 from peftbench.report.figures.cost import (
     accuracy_against,
     accuracy_against_parameters,
     drawable,
 )
 from peftbench.report.figures.curves import data_scale_curves, few_shot_curves, sensitivity
-from peftbench.report.figures.every import KINDS, Source, every, register_figure
 from peftbench.report.figures.learning import learning_curves
 from peftbench.report.figures.ranks import critical_difference, win_rates
 from peftbench.report.figures.style import COLOURS, FORMATS, LOOKS, is_empty, look, save

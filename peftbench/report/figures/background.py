@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from peftbench.report.comparison import reliability
-from peftbench.report.figures.every import KINDS, every
+from peftbench.report.figures.catalogue import KINDS, every
 from peftbench.report.figures.style import save
 from peftbench.report.names import slug
 from peftbench.report.view import Views
