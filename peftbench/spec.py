@@ -97,7 +97,7 @@ class DatasetFacts:
     source: str = ""  # where to get it
     built_from: tuple[str, ...] = ()  # configured sources of raw archives that we convert
     prepared_from: tuple[str, ...] = ()  # configured sources that unpack to what is read
-    oddities: tuple[str, ...] = ()  # what people trip over
+    oddities: tuple[str, ...] = ()  # known issues: what people trip over
 
     def __post_init__(self) -> None:
         lists = ("folders", "layouts", "built_from", "prepared_from", "oddities")

@@ -47,12 +47,12 @@ class EchoLauncher(JobLauncher):
 }
 DRAWN = """
 import pandas as pd
-from peftbench.report.figures import KINDS, every
+from peftbench.report.figures import KINDS, all_figures
 from peftbench.report.view import Views
 print(list(KINDS)[-1])
 table = pd.DataFrame({"backbone": ["b", "b"], "suite": ["s", "t"]})
 kinds = ["blank_{score}"]
-for _, stem, figure in every(Views(table), pd.DataFrame(), kinds=kinds):
+for _, stem, figure in all_figures(Views(table), pd.DataFrame(), kinds=kinds):
     print(stem, figure.axes[0].get_title())
 """
 DESCRIBED = """

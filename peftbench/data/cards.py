@@ -11,7 +11,7 @@ NAMED = 12  # absent classes that a card names
 
 
 def card(spec: DatasetSpec) -> str:
-    """Markdown with counts, classes, oddities, licence and source; no image is decoded.
+    """Markdown with counts, classes, known issues, licence and source; no image is decoded.
 
     A data set that was never prepared is listed, and hashed, now.
     """
@@ -37,7 +37,7 @@ def page(made: Manifest, notice: str = "") -> str:
     if "test" in made.splits:
         copies = made.copies_in_test()
         lines.append(f"* Test images that are also in train or val, byte for byte: {copies}")
-    lines += [f"* {remark}" for remark in (*made.notes, *made.oddities)]
+    lines += [f"* {remark}" for remark in (*made.notes, *made.known_issues)]
     return "\n".join([*lines, "", *_splits(made), "", *_classes(made)]) + (
         f"\n\n## Notice\n\n{notice.rstrip()}\n" if notice else "\n"
     )
@@ -57,7 +57,7 @@ def published(spec: DatasetSpec) -> str:
         f"* Licence: {facts.licence}",
         f"* Source: {facts.source}",
         f"* Published: {told}",
-        *(f"* {oddity}" for oddity in facts.oddities),
+        *(f"* {issue}" for issue in facts.oddities),
         "",
         f"peftbench data prepare {spec.name}",
     ]

@@ -34,7 +34,7 @@ class Manifest:
     licence: str
     source: str
     notes: tuple[str, ...]
-    oddities: tuple[str, ...]
+    known_issues: tuple[str, ...]
     class_names: tuple[str, ...]
     images: str | None  # folder below which the names are found; None: not one file an image
     lists: Mapping[str, str]  # SHA-256 of the files that say what is in which split
@@ -60,7 +60,7 @@ class Manifest:
             licence=listing.licence,
             source=listing.source,
             notes=listing.notes,
-            oddities=spec.facts.oddities,
+            known_issues=spec.facts.oddities,
             class_names=listing.class_names,
             images=images,
             lists=lists,
@@ -131,7 +131,7 @@ class Manifest:
             "licence": self.licence,
             "source": self.source,
             "notes": self.notes,
-            "oddities": self.oddities,
+            "oddities": self.known_issues,
             "sizes": self.sizes(),
             "classes_present": self.present(),
             "rollup": self.rollup,
@@ -166,7 +166,7 @@ class Manifest:
                 licence=raw["licence"],
                 source=raw["source"],
                 notes=tuple(raw["notes"]),
-                oddities=tuple(raw["oddities"]),
+                known_issues=tuple(raw["oddities"]),
                 class_names=tuple(raw["classes"]),
                 images=raw["images"],
                 lists=raw["lists"],

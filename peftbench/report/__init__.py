@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from peftbench.report.comparison import Comparison
-    from peftbench.report.figures.background import Beside
+    from peftbench.report.figures.background import BackgroundDrawing
     from peftbench.report.papers.description import PaperTable
     from peftbench.report.view import Views
 
@@ -203,12 +203,14 @@ def _statistics(found: Sequence[Comparison], stem: Path, metric: str) -> list[Pa
     return paths
 
 
-def _begin_figures(sources: _Sources, views: Views, options: ReportOptions) -> Beside | None:
+def _begin_figures(
+    sources: _Sources, views: Views, options: ReportOptions
+) -> BackgroundDrawing | None:
     """The figures, which another process draws meanwhile; `None` where none are asked for."""
     if FIGURES not in options.parts or not options.formats:
         return None
     from peftbench.report.figures import KINDS
-    from peftbench.report.figures.background import Beside, Order
+    from peftbench.report.figures.background import BackgroundDrawing, Order
     from peftbench.results.frame import epochs
 
     order = Order(
@@ -221,10 +223,10 @@ def _begin_figures(sources: _Sources, views: Views, options: ReportOptions) -> B
         metric=options.metric,
         limited=options.limited,
     )
-    return Beside(order, views, epochs(sources.scan.records))
+    return BackgroundDrawing(order, views, epochs(sources.scan.records))
 
 
-def _finished(begun: Beside, table: pd.DataFrame) -> Product:
+def _finished(begun: BackgroundDrawing, table: pd.DataFrame) -> Product:
     figures = begun.finish()
     drawn = {figure.backbone for figure in figures}
     notes = [

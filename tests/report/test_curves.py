@@ -9,8 +9,8 @@ import pytest
 
 from peftbench.errors import ConfigError
 from peftbench.report.figures import (
+    all_figures,
     data_scale_curves,
-    every,
     few_shot_curves,
     is_empty,
     learning_curves,
@@ -142,10 +142,10 @@ def test_every_figure_is_made_for_which_there_are_data_and_no_other(make_record)
     ]
     table, history = frame(records), epochs(records)
     # no score of this name, but learning curves need none; suites are not averaged
-    made = {name for _, name, _ in every(Views(table), history, metric="mean_per_class")}
+    made = {name for _, name, _ in all_figures(Views(table), history, metric="mean_per_class")}
     assert made == {"learning_curves_vit_mini_one", "learning_curves_vit_mini_two"}
     kinds = ["{score}_vs_training_time", "{score}_vs_latency", "data_scale_{score}"]
-    made = {name for _, name, _ in every(Views(table), history, kinds=kinds)}
+    made = {name for _, name, _ in all_figures(Views(table), history, kinds=kinds)}
     assert made == {"accuracy_vs_training_time_vit_mini"}
     with pytest.raises(ConfigError, match="Unknown figure 'bars'"):
-        list(every(Views(table), history, kinds=["bars"]))
+        list(all_figures(Views(table), history, kinds=["bars"]))

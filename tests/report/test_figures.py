@@ -11,7 +11,13 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from peftbench.report import figures
-from peftbench.report.figures import LOOKS, accuracy_against_parameters, background, look, save
+from peftbench.report.figures import (
+    METHOD_STYLES,
+    accuracy_against_parameters,
+    background,
+    save,
+    style_of,
+)
 from peftbench.report.labels import Box, place
 from peftbench.report.view import Views
 from peftbench.results.frame import frame
@@ -168,15 +174,15 @@ def test_three_formats_are_written_and_are_the_same_the_next_time(table, tmp_pat
 
 
 def test_known_methods_look_different_from_each_other_and_on_white():
-    assert len(set(LOOKS.values())) == len(LOOKS)
-    for colour, _ in LOOKS.values():
+    assert len(set(METHOD_STYLES.values())) == len(METHOD_STYLES)
+    for colour, _ in METHOD_STYLES.values():
         red, green, blue = to_rgb(colour)
         assert 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.75
 
 
 def test_an_unknown_method_keeps_its_look_and_takes_no_known_one():
-    assert look("mine") == look("mine") and look("mine") not in LOOKS.values()
-    assert len({look(f"method_{i}") for i in range(30)}) > 15
+    assert style_of("mine") == style_of("mine") and style_of("mine") not in METHOD_STYLES.values()
+    assert len({style_of(f"method_{i}") for i in range(30)}) > 15
 
 
 def test_a_failure_beside_is_drawn_and_raised_here(tmp_path, make_record, monkeypatch):
@@ -188,15 +194,15 @@ def test_a_failure_beside_is_drawn_and_raised_here(tmp_path, make_record, monkey
         **about, place=str(tmp_path), formats=["svg"], kinds=kinds, limited=False
     )
     frames = (Views(frame(store)), pd.DataFrame())
-    whole = background.Beside(order, *frames).finish()
+    whole = background.BackgroundDrawing(order, *frames).finish()
     assert [(one.backbone, one.kind) for one in whole] == [("vit_mini", kind) for kind in kinds]
     files = {path.name: path.read_bytes() for one in whole for path in one.paths}
     assert len(files) == 3
     monkeypatch.setattr(sys, "executable", "/bin/false")  # a process that ends at once
-    again = background.Beside(
+    again = background.BackgroundDrawing(
         dataclasses.replace(order, place=str(tmp_path / "again")), *frames
     ).finish()
     assert {path.name: path.read_bytes() for one in again for path in one.paths} == files
-    begun = background.Beside(order, *frames)
+    begun = background.BackgroundDrawing(order, *frames)
     begun.close()  # as where another part of the report fails
     assert begun.process is not None and begun.process.returncode is not None

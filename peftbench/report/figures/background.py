@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from peftbench.report.comparison import reliability
-from peftbench.report.figures.catalogue import KINDS, every
+from peftbench.report.figures.catalogue import KINDS, all_figures
 from peftbench.report.figures.style import save
 from peftbench.report.names import slug
 from peftbench.report.view import Views
@@ -57,14 +57,16 @@ def draw(order: Order, views: Views, rows: pd.DataFrame) -> list[Drawn]:
         bins = reliability(views.view(limited=order.limited), ResultsStore(order.root))
     found = []
     for kind in order.kinds:
-        made = every(views, rows, bins, metric=order.metric, limited=order.limited, kinds=[kind])
+        made = all_figures(
+            views, rows, bins, metric=order.metric, limited=order.limited, kinds=[kind]
+        )
         for backbone, name, figure in made:
             paths = save(figure, Path(order.place) / slug(name), order.formats)
             found.append(Drawn(backbone, kind, tuple(paths)))
     return found
 
 
-class Beside:
+class BackgroundDrawing:
     """An order that is being drawn: most of it in another process, which begins at once.
 
     `finish` draws the rest and gives all of it, by backbone and in the order of `KINDS`. Where the

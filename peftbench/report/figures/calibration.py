@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbench.report.figures.style import GREY, STYLE, empty, look
+from peftbench.report.figures.style import GREY, STYLE, empty, style_of
 from peftbench.statistics.images import calibration_error
 
 COLUMNS = 4  # panels side by side
@@ -54,7 +54,7 @@ def calibration(bins: pd.DataFrame) -> Figure:
 
 
 def _draw(axes: Axes, bins: pd.DataFrame) -> None:
-    colour, marker = look(str(bins["method"].iloc[0]))
+    colour, marker = style_of(str(bins["method"].iloc[0]))
     share = bins["images"] / bins["images"].sum()
     wide = 100 * (bins["high"] - bins["low"])
     axes.bar(

@@ -95,7 +95,7 @@ def register_figure(name: str, by_suite: bool = False) -> Callable[[Draw], Draw]
     return register
 
 
-def every(
+def all_figures(
     views: Views,
     epochs: pd.DataFrame,
     bins: pd.DataFrame | None = None,

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from peftbench.registry import unknown_name
 from peftbench.report.costs import COSTS
 from peftbench.report.figures.points import Panel, Point, frontier, panels
-from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, look
+from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, style_of
 from peftbench.report.labels import Box, place
 from peftbench.report.scores import SCORES
 from peftbench.report.view import View, view_of
@@ -82,7 +82,7 @@ def _draw(axes: Axes, panel: Panel, cost: str, score: str) -> None:
         zorder=1,
     )
     for point in panel.points:
-        colour, marker = look(point.method)
+        colour, marker = style_of(point.method)
         axes.errorbar(
             point.cost,
             point.mean,
@@ -175,7 +175,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             textcoords="offset points",
             va="bottom",
             fontsize=8,
-            color=darker(look(point.method)[0]),
+            color=darker(style_of(point.method)[0]),
             zorder=4,
         )
         for point in points

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from peftbench.registry import unknown_name
 from peftbench.report.figures.lines import Line, Score, lines
-from peftbench.report.figures.style import GREY, STYLE, empty, look
+from peftbench.report.figures.style import GREY, STYLE, empty, style_of
 from peftbench.report.view import View, view_of
 from peftbench.results.record import Status
 
@@ -76,7 +76,7 @@ def learning_curves(
 
 
 def _draw(axes: Axes, line: Line) -> None:
-    colour, _ = look(line.method)
+    colour, _ = style_of(line.method)
     epochs, means = _curve(line)
     axes.fill_between(
         epochs,

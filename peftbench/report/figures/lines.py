@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from matplotlib.axes import Axes
 
-from peftbench.report.figures.style import darker, look
+from peftbench.report.figures.style import darker, style_of
 
 GAP = 9.5  # typographic points between the names at the ends of lines
 
@@ -79,7 +79,7 @@ def _place(x: float, by_dataset: dict[str, dict[int, float]]) -> Place:
 def draw(axes: Axes, drawn: Sequence[Line], *, bars: bool = True) -> None:
     """The lines with a mark at each place and a bar of one standard deviation to both sides."""
     for line in drawn:
-        colour, marker = look(line.method)
+        colour, marker = style_of(line.method)
         axes.errorbar(
             [place.x for place in line.places],
             [place.mean for place in line.places],
@@ -111,7 +111,7 @@ def name_ends(axes: Axes, drawn: Sequence[Line]) -> None:
             textcoords="offset points",
             va="center",
             fontsize=7.5,
-            color=darker(look(line.method)[0]),
+            color=darker(style_of(line.method)[0]),
             annotation_clip=False,
         )
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, look
+from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, style_of
 from peftbench.report.view import View, view_of
 from peftbench.statistics import ranks, scores
 
@@ -127,7 +127,7 @@ def _diagram(axes: Axes, ranking: Ranking, height: float) -> None:
     ):
         left = i < half
         y = -top - LINE * (i if left else number - 1 - i)
-        colour, marker = look(method)
+        colour, marker = style_of(method)
         end = 1 - 0.06 * (number - 1) if left else number + 0.06 * (number - 1)
         axes.plot([place, place, end], [0, y, y], color=colour, linewidth=0.8, zorder=1)
         axes.plot(place, 0, marker=marker, color=colour, markersize=5, markeredgecolor="white")

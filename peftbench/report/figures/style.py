@@ -1,4 +1,4 @@
-"""What all figures share: the look of each method, a style, and how files are made."""
+"""What all figures share: colour and marker of each method, a style, and how files are made."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from peftbench.results.atomic import write_atomic
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def _looks() -> dict[str, tuple[str, str]]:
+def _method_styles() -> dict[str, tuple[str, str]]:
     """Colour and marker by method, as `make docs` writes them from the cards of the methods."""
     with (files(__package__) / "looks.csv").open(encoding="utf-8") as file:
         return {row["method"]: (row["colour"], row["marker"]) for row in csv.DictReader(file)}
 
 
-# Methods keep their look in every figure. Markers differ within a family, so grey print works.
-LOOKS = _looks()
+# Methods keep their style in every figure. Markers differ within a family, so grey print works.
+METHOD_STYLES = _method_styles()
 OTHER_MARKERS = ("h", "p", "8", "d", "H")
 
 STYLE: Any = {  # matplotlib's own annotation lists every key
@@ -50,10 +50,10 @@ EMPTY = "empty"
 FORMATS = ("png", "pdf", "svg")
 
 
-def look(method: str) -> tuple[str, str]:
+def style_of(method: str) -> tuple[str, str]:
     """Colour and marker of a method; a method without one gets them from its name."""
-    if method in LOOKS:
-        return LOOKS[method]
+    if method in METHOD_STYLES:
+        return METHOD_STYLES[method]
     number = int(hashlib.sha256(method.encode()).hexdigest(), 16)
     return (
         COLOURS[number % len(COLOURS)],

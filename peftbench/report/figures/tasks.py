@@ -14,7 +14,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from peftbench.report.figures.style import GREY, STYLE, empty, look
+from peftbench.report.figures.style import GREY, STYLE, empty, style_of
 from peftbench.report.scores import SCORES
 from peftbench.report.tables.cells import MEAN_OF_GROUPS, MEAN_OF_TASKS, OK, TASK, overall
 from peftbench.report.tables.text import SHOWN
@@ -65,7 +65,7 @@ def _bar_panels(part: Any, rows: pd.DataFrame) -> None:
         done = [y for y, label in enumerate(labels) if mine[label]["state"] == OK]
         values = [100 * float(mine[labels[y]]["mean"]) for y in done]
         spreads = [100 * _or_zero(mine[labels[y]]["sd"]) for y in done]
-        colours = [look(str(mine[labels[y]]["method"]))[0] for y in done]
+        colours = [style_of(str(mine[labels[y]]["method"]))[0] for y in done]
         axes.barh(
             done,
             values,

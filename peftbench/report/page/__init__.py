@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from peftbench.report.figures.learning import QUANTITIES
 from peftbench.report.page.facts import failures, method_parts, provenance
-from peftbench.report.page.panels import costs, looks, markers, panels
+from peftbench.report.page.panels import costs, markers, method_styles, panels
 from peftbench.report.scores import SCORE, SCORES
 from peftbench.report.tables.text import to_csv
 from peftbench.report.view import View, Views
@@ -66,8 +66,8 @@ def render(
         "quantities": QUANTITIES,
         "costs": costs(),
         "interval": INTERVAL,
-        "looks": (shown := looks(map(str, table["method"].dropna()))),
-        "markers": markers(look["marker"] for look in shown.values()),
+        "looks": (styles := method_styles(map(str, table["method"].dropna()))),
+        "markers": markers(style["marker"] for style in styles.values()),
     }
     style = _file("style.css")
     script = '"use strict";\n' + "\n".join(_file(name) for name in SCRIPTS)

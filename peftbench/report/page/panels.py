@@ -11,7 +11,7 @@ import pandas as pd
 from peftbench.report.costs import COSTS, measured
 from peftbench.report.figures.learning import QUANTITIES, scores
 from peftbench.report.figures.lines import lines
-from peftbench.report.figures.style import COLOURS, look
+from peftbench.report.figures.style import COLOURS, style_of
 from peftbench.report.scores import SCORES
 from peftbench.report.spreads import RowKey, leaders, spreads
 from peftbench.report.tables.cells import OK, TASK
@@ -52,12 +52,12 @@ def panels(views: Views, epochs: pd.DataFrame) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def looks(methods: Iterable[str]) -> dict[str, Any]:
+def method_styles(methods: Iterable[str]) -> dict[str, Any]:
     """Index of the colour and name of the marker of each method."""
     return {
         method: {"colour": COLOURS.index(colour), "marker": marker}
         for method in sorted(set(methods))
-        for colour, marker in [look(method)]
+        for colour, marker in [style_of(method)]
     }
 
 

@@ -155,7 +155,7 @@ def _check_titles(path: Path, block: Block, columns: Iterable[PaperColumn]) -> N
             raise unknown_name(f"row in {path}:", column.against, titles)
 
 
-def _check_values(path: Path, row: Row, tasks: Iterable[Task]) -> None:
+def _check_values(path: Path, row: Row, tasks: Iterable[PaperTask]) -> None:
     """A row has a value for each suite of its tasks that its texts name."""
     for task in tasks:
         try:
