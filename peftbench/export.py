@@ -91,14 +91,14 @@ def export(
 def find(store: ResultsStore, run_id: str) -> RunRecord:
     """The finished run whose id begins with `run_id`; `ConfigError` unless there is just one."""
     records = {record.run_id: record for record in current(store.scan().records)}
-    found = [record for key, record in records.items() if run_id and key.startswith(run_id)]
-    if not found:
+    matching = [record for key, record in records.items() if run_id and key.startswith(run_id)]
+    if not matching:
         error = unknown_name("run", run_id, records)
         raise type(error)(f"{error} `peftbench list runs --results-dir {store.root}` shows more.")
-    if len(found) > 1:
-        several = ", ".join(f"{r.run_id} ({r.spec['method']['name']})" for r in found[:8])
-        raise ConfigError(f"run {run_id!r} is the beginning of {len(found)} ids: {several}.")
-    (record,) = found
+    if len(matching) > 1:
+        several = ", ".join(f"{r.run_id} ({r.spec['method']['name']})" for r in matching[:8])
+        raise ConfigError(f"run {run_id!r} is the beginning of {len(matching)} ids: {several}.")
+    (record,) = matching
     if record.status is not Status.OK:
         raise ConfigError(
             f"run {record.run_id} ended as {record.status} ({record.error}), so there is nothing "
@@ -218,10 +218,10 @@ def code(text: str) -> str:
 
 
 def _accuracy(metrics: dict[str, float | None], score: Metric) -> dict[str, str]:
-    found = {split: metrics.get(f"{split}/{score.name}") for split in ("test", "val")}
+    by_split = {split: metrics.get(f"{split}/{score.name}") for split in ("test", "val")}
     return {
         f"{split} accuracy": f"{100 * value:.2f} % {score.short}"
-        for split, value in found.items()
+        for split, value in by_split.items()
         if value is not None
     }
 

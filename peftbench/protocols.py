@@ -52,10 +52,10 @@ def shipped_entries(group: str) -> dict[str, Mapping[str, Any]]:
         ConfigError: one is no mapping.
     """
     folder = shipped.folder("conf", "conf", "config.yaml") / group
-    found: dict[str, Mapping[str, Any]] = {}
+    entries: dict[str, Mapping[str, Any]] = {}
     for path in sorted(folder.glob("*.yaml")):
         entry = shipped.load_yaml(path) or {}
         if not isinstance(entry, dict):
             raise ConfigError(f"{path} is no mapping. Correct it.")
-        found[path.stem] = entry
-    return found
+        entries[path.stem] = entry
+    return entries

@@ -115,13 +115,13 @@ def check_directory(file: IO[bytes]) -> None:
     tail = file.read()
     file.seek(0)
     for mark, at, code in ((b"PK\5\6", 12, "<L"), (b"PK\6\6", 40, "<Q")):  # the latter of zip64
-        found = tail.find(mark)
-        while found >= 0:
-            if found + at + struct.calcsize(code) <= len(tail):
-                (listed,) = struct.unpack_from(code, tail, found + at)
+        place = tail.find(mark)
+        while place >= 0:
+            if place + at + struct.calcsize(code) <= len(tail):
+                (listed,) = struct.unpack_from(code, tail, place + at)
                 if listed > MOST_DIRECTORY and listed != 2**32 - 1:
                     raise ValueError(f"its list of contents has {listed / 2**20:,.0f} MB")
-            found = tail.find(mark, found + 1)
+            place = tail.find(mark, place + 1)
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> zipfile.ZipInfo:

@@ -61,11 +61,11 @@ def _check_file(file: Path, spec: BackboneSpec, folder: Path) -> None:
         raise WeightsError(f"checkpoint={file} cannot be read: {e}. Give another file.") from e
     if not spec.checkpoint_sha256:  # of named weights; `attach` compares their tensors
         return
-    found = hash_checkpoint(file)
-    if found != spec.checkpoint_sha256:
+    sha256 = hash_checkpoint(file)
+    if sha256 != spec.checkpoint_sha256:
         raise WeightsError(
             f"{folder} was tuned on the weights in {printable(str(spec.checkpoint))} with SHA-256 "
-            f"{spec.checkpoint_sha256[:12]}, and {file} has {found[:12]}. Give that file."
+            f"{spec.checkpoint_sha256[:12]}, and {file} has {sha256[:12]}. Give that file."
         )
 
 

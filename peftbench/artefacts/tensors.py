@@ -69,11 +69,11 @@ def announced(path: Path) -> dict[str, Announced]:
     if not isinstance(header, dict):
         raise ValueError("its header is no mapping")
     header.pop("__metadata__", None)
-    found = {name: _entry(name, entry) for name, entry in header.items()}
-    held = sum(math.prod(each.shape) * each.dtype.itemsize for each in found.values())
+    entries = {name: _entry(name, entry) for name, entry in header.items()}
+    held = sum(math.prod(each.shape) * each.dtype.itemsize for each in entries.values())
     if held != size - 8 - length:
         raise ValueError(f"its header announces {held:,} bytes, and it has {size - 8 - length:,}")
-    return found
+    return entries
 
 
 def _entry(name: str, entry: Any) -> Announced:
@@ -93,15 +93,15 @@ def read(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: it has others, or is damaged.
         OSError: it cannot be read.
     """
-    found = announced(path)
-    differing = sorted(found.keys() ^ wanted.keys())
+    entries = announced(path)
+    differing = sorted(entries.keys() ^ wanted.keys())
     if differing:
         names = ", ".join(printable(name[:80]) for name in differing[:3])
         raise ValueError(f"its tensors differ in {len(differing)} names: {names}")
     for name, tensor in wanted.items():
         needed = Announced(tensor.dtype, tuple(tensor.shape))
-        if found[name] != needed:
-            raise ValueError(f"{name} is {found[name]} in it, not {needed}")
+        if entries[name] != needed:
+            raise ValueError(f"{name} is {entries[name]} in it, not {needed}")
     try:
         state: dict[str, Tensor] = load_file(path)
     except SafetensorError as e:

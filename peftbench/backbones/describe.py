@@ -95,12 +95,12 @@ def _no_classifier(backbone: nn.Module, classifier: object) -> str:
 def match(pattern: str, paths: list[str]) -> list[str]:
     """Those of `paths` that fit `pattern`, name by name; * stands for any part of one name."""
     want = pattern.split(".")
-    found = []
+    matching = []
     for path in paths:
         names = path.split(".")
         if len(names) == len(want) and all(map(fnmatch.fnmatchcase, names, want)):
-            found.append(path)
-    return found
+            matching.append(path)
+    return matching
 
 
 def weightless_copy(model: nn.Module) -> nn.Module:
@@ -368,14 +368,14 @@ def _count(backbone: nn.Module, attributes: tuple[str, ...], head: str) -> int:
 
 def _norms(backbone: nn.Module, head: str) -> dict[str, int]:
     """Paths of the norms outside the classifier and how many parameters each has."""
-    found = {}
+    sizes = {}
     for path, module in backbone.named_modules():
         inside_head = f"{path}.".startswith(f"{head}.")
         if kind_of(module) in (Kind.NORM, Kind.BATCH_NORM) and not inside_head:
             own = sum(p.numel() for p in module.parameters(recurse=False))
             if own:
-                found[path] = own
-    return found
+                sizes[path] = own
+    return sizes
 
 
 def _in_features(classifier: nn.Module, path: str) -> int:

@@ -166,8 +166,8 @@ def _constant(message: memoryview) -> dict[str, np.ndarray]:
 
 
 def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
-    for found, value in _fields(message):
-        if found == number and not isinstance(value, int):
+    for field, value in _fields(message):
+        if field == number and not isinstance(value, int):
             yield value
 
 

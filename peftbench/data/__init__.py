@@ -97,13 +97,13 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
     parts = {split: _limited(part, spec, split) for split, part in listing.splits()}
 
     def read(title: str, part: SplitList, how: Preprocessing = preprocessing) -> _Images:
-        found = listing.decode(part, how, title)
-        whole = found.dtype.names is not None
+        decoded = listing.decode(part, how, title)
+        whole = decoded.dtype.names is not None
         return _Images(
-            found["pixels"] if whole else found,
+            decoded["pixels"] if whole else decoded,
             np.asarray(part.labels, dtype=np.int64),
             part.names,
-            found["size"] if whole else None,
+            decoded["size"] if whole else None,
         )
 
     if spec.final_trains_on == TRAIN_ONLY:

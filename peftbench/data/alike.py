@@ -27,9 +27,9 @@ def remark(names: Sequence[str]) -> str:
     pairs = [group for group in groups.values() if len(group) > 1]
     if not pairs:
         return ""
-    told = "; ".join(" and ".join(map(repr, group[:4])) for group in pairs[:SHOWN])
+    alike = "; ".join(" and ".join(map(repr, group[:4])) for group in pairs[:SHOWN])
     more = f"; and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
     return (
-        f"Classes whose names look alike are classes of their own: {told}{more}. If they are one, "
+        f"Classes whose names look alike are classes of their own: {alike}{more}. If they are one, "
         "write them alike."
     )

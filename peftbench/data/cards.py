@@ -20,25 +20,25 @@ def card(spec: DatasetSpec) -> str:
     return page(stored or Manifest.of(spec, listing), listing.notice)
 
 
-def page(made: Manifest, notice: str = "") -> str:
+def page(prepared: Manifest, notice: str = "") -> str:
     """The card that a manifest makes."""
-    lines = [f"# {made.name}: {made.title}", ""]
-    if made.suite:
-        belongs = f"Suite {made.suite}, version {made.suite_version}"
-        lines += [belongs + (f"; group {made.group}." if made.group else "."), ""]
-    encodings = ", ".join(f"{suffix} {count:,}" for suffix, count in made.encodings().items())
+    lines = [f"# {prepared.name}: {prepared.title}", ""]
+    if prepared.suite:
+        belongs = f"Suite {prepared.suite}, version {prepared.suite_version}"
+        lines += [belongs + (f"; group {prepared.group}." if prepared.group else "."), ""]
+    encodings = ", ".join(f"{suffix} {count:,}" for suffix, count in prepared.encodings().items())
     lines += [
-        f"* Licence: {made.licence}",
-        f"* Source: {made.source}",
-        *([f"* Layout: {made.layout}"] if made.layout else []),
+        f"* Licence: {prepared.licence}",
+        f"* Source: {prepared.source}",
+        *([f"* Layout: {prepared.layout}"] if prepared.layout else []),
         f"* Stored as: {encodings}",
-        f"* Manifest: `{made.rollup}`",
+        f"* Manifest: `{prepared.rollup}`",
     ]
-    if "test" in made.splits:
-        copies = made.copies_in_test()
+    if "test" in prepared.splits:
+        copies = prepared.copies_in_test()
         lines.append(f"* Test images that are also in train or val, byte for byte: {copies}")
-    lines += [f"* {remark}" for remark in (*made.notes, *made.known_issues)]
-    return "\n".join([*lines, "", *_splits(made), "", *_classes(made)]) + (
+    lines += [f"* {remark}" for remark in (*prepared.notes, *prepared.known_issues)]
+    return "\n".join([*lines, "", *_splits(prepared), "", *_classes(prepared)]) + (
         f"\n\n## Notice\n\n{notice.rstrip()}\n" if notice else "\n"
     )
 
@@ -47,7 +47,7 @@ def published(spec: DatasetSpec) -> str:
     """The card of a data set that is not on this machine."""
     facts = spec.facts
     sizes = {"classes": facts.classes, "train": facts.train, "val": facts.val, "test": facts.test}
-    told = ", ".join(f"{what} {count:,}" for what, count in sizes.items() if count is not None)
+    counts = ", ".join(f"{what} {count:,}" for what, count in sizes.items() if count is not None)
     lines = [
         f"# {spec.name}: {facts.title}",
         "",
@@ -56,7 +56,7 @@ def published(spec: DatasetSpec) -> str:
         "",
         f"* Licence: {facts.licence}",
         f"* Source: {facts.source}",
-        f"* Published: {told}",
+        f"* Published: {counts}",
         *(f"* {issue}" for issue in facts.oddities),
         "",
         f"peftbench data prepare {spec.name}",
@@ -64,22 +64,24 @@ def published(spec: DatasetSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _splits(made: Manifest) -> list[str]:
+def _splits(prepared: Manifest) -> list[str]:
     rows = ["| split | images | classes | absent |", "|---|---|---|---|"]
-    total = len(made.class_names)
-    for split, counts in made.counts().items():
-        absent = [made.class_names[i] for i, count in enumerate(counts) if not count]
+    total = len(prepared.class_names)
+    for split, counts in prepared.counts().items():
+        absent = [prepared.class_names[i] for i, count in enumerate(counts) if not count]
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
-        told = ", ".join(absent[:NAMED]) + more or "none"
-        rows.append(f"| {split} | {sum(counts):,} | {total - len(absent)} of {total} | {told} |")
+        absences = ", ".join(absent[:NAMED]) + more or "none"
+        rows.append(
+            f"| {split} | {sum(counts):,} | {total - len(absent)} of {total} | {absences} |"
+        )
     return rows
 
 
-def _classes(made: Manifest) -> list[str]:
-    counts = made.counts()
+def _classes(prepared: Manifest) -> list[str]:
+    counts = prepared.counts()
     rows = ["| class | " + " | ".join(counts) + " |", "|---" * (len(counts) + 1) + "|"]
-    for number, name in enumerate(made.class_names):
+    for number, name in enumerate(prepared.class_names):
         cells = " | ".join(str(of_split[number]) for of_split in counts.values())
         rows.append(f"| {name} | {cells} |")
     totals = " | ".join(f"**{sum(of_split)}**" for of_split in counts.values())
-    return [*rows, f"| **{len(made.class_names)} classes** | {totals} |"]
+    return [*rows, f"| **{len(prepared.class_names)} classes** | {totals} |"]

@@ -31,7 +31,7 @@ SHOWN = 4  # values that a line names
 
 
 @dataclass(frozen=True)
-class Told:
+class SplitColumn:
     """Where the splits of a list stand: a column and what its values mean; or none."""
 
     column: int | None = None
@@ -44,7 +44,7 @@ def split_column(
     rows: Sequence[tuple[int, Sequence[str]]],
     others: Sequence[int],
     where: str,
-) -> Told:
+) -> SplitColumn:
     """The column that says which split a row is in, `others` than those of paths and labels.
 
     Args:
@@ -56,8 +56,8 @@ def split_column(
     """
     if SPLIT_COLUMN in names:
         column = names.index(SPLIT_COLUMN)
-        return Told(column, _named_split(column, rows, where))
-    found: dict[int, dict[str, str]] = {}
+        return SplitColumn(column, _named_split(column, rows, where))
+    splitting: dict[int, dict[str, str]] = {}
     remarks: list[str] = []
     for column in others:
         values = list(dict.fromkeys(cells[column].strip() for _, cells in rows))
@@ -65,23 +65,25 @@ def split_column(
         missing = [value for value in values if value not in meant]
         used = set(meant.values())
         if meant and not missing and "train" in used and len(used) > 1:
-            found[column] = meant
+            splitting[column] = meant
         elif {"train", "test"} <= used or (_like_split(names[column]) and "train" in used):
             _check_complete(names[column], column, missing, rows, where)
         elif _like_split(names[column]) and len(values) > 1:
             remarks.append(_unread(names[column], values))
-    if len(found) > 1 and len({_assignment(c, m, rows) for c, m in found.items()}) > 1:
-        named = " and ".join(repr(names[column]) for column in found)
+    if len(splitting) > 1 and len({_assignment(c, m, rows) for c, m in splitting.items()}) > 1:
+        named = " and ".join(repr(names[column]) for column in splitting)
         raise DataError(
             f"{where}: columns {named} say different things of the splits. Rename the one that is "
             "meant to split, or remove the others."
         )
-    for column, meant in found.items():
-        told = ", ".join(f"{value!r} is {role}" for value, role in list(meant.items())[:SHOWN])
-        return Told(
-            column, meant, (f"Splits are those of its column {names[column]!r}: {told}.", *remarks)
+    for column, meant in splitting.items():
+        meanings = ", ".join(f"{value!r} is {role}" for value, role in list(meant.items())[:SHOWN])
+        return SplitColumn(
+            column,
+            meant,
+            (f"Splits are those of its column {names[column]!r}: {meanings}.", *remarks),
         )
-    return Told(remarks=tuple(remarks))
+    return SplitColumn(remarks=tuple(remarks))
 
 
 def _named_split(
@@ -90,13 +92,13 @@ def _named_split(
     meant: dict[str, str] = {}
     for line, cells in rows:
         value = cells[column].strip()
-        found = roles.role(value)
-        if found is None:
+        role = roles.role(value)
+        if role is None:
             raise DataError(
                 f"{where}, line {line}: {value!r} is no split. Use one of: train, test, "
                 f"{', '.join(roles.WORDS['val'][:3])}."
             )
-        meant[value] = found
+        meant[value] = role
     return meant
 
 
@@ -115,8 +117,8 @@ def _meaning(name: str, values: Sequence[str]) -> dict[str, str]:
     if yes is not None and all(value.casefold() in BOOLEANS for value in values):
         no = "test" if yes == "train" else "train"
         return {value: yes if BOOLEANS[value.casefold()] else no for value in values}
-    found = ((value, roles.role(value)) for value in values)
-    return {value: role for value, role in found if role is not None}
+    meanings = ((value, roles.role(value)) for value in values)
+    return {value: role for value, role in meanings if role is not None}
 
 
 def _check_complete(
@@ -140,9 +142,9 @@ def _check_complete(
 
 
 def _unread(name: str, values: Sequence[str]) -> str:
-    told = ", ".join(map(repr, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
+    examples = ", ".join(map(repr, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
     return (
-        f"Its column {name!r} ({told}) names no train and test and is not read, so images that "
+        f"Its column {name!r} ({examples}) names no train and test and is not read, so images that "
         "belong together there may be in different splits. Write train, val and test into a "
         "column split to split by it."
     )

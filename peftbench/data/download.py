@@ -195,8 +195,8 @@ class _HubHash(urllib.request.HTTPRedirectHandler):
 
 
 def _first_byte(response: Any) -> int | None:
-    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
-    return int(found[1]) if found else None
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
+    return int(match[1]) if match else None
 
 
 def _check_size(file: RemoteFile, part: Path, total: int | None, start: int) -> None:
@@ -225,9 +225,9 @@ def _check(path: Path, file: RemoteFile, sha256: str) -> None:
     if not wanted:
         return
     with path.open("rb") as content:
-        found = hashlib.file_digest(content, kind).hexdigest()
-    if found != wanted:
+        digest = hashlib.file_digest(content, kind).hexdigest()
+    if digest != wanted:
         raise DataError(
-            f"{path} has the wrong checksum ({kind} {found[:12]}..., published {wanted[:12]}...): "
+            f"{path} has the wrong checksum ({kind} {digest[:12]}..., published {wanted[:12]}...): "
             f"it is broken or another file. Remove it and fetch it from {file.url}."
         )

@@ -151,19 +151,19 @@ def digests(root: Path, names: Sequence[str]) -> tuple[str, ...]:
 
     try:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            found = dict(zip(names, pool.map(digest, names), strict=True))
+            digest_of = dict(zip(names, pool.map(digest, names), strict=True))
     except OSError as error:
         raise DataError(
             f"Cannot read {error.filename}: {error.strerror}. Repair or remove it."
         ) from error
-    if any(known.get(name) != entry for name, entry in found.items()):
+    if any(known.get(name) != entry for name, entry in digest_of.items()):
         try:
             memory.parent.mkdir(parents=True, exist_ok=True)
             with images.replaced(memory) as temporary:
-                temporary.write_text(json.dumps({**known, **found}), encoding="utf-8")
+                temporary.write_text(json.dumps({**known, **digest_of}), encoding="utf-8")
         except OSError:  # it only saves time, so a read-only cache is no error here
             pass
-    return tuple(str(found[name][2]) for name in names)
+    return tuple(str(digest_of[name][2]) for name in names)
 
 
 def _no_plain_file(path: Path) -> DataError:

@@ -51,8 +51,8 @@ def read_folder(spec: DatasetSpec) -> Listing:
             f"The data set root {root} is a file, not a folder. Check dataset.root: a folder, or "
             "a .csv or .tsv file of paths and labels."
         )
-    found = _found(root)
-    class_names, found_parts = _listed(root, found)
+    layout = _class_folders(root)
+    class_names, found_parts = _listed(root, layout)
     parts, drawn = own.settle(found_parts, class_names, spec, str(root), "val folder")
     content = own.Content(
         title=files.readable(root.name),
@@ -63,17 +63,17 @@ def read_folder(spec: DatasetSpec) -> Listing:
         origin=Origin(
             spec.name,
             files.readable(str(root)),
-            found.kind,
+            layout.kind,
             drawn,
             spec.split_seed,
-            (*found.remarks, *filter(None, (found.tree.remark(), alike.remark(class_names)))),
+            (*layout.remarks, *filter(None, (layout.tree.remark(), alike.remark(class_names)))),
         ),
     )
     return own.make_listing(spec, content, folder=root)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ClassFolders:
     """Which folders hold which class of which split."""
 
     parts: Mapping[str, Mapping[str, Path]]  # by split, or "all", and by the name of the class
@@ -113,16 +113,16 @@ def _table(root: Path) -> Path | None:
     inside = folders(root)
     if len(inside) > 1 and not _only_splits(root):
         return None
-    found = [path for path in tree.listed(root) if tables.is_table(path)]
-    if not found or _split_folders(_unwrapped(root)):
+    lists = [path for path in tree.listed(root) if tables.is_table(path)]
+    if not lists or _split_folders(_unwrapped(root)):
         return None
-    if len(found) > 1:
+    if len(lists) > 1:
         raise DataError(
-            f"{root} has {len(found)} lists: {', '.join(path.name for path in found)}. Set "
+            f"{root} has {len(lists)} lists: {', '.join(path.name for path in lists)}. Set "
             "dataset.root to the one that is meant. Splits of one data set stand in one list, in a "
             "column named split."
         )
-    return found[0]
+    return lists[0]
 
 
 def _only_splits(root: Path) -> bool:
@@ -162,15 +162,15 @@ def _split_folders(base: Path) -> dict[str, list[Path]]:
         shared = set.intersection(*holding.values()) if len(holding) > 1 else set()
         if not shared or len({known[path.name] for path in holding}) < 2:
             return {}
-    found: dict[str, list[Path]] = {}
+    by_role: dict[str, list[Path]] = {}
     for path in named:
         exact = path.name in ("train", "test", *own.VAL_NAMES)
         if exact or path in holding or pictures_in(path, deep=False):
-            found.setdefault(known[path.name], []).append(path)
-    return found
+            by_role.setdefault(known[path.name], []).append(path)
+    return by_role
 
 
-def _found(root: Path) -> _Found:
+def _class_folders(root: Path) -> _ClassFolders:
     base = _unwrapped(root)
     seen = Tree(root)
     splits = _split_folders(base)
@@ -188,11 +188,13 @@ def _found(root: Path) -> _Found:
     if turned:
         parts = {split: turned[split] for split in own.ALL if split in turned}
         kind = f"{', '.join(parts)} folders in each class folder"
-        return _Found(parts, kind, (), seen)
-    return _Found({"all": classes}, "class folders", _domains(root, classes), seen)
+        return _ClassFolders(parts, kind, (), seen)
+    return _ClassFolders({"all": classes}, "class folders", _domains(root, classes), seen)
 
 
-def _own_parts(root: Path, base: Path, splits: Mapping[str, list[Path]], seen: Tree) -> _Found:
+def _own_parts(
+    root: Path, base: Path, splits: Mapping[str, list[Path]], seen: Tree
+) -> _ClassFolders:
     for split, paths in splits.items():
         if len(paths) > 1:
             raise DataError(
@@ -223,12 +225,12 @@ def _own_parts(root: Path, base: Path, splits: Mapping[str, list[Path]], seen: T
     remarks = []
     renamed = [(split, path.name) for split, path in chosen.items() if path.name != split]
     if base != root or any(name not in own.VAL_NAMES for _, name in renamed):
-        told = ", ".join(
+        roles_of_folders = ", ".join(
             f"{split} is {path.relative_to(root).as_posix()}" for split, path in chosen.items()
         )
-        remarks.append(f"Splits by the names of their folders: {told}.")
+        remarks.append(f"Splits by the names of their folders: {roles_of_folders}.")
     kind = f"{', '.join(sorted(chosen, key=own.ALL.index))} folders"
-    return _Found(parts, kind, tuple(remarks), seen)
+    return _ClassFolders(parts, kind, tuple(remarks), seen)
 
 
 def _as_in_train(
@@ -238,12 +240,12 @@ def _as_in_train(
 
     Accents have two forms in Unicode, which are one name.
     """
-    train, found = classes["train"], dict(classes[split])
-    for name in sorted(set(found) - set(train)):
-        same = [n for n in train if n not in found and _form(n) == _form(name)]
+    train, renamed = classes["train"], dict(classes[split])
+    for name in sorted(set(renamed) - set(train)):
+        same = [n for n in train if n not in renamed and _form(n) == _form(name)]
         if same:
-            found[same[0]] = found.pop(name)
-    for one, other, where in ((train, found, "train"), (found, train, split)):
+            renamed[same[0]] = renamed.pop(name)
+    for one, other, where in ((train, renamed, "train"), (renamed, train, split)):
         lacking = sorted(set(one) - set(other))
         if lacking:
             without = split if where == "train" else "train"
@@ -252,7 +254,7 @@ def _as_in_train(
             raise DataError(
                 f"Class {lacking[0]!r} is in {where} but not in {without} of {base}.{hint}"
             )
-    return {name: found[name] for name in train}
+    return {name: renamed[name] for name in train}
 
 
 def _form(name: str) -> str:
@@ -276,10 +278,10 @@ def _turned(root: Path, classes: Mapping[str, Path]) -> dict[str, dict[str, Path
         known, there = inside[name], {path.name for path in folders(folder)}
         loose = pictures_in(folder, deep=False)
         if sorted(known.values()) != sorted(wanted.values()) or there != set(known) or loose:
-            found = ", ".join(sorted(there)) or f"{len(loose)} images"
+            has = ", ".join(sorted(there)) or f"{len(loose)} images"
             raise DataError(
                 f"{root}: class {split[0]!r} has {', '.join(sorted(wanted))} in it, and class "
-                f"{name!r} has {found}. Give each class the same splits, or put the class folders "
+                f"{name!r} has {has}. Give each class the same splits, or put the class folders "
                 "into folders train and test."
             )
         if len(set(known.values())) < len(known):
@@ -320,8 +322,8 @@ def _domains(root: Path, classes: Mapping[str, Path]) -> tuple[str, ...]:
 
 def _classes(folder: Path) -> dict[str, Path]:
     """The class folders in `folder` by the names of the classes."""
-    found = folders(folder)
-    if not found:
+    inside = folders(folder)
+    if not inside:
         count = len(pictures_in(folder, deep=False))
         raise DataError(
             f"{folder} has no class folders ({count} images directly inside). "
@@ -330,7 +332,7 @@ def _classes(folder: Path) -> dict[str, Path]:
         )
     classes: dict[str, Path] = {}
     forms: dict[str, str] = {}
-    for path in found:
+    for path in inside:
         name = files.readable(path.name)
         other = forms.setdefault(_form(name), name)
         if other != name or name in classes:
@@ -342,23 +344,23 @@ def _classes(folder: Path) -> dict[str, Path]:
     return classes
 
 
-def _listed(root: Path, found: _Found) -> tuple[tuple[str, ...], dict[str, SplitList]]:
+def _listed(root: Path, layout: _ClassFolders) -> tuple[tuple[str, ...], dict[str, SplitList]]:
     """Names of the classes, and each split's images, ordered by class and name."""
     asked = [
         (split, label, folder)
-        for split, classes in found.parts.items()
+        for split, classes in layout.parts.items()
         for label, folder in enumerate(classes.values())
     ]
-    members = found.tree.pictures([folder for _, _, folder in asked])
+    members = layout.tree.pictures([folder for _, _, folder in asked])
     for (_, _, folder), paths in zip(asked, members, strict=True):
         if not paths:
             raise DataError(
                 f"Class folder {files.readable(str(folder))} is empty: no file ends in "
-                f"{', '.join(files.SUFFIXES)}. {_instead(found.tree, folder)}Add images or remove "
+                f"{', '.join(files.SUFFIXES)}. {_instead(layout.tree, folder)}Add images or remove "
                 "the folder."
             )
     lists = {}
-    for split in found.parts:
+    for split in layout.parts:
         names: list[str] = []
         labels: list[int] = []
         for (part, label, _), paths in zip(asked, members, strict=True):
@@ -366,7 +368,7 @@ def _listed(root: Path, found: _Found) -> tuple[tuple[str, ...], dict[str, Split
                 names += [path.relative_to(root).as_posix() for path in paths]
                 labels += [label] * len(paths)
         lists[split] = SplitList(tuple(names), tuple(labels), files.digests(root, names))
-    return tuple(next(iter(found.parts.values()))), lists
+    return tuple(next(iter(layout.parts.values()))), lists
 
 
 def _instead(seen: Tree, folder: Path) -> str:

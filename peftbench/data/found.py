@@ -17,8 +17,8 @@ def describe(listing: Listing) -> list[str]:
     """
     if listing.origin is None:
         return []
-    told = [_sizes(listing, listing.origin), *listing.origin.remarks, *listing.remarks()]
-    return [*map(printable, told), *_classes(listing), *overlaps(listing)]
+    lines = [_sizes(listing, listing.origin), *listing.origin.remarks, *listing.remarks()]
+    return [*map(printable, lines), *_classes(listing), *overlaps(listing)]
 
 
 def overlaps(listing: Listing) -> list[str]:

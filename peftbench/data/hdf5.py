@@ -27,38 +27,38 @@ def array(path: Path, name: str) -> Any:
         ) from error
     try:
         check_plain_file(path)
-        found = h5py.File(path, "r")[name]
-        _check(found, path)
+        dataset = h5py.File(path, "r")[name]
+        _check(dataset, path)
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise DataError(
             f"Cannot read {name} of {path}: {printable(str(error))}. Fetch it again."
         ) from error
-    return found
+    return dataset
 
 
 def whole(path: Path, name: str) -> np.ndarray:
     """All of a small array (...), as `array` otherwise; `DataError` where it is no small one."""
-    found = array(path, name)
-    size = math.prod(found.shape) * found.dtype.itemsize
+    dataset = array(path, name)
+    size = math.prod(dataset.shape) * dataset.dtype.itemsize
     if size > MOST_BYTES:  # what was never written takes no room in the file
         raise DataError(
             f"Cannot read {name} of {path}: it has {size:,} bytes, more than {MOST_BYTES:,}. "
             "Fetch it again."
         )
     try:
-        return np.asarray(found)
+        return np.asarray(dataset)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise DataError(
             f"Cannot read {name} of {path}: {printable(str(error))}. Fetch it again."
         ) from error
 
 
-def _check(found: Any, path: Path) -> None:
+def _check(dataset: Any, path: Path) -> None:
     """Raise `ValueError` for what is no array of numbers of this file that can be read in rows."""
-    if found.dtype.hasobject or found.shape is None:
+    if dataset.dtype.hasobject or dataset.shape is None:
         raise ValueError("it holds no numbers")
-    if found.is_virtual or found.external or Path(found.file.filename) != path:
+    if dataset.is_virtual or dataset.external or Path(dataset.file.filename) != path:
         raise ValueError("it lies in another file")
-    piece = math.prod(found.chunks or ()) * found.dtype.itemsize
+    piece = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
     if piece > MOST_BYTES:
         raise ValueError(f"it is packed in pieces of {piece:,} bytes")

@@ -49,13 +49,13 @@ def read_hub(spec: DatasetSpec) -> Listing:
     class_names, labels = _labels(used, label, place)
     encoded = {name: _undecoded(table, image) for name, table in used.items()}
     pictures = TablePictures(place, encoded, image)
-    found = {}
+    lists = {}
     for role, name in roles.items():
         names = tuple(f"{name}/{row:06d}" for row in range(len(used[name])))
-        found[role] = SplitList(names, labels[name], pictures.digests(names))
-    if "all" not in found:
-        own.check_trained(found, class_names, place)
-    parts, drawn = own.settle(found, class_names, spec, place, "validation split")
+        lists[role] = SplitList(names, labels[name], pictures.digests(names))
+    if "all" not in lists:
+        own.check_trained(lists, class_names, place)
+    parts, drawn = own.settle(lists, class_names, spec, place, "validation split")
     licence = str(next(iter(used.values())).info.license or "")
     kind = f"image column {image!r}, label column {label!r}, splits {', '.join(used)}"
     content = own.Content(
@@ -161,19 +161,19 @@ class TablePictures:
             known = json.loads(memory.read_text(encoding="utf-8")) if memory else None
             if isinstance(known, list) and len(known) == len(self.tables[split]):
                 return known
-        found: list[str] = []
+        digests: list[str] = []
         inside = True  # else files beside the table, which may change without it
         for batch in self.tables[split].iter(BATCH):
             for cell in batch[self.column]:
-                name = f"{split}/{len(found):06d}"
-                found.append(hashlib.sha256(self._stored(cell, name)).hexdigest())
+                name = f"{split}/{len(digests):06d}"
+                digests.append(hashlib.sha256(self._stored(cell, name)).hexdigest())
                 inside = inside and cell["bytes"] is not None
         if memory and inside:
             with contextlib.suppress(OSError):  # it only saves time
                 memory.parent.mkdir(parents=True, exist_ok=True)
                 with images.replaced(memory) as temporary:
-                    temporary.write_text(json.dumps(found), encoding="utf-8")
-        return found
+                    temporary.write_text(json.dumps(digests), encoding="utf-8")
+        return digests
 
     def _stored(self, cell: Mapping[str, Any] | None, name: str) -> bytes:
         """The bytes of an image as they were stored."""
@@ -273,10 +273,10 @@ def _only(
         return asked
     if len(candidates) == 1:
         return candidates[0]
-    found = f"{len(candidates)} {what} columns" if candidates else f"no {what} column"
+    has = f"{len(candidates)} {what} columns" if candidates else f"no {what} column"
     columns = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items())
     raise DataError(
-        f"{place} has {found}. Name one with dataset.{what}_column; its columns are {columns}."
+        f"{place} has {has}. Name one with dataset.{what}_column; its columns are {columns}."
     )
 
 

@@ -93,15 +93,15 @@ def _files(tables: Mapping[str, Any], place: str) -> list[Path]:
     if folder.is_absolute():
         saved = any((folder / name).is_file() for name in SAVED)  # each split has names of its own
         return [] if saved else sorted(p for p in folder.rglob("*") if p.suffix in TABLES)
-    found = dict[str, Path]()
+    paths = dict[str, Path]()
     for table in tables.values():
         for address in table.info.download_checksums or {}:
-            if PurePosixPath(address).suffix in TABLES and address not in found:
+            if PurePosixPath(address).suffix in TABLES and address not in paths:
                 with contextlib.suppress(Exception):  # no longer in the cache, and no network
                     from datasets.utils.file_utils import cached_path
 
-                    found[address] = Path(cached_path(address))
-    return list(found.values())
+                    paths[address] = Path(cached_path(address))
+    return list(paths.values())
 
 
 def _schema(file: Path) -> Any:

@@ -197,8 +197,8 @@ def _reason(error: Exception) -> str:
     """What is wrong with a picture, and what to do about it."""
     repair = "Repair it or remove it from the data set."
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        found = re.search(r"\d+", str(error))
-        count = int(found[0]) if found else 0
+        number = re.search(r"\d+", str(error))
+        count = int(number[0]) if number else 0
         limit = _allowed_pixels() or 2 * (Image.MAX_IMAGE_PIXELS or 0)
         most = f"and {limit:,} are allowed"
         if count <= limit:
@@ -222,8 +222,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1..8; of a damaged block or another number 1, as it is stored."""
     try:
-        told = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return int(told) if told in _TURNS else 1
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(orientation) if orientation in _TURNS else 1
     except Exception:  # a block of bytes of any kind; the picture does not depend on it
         return 1
 
@@ -286,8 +286,8 @@ def _is_declared(image: Image.Image) -> bool:
 def _tag(image: Image.Image, number: int) -> int:
     """A whole number of a TIFF file, the first of several; 0 where there is none."""
     try:
-        told = getattr(image, "tag_v2", {}).get(number, 0)
-        return int(told[0] if isinstance(told, tuple) else told)
+        value = getattr(image, "tag_v2", {}).get(number, 0)
+        return int(value[0] if isinstance(value, tuple) else value)
     except (ValueError, TypeError, IndexError):
         return 0
 

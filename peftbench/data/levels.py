@@ -21,7 +21,7 @@ from peftbench.errors import DataError
 
 
 @dataclass(frozen=True)
-class Found:
+class Extremes:
     """What the wide grey pictures of a data set hold."""
 
     pictures: int = 0
@@ -51,42 +51,44 @@ class Found:
 
 
 class Finder:
-    """`Found` of a data set, looked for when it is first asked for, and then known."""
+    """`Extremes` of a data set, looked for when it is first asked for, and then known."""
 
     def __init__(self, pictures: Pictures, parts: Sequence[SplitList], place: str) -> None:
         self.pictures = pictures
         self.parts = tuple(parts)
         self.place = place
-        self._found: Found | None = None
+        self._extremes: Extremes | None = None
 
-    def __call__(self) -> Found:
+    def __call__(self) -> Extremes:
         """Raises `DataError` where nothing but the lower bits of colours is in use."""
-        if self._found is None:
-            self._found = self._remembered()
-        return self._found
+        if self._extremes is None:
+            self._extremes = self._remembered()
+        return self._extremes
 
     def remarks(self) -> tuple[str, ...]:
         """What a person is to be told before training, and the record says."""
         remark = self().remark()
         return () if remark is None else (remark,)
 
-    def _remembered(self) -> Found:
+    def _remembered(self) -> Extremes:
         digests = sorted({digest for part in self.parts for digest in part.digests})
         key = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
         memory = images.cache_dir() / "levels" / f"{key}.json"
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            found = Found(*json.loads(memory.read_text(encoding="utf-8")))
-            if all(isinstance(n, int) for n in (found.pictures, found.lowest, found.highest)):
-                return found
-        found = self._measured()
+            extremes = Extremes(*json.loads(memory.read_text(encoding="utf-8")))
+            if all(
+                isinstance(n, int) for n in (extremes.pictures, extremes.lowest, extremes.highest)
+            ):
+                return extremes
+        extremes = self._measured()
         with contextlib.suppress(OSError):  # it only saves time
             memory.parent.mkdir(parents=True, exist_ok=True)
             with images.replaced(memory) as temporary:
-                content = [found.pictures, found.lowest, found.highest]
+                content = [extremes.pictures, extremes.lowest, extremes.highest]
                 temporary.write_text(json.dumps(content), encoding="ascii")
-        return found
+        return extremes
 
-    def _measured(self) -> Found:
+    def _measured(self) -> Extremes:
         names = list(dict.fromkeys(name for part in self.parts for name in part.names))
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             extents = [e for e in pool.map(self._extent, names) if e is not None]
@@ -99,8 +101,8 @@ class Finder:
             )
         grey = [e for e in extents if not e.cut]
         if not grey:
-            return Found()
-        return Found(len(grey), min(e.lowest for e in grey), max(e.highest for e in grey))
+            return Extremes()
+        return Extremes(len(grey), min(e.lowest for e in grey), max(e.highest for e in grey))
 
     def _extent(self, name: str) -> Extent | None:
         try:

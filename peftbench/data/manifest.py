@@ -97,12 +97,12 @@ class Manifest:
 
     def encodings(self) -> dict[str, int]:
         """Images by the ending of their names, the most common first."""
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for part in self.splits.values():
             for name in part.names:
                 suffix = Path(name).suffix.lower().lstrip(".") or "array"
-                found[suffix] = found.get(suffix, 0) + 1
-        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+                counts[suffix] = counts.get(suffix, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def list_files(self, home: Path) -> list[tuple[Path, str]]:
         """The files that say what is in which split, with their hashes."""
@@ -156,7 +156,7 @@ class Manifest:
             if raw["format"] != FORMAT:
                 raise ValueError(f"format {raw['format']!r} is not {FORMAT}")
             splits = {split: SplitList.of(rows) for split, rows in raw["splits"].items()}
-            found = cls(
+            manifest = cls(
                 name=raw["name"],
                 title=raw["title"],
                 suite=raw["suite"],
@@ -174,7 +174,7 @@ class Manifest:
                 extra=raw["extra"],
                 rollup=raw["rollup"],
             )
-            if rollup_of(splits, found.extra) != found.rollup:
+            if rollup_of(splits, manifest.extra) != manifest.rollup:
                 raise ValueError("its images do not have its roll-up hash")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
@@ -182,7 +182,7 @@ class Manifest:
                 f"The manifest {where} is damaged: {reason}. Remove it and prepare the data set "
                 "again."
             ) from error
-        return found
+        return manifest
 
 
 def file_name(spec: DatasetSpec) -> str:

@@ -75,9 +75,9 @@ def _run(path: Path, place: Path, most: int, names: Sequence[str] | None) -> Non
             env={**os.environ, **alone},
             timeout=SLACK * seconds,
         )
-        status, told = done.returncode, done.stdout
+        status, answer = done.returncode, done.stdout
     except subprocess.TimeoutExpired:
-        status, told = -getattr(signal, "SIGXCPU", signal.SIGTERM), b""
+        status, answer = -getattr(signal, "SIGXCPU", signal.SIGTERM), b""
     if status == 0:
         return
     if status not in (child.READ, child.WRITTEN):
@@ -85,7 +85,7 @@ def _run(path: Path, place: Path, most: int, names: Sequence[str] | None) -> Non
             f"{path} cannot be read as a MATLAB file: SciPy's reader {_end(status)}. Fetch it "
             "again."
         )
-    reason = printable(str(json.loads(told)))
+    reason = printable(str(json.loads(answer)))
     if status == child.WRITTEN:
         raise DataError(
             f"Cannot unpack {path} into {place.parent.parent}: {reason}. Set TMPDIR to a folder "
@@ -169,10 +169,10 @@ def column(path: Path, variables: Mapping[str, Any], key: str) -> list[Any]:
 
 def whole_numbers(path: Path, variables: Mapping[str, Any], key: str) -> list[int]:
     """A variable as whole numbers; `DataError` where it holds something else."""
-    found = column(path, variables, key)
+    values = column(path, variables, key)
     try:
-        numbers = [int(value) for value in found]
-        if all(number == value for number, value in zip(numbers, found, strict=True)):
+        numbers = [int(value) for value in values]
+        if all(number == value for number, value in zip(numbers, values, strict=True)):
             return numbers
         reason = "a number in it is not whole"
     except (TypeError, ValueError, OverflowError) as error:
@@ -182,10 +182,10 @@ def whole_numbers(path: Path, variables: Mapping[str, Any], key: str) -> list[in
 
 def texts(path: Path, variables: Mapping[str, Any], key: str) -> list[str]:
     """A variable as texts; `DataError` where it holds something else."""
-    found = column(path, variables, key)
-    other = [value for value in found if not isinstance(value, str)]
+    values = column(path, variables, key)
+    other = [value for value in values if not isinstance(value, str)]
     if other:
         raise DataError(
             f"{path}: {key} holds {type(other[0]).__name__} where texts belong. Fetch it again."
         )
-    return found
+    return values

@@ -36,11 +36,11 @@ def main(arguments: list[str]) -> int:
             # each cell or structure becomes an object; numbers are bounded by their bytes
             if kind in ("cell", "struct", "object") and math.prod(shape) > MOST_CELLS:
                 raise ValueError(f"{name} announces {math.prod(shape):,} cells")
-        found = matlab.loadmat(path, variable_names=json.loads(names), simplify_cells=True)
+        variables = matlab.loadmat(path, variable_names=json.loads(names), simplify_cells=True)
         arrays: list[Any] = []
         tree = {
             name: _plain(value, name, arrays)
-            for name, value in found.items()
+            for name, value in variables.items()
             if not (name.startswith("__") and name.endswith("__"))
         }
         text = json.dumps(tree).encode("ascii")

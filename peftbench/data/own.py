@@ -19,7 +19,7 @@ ALL = ("train", "val", "test")
 
 
 def settle(
-    found: Mapping[str, SplitList],
+    lists: Mapping[str, SplitList],
     class_names: tuple[str, ...],
     spec: DatasetSpec,
     place: str,
@@ -28,7 +28,7 @@ def settle(
     """train, val and test, and the names of those that were drawn here, stratified by class.
 
     Args:
-        found: "train", "test" and, where there is one, "val", which is cut from train otherwise and
+        lists: "train", "test" and, where there is one, "val", which is cut from train otherwise and
             never from test; or "all", of which all three are drawn.
         place: where the data set lies, for errors.
         val: what it could have there, for errors: "val folder".
@@ -36,22 +36,22 @@ def settle(
     Raises:
         DataError: a fraction of `spec` draws nothing, or a class has too few images.
     """
-    if "all" in found:
+    if "all" in lists:
         if min(spec.val_fraction, spec.test_fraction) <= 0:
             raise DataError(
                 f"val_fraction={spec.val_fraction:g} and test_fraction={spec.test_fraction:g}: "
                 f"{place} has no parts of its own, so both must be positive."
             )
-        return _draw(found["all"], class_names, spec, spec.test_fraction), ALL
-    if "val" in found:
-        return dict(found), ()
+        return _draw(lists["all"], class_names, spec, spec.test_fraction), ALL
+    if "val" in lists:
+        return dict(lists), ()
     if spec.val_fraction <= 0:
         raise DataError(
             f"val_fraction={spec.val_fraction:g}: {place} has no {val}, so it must be positive; "
             "val is cut from train."
         )
-    cut = _draw(found["train"], class_names, spec, 0.0)
-    return {**found, "train": cut["train"], "val": cut["val"]}, ("val",)
+    cut = _draw(lists["train"], class_names, spec, 0.0)
+    return {**lists, "train": cut["train"], "val": cut["val"]}, ("val",)
 
 
 def check_trained(parts: Mapping[str, SplitList], class_names: tuple[str, ...], place: str) -> None:

@@ -57,9 +57,9 @@ def memory_path(path: Path) -> Path:
 def memory_of(path: Path) -> dict[str, Any]:
     for place in (memory_path(path), *([facts_path(path)] if is_in_cache(path) else [])):
         try:
-            found = json.loads(place.read_text(encoding="utf-8"))
-            if isinstance(found, dict) and isinstance(found.get("sha256"), str):
-                return found
+            memory = json.loads(place.read_text(encoding="utf-8"))
+            if isinstance(memory, dict) and isinstance(memory.get("sha256"), str):
+                return memory
         except (OSError, ValueError, RecursionError):  # absent or damaged
             continue
     return {}

@@ -133,19 +133,19 @@ def stored(name: str, rows: Rows, beside: Path | None = None) -> np.ndarray:
         DataError: an image cannot be decoded, or the store cannot be written.
     """
     paths = [folder / f"{name}.npy" for folder in places(beside)]
-    found = _known(paths, rows)
-    if found is None:
+    array = _known(paths, rows)
+    if array is None:
         path = next((p for p in paths if _may_write(p.parent) and _may_lock(p)), paths[-1])
         with _writable(path.parent), _only_builder(path):
-            found = _known(paths, rows)  # another process may have built it meanwhile
-            found = _compared(paths, rows) if found is None else found
-            if found is None:
+            array = _known(paths, rows)  # another process may have built it meanwhile
+            array = _compared(paths, rows) if array is None else array
+            if array is None:
                 _build(path, rows)
-                found = np.load(path, mmap_mode="r", allow_pickle=False)
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
             path.with_suffix(".lock").unlink(missing_ok=True)  # who waits for it finds the array
             for folder in (path.parent, memory_path(path).parent):
                 _sweep(folder)
-    return found
+    return array
 
 
 def _build(path: Path, rows: Rows) -> None:
@@ -165,14 +165,14 @@ def _build(path: Path, rows: Rows) -> None:
         saved = time.monotonic()
         left = range(done, rows.count)
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            made = tqdm(  # None: shown when stderr is a terminal
+            images = tqdm(  # None: shown when stderr is a terminal
                 pool.map(rows.make, left),
                 total=rows.count,
                 initial=done,
                 desc=rows.title,
                 disable=None,
             )
-            for number, image in zip(left, made, strict=True):
+            for number, image in zip(left, images, strict=True):
                 array[number] = image
                 digest.update(array[number].tobytes())
                 if time.monotonic() - saved > _SAVED_EVERY:
@@ -240,9 +240,9 @@ def _opened(path: Path, rows: Rows) -> np.ndarray | None:
 def _known(paths: Sequence[Path], rows: Rows) -> np.ndarray | None:
     """The first array whose bytes are those that the user's cache knows."""
     for path in paths:
-        found = _opened(path, rows)
-        if found is not None and _is_known(path):
-            return found
+        array = _opened(path, rows)
+        if array is not None and _is_known(path):
+            return array
     return None
 
 
@@ -264,8 +264,8 @@ def _is_known(path: Path) -> bool:
 def _compared(paths: Sequence[Path], rows: Rows) -> np.ndarray | None:
     """The first array that nobody knows and that holds what its images decode to."""
     for path in paths:
-        found = _opened(path, rows)
-        if found is None:
+        array = _opened(path, rows)
+        if array is None:
             continue
         if memory_of(path):
             _log.warning("%s: %s has changed since it was made, and is not used", rows.title, path)
@@ -275,10 +275,10 @@ def _compared(paths: Sequence[Path], rows: Rows) -> np.ndarray | None:
             "they are compared with all %s images, once",
             rows.title, path.parent, cache_dir(), f"{rows.count:,}",
         )  # fmt: skip
-        digest = _digest_of_rows(path, found, rows.count)  # type: ignore[arg-type]
-        if _holds(found, rows):
+        digest = _digest_of_rows(path, array, rows.count)  # type: ignore[arg-type]
+        if _holds(array, rows):
             remember(path, digest.hexdigest())
-            return found if _is_known(path) else None
+            return array if _is_known(path) else None
         _log.warning("%s: %s does not hold its images, and is not used", rows.title, path)
     return None
 
@@ -311,8 +311,8 @@ def _holds(array: np.ndarray, rows: Rows) -> bool:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         numbers = range(rows.count)
         desc = f"check {rows.title}"
-        made = tqdm(pool.map(rows.make, numbers), total=rows.count, desc=desc, disable=None)
-        for number, image in zip(numbers, made, strict=True):
+        images = tqdm(pool.map(rows.make, numbers), total=rows.count, desc=desc, disable=None)
+        for number, image in zip(numbers, images, strict=True):
             row = np.empty(1, dtype=rows.kind)
             row[0] = image
             if row.tobytes() != array[number : number + 1].tobytes():

@@ -86,9 +86,9 @@ def prepare(
         if look:
             remarks += look_at_images(spec.name, listing)
             look = False  # lists of other shots name the same images
-        made = Manifest.of(variant, listing)
-        manifest.write(made, home, variant)
-        manifests.append(made)
+        prepared = Manifest.of(variant, listing)
+        manifest.write(prepared, home, variant)
+        manifests.append(prepared)
     return Ready(spec.name, home, tuple(manifests), tuple(dict.fromkeys(remarks)))
 
 
@@ -141,13 +141,13 @@ def verify(spec: DatasetSpec, look: bool = False) -> str:
         for split, part in listing.splits():
             listing.decode(part, tiny, split)  # checks the hash of each image
         return f"{spec.name}: {_sizes(Manifest.of(spec, listing))}, intact (shipped)"
-    told: list[str] = []
+    lines: list[str] = []
     there = variants(spec)
     home = home_of(there[0])
     known = [
-        (variant, found)
+        (variant, prepared)
         for variant in there
-        if (found := manifest.stored(home, variant)) is not None
+        if (prepared := manifest.stored(home, variant)) is not None
     ]
     if not known:
         raise DataError(
@@ -155,25 +155,27 @@ def verify(spec: DatasetSpec, look: bool = False) -> str:
             f"it is: {manifest.command(spec)}"
         )
     intact: set[tuple[Path, str]] = set()  # lists of other shots name the same images
-    for variant, made in known:
-        wrong_list = manifest.first_wrong(made.list_files(home), intact, f"lists of {spec.name}")
+    for variant, prepared in known:
+        wrong_list = manifest.first_wrong(
+            prepared.list_files(home), intact, f"lists of {spec.name}"
+        )
         if wrong_list is None:
-            wrong = manifest.first_wrong(made.image_files(home), intact, f"verify {spec.name}")
+            wrong = manifest.first_wrong(prepared.image_files(home), intact, f"verify {spec.name}")
             if wrong is not None:
                 raise DataError(f"{spec.name} is not intact: {wrong}")
         try:
             now = listed(variant)
-            detail = manifest.difference(made, now)
+            detail = manifest.difference(prepared, now)
         except DataError as error:
             detail = str(error)
         if wrong_list or detail:
             told_of = [text for text in (wrong_list, detail) if text]
             raise DataError(f"{spec.name} is not intact: {': '.join(told_of)}")
-        remarks = look_at_images(spec.name, now) if look and not told else []
-        if not told and not os.environ.get("PEFTBENCH_CACHE"):  # that is no place beside it
+        remarks = look_at_images(spec.name, now) if look and not lines else []
+        if not lines and not os.environ.get("PEFTBENCH_CACHE"):  # that is no place beside it
             remarks = [*remarks, *pixels.verify(home)]
-        told.append("; ".join([f"{variant.name}: {_sizes(made)}, intact", *remarks]))
-    return "\n".join(told)
+        lines.append("; ".join([f"{variant.name}: {_sizes(prepared)}, intact", *remarks]))
+    return "\n".join(lines)
 
 
 def described(spec: DatasetSpec) -> str:
@@ -192,8 +194,8 @@ def described(spec: DatasetSpec) -> str:
         return cards.published(spec)
 
 
-def _sizes(made: Manifest) -> str:
-    return ", ".join(f"{split} {count:,}" for split, count in made.sizes().items() if count)
+def _sizes(prepared: Manifest) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in prepared.sizes().items() if count)
 
 
 def look_at_images(name: str, listing: Listing) -> list[str]:
@@ -216,8 +218,8 @@ def look_at_images(name: str, listing: Listing) -> list[str]:
         except DataError as error:
             return str(error), None
 
-    found = list(each(look, names, f"decode {name}"))
-    broken = [error for error, _ in found if error]
+    findings = list(each(look, names, f"decode {name}"))
+    broken = [error for error, _ in findings if error]
     if broken:
         more = f" {len(broken) - NAMED} more are not named." if len(broken) > NAMED else ""
         raise DataError(
@@ -226,7 +228,7 @@ def look_at_images(name: str, listing: Listing) -> list[str]:
             + more
         )
     kinds: dict[str, list[str]] = {}
-    for picture, (_, kind) in zip(names, found, strict=True):
+    for picture, (_, kind) in zip(names, findings, strict=True):
         if kind:
             kinds.setdefault(kind, []).append(picture)
     return [
@@ -338,10 +340,10 @@ def _fetch(spec: DatasetSpec, source: Source, data_dir: Path, folder: Path, buil
 def _noted(record: Path) -> set[str]:
     """Which archives have been unpacked; of a note that is damaged none, so that all are again."""
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        notes = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return set()
-    return {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+    return {name for name in notes if isinstance(name, str)} if isinstance(notes, list) else set()
 
 
 def _note(record: Path, done: set[str]) -> None:

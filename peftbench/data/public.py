@@ -66,8 +66,8 @@ def read_public(spec: DatasetSpec) -> Listing:
     covered = {name: _split_list(contents, part) for name, part in contents.covered.items()}
     wide = Finder(contents.pictures, tuple((covered or parts).values()), str(place.folder))
     extra = f"classes\t{len(contents.class_names)}\n"
-    found = match(place.folder, place.layout, spec).found
-    lists = tuple(path for path in found if not path.endswith("/"))
+    paths = match(place.folder, place.layout, spec).found
+    lists = tuple(path for path in paths if not path.endswith("/"))
 
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
         title = f"{spec.name} {split}"
@@ -118,11 +118,11 @@ def find(spec: DatasetSpec) -> Place:
     for folders in (named, [root]):
         matches = [match(folder, layout, spec) for folder in folders for layout in layouts]
         complete = [m for m in matches if not m.missing]
-        found = list(dict.fromkeys(m.folder.resolve() for m in complete))
-        if len(found) > 1:
+        homes = list(dict.fromkeys(m.folder.resolve() for m in complete))
+        if len(homes) > 1:
             places = ", ".join(f"{m.folder} ({m.layout.name})" for m in complete)
             raise Ambiguous(
-                f"{spec.name} is there {len(found)} times: {places}. Set dataset.root to the one "
+                f"{spec.name} is there {len(homes)} times: {places}. Set dataset.root to the one "
                 "that is meant."
             )
         if complete:
@@ -169,8 +169,8 @@ def _not_found(
         if m.found
     ]
     if parts:
-        told = "; ".join(map(_told, sorted(parts, key=lambda m: len(m.missing))[:3]))
-        return Incomplete(f"{spec.name} is incomplete: {told}. {advice}")
+        closest = "; ".join(map(_told, sorted(parts, key=lambda m: len(m.missing))[:3]))
+        return Incomplete(f"{spec.name} is incomplete: {closest}. {advice}")
     for folder in named:
         for info in (*folder.glob("*/dataset_info.json"), *folder.glob("*/*/dataset_info.json")):
             do = "export its splits"
@@ -267,10 +267,10 @@ def _check_sizes(spec: DatasetSpec, place: Place, parts: Mapping[str, Rows]) -> 
     if spec.shots is not None and spec.facts.classes is not None:
         expected["train"] = spec.shots * spec.facts.classes
     for split, count in expected.items():
-        found = len(set(parts[split].names)) if spec.shots else len(parts[split])
-        if count is not None and found != count:
+        size = len(set(parts[split].names)) if spec.shots else len(parts[split])
+        if count is not None and size != count:
             raise DataError(
-                f"{spec.name}: {split} has {found:,} images in {place.folder} (layout "
+                f"{spec.name}: {split} has {size:,} images in {place.folder} (layout "
                 f"{place.layout.name}), and {count:,} are published. It is incomplete or another "
                 "version; dataset.layout chooses between layouts."
             )

@@ -42,18 +42,18 @@ def words(name: str) -> list[str]:
     """The words of a name in small letters: "01_TrainSet2" is `["train", "set"]`."""
     text = unicodedata.normalize("NFKC", name)
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).casefold()
-    found: list[str] = []
+    result: list[str] = []
     for word in re.findall(r"[^\W\d_]+", text):
         glued = _GLUED.fullmatch(word)
-        found += glued.groups() if glued else (word,)
-    return found
+        result += glued.groups() if glued else (word,)
+    return result
 
 
 def role(name: str) -> str | None:
     """The split that a name stands for: "train", "val" or "test"; `None` for any other name."""
-    found = words(name)
-    roles = {ROLE_OF[word] for word in found if word in ROLE_OF}
-    rest = [word for word in found if word not in ROLE_OF]
+    parts = words(name)
+    roles = {ROLE_OF[word] for word in parts if word in ROLE_OF}
+    rest = [word for word in parts if word not in ROLE_OF]
     return roles.pop() if len(roles) == 1 and PLAIN.issuperset(rest) else None
 
 
@@ -63,25 +63,25 @@ def roles(names: Iterable[str]) -> dict[str, str]:
     Names that differ in nothing else, such as "asl_train" and "asl_test", are splits too.
     """
     everything = list(names)
-    found = {name: known for name in everything if (known := role(name)) is not None}
+    known_roles = {name: known for name in everything if (known := role(name)) is not None}
     alike: dict[tuple[str, ...], dict[str, str]] = {}
     for name in everything:
         parts = words(name)
         roles = [ROLE_OF[word] for word in parts if word in ROLE_OF]
-        if name not in found and len(roles) == 1:
+        if name not in known_roles and len(roles) == 1:
             rest = tuple(word for word in parts if word not in ROLE_OF)
             alike.setdefault(rest, {})[name] = roles[0]
     for group in alike.values():
         if {"train", "test"} <= set(group.values()):
-            found.update(group)
-    return {name: found[name] for name in everything if name in found}
+            known_roles.update(group)
+    return {name: known_roles[name] for name in everything if name in known_roles}
 
 
 def is_unclear(name: str) -> bool:
     """Whether a name is that of a split, and does not say which."""
-    found = words(name)
-    glued = "".join(found)
+    parts = words(name)
+    glued = "".join(parts)
     return glued in UNCLEAR or any(
-        word in UNCLEAR and PLAIN.issuperset(found[:i] + found[i + 1 :])
-        for i, word in enumerate(found)
+        word in UNCLEAR and PLAIN.issuperset(parts[:i] + parts[i + 1 :])
+        for i, word in enumerate(parts)
     )

@@ -118,10 +118,10 @@ def list_shift(spec: DatasetSpec) -> Listing:
     class_names: tuple[str, ...] = ()
     covered = {}
     for name, place in _places(spec, home).items():
-        folder, found = _inside(place)
-        rows = images_of(home, folder, found)
-        _check_counts(spec, name, folder, found, rows)
-        class_names = class_names or found
+        folder, classes = _inside(place)
+        rows = images_of(home, folder, classes)
+        _check_counts(spec, name, folder, classes, rows)
+        class_names = class_names or classes
         names = tuple(path for path, _ in rows)
         split = name.removeprefix(f"{spec.name}/") if corrupted(spec) else "test"
         labels = tuple(label for _, label in rows)
@@ -173,13 +173,13 @@ def find_shift(spec: DatasetSpec) -> Path:
     """The folder of a shift set."""
     root = Path(spec.root).expanduser().absolute() if spec.root else None
     known = [root / name for name in spec.facts.folders] if root is not None else []
-    found = [folder for folder in known if folder.is_dir()]
-    if len(found) > 1:
+    folders = [folder for folder in known if folder.is_dir()]
+    if len(folders) > 1:
         raise Ambiguous(
-            f"{spec.name} is there {len(found)} times: {', '.join(map(str, found))}. Keep one."
+            f"{spec.name} is there {len(folders)} times: {', '.join(map(str, folders))}. Keep one."
         )
-    if found:
-        return found[0]
+    if folders:
+        return folders[0]
     kind = "<corruption>/<severity>/<class>/" if corrupted(spec) else "<class>/"
     raise Absent(
         f"{spec.name} is not in {root}: looked for {', '.join(spec.facts.folders)}, with the "
@@ -205,23 +205,23 @@ def _part(
     class_names: Sequence[str],
     preprocessing: Preprocessing,
 ) -> ShiftSet:
-    folder, found = _inside(folder)
+    folder, classes = _inside(folder)
     number = {class_name: i for i, class_name in enumerate(class_names)}
-    if all(class_name.isdecimal() for class_name in found):
+    if all(class_name.isdecimal() for class_name in classes):
         number = {str(i): i for i in range(len(class_names))}
-    strange = [class_name for class_name in found if class_name not in number]
+    strange = [class_name for class_name in classes if class_name not in number]
     if strange:
         raise DataError(
-            f"{name}: {len(strange)} of {len(found)} class folders in {folder} are no classes of "
+            f"{name}: {len(strange)} of {len(classes)} class folders in {folder} are no classes of "
             f"the training set, first {strange[0]!r}. Both must be named as ImageNet's synsets."
         )
-    rows = images_of(folder, folder, found)
-    _check_counts(spec, name, folder, found, rows)
+    rows = images_of(folder, folder, classes)
+    _check_counts(spec, name, folder, classes, rows)
     return ShiftSet(
         name,
         DecodedImages([folder / path for path, _ in rows], preprocessing),
         np.asarray([label for _, label in rows], dtype=np.int64),
-        np.asarray([number[class_name] for class_name in found], dtype=np.int64),
+        np.asarray([number[class_name] for class_name in classes], dtype=np.int64),
     )
 
 
@@ -237,11 +237,11 @@ def _check_counts(
     spec: DatasetSpec,
     name: str,
     folder: Path,
-    found: Sequence[str],
+    classes: Sequence[str],
     rows: Sequence[tuple[str, int]],
 ) -> None:
     for what, count, expected in (
-        ("class folders", len(found), spec.facts.classes),
+        ("class folders", len(classes), spec.facts.classes),
         ("images", len(rows), spec.facts.test),
     ):
         if expected is not None and count != expected:

@@ -59,15 +59,15 @@ def source_of(name: str, entry: Mapping[str, Any]) -> Source:
     try:
         values = dict(entry)
         archives = tuple(_archive(dict(file)) for file in values.pop("files", ()))
-        found = Source(name=name, archives=archives, **values)
+        source = Source(name=name, archives=archives, **values)
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"source {name}: {error}. Correct its file.") from error
-    if not found.archives and not found.manual:
+    if not source.archives and not source.manual:
         raise ConfigError(f"source {name} has neither files nor manual steps. Add one of them.")
-    folder = PurePosixPath(found.folder)
+    folder = PurePosixPath(source.folder)
     if folder.is_absolute() or ".." in folder.parts or not folder.parts:
-        raise ConfigError(f"source {name}: folder {found.folder!r} is not below the data folder.")
-    return found
+        raise ConfigError(f"source {name}: folder {source.folder!r} is not below the data folder.")
+    return source
 
 
 def _archive(file: dict[str, Any]) -> Archive:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from peftbench.data import alike, files, labels, own, tree
-from peftbench.data.columns import SPLIT_COLUMN, Told, split_column
+from peftbench.data.columns import SPLIT_COLUMN, SplitColumn, split_column
 from peftbench.data.layouts.base import check_name
 from peftbench.data.listing import Listing, Origin, SplitList
 from peftbench.errors import DataError
@@ -72,14 +72,14 @@ def read_table(path: Path, spec: DatasetSpec) -> Listing:
     remarks += filter(None, (alike.remark(class_names), _unlisted(path, entries)))
     number = {name: label for label, name in enumerate(class_names)}
     ordered = sorted(entries, key=lambda e: (number[e.label], os.fsencode(e.name)))
-    found = {
+    lists = {
         split: _split_list(path.parent, [e for e in ordered if e.split == split], number)
         for split in dict.fromkeys(entry.split for entry in ordered)
     }
-    if "all" not in found:
-        _check_splits(path, found, found_entries.column)
-        own.check_trained(found, class_names, str(path))
-    parts, drawn = own.settle(found, class_names, spec, str(path), "line of split val")
+    if "all" not in lists:
+        _check_splits(path, lists, found_entries.column)
+        own.check_trained(lists, class_names, str(path))
+    parts, drawn = own.settle(lists, class_names, spec, str(path), "line of split val")
     place = files.readable(str(path))
     content = own.Content(
         title=files.readable(path.stem),
@@ -128,10 +128,10 @@ def read_entries(text: str, where: str, delimiters: str) -> Entries:
     for line, cells in rows:
         _check_length(cells, columns, line, where)
     others = [i for i in range(len(columns.names)) if i not in (columns.path, columns.label)]
-    told = split_column(columns.names, rows, others, where)
+    splitting = split_column(columns.names, rows, others, where)
     entries: dict[str, Entry] = {}
     for line, cells in rows:
-        entry = _entry(cells, columns, told, line, where)
+        entry = _entry(cells, columns, splitting, line, where)
         earlier = entries.setdefault(entry.name, entry)
         if earlier is not entry:
             same = (
@@ -145,8 +145,8 @@ def read_entries(text: str, where: str, delimiters: str) -> Entries:
             )
     if not entries:
         raise DataError(f"{where} has a header and no image below it. Add a line for each image.")
-    column = SPLIT_COLUMN if told.column is None else columns.names[told.column]
-    return Entries(list(entries.values()), column, told.remarks)
+    column = SPLIT_COLUMN if splitting.column is None else columns.names[splitting.column]
+    return Entries(list(entries.values()), column, splitting.remarks)
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,10 @@ def _header(text: str, where: str, delimiters: str) -> tuple[_Columns, str]:
         names = [name.strip().lower() for name in cells]
         paths = [name for name in names if name in PATH_COLUMNS]
         marked = [name for name in names if name in LABEL_COLUMNS]
-        for kind, found in (("path", paths), ("label", marked)):
-            if len(found) > 1 and paths and marked:
+        for kind, same in (("path", paths), ("label", marked)):
+            if len(same) > 1 and paths and marked:
                 raise DataError(
-                    f"{where} has {len(found)} {kind} columns: {', '.join(found)}. Rename all but "
+                    f"{where} has {len(same)} {kind} columns: {', '.join(same)}. Rename all but "
                     "the one that is meant."
                 )
         if paths and marked:
@@ -223,14 +223,16 @@ def _check_length(cells: Sequence[str], columns: _Columns, line: int, where: str
         )
 
 
-def _entry(cells: Sequence[str], columns: _Columns, told: Told, line: int, where: str) -> Entry:
+def _entry(
+    cells: Sequence[str], columns: _Columns, splitting: SplitColumn, line: int, where: str
+) -> Entry:
     """What a row says."""
     name, label = cells[columns.path].strip(), cells[columns.label].strip()
     if not name or not label:
         raise DataError(f"{where}, line {line}: no {'label' if name else 'path'}. Fill the cell.")
     split = "all"
-    if told.column is not None and told.roles is not None:
-        split = told.roles[cells[told.column].strip()]
+    if splitting.column is not None and splitting.roles is not None:
+        split = splitting.roles[cells[splitting.column].strip()]
     name = _below(name, Path(where).parent)
     check_name(name, f"{where}, line {line}")
     return Entry(line, PurePosixPath(name).as_posix(), label, split)
@@ -273,7 +275,7 @@ def _on_disk(path: Path, entries: Sequence[Entry]) -> list[Entry]:
         DataError: files are missing, or no plain files.
     """
     memory: dict[Path, dict[str, list[str]]] = {}
-    found, missing = [], []
+    there, missing = [], []
     for entry in entries:
         name: str | None = entry.name
         if not os.path.isfile(path.parent / entry.name):
@@ -281,18 +283,18 @@ def _on_disk(path: Path, entries: Sequence[Entry]) -> list[Entry]:
         if name is None:
             missing.append(entry)
         else:
-            found.append(replace(entry, name=name))
+            there.append(replace(entry, name=name))
     if missing:
         raise _missing(path, missing, len(entries), memory)
     twice: dict[str, Entry] = {}
-    for entry in found:
+    for entry in there:
         earlier = twice.setdefault(entry.name, entry)
         if earlier is not entry:
             raise DataError(
                 f"{path}, lines {earlier.line} and {entry.line}: both are {entry.name!r}, which "
                 "they write in other ways. Remove one of the two lines."
             )
-    return found
+    return there
 
 
 def _other_form(folder: Path, name: str, memory: dict[Path, dict[str, list[str]]]) -> str | None:
@@ -376,10 +378,10 @@ def _unlisted(path: Path, entries: Sequence[Entry]) -> str:
     )
 
 
-def _check_splits(path: Path, found: dict[str, SplitList], column: str) -> None:
-    sizes = ", ".join(f"{split} ({len(part)})" for split, part in found.items())
+def _check_splits(path: Path, lists: dict[str, SplitList], column: str) -> None:
+    sizes = ", ".join(f"{split} ({len(part)})" for split, part in lists.items())
     for needed in ("train", "test"):
-        if needed not in found:
+        if needed not in lists:
             raise DataError(
                 f"{path} has {sizes} in its column {column}, but no {needed}. Name the lines that "
                 f"are to be {'trained on' if needed == 'train' else 'reported'} {needed}, or "

@@ -96,25 +96,25 @@ def pictures_in(folder: Path, deep: bool) -> list[Path]:
     return [path for path in listed(folder) if is_picture(path) and _is_file(path, kind(path))]
 
 
-def _is_file(path: Path, found: str) -> bool:
-    """Whether what is `found` there is a file, or a link to none, which fails when it is read.
+def _is_file(path: Path, what: str) -> bool:
+    """Whether what is there (a `kind`) is a file, or a link to none, which fails when it is read.
 
     Raises:
         DataError: it is named like a picture and is a named pipe, a device or a circle of links.
     """
-    if found == "":
+    if what == "":
         try:
             check_plain_file(path)
         except ValueError as error:
             raise DataError(
                 f"{readable(str(path))}: {error}. Remove it from the data set."
             ) from error
-    if found == ROUND:
+    if what == ROUND:
         raise DataError(
             f"{readable(str(path))} is a link that leads back to itself. Remove it from the data "
             "set."
         )
-    return found in (FILE, DEAD)
+    return what in (FILE, DEAD)
 
 
 @dataclass
@@ -135,18 +135,18 @@ class Tree:
 
     def leave(self, what: str, paths: Iterable[Path]) -> None:
         """Remember `paths` as left aside: `what` follows their number, as in "3 .heic"."""
-        found = list(paths)
-        if found:
-            self.aside.setdefault(what, []).extend(found)
+        left = list(paths)
+        if left:
+            self.aside.setdefault(what, []).extend(left)
 
     def leave_files(self, folder: Path, pictures: str) -> None:
         """Leave all that is directly in `folder` but its folders; `pictures` says where it is."""
         for path in listed(folder):
-            found = kind(path)
-            if found == FILE and is_picture(path):
+            what = kind(path)
+            if what == FILE and is_picture(path):
                 self.leave(f"{{}} picture{{s}} {pictures}", [path])
-            elif found != FOLDER:
-                self._leave(path, found)
+            elif what != FOLDER:
+                self._leave(path, what)
 
     def pictures(self, classes: Sequence[Path]) -> list[list[Path]]:
         """The pictures in each of these folders and below, by the bytes of their names.
@@ -181,18 +181,18 @@ class Tree:
         self._owners[real] = number
         for path in listed(folder):
             link = path.is_symlink()
-            found = kind(path)
-            if found == FOLDER:
+            what = kind(path)
+            if what == FOLDER:
                 if link:
                     pending.append((number, path))
                 else:
                     self._enter(number, path, visit, pending)
-            elif is_picture(path) and _is_file(path, found):
-                (visit.links if link and found == FILE else visit.pictures).append(path)
+            elif is_picture(path) and _is_file(path, what):
+                (visit.links if link and what == FILE else visit.pictures).append(path)
             else:
-                self._leave(path, found)
+                self._leave(path, what)
 
-    def _leave(self, path: Path, found: str) -> None:
+    def _leave(self, path: Path, thing: str) -> None:
         ending = path.suffix.lower()
         known = re.fullmatch(r"\.[a-z0-9]{1,8}", ending)
         other = "with another ending" if ending else "without an ending"
@@ -201,7 +201,7 @@ class Tree:
             DEAD: "{} link{s} that lead{v} nowhere",
             ROUND: "{} link{s} that lead{v} in a circle",
         }
-        self.leave(what.get(found, "{} named pipe{s}, socket{s} or device{s}"), [path])
+        self.leave(what.get(thing, "{} named pipe{s}, socket{s} or device{s}"), [path])
 
     def _add_links(self, visits: Sequence[_Visit]) -> None:
         linked: dict[str, tuple[int, Path]] = {}
@@ -226,10 +226,10 @@ class Tree:
         if not self.aside:
             return ""
         kinds = sorted(self.aside.items(), key=lambda item: (-len(item[1]), item[0]))
-        told = [self._told(what, paths) for what, paths in kinds[:SHOWN]]
+        clauses = [self._told(what, paths) for what, paths in kinds[:SHOWN]]
         rest = sum(len(paths) for _, paths in kinds[SHOWN:])
         more = f", and {rest:,} more" if rest else ""
-        return f"Left aside: {', '.join(told)}{more}."
+        return f"Left aside: {', '.join(clauses)}{more}."
 
     def _told(self, what: str, paths: list[Path]) -> str:
         one = len(paths) == 1

@@ -326,14 +326,14 @@ class _Stream(io.RawIOBase):
                     f"{self.archive} has headers of more than {MOST_HEADER:,} bytes for one file; "
                     "refused as a bomb."
                 )
-        found: bytes = self.file.read(size if size >= 0 else CHUNK)
-        self._advance(len(found))
-        return found
+        data: bytes = self.file.read(size if size >= 0 else CHUNK)
+        self._advance(len(data))
+        return data
 
     def readinto(self, buffer: Any) -> int:
-        found = self.read(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence != os.SEEK_SET:
@@ -343,10 +343,10 @@ class _Stream(io.RawIOBase):
             self.position = offset
             return offset
         while self.position < offset:
-            found = self.file.read(min(CHUNK, offset - self.position))
-            if not found:
+            skipped = self.file.read(min(CHUNK, offset - self.position))
+            if not skipped:
                 break
-            self._advance(len(found))
+            self._advance(len(skipped))
         return self.position
 
     def close(self) -> None:

@@ -74,14 +74,14 @@ LOGGERS: Registry[type[Logger]] = Registry("logger")
 
 def flat(value: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     """Nested mappings as one, with joined keys; `None` and empty values are left out."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
             inner = flat(item, separator)
-            found |= {f"{key}{separator}{name}": leaf for name, leaf in inner.items()}
+            leaves |= {f"{key}{separator}{name}": leaf for name, leaf in inner.items()}
         elif item is not None and item != "":
-            found[str(key)] = item
-    return found
+            leaves[str(key)] = item
+    return leaves
 
 
 def history_row(row: EpochRow) -> dict[str, float]:

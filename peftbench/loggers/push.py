@@ -224,7 +224,7 @@ def _report_files(folder: Path, records: Sequence[RunRecord]) -> dict[str, str]:
     for record in records:
         store.add(record)
     out = folder / "report"
-    made = report.build(store.root, out=out, style="markdown", kinds=FIGURES)
-    (out / "table.md").write_text(made.text + "\n", encoding="utf-8")
+    built = report.build(store.root, out=out, style="markdown", kinds=FIGURES)
+    (out / "table.md").write_text(built.text + "\n", encoding="utf-8")
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return {path.relative_to(out).as_posix(): str(path) for path in files}

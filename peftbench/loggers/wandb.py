@@ -166,11 +166,11 @@ def summary(record: RunRecord) -> dict[str, Any]:
     error, notes = parts["error"], parts["notes"]
     for declared in ("spec", "history", "metrics", "notes"):
         del parts[declared]
-    found = {**flat(parts), **flat(dict(record.metrics))}
+    values = {**flat(parts), **flat(dict(record.metrics))}
     if isinstance(record.parameters, Parameters):
-        found["parameters/tuned"] = record.parameters.method + record.parameters.unfrozen
+        values["parameters/tuned"] = record.parameters.method + record.parameters.unfrozen
     # a rerun that succeeds must take back the error of the try before
-    return {**found, "error": error, "notes": "\n".join(notes)}
+    return {**values, "error": error, "notes": "\n".join(notes)}
 
 
 class Child:

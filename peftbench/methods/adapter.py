@@ -180,8 +180,8 @@ class BottleneckAdapter(Method):
         return anatomy.where(*_roles(self.position))
 
     def check(self, anatomy: Anatomy) -> None:
-        found = {site.role for site in self.sites(anatomy) if site.called}
-        if found == set(_roles(self.position)):
+        roles = {site.role for site in self.sites(anatomy) if site.called}
+        if roles == set(_roles(self.position)):
             return
         if not anatomy.where(Role.BLOCK):
             advice = (

@@ -165,15 +165,15 @@ class LoRA(Method):
         )
 
     def check(self, anatomy: Anatomy) -> None:
-        found = {t for site in anatomy.sites for t in self.rows(site, tuple(TARGETS))}
-        absent = [t for t in self.resolved(anatomy) if t not in found]
+        described = {t for site in anatomy.sites for t in self.rows(site, tuple(TARGETS))}
+        absent = [t for t in self.resolved(anatomy) if t not in described]
         if not anatomy.sites:
             raise Unsupported(
                 f"lora needs to know the weights, and family {anatomy.family!r} describes none. "
                 "Use method=bias, norm or full, or describe the class in backbones/families.py."
             )
         if absent:
-            other = ", ".join(t for t in TARGETS if t in found)
+            other = ", ".join(t for t in TARGETS if t in described)
             advice = (
                 f"They have {other}: set method.targets."
                 if other

@@ -91,10 +91,10 @@ class RepAdapter(Method):
         sites = self.sites(anatomy)
         places = [(site.depth, site.role) for site in sites]
         if not sites or len(set(places)) < len(places):
-            found = "describes no such layer" if not sites else "has several side by side"
+            problem = "describes no such layer" if not sites else "has several side by side"
             raise Unsupported(
                 "repadapter stands in front of one projection for attention and one for the MLP, "
-                f"and family {anatomy.family!r} {found}. Use method=adapter_plus or bias."
+                f"and family {anatomy.family!r} {problem}. Use method=adapter_plus or bias."
             )
         for site in sites:
             if not site.called or site.kind is not Kind.LINEAR:

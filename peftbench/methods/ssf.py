@@ -162,13 +162,13 @@ class SSF(Method):
 
 def pairs_of(model: nn.Module) -> list[tuple[str, nn.Module, ScaleShift]]:
     """Path, module and the pair behind it."""
-    found = []
+    pairs = []
     for path, module in model.named_modules():
         if isinstance(module, surgery.OutputAdapter) and isinstance(module.adapter, ScaleShift):
-            found.append((path, module.base, module.adapter))
+            pairs.append((path, module.base, module.adapter))
         elif isinstance(getattr(module, "drop", None), ScaleShift):
-            found.append((path, module, module.drop))
-    return found
+            pairs.append((path, module, module.drop))
+    return pairs
 
 
 @torch.no_grad()

@@ -293,13 +293,13 @@ class VPTShallow(VisualPrompts):
         super().validate()
         if self.location != "below":
             return
-        told = "location=below learns channels of the image and no tokens"
+        reason = "location=below learns channels of the image and no tokens"
         self.require(
             self.project_width is None,
-            f"project_width={self.project_width}, but {told}; use null.",
+            f"project_width={self.project_width}, but {reason}; use null.",
         )
-        self.require(not self.pool_prompts, f"pool_prompts=true, but {told}; use false.")
-        self.require(self.dropout == 0, f"dropout={self.dropout}, but {told}; use 0.")
+        self.require(not self.pool_prompts, f"pool_prompts=true, but {reason}; use false.")
+        self.require(self.dropout == 0, f"dropout={self.dropout}, but {reason}; use 0.")
 
     def depths(self, anatomy: Anatomy) -> range:
         return range(1)

@@ -128,10 +128,10 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
             runs = f"{len(sources.everything)} runs"
             notes.append(f"No run has {' and '.join(where)}: {runs}, no figure.")
         return Report(_text(front.text, front.paths, notes), front.paths, scan.broken)
-    made = _products(sources, Views(chosen, tuple(left_out)), options)
-    paths = (*front.paths, *(path for one in made for path in one.paths))
-    notes += [note for one in made for note in one.notes]
-    printed = "".join(one.text for one in made)
+    products = _products(sources, Views(chosen, tuple(left_out)), options)
+    paths = (*front.paths, *(path for one in products for path in one.paths))
+    notes += [note for one in products for note in one.notes]
+    printed = "".join(one.text for one in products)
     if front.text and options.style != "text":
         printed = ""  # the tables of papers stand alone
     text = front.text + printed
@@ -158,7 +158,7 @@ def _front(sources: _Sources, layouts: Sequence[PaperTable], options: ReportOpti
     if TABLES not in options.parts:
         return Product()
     written = write_table(public_table(sources.everything), sources.folder)
-    made = papers.build(
+    filled = papers.build(
         papers.Inputs(layouts, sources.everything, sources.scan.records),
         sources.folder,
         papers.Options(
@@ -174,7 +174,7 @@ def _front(sources: _Sources, layouts: Sequence[PaperTable], options: ReportOpti
     notes = list(written.notes)
     if options.experiment is not None and not layouts:
         notes.append(f"No table of a paper is described for experiment {options.experiment}.")
-    return Product(made.text, (*written.paths, *made.paths), tuple(notes))
+    return Product(filled.text, (*written.paths, *filled.paths), tuple(notes))
 
 
 def _table(sources: _Sources, views: Views, options: ReportOptions) -> Product:
@@ -182,20 +182,23 @@ def _table(sources: _Sources, views: Views, options: ReportOptions) -> Product:
     from peftbench.report import statistics, tables
 
     view = views.view(options.metric, limited=options.limited, best_on_test=options.best_on_test)
-    found = statistics.comparisons(view, sources.store)
+    comparisons = statistics.comparisons(view, sources.store)
     stem = sources.folder / options.named("statistics")
-    paths = _statistics(found, stem, tables.SCORES[options.metric])
+    paths = _statistics(comparisons, stem, tables.SCORES[options.metric])
     styles = {"markdown": tables.to_markdown, "csv": tables.to_csv}
     text = styles.get(options.style, tables.to_text)(view.cells)
     return Product(text, tuple(paths))
 
 
-def _statistics(found: Sequence[Comparison], stem: Path, metric: str) -> list[Path]:
+def _statistics(comparisons: Sequence[Comparison], stem: Path, metric: str) -> list[Path]:
     from peftbench.report import statistics
 
-    if not found:
+    if not comparisons:
         return []
-    texts = {"md": statistics.to_markdown(found, metric=metric), "csv": statistics.to_csv(found)}
+    texts = {
+        "md": statistics.to_markdown(comparisons, metric=metric),
+        "csv": statistics.to_csv(comparisons),
+    }
     paths = []
     for suffix, text in texts.items():
         paths.append(Path(f"{stem}.{suffix}"))  # a dot in the stem is not a suffix

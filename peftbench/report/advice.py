@@ -121,8 +121,8 @@ def _advice(runs: pd.DataFrame, budget: Budget, remarks: Sequence[str]) -> Advic
             within.append(one)
     within.sort(key=lambda one: (-one.interval.estimate, one.label))
     rows = kept[kept["label"].isin([one.label for one in within])]
-    found = best.not_distinguishable(rows, over=SEEDS)
-    members = set(found.members) if found else set()
+    leaders = best.not_distinguishable(rows, over=SEEDS)
+    members = set(leaders.members) if leaders else set()
     front = {one.label for one in unbeaten(within, list(budget.limits()) or ["params"])}
     return Advice(
         heading=str(runs["heading"].iloc[0]),
@@ -133,7 +133,7 @@ def _advice(runs: pd.DataFrame, budget: Budget, remarks: Sequence[str]) -> Advic
         dearer=tuple(x for x in within if x.label in members - front),
         worse=tuple(x for x in within if x.label not in members),
         refused=tuple(refused),
-        doubts=tuple([*remarks, *_doubts(rows, found, len(within))]),
+        doubts=tuple([*remarks, *_doubts(rows, leaders, len(within))]),
     )
 
 
@@ -166,8 +166,8 @@ def _over(one: Candidate, budget: Budget, device: str) -> str:
     return ""
 
 
-def _doubts(rows: pd.DataFrame, found: best.Best | None, within: int) -> list[str]:
-    if found is None:
+def _doubts(rows: pd.DataFrame, leaders: best.Best | None, within: int) -> list[str]:
+    if leaders is None:
         return []
     doubts = []
     if within == 1:
@@ -175,17 +175,17 @@ def _doubts(rows: pd.DataFrame, found: best.Best | None, within: int) -> list[st
             "one method only is within the budget and has runs: nothing to compare it with"
         )
         return doubts
-    if found.seeds < FEW_SEEDS:
-        doubts.append(f"some method has {counted(found.seeds, 'seed')} only on a data set")
-    if not found.conclusive:
+    if leaders.seeds < FEW_SEEDS:
+        doubts.append(f"some method has {counted(leaders.seeds, 'seed')} only on a data set")
+    if not leaders.conclusive:
         doubts.append(
             "so few runs cannot tell any two methods apart; the order may be luck. "
-            + seeds_it_would_take(found)
+            + seeds_it_would_take(leaders)
         )
-    elif len(found.members) > 1:
+    elif len(leaders.members) > 1:
         doubts.append(
-            f"{found.best} and {counted(len(found.members) - 1, 'other')} cannot be told apart. "
-            + seeds_it_would_take(found)
+            f"{leaders.best} and {counted(len(leaders.members) - 1, 'other')} cannot be told "
+            "apart. " + seeds_it_would_take(leaders)
         )
     new = best.not_distinguishable(rows, over=DATASETS)
     if new is not None and not new.conclusive:
@@ -194,11 +194,11 @@ def _doubts(rows: pd.DataFrame, found: best.Best | None, within: int) -> list[st
     return doubts
 
 
-def to_text(found: Sequence[Advice], budget: Budget) -> str:
+def to_text(advice: Sequence[Advice], budget: Budget) -> str:
     """The answers for a reader."""
-    if not found:
+    if not advice:
         return "No finished final run answers this yet. Run: peftbench run -m method='glob(*)'\n"
-    return "\n".join(_section(one, budget) for one in found)
+    return "\n".join(_section(one, budget) for one in advice)
 
 
 def _section(one: Advice, budget: Budget) -> str:
@@ -243,16 +243,16 @@ def _section(one: Advice, budget: Budget) -> str:
 def _grid(candidates: Sequence[Candidate]) -> list[str]:
     rows = [["method", "accuracy", "95 % interval", "tuned", "latency", "memory", "runs"]]
     for one in candidates:
-        found = one.interval
+        interval = one.interval
         bounds = "–"
-        if found.low is not None and found.high is not None:
-            bounds = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+        if interval.low is not None and interval.high is not None:
+            bounds = f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
         costs = {name: "–" if v is None else SHOW[name](v) for name, v in one.costs.items()}
         mark = " m" if one.merged else ""
         rows.append(
             [
                 one.label,
-                f"{100 * found.estimate:.1f}",
+                f"{100 * interval.estimate:.1f}",
                 bounds,
                 costs["params"],
                 costs["latency"] + mark,

@@ -58,11 +58,11 @@ def _arithmetic(runs: pd.DataFrame) -> list[str]:
     """A remark where runs were computed in different arithmetic, with the methods of each."""
     names = ["label", "dtype", "device"]
     rows = runs[names].astype("string").fillna("").itertuples(index=False, name=None)
-    found = [(label, arithmetic(dtype, device)) for label, dtype, device in rows]
-    if not several(text for _, text in found):
+    by_label = [(label, arithmetic(dtype, device)) for label, dtype, device in rows]
+    if not several(text for _, text in by_label):
         return []
     labels: dict[str, list[str]] = {}
-    for label, text in sorted(found):
+    for label, text in sorted(by_label):
         labels.setdefault(text or "unknown arithmetic", []).append(label)
     parts = [
         f"{text}: {first_of(list(dict.fromkeys(those)), 3)} ({len(those)} runs)"

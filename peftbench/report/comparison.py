@@ -72,7 +72,7 @@ def compare(
     notes = [*remarks, *(f"{x.label} is left out: no {first_of(x.lacks, 3)}" for x in lacking)]
     labels = _ordered(means)
     datasets = tuple(map(str, means.columns))
-    found = [best.not_distinguishable(kept, over=over) for over in (SEEDS, DATASETS)]
+    leaders = [best.not_distinguishable(kept, over=over) for over in (SEEDS, DATASETS)]
     samples = scores.samples(kept, datasets)
     tests = ranks.pairwise(means)
     number = scores.counts(kept).to_numpy()
@@ -99,7 +99,7 @@ def compare(
         pairs=tests,
         bars=tuple(ranks.groups(means, tests)),
         win_rates=ranks.win_rates(means),
-        best=tuple(one for one in found if one is not None),
+        best=tuple(one for one in leaders if one is not None),
         images=pictures,
     )
 
@@ -111,7 +111,7 @@ def reliability(view: View, store: ResultsStore) -> pd.DataFrame:
     `suite`, `label`, `method`, those of the bins, and `runs`, the seeds. Empty where no predictions
     are kept.
     """
-    found = []
+    rows = []
     for _, part in view.scored.groupby(["heading", "suite"], sort=True):
         kept, _ = scores.complete(part)
         if kept.empty:
@@ -124,8 +124,8 @@ def reliability(view: View, store: ResultsStore) -> pd.DataFrame:
         for label in read.labels:
             bins = images.calibration_bins(read.sure[label].ravel(), read.hits(label).ravel())
             place = {"backbone": first["backbone"], "suite": first["suite"], "label": label}
-            found.append(bins.assign(**place, method=methods[label], runs=read.runs))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+            rows.append(bins.assign(**place, method=methods[label], runs=read.runs))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def _leading(kept: pd.DataFrame) -> tuple[str, ...]:
@@ -151,12 +151,12 @@ def _intervals(
         for name, weights in weightings(group_of).items():
             strata = [group_of[d] for d in datasets] if name.endswith("groups") else None
             for over in (SEEDS, DATASETS):
-                found = intervals.mean_interval(
+                interval = intervals.mean_interval(
                     samples[label], over=over, weights=[weights[d] for d in datasets], strata=strata
                 )
-                out.append((label, name, found))
-        found = intervals.interquartile_mean_interval(samples[label])
-        out.append((label, "interquartile mean", found))
+                out.append((label, name, interval))
+        interval = intervals.interquartile_mean_interval(samples[label])
+        out.append((label, "interquartile mean", interval))
     return out
 
 
@@ -217,14 +217,14 @@ def _read(
         parts = []
         for row in part.itertuples():
             try:
-                found = store.load_predictions(str(row.method), str(row.run_id))
+                predictions = store.load_predictions(str(row.method), str(row.run_id))
             except StoreError as error:
                 notes.append(f"single images are not compared: {error}")
                 return None
-            if found is None:
+            if predictions is None:
                 notes.append(f"single images are not compared: run {row.run_id} saved none")
                 return None
-            parts.append(found)
+            parts.append(predictions)
         whole = Predictions(
             *(
                 np.concatenate([getattr(one, name) for one in parts])

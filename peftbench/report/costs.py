@@ -103,16 +103,16 @@ def measured(runs: pd.DataFrame) -> pd.DataFrame:
     for i, key in enumerate(keys):
         members[key].append(i)
     devices, places = done["device"].fillna("").tolist(), _places(done)
-    found: list[tuple[Any, ...]] = []
+    result: list[tuple[Any, ...]] = []
     for key, rows in members.items():
         names = {devices[i] for i in rows}
         device = names.pop() if len(names) == 1 else ""
         for cost in COSTS.values():
             spread = _spread({places[i]: prices[cost.name][i] for i in rows})
             known = device or not cost.measured
-            found.append((*key, device, cost.name, *(spread if known else (None,) * 3)))
+            result.append((*key, device, cost.name, *(spread if known else (None,) * 3)))
     columns = [column.name for column in MEASURED_COLUMNS]
-    return typed_frame(MEASURED_COLUMNS, [dict(zip(columns, row, strict=True)) for row in found])
+    return typed_frame(MEASURED_COLUMNS, [dict(zip(columns, row, strict=True)) for row in result])
 
 
 def _numbers(series: pd.Series) -> list[float | None]:

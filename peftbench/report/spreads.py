@@ -19,7 +19,7 @@ def spreads(view: View) -> dict[RowKey, dict[str, Interval]]:
     A row on a single data set has an interval under the name of that data set. Rows that lack a
     data set, or ran on other weights or files than most, have none.
     """
-    found: dict[RowKey, dict[str, Interval]] = {}
+    by_row: dict[RowKey, dict[str, Interval]] = {}
     for (heading, suite), kept in _parts(view):
         named = kept.assign(group=kept["group"].fillna(""))
         group_of = {str(d): str(g) for d, g in named.groupby("dataset")["group"].first().items()}
@@ -28,11 +28,11 @@ def spreads(view: View) -> dict[RowKey, dict[str, Interval]]:
         if len(datasets) == 1:
             averages = {datasets[0]: {datasets[0]: 1.0}}
         for label, samples in scores.samples(kept, datasets).items():
-            found[heading, suite, str(label)] = {
+            by_row[heading, suite, str(label)] = {
                 name: intervals.mean_interval(samples, weights=[weights[d] for d in datasets])
                 for name, weights in averages.items()
             }
-    return found
+    return by_row
 
 
 def equals_of_the_best(view: View) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -40,14 +40,14 @@ def equals_of_the_best(view: View) -> dict[tuple[str, str], tuple[str, ...]]:
 
     Over the mean of all data sets. Nothing where so few runs could tell no two methods apart.
     """
-    found = leaders(view)
-    return {key: one.members for key, one in found.items() if one.conclusive}
+    by_section = leaders(view)
+    return {key: one.members for key, one in by_section.items() if one.conclusive}
 
 
 def leaders(view: View) -> dict[tuple[str, str], Best]:
     """By backbone and suite, the best over seeds by the mean of all data sets, and its equals."""
-    found = {key: best.not_distinguishable(kept) for key, kept in _parts(view)}
-    return {key: one for key, one in found.items() if one is not None}
+    by_section = {key: best.not_distinguishable(kept) for key, kept in _parts(view)}
+    return {key: one for key, one in by_section.items() if one is not None}
 
 
 def _parts(view: View) -> list[tuple[tuple[str, str], pd.DataFrame]]:

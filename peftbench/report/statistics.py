@@ -56,22 +56,24 @@ corrected p-value above 5 %; that is no proof that the two are equal.
 
 def comparisons(view: View, store: ResultsStore | None = None) -> list[Comparison]:
     """One comparison for each backbone and suite that has two methods with all its data sets."""
-    found = [
+    compared = [
         compare(part, view.remarks[str(heading), str(suite)], store)
         for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True)
     ]
-    return [one for one in found if one is not None]
+    return [one for one in compared if one is not None]
 
 
-def to_csv(found: Sequence[Comparison]) -> str:
+def to_csv(comparisons: Sequence[Comparison]) -> str:
     """One line a value, with every digit; see `STATISTICS_COLUMNS`."""
-    return csv_text(to_frame(found))
+    return csv_text(to_frame(comparisons))
 
 
-def to_frame(found: Sequence[Comparison]) -> pd.DataFrame:
+def to_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """One row a value with the columns and dtypes of `STATISTICS_COLUMNS`."""
     rows = [
-        {"backbone": one.heading, "suite": one.suite, **row} for one in found for row in _rows(one)
+        {"backbone": one.heading, "suite": one.suite, **row}
+        for one in comparisons
+        for row in _rows(one)
     ]
     return typed_frame(STATISTICS_COLUMNS, rows)
 
@@ -95,8 +97,8 @@ def _rows(one: Comparison) -> Iterator[dict[str, Any]]:
         for label in bar:
             yield {"statistic": "critical-difference group", "label": label, "value": number}
     yield from _matrix("win rate", one.win_rates, behind)
-    for found in one.best:
-        yield from _best(found)
+    for leaders in one.best:
+        yield from _best(leaders)
     if one.images is None:
         return
     for row in one.images.tests.to_dict("records"):
@@ -116,29 +118,29 @@ def _rows(one: Comparison) -> Iterator[dict[str, Any]]:
         yield {"statistic": f"ensemble: {kind}", "value": float(value), "seeds": one.images.runs}
 
 
-def _interval(found: Interval) -> dict[str, Any]:
+def _interval(interval: Interval) -> dict[str, Any]:
     return {
-        "value": found.estimate,
-        "low": found.low,
-        "high": found.high,
-        "over": found.over,
-        "datasets": found.datasets,
-        "seeds": found.seeds,
-        "holds_normal": None if found.holds is None else found.holds.normal,
-        "holds_skewed": None if found.holds is None else found.holds.skewed,
+        "value": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "over": interval.over,
+        "datasets": interval.datasets,
+        "seeds": interval.seeds,
+        "holds_normal": None if interval.holds is None else interval.holds.normal,
+        "holds_skewed": None if interval.holds is None else interval.holds.skewed,
     }
 
 
-def _best(found: Best) -> Iterator[dict[str, Any]]:
+def _best(leaders: Best) -> Iterator[dict[str, Any]]:
     """1 for each method in the set, 0 for each other; nothing where nothing can be told."""
-    behind = {"over": found.over, "datasets": found.datasets, "seeds": found.seeds}
-    for label in (found.best, *sorted(found.p_holm)):
+    behind = {"over": leaders.over, "datasets": leaders.datasets, "seeds": leaders.seeds}
+    for label in (leaders.best, *sorted(leaders.p_holm)):
         yield {
             "statistic": "not distinguishable from the best",
             "label": label,
-            "other": found.best,
-            "value": float(label in found.members) if found.conclusive else None,
-            "p_holm": found.p_holm.get(label),
+            "other": leaders.best,
+            "value": float(label in leaders.members) if leaders.conclusive else None,
+            "p_holm": leaders.p_holm.get(label),
             **behind,
         }
 
@@ -150,12 +152,12 @@ def _matrix(name: str, values: pd.DataFrame, behind: dict[str, Any]) -> Iterator
                 yield {"statistic": name, "label": label, "other": other, "value": value, **behind}
 
 
-def to_markdown(found: Sequence[Comparison], *, metric: str = "top-1 accuracy") -> str:
+def to_markdown(comparisons: Sequence[Comparison], *, metric: str = "top-1 accuracy") -> str:
     """The text for readers; one section for each backbone and suite."""
     parts = [INTRODUCTION.format(metric=metric)]
-    if not found:
+    if not comparisons:
         parts.append("No backbone has two methods with all data sets of a suite yet.\n")
-    for one in found:
+    for one in comparisons:
         parts += [_head(one), _averages(one), _sets(one), _tests(one), _pictures(one)]
     return inert("\n".join(part for part in parts if part))
 
@@ -197,10 +199,10 @@ def _averages(one: Comparison) -> str:
     return "\n".join([_grid(head, rows), *_held(one.intervals)])
 
 
-def _held(found: Sequence[tuple[str, str, Interval]]) -> list[str]:
+def _held(named: Sequence[tuple[str, str, Interval]]) -> list[str]:
     """One line for each kind of interval on how often it holds, and an empty one after them."""
     kinds: dict[tuple[str, str], list[Coverage | None]] = {}
-    for _, name, interval in found:
+    for _, name, interval in named:
         if interval.low is not None:
             kinds.setdefault((name, interval.over), []).append(interval.holds)
     lines = [
@@ -213,30 +215,30 @@ def _held(found: Sequence[tuple[str, str, Interval]]) -> list[str]:
 
 def _sets(one: Comparison) -> str:
     lines = ["### Not distinguishable from the best\n"]
-    for found in one.best:
-        claim = "On these data sets" if found.over == SEEDS else "On new data sets of the kind"
-        behind = f"{counted(found.datasets, 'data set')}, {counted(found.seeds, 'seed')}"
-        lines.append(f"- {claim}: {_told(found, behind)}")
+    for leaders in one.best:
+        claim = "On these data sets" if leaders.over == SEEDS else "On new data sets of the kind"
+        behind = f"{counted(leaders.datasets, 'data set')}, {counted(leaders.seeds, 'seed')}"
+        lines.append(f"- {claim}: {_told(leaders, behind)}")
     return "\n".join([*lines, ""])
 
 
-def _told(found: Best, behind: str) -> str:
-    if not found.conclusive:
+def _told(leaders: Best, behind: str) -> str:
+    if not leaders.conclusive:
         return (
-            f"nothing can be told. With {behind} and {len(found.p_holm) + 1} methods even the "
-            f"clearest result has a corrected p-value of {_p(found.smallest)}.{_more(found)}"
+            f"nothing can be told. With {behind} and {len(leaders.p_holm) + 1} methods even the "
+            f"clearest result has a corrected p-value of {_p(leaders.smallest)}.{_more(leaders)}"
         )
     test = "Wilcoxon's signed-rank test"
-    if found.over == SEEDS:
+    if leaders.over == SEEDS:
         test = "exchange of runs and Welch's t-test"
-    return f"{', '.join(found.members)} ({test}, {behind}).{_more(found)}"
+    return f"{', '.join(leaders.members)} ({test}, {behind}).{_more(leaders)}"
 
 
-def _more(found: Best) -> str:
+def _more(leaders: Best) -> str:
     """How many seeds it would take; more seeds say nothing of new data sets."""
-    if found.over != SEEDS or len(found.members) < 2:
+    if leaders.over != SEEDS or len(leaders.members) < 2:
         return ""
-    return f" {seeds_it_would_take(found)}"
+    return f" {seeds_it_would_take(leaders)}"
 
 
 def _tests(one: Comparison) -> str:
@@ -284,25 +286,25 @@ def _tests(one: Comparison) -> str:
 def _pictures(one: Comparison) -> str:
     if one.images is None:
         return ""
-    found = one.images
-    first = found.labels[0]
+    images = one.images
+    first = images.labels[0]
     lines = [
         "### Single images\n",
-        f"{found.tests['images'].iloc[0]} test images, {counted(found.runs, 'seed')}, "
-        f"{len(found.labels)} methods of highest mean. McNemar's exact test counts an image once, "
+        f"{images.tests['images'].iloc[0]} test images, {counted(images.runs, 'seed')}, "
+        f"{len(images.labels)} methods of highest mean. McNemar's exact test counts an image once, "
         "for the method that is right on it in more of its seeds; its claim is about these trained "
         "models and new images.\n",
     ]
     rows = []
-    for row in found.tests[found.tests["first"] == first].to_dict("records"):
+    for row in images.tests[images.tests["first"] == first].to_dict("records"):
         other = row["second"]
         rows.append(
             [
                 str(other),
                 f"{row['first_only']} / {row['second_only']}",
                 _p(row["p_holm"]),
-                f"{100 * found.agreement.loc[first, other]:.1f}",
-                f"{100 * found.ece[str(other)]:.1f}",
+                f"{100 * images.agreement.loc[first, other]:.1f}",
+                f"{100 * images.ece[str(other)]:.1f}",
             ]
         )
     lines.append(
@@ -310,12 +312,13 @@ def _pictures(one: Comparison) -> str:
             ["method", f"{first} only / it only", "p", "agreement %", "calibration error %"], rows
         )
     )
-    own = float(found.agreement.loc[[first], [first]].to_numpy()[0, 0])
+    own = float(images.agreement.loc[[first], [first]].to_numpy()[0, 0])
     if not np.isnan(own):
         lines.append(f"Two seeds of {first} agree on {100 * own:.1f} % of the images.\n")
-    mean = found.ensembles.drop(columns="run").mean()
+    mean = images.ensembles.drop(columns="run").mean()
     lines.append(
-        f"Ensembles of these {len(found.labels)} methods, mean over {counted(found.runs, 'run')}: "
+        f"Ensembles of these {len(images.labels)} methods, mean over "
+        f"{counted(images.runs, 'run')}: "
         f"majority vote {100 * mean['majority_vote']:.1f}, weighted by confidence "
         f"{100 * mean['confidence_weighted']:.1f}; the best member alone (chosen on test) "
         f"{100 * mean['best_single']:.1f}, the mean member {100 * mean['mean_single']:.1f}, some "
@@ -331,10 +334,10 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _bounds(found: Interval, scale: float = 100, digits: int = 1) -> str:
-    if found.low is None or found.high is None:
+def _bounds(interval: Interval, scale: float = 100, digits: int = 1) -> str:
+    if interval.low is None or interval.high is None:
         return "–"
-    return f"{scale * found.low:.{digits}f}–{scale * found.high:.{digits}f}"
+    return f"{scale * interval.low:.{digits}f}–{scale * interval.high:.{digits}f}"
 
 
 def _p(value: float) -> str:

@@ -41,10 +41,10 @@ class View:
         Raises:
             UnknownName: there is no such metric.
         """
-        runs, variants, told = counted(
+        runs, variants, not_counted = counted(
             table, metric=metric, limited=limited, best_on_test=best_on_test
         )
-        cells = cells_of(runs, variants, metric=metric, left_out=[*left_out, *told])
+        cells = cells_of(runs, variants, metric=metric, left_out=[*left_out, *not_counted])
         return cls(table, tuple(runs), variants, cells, metric, limited, best_on_test)
 
     @cached_property

@@ -25,12 +25,12 @@ def arithmetic(dtype: str, device: str) -> str:
     return f"{dtype} on a {'GPU' if gpu else 'CPU'}"
 
 
-def several(found: Iterable[str]) -> list[str]:
+def several(kinds: Iterable[str]) -> list[str]:
     """Each known arithmetic with its number of runs, the commonest first; empty if all are alike.
 
     A run that does not say where it ran is unlike none that has its type of numbers.
     """
-    counts = Counter(text for text in found if text)
+    counts = Counter(text for text in kinds if text)
     named = {text.partition(" ")[0] for text in counts if " " in text}
     known = {text: n for text, n in counts.items() if " " in text or text not in named}
     if len(known) < 2:

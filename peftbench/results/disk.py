@@ -28,8 +28,8 @@ def full_number(error: BaseException | None) -> int | None:
     while error is not None and error not in seen:
         number = error.errno if isinstance(error, OSError) else None
         if number is None:
-            told = re.search(r"\(os error (\d+)\)", str(error))
-            number = int(told[1]) if told else None
+            match = re.search(r"\(os error (\d+)\)", str(error))
+            number = int(match[1]) if match else None
         if number in FULL:
             return number
         seen.append(error)

@@ -156,10 +156,10 @@ def committed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def public_table(table: pd.DataFrame) -> pd.DataFrame:
     """The rows as they may leave this machine: no host, and no place in the cause of a failure."""
-    told = [pd.NA if value is pd.NA else public_text(value) for value in table["error"].array]
+    errors = [pd.NA if value is pd.NA else public_text(value) for value in table["error"].array]
     return table.assign(
         host=array_of([None] * len(table), DTYPES["host"]),
-        error=array_of(told, DTYPES["error"], lambda text: text),
+        error=array_of(errors, DTYPES["error"], lambda text: text),
     )
 
 

@@ -189,10 +189,10 @@ def left_over(temporary: Path, age: float) -> bool:
 
     False for a file that is none of ours by its name.
     """
-    found = TEMPORARY.fullmatch(temporary.name)
-    if found is None:
+    match = TEMPORARY.fullmatch(temporary.name)
+    if match is None:
         return False
-    pid, place = found.groups()
+    pid, place = match.groups()
     if pid and place == _place() and process_start(int(pid)) is None:
         return True
     return age > TEMPORARY_SECONDS
@@ -218,10 +218,10 @@ def process_start(pid: int) -> int | None:
     """
     if sys.platform == "linux":
         try:
-            told = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
-        fields = told.rpartition(")")[2].split()  # the name before it may hold spaces
+        fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
         return None if fields[0] in "ZX" else int(fields[19])  # a zombie runs no more
     if sys.platform == "win32":
         return 0

@@ -39,11 +39,11 @@ def predictions_of(arrays: Mapping[str, np.ndarray]) -> Predictions:
     lacking = [name for name in Predictions.__dataclass_fields__ if name not in arrays]
     if lacking:
         raise ValueError(f"it has no {', '.join(lacking)}")
-    made = Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})
+    predictions = Predictions(**{name: arrays[name] for name in Predictions.__dataclass_fields__})
     for name, kinds in (
         *(("classes", "iu"), ("labels", "iu"), ("confidence", "f"), ("margin", "f")),
     ):
         array = arrays[name]
-        if array.dtype.kind not in kinds or array.shape != (len(made.labels),):
+        if array.dtype.kind not in kinds or array.shape != (len(predictions.labels),):
             raise ValueError(f"{name} has the shape {array.shape} and the type {array.dtype}")
-    return made
+    return predictions

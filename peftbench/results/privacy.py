@@ -148,10 +148,10 @@ def _public_spec(spec: Mapping[str, Any], cleaner: _Cleaner) -> dict[str, Any]:
     }
 
 
-def _cut(found: re.Match[str]) -> str:
-    url = found["url"]
+def _cut(match: re.Match[str]) -> str:
+    url = match["url"]
     if url is None:
-        return last_part(found["place"])
+        return last_part(match["place"])
     if url.startswith("file:"):
         return last_part("/" + url.removeprefix("file:").lstrip("/"))
     scheme, _, rest = url.partition("://")
@@ -191,11 +191,11 @@ def _here() -> tuple[str, ...]:
 @cache
 def _names_pattern(names: tuple[str, ...]) -> re.Pattern[str] | None:
     wanted = {name for full in names for name in (full, full.partition(".")[0])}
-    told = sorted(
+    telling = sorted(
         (name for name in wanted if len(name) >= SHORTEST and name.lower() not in COMMON),
         key=lambda name: (-len(name), name),
     )
-    if not told:
+    if not telling:
         return None
-    joined = "|".join(map(re.escape, told))
+    joined = "|".join(map(re.escape, telling))
     return re.compile(rf"(?<![\w-])(?:{joined})(?:\.\w[\w-]*)*(?![\w-])")  # with a domain

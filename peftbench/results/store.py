@@ -109,11 +109,11 @@ class ResultsStore:
             paths = [self.path(method, run_id)]
         else:
             paths = [path for path in self._files() if path.stem == run_id]
-        found: list[RunRecord] = []
+        records: list[RunRecord] = []
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
-                found.append(_read(path))
-        return max(found, key=preference, default=None)
+                records.append(_read(path))
+        return max(records, key=preference, default=None)
 
     def scan(self, *, history: bool = True) -> Scan:
         """Everything in the store, in the order of the file names.

@@ -212,16 +212,16 @@ def _check_epochs(epochs: list[Any], kind: Any) -> None:
     except (KeyError, TypeError) as e:
         raise ValueError("not a run record: an epoch lacks a number") from e
     for name, column in columns.items():
-        found = set(map(type, column))
-        if type(None) in found and name != "epoch":  # as which infinity is recorded
+        kinds = set(map(type, column))
+        if type(None) in kinds and name != "epoch":  # as which infinity is recorded
             column = tuple(value for value in column if value is not None)
-            found = set(map(type, column))
-        if not found <= ({int} if name == "epoch" else {int, float}):
+            kinds = set(map(type, column))
+        if not kinds <= ({int} if name == "epoch" else {int, float}):
             wanted = (int,) if name == "epoch" else (int, float)
             odd = next(value for value in column if type(value) not in wanted)
             raise ValueError(f"{name} of an epoch is {_told(odd)}, not a number")
         low, high = _EPOCH_RANGES[name]
-        if found and not (low <= min(column) and max(column) <= high):
+        if kinds and not (low <= min(column) and max(column) <= high):
             odd = next(value for value in column if not low <= value <= high)
             raise ValueError(f"{name} of an epoch is {_told(odd)}, not within {low} and {high:g}")
     if max(map(len, epochs), default=0) > len(names):

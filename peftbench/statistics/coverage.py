@@ -24,9 +24,9 @@ class Coverage:
     skewed: float  # exponential scores (skewness 2)
 
 
-def describe(found: Iterable[Coverage | None]) -> str:
+def describe(coverages: Iterable[Coverage | None]) -> str:
     """How often intervals of these hold, for a reader; empty where none was simulated."""
-    known = [one for one in found if one is not None]
+    known = [one for one in coverages if one is not None]
     if not known:
         return ""
     normal, skewed = ({round(100 * share) for share in shares} for shares in _both(known))

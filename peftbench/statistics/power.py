@@ -32,8 +32,8 @@ def seeds_to_tell(
         return None
     ratio = variance / difference**2
     enough = np.nonzero(_seeds() >= ratio * _factors(datasets, alpha, power))[0]
-    found = int(_seeds()[enough[0]]) if len(enough) else MOST_SEEDS + 1
-    return max(found, least_seeds(datasets, alpha))
+    seeds = int(_seeds()[enough[0]]) if len(enough) else MOST_SEEDS + 1
+    return max(seeds, least_seeds(datasets, alpha))
 
 
 def least_seeds(datasets: int, alpha: float) -> int:

@@ -46,8 +46,8 @@ def friedman(means: pd.DataFrame) -> Friedman:
     differs = bool((rounded.nunique(axis=0) > 1).any())
     if methods < 3 or datasets < 2 or not differs:
         return Friedman(None, None, methods, datasets)
-    found = stats.friedmanchisquare(*rounded.to_numpy())
-    return Friedman(float(found.statistic), float(found.pvalue), methods, datasets)
+    test = stats.friedmanchisquare(*rounded.to_numpy())
+    return Friedman(float(test.statistic), float(test.pvalue), methods, datasets)
 
 
 def holm(p: Sequence[float] | Array) -> Array:

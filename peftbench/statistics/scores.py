@@ -70,7 +70,7 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
 
 def samples(scores: pd.DataFrame, datasets: Sequence[str]) -> dict[str, list[Array]]:
     """By label, the scores on each of `datasets`, in the order of their seeds; (seeds,) each."""
-    found = {
+    by_cell = {
         (str(label), str(dataset)): part.to_numpy(float)
         for (label, dataset), part in scores.sort_values("seed", kind="stable").groupby(
             ["label", "dataset"], sort=False
@@ -78,8 +78,8 @@ def samples(scores: pd.DataFrame, datasets: Sequence[str]) -> dict[str, list[Arr
     }
     none = np.zeros(0)
     return {
-        label: [found.get((label, dataset), none) for dataset in datasets]
-        for label in sorted({label for label, _ in found})
+        label: [by_cell.get((label, dataset), none) for dataset in datasets]
+        for label in sorted({label for label, _ in by_cell})
     }
 
 

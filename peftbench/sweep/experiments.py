@@ -79,8 +79,8 @@ class Sweep:
         if settings.get("trials") is not None:
             return int(settings["trials"])
         if settings.get("grid"):
-            found = grids.find(grids.named(settings["grid"]), method_of(method))
-            return len(found.without(pinned(method)))
+            grid = grids.find(grids.named(settings["grid"]), method_of(method))
+            return len(grid.without(pinned(method)))
         from peftbench.sweep.tuning.search import grid_points, space_of
 
         return len(grid_points(space_of(settings.get("space") or {})))
@@ -88,9 +88,9 @@ class Sweep:
 
 def read(path: Path) -> Experiment:
     """What a file that `sweep` accepts says of itself."""
-    told = foreign.read(path).get("experiments") or {}
+    declared = foreign.read(path).get("experiments") or {}
     question, table, gpu_hours = (
-        str(told.get(key, "")) for key in ("question", "table", "gpu_hours")
+        str(declared.get(key, "")) for key in ("question", "table", "gpu_hours")
     )
     return Experiment(path.stem, question, table, gpu_hours)
 
@@ -133,7 +133,7 @@ def paths() -> list[Path]:
     What lies there and is no experiment is told of and left out.
     """
     names = choices("experiments")
-    found = []
+    result = []
     for folder in group_dirs("experiments"):
         for path in sorted(folder.glob("*.yaml")):
             if path.stem not in names:
@@ -145,14 +145,14 @@ def paths() -> list[Path]:
                     raise
                 _log.warning("peftbench: left out: %s", error)
             else:
-                found.append(path)
-    return found
+                result.append(path)
+    return result
 
 
 def _check_search(path: Path) -> None:
     """Raise `ConfigError` with the path of what is no experiment, or searches what is not there."""
-    found = sweep(path)
+    declared = sweep(path)
     try:
-        _ = found.trials
+        _ = declared.trials
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

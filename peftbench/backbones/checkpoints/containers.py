@@ -49,14 +49,14 @@ FOREIGN = (  # first bytes of files that are taken for weights
 
 
 @dataclass(frozen=True)
-class Found:
+class Unpickled:
     """The content of a pickle, and how the numbers of one of its storages are read."""
 
     content: Any
     numbers: Callable[[Storage], Tensor]
 
 
-def read_zip(path: Path) -> Found:
+def read_zip(path: Path) -> Unpickled:
     """A file of torch >= 1.6: one pickle, and a member with the numbers of each storage."""
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -91,7 +91,7 @@ def read_zip(path: Path) -> Found:
         data = _member(path, members[f"{folder}data/{storage.key}"])
         return torch.frombuffer(data, dtype=torch.uint8)
 
-    return Found(pickles.read(io.BytesIO(pickle), stored), _once(numbers))
+    return Unpickled(pickles.read(io.BytesIO(pickle), stored), _once(numbers))
 
 
 def _once(numbers: Callable[[Storage], Tensor]) -> Callable[[Storage], Tensor]:
@@ -123,7 +123,7 @@ def _member(path: Path, info: zipfile.ZipInfo) -> bytearray:
     return data
 
 
-def read_pickles(path: Path, start: bytes) -> Found:
+def read_pickles(path: Path, start: bytes) -> Unpickled:
     """A file of torch < 1.6, or a plain pickle of numpy arrays."""
     _check_start(start)
     storages: dict[str, Storage] = {}
@@ -144,7 +144,7 @@ def read_pickles(path: Path, start: bytes) -> Found:
         if content != LEGACY_MAGIC:
             if storages:
                 raise ValueError("its tensors lie in another file")
-            return Found(content, _no_numbers)
+            return Unpickled(content, _no_numbers)
         pickles.read(data, stored)  # type: ignore[arg-type]
         _check_byte_order(pickles.read(data, stored))  # type: ignore[arg-type]
         content = pickles.read(data, stored)  # type: ignore[arg-type]
@@ -153,14 +153,14 @@ def read_pickles(path: Path, start: bytes) -> Found:
 
     def numbers(storage: Storage) -> Tensor:
         offset, length = places[storage.key]
-        found = bytearray(length)
+        raw = bytearray(length)
         with open(path, "rb") as opened:
             opened.seek(offset)
-            if opened.readinto(found) != length:
+            if opened.readinto(raw) != length:
                 raise EOFError("it ends in the middle of a tensor")
-        return torch.frombuffer(found, dtype=torch.uint8)
+        return torch.frombuffer(raw, dtype=torch.uint8)
 
-    return Found(content, _once(numbers))
+    return Unpickled(content, _once(numbers))
 
 
 def _check_start(start: bytes) -> None:

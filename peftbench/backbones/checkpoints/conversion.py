@@ -117,9 +117,13 @@ def _strangers(name: object, state: Mapping[str, Tensor], needs: Needs) -> list[
     return [each for each in state if each.partition(".")[0] == top]
 
 
-def _same_source(given: Tensor, found: Tensor) -> bool:
+def _same_source(given: Tensor, converted: Tensor) -> bool:
     """Whether a tensor of the same name is this one, or made from it, and not another's."""
-    return given.shape != found.shape or given.data_ptr() == found.data_ptr() or not given.numel()
+    return (
+        given.shape != converted.shape
+        or given.data_ptr() == converted.data_ptr()
+        or not given.numel()
+    )
 
 
 # what a converter ends in that cannot read a file; the comparison with the model names what does
@@ -158,12 +162,12 @@ def _unused(
 
     def reached(names: Iterable[str]) -> int:
         poisoned = {n: torch.full_like(state[n], torch.nan) for n in names}
-        found = run({**state, **poisoned})
-        if found is None:
+        converted = run({**state, **poisoned})
+        if converted is None:
             return len(state)
         return sum(
             bool(t.isnan().any())
-            for n, t in found.items()
+            for n, t in converted.items()
             if needs.has(n) and t.is_floating_point()
         )
 

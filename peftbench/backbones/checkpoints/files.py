@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peftbench import untrusted
-from peftbench.backbones.checkpoints.containers import STORAGES, Found, read_pickles, read_zip
+from peftbench.backbones.checkpoints.containers import STORAGES, Unpickled, read_pickles, read_zip
 from peftbench.backbones.checkpoints.pickled import (
     WIDTHS,
     Inert,
@@ -75,11 +75,11 @@ def check_file(path: Path) -> None:
             for p in (path.iterdir() if path.is_dir() else ())
             if p.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt")
         )
-        found = f" It holds {untrusted.printable(', '.join(inside[:3]))}." if inside else ""
+        hint = f" It holds {untrusted.printable(', '.join(inside[:3]))}." if inside else ""
         what = "is a folder" if path.is_dir() else f"cannot be used: {e}"
         raise WeightsError(
             f"backbone.checkpoint={_shown(path)} {what}. Give the path of the .safetensors, .npz "
-            f"or .pth file itself.{found}"
+            f"or .pth file itself.{hint}"
         ) from e
     except OSError as e:
         raise WeightsError(
@@ -102,8 +102,8 @@ def read(path: Path) -> dict[str, Entry]:
         if path.suffix == ".safetensors" or (start[8:9] == b"{" and start[:1] != b"\x80"):
             return _checked(_read_safetensors(path))
         zipped = start.startswith(b"PK")
-        found = read_zip(path) if zipped else read_pickles(path, start)
-        table = _checked(_flattened(found))
+        unpickled = read_zip(path) if zipped else read_pickles(path, start)
+        table = _checked(_flattened(unpickled))
         together, size = sum(entry.size for entry in table.values()), path.stat().st_size
         if together > ALWAYS_ALLOWED + MOST_SHARED * size:
             raise ValueError(f"its tensors have {together:,} bytes and the file {size:,}")
@@ -111,7 +111,7 @@ def read(path: Path) -> dict[str, Entry]:
         raise corrupt(path, e) from e
     if not any(math.prod(entry.shape) > 1 for entry in table.values()):
         raise WeightsError(
-            f"{_shown(path)} holds no dictionary of tensors{_described(found.content)}. Save a "
+            f"{_shown(path)} holds no dictionary of tensors{_described(unpickled.content)}. Save a "
             "state dict and retry."
         )
     return table
@@ -147,9 +147,9 @@ def read_entry(path: Path, name: str, entry: Entry) -> Tensor:
 def corrupt(path: Path, error: Exception, where: str = "") -> WeightsError:
     """One line about a file that cannot be read."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    found = untrusted.printable(where + lines[0].rstrip("."))
-    if len(found) > 160:
-        found = found[:160].rpartition(" ")[0] + " ..."
+    reason = untrusted.printable(where + lines[0].rstrip("."))
+    if len(reason) > 160:
+        reason = reason[:160].rpartition(" ")[0] + " ..."
     if isinstance(error, Refused):
         advice = (
             "Nothing of it was run. Where you trust its source, load it there with torch, save "
@@ -160,7 +160,7 @@ def corrupt(path: Path, error: Exception, where: str = "") -> WeightsError:
             "The file is incomplete, damaged or of another kind; fetch it again or convert it to "
             "safetensors"
         )
-    return WeightsError(f"{_shown(path)} cannot be read as weights ({found}). {advice}.")
+    return WeightsError(f"{_shown(path)} cannot be read as weights ({reason}). {advice}.")
 
 
 def _shown(path: Path) -> str:
@@ -209,7 +209,7 @@ def _checked(table: dict[str, Entry]) -> dict[str, Entry]:
 # ------------------------------------------------------------------- names
 
 
-def _flattened(found: Found) -> dict[str, Entry]:
+def _flattened(unpickled: Unpickled) -> dict[str, Entry]:
     """The tensors of a pickle by their full names."""
     table: dict[str, Entry] = {}
     visited = characters = 0
@@ -220,7 +220,7 @@ def _flattened(found: Found) -> dict[str, Entry]:
         if visited > MOST_ENTRIES or depth > MOST_DEPTH:
             raise ValueError("it is nested without end")
         if isinstance(value, StoredTensor | PickledArray):
-            entry = _entry(value, found)
+            entry = _entry(value, unpickled)
             if entry is not None:
                 characters += len(name)
                 table[name] = entry
@@ -229,7 +229,7 @@ def _flattened(found: Found) -> dict[str, Entry]:
         for below, inner in _inside(value, name):
             collect(inner, below, depth + 1)
 
-    collect(found.content, "", 0)
+    collect(unpickled.content, "", 0)
     return table
 
 
@@ -258,12 +258,12 @@ def _parts_of_module(state: Any) -> list[Mapping[Any, Any]]:
     return mappings if len(mappings) == len(parts) else []
 
 
-def _entry(value: StoredTensor | PickledArray, found: Found) -> Entry | None:
+def _entry(value: StoredTensor | PickledArray, unpickled: Unpickled) -> Entry | None:
     """A tensor of a pickle, or None for an array of no numbers."""
     if isinstance(value, StoredTensor):
         width = WIDTHS[value.dtype or STORAGES[value.storage.kind]]
         size = math.prod(value.shape) * width
-        return Entry(value.shape, lambda: _strided(value, found.numbers(value.storage)), size)
+        return Entry(value.shape, lambda: _strided(value, unpickled.numbers(value.storage)), size)
     if not value.dtype:
         return None
     size = math.prod(value.shape) * np.dtype(value.dtype).itemsize

@@ -251,7 +251,7 @@ def _others(
     ]
     wrapped = {c for c in chosen.prefix.split(".") if c}
     relative = {n: n.removeprefix(chosen.prefix) for n in names}
-    told, unknown = leftovers.summed(relative.values(), wrapped)
+    parts, unknown = leftovers.summed(relative.values(), wrapped)
     outside = {n: tensors[n] for n in unknown if n in table and _small(table[n])}
     known = {**outside, **chosen.extra}
     unknown = [n for n in unknown if not _says_nothing(n, known.get(n), needs)]
@@ -264,13 +264,13 @@ def _others(
             "merge them into the weights, or remove them from the file."
         )
     other = sorted({p for n, p in copies.items() if not n.startswith(chosen.prefix)})
-    told += [f"the network under {_quoted(p)}" for p in other[:SHOWN]]
+    parts += [f"the network under {_quoted(p)}" for p in other[:SHOWN]]
     source = f" (read under {_quoted(chosen.prefix)})" if chosen.prefix else ""
     if chosen.project:
         source += f" (names of {chosen.project})"
-    if not told and not source:
+    if not parts and not source:
         return ""
-    rest = f"left out {'; '.join(told)}" if told else "all tensors were taken"
+    rest = f"left out {'; '.join(parts)}" if parts else "all tensors were taken"
     return printable(f"{path.name}{source}: {rest}")
 
 
@@ -337,10 +337,10 @@ def _misfit(
         return sum(n in attempt.state for n in needs.required)
 
     best = max(attempts, key=score)
-    found = best.state
+    state = best.state
     source = printable(str(path))
-    absent = [n for n in needs.required if n not in found]
-    wrong = [n for n, t in needs.tensors.items() if n in found and found[n].shape != t.shape]
+    absent = [n for n in needs.required if n not in state]
+    wrong = [n for n, t in needs.tensors.items() if n in state and state[n].shape != t.shape]
     strangers = [n.removeprefix(best.prefix) for n in best.left]
     _, strangers = leftovers.summed(strangers)
     also = ""
@@ -354,7 +354,7 @@ def _misfit(
         name = wrong[0]
         return WeightsError(
             f"{source}: {len(wrong)} tensors have the wrong shape, first {name!r}: found "
-            f"{tuple(found[name].shape)}, the model needs {tuple(needs.tensors[name].shape)}.{also}"
+            f"{tuple(state[name].shape)}, the model needs {tuple(needs.tensors[name].shape)}.{also}"
             " Choose the backbone.name and backbone.image_size that the weights belong to."
         )
     lacks = (
@@ -409,7 +409,7 @@ def _fit_npz(path: Path, model: nn.Module) -> Fit:
     except (*checkpoint.READING, TypeError) as e:
         raise checkpoint.corrupt(path, e) from e
     left = [n.replace("/", ".") for n in unread]
-    told, unknown = leftovers.summed(left)
+    parts, unknown = leftovers.summed(left)
     if unknown:
         raise WeightsError(
             f"{source} holds {len(unknown)} array{'s' * (len(unknown) > 1)} that this model has no "
@@ -418,4 +418,4 @@ def _fit_npz(path: Path, model: nn.Module) -> Fit:
     needs = Needs.of(model)
     state = {n: t for n, t in model.state_dict().items() if n in needs.tensors}
     _check_finite(path, state)
-    return Fit(state, (printable(f"{path.name}: left out {'; '.join(told)}"),) if told else ())
+    return Fit(state, (printable(f"{path.name}: left out {'; '.join(parts)}"),) if parts else ())

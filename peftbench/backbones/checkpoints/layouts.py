@@ -82,9 +82,11 @@ def _fuse(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
     """Queries, keys and values as one projection; a key without a bias has one of zeros."""
     fused: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        stem, found, kind = next((name.partition(p) for p in PARTS if p in name), (name, "", ""))
+        stem, projection, kind = next(
+            (name.partition(p) for p in PARTS if p in name), (name, "", "")
+        )
         joint = f"{stem}.qkv.{kind}"
-        if not found or name in own:
+        if not projection or name in own:
             fused[name] = tensor
         elif kind == "weight":
             parts = [state.get(f"{stem}{part}{kind}") for part in PARTS]
@@ -96,7 +98,7 @@ def _fuse(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
             parts = [state.get(f"{stem}{part}{kind}") for part in PARTS]
             fused[joint] = torch.cat([torch.zeros_like(tensor) if p is None else p for p in parts])
         else:  # timm's BEiT and Swin v2 have no bias of the keys, or one of its own
-            fused[f"{stem}.{found[1]}_bias"] = tensor
+            fused[f"{stem}.{projection[1]}_bias"] = tensor
     return fused
 
 

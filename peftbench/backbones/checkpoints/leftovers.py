@@ -100,16 +100,16 @@ def part(name: str, wrapped: Collection[str] = ()) -> str | None:
 
 def looks_like(names: Iterable[str], own: Collection[str]) -> str:
     """What tensors without a place look like, or an empty string."""
-    found: dict[str, None] = {}
+    kinds: dict[str, None] = {}
     for name in names:
         if _is_deeper(name, own):
-            found["blocks of a deeper network"] = None
+            kinds["blocks of a deeper network"] = None
             continue
         for pattern, what in LOOKS:
             if re.search(pattern, name):
-                found[what] = None
+                kinds[what] = None
                 break
-    return ", ".join(list(found)[:3])
+    return ", ".join(list(kinds)[:3])
 
 
 def _is_deeper(name: str, own: Collection[str]) -> bool:
@@ -140,9 +140,9 @@ def summed(names: Iterable[str], wrapped: Collection[str] = ()) -> tuple[list[st
         else:
             groups.setdefault(what, []).append(name)
     groups.pop(BUFFER, None)  # they hold nothing that was learned
-    told = [
-        f"{len(found)} tensor{'s' * (len(found) > 1)} of {what} ({found[0]}"
-        f"{', ...' if len(found) > 1 else ''})"
-        for what, found in groups.items()
+    sentences = [
+        f"{len(members)} tensor{'s' * (len(members) > 1)} of {what} ({members[0]}"
+        f"{', ...' if len(members) > 1 else ''})"
+        for what, members in groups.items()
     ]
-    return told, unknown
+    return sentences, unknown

@@ -36,8 +36,8 @@ def _read(folder: Path, spec: DatasetSpec) -> Contents:
     for split in ("train", "val", "test"):
         if not (folder / split).is_dir():
             continue
-        found = class_folders(folder / split)
-        for one, other, where in ((class_names, found, split), (found, class_names, "train")):
+        classes = class_folders(folder / split)
+        for one, other, where in ((class_names, classes, split), (classes, class_names, "train")):
             lacking = sorted(set(one) - set(other))
             if lacking:
                 raise DataError(

@@ -87,10 +87,10 @@ def below(folders: Sequence[str], *paths: str) -> tuple[str, ...]:
 
 def located(folder: Path, need: str) -> Path:
     """The path that meets a need, "a|b" being either; `DataError` where none does."""
-    found, _ = held(folder, (need,))
-    if not found:
+    paths, _ = held(folder, (need,))
+    if not paths:
         raise DataError(f"{folder} has no {need.replace('|', ' or ')}. Add it.")
-    return folder / found[0]
+    return folder / paths[0]
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,13 @@ def _records(folder: Path, split: str, part: str) -> Records:
 
     @functools.cache
     def images() -> Any:
-        found = hdf5.array(where, "x")
-        if found.shape != (len(labels), 96, 96, 3) or found.dtype != np.uint8:
+        x = hdf5.array(where, "x")
+        if x.shape != (len(labels), 96, 96, 3) or x.dtype != np.uint8:
             raise DataError(
-                f"{where}: x is {found.dtype} {found.shape}, not the 96x96 images of {len(labels)} "
+                f"{where}: x is {x.dtype} {x.shape}, not the 96x96 images of {len(labels)} "
                 "labels. Fetch it again."
             )
-        return found
+        return x
 
     return Records(
         str(where),

@@ -82,9 +82,9 @@ def _records(
     classes: int,
 ) -> Records:
     root, described = located(folder, images), located(folder, scenes)
-    found = read_scenes(described)
+    described_scenes = read_scenes(described)
     names = sorted(path.name for path in root.iterdir() if not hidden(path))
-    listed = sorted(name for name, _ in found)
+    listed = sorted(name for name, _ in described_scenes)
     if names != listed:
         odd = sorted(set(names) ^ set(listed))
         raise DataError(
@@ -94,10 +94,10 @@ def _records(
     return Records(
         str(described),
         split,
-        tuple(name for name, _ in found),
+        tuple(name for name, _ in described_scenes),
         classes,
-        lambda row: rule(found[row][1]),
-        lambda row: root / found[row][0],
+        lambda row: rule(described_scenes[row][1]),
+        lambda row: root / described_scenes[row][0],
     )
 
 

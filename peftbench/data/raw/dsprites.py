@@ -102,10 +102,10 @@ def _packed(path: Path, count: int) -> Iterator[bytes]:
 
 
 def _stored(path: Path, count: int) -> Iterator[np.ndarray]:
-    found = hdf5.array(path, "imgs")
-    _check_images(path, count, found.shape, found.dtype)
+    dataset = hdf5.array(path, "imgs")
+    _check_images(path, count, dataset.shape, dataset.dtype)
     for start in range(0, count, _CHUNK):
-        yield found[start : start + _CHUNK].reshape(-1)
+        yield dataset[start : start + _CHUNK].reshape(-1)
 
 
 def _zipped(path: Path, count: int) -> Iterator[np.ndarray]:

@@ -71,15 +71,15 @@ def prepared(folder: Path) -> Prepared:
     """What dataset_info.json in a folder says; `DataError` where it says nothing that is read."""
     path = folder / INFO
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        info = json.loads(path.read_text(encoding="utf-8"))
         name, config, version = (
-            str(found.get(key, "")) for key in ("name", "configName", "version")
+            str(info.get(key, "")) for key in ("name", "configName", "version")
         )
-        kind = found.get("fileFormat") or "tfrecord"
-        templates = {s.get("filepathTemplate") or TEMPLATE for s in found.get("splits", ())}
+        kind = info.get("fileFormat") or "tfrecord"
+        templates = {s.get("filepathTemplate") or TEMPLATE for s in info.get("splits", ())}
         lengths = {
             str(split["name"]): tuple(int(count) for count in split.get("shardLengths", ()))
-            for split in found.get("splits", ())
+            for split in info.get("splits", ())
         }
         if not re.fullmatch(r"\w+", name) or any(min(c, default=0) < 0 for c in lengths.values()):
             raise ValueError(f"the name {name!r} or a length")
@@ -134,14 +134,14 @@ def find(folder: Path, name: str, config: str, splits: Sequence[str]) -> Prepare
     return next(iter(complete or mine), None)
 
 
-def record_finder(found: Prepared, split: str) -> Callable[[int], Span]:
+def record_finder(source: Prepared, split: str) -> Callable[[int], Span]:
     """A function that says where the record at a position of a split is.
 
     A shard is gone through when the first of its records is asked for, without reading data, and
     `DataError` says where it has not as many as dataset_info.json tells.
     """
-    paths = [found.folder / name for name in found.shards(split)]
-    lengths = found.lengths[split]
+    paths = [source.folder / name for name in source.shards(split)]
+    lengths = source.lengths[split]
     ends = list(itertools.accumulate(lengths))
 
     @functools.cache
@@ -150,7 +150,7 @@ def record_finder(found: Prepared, split: str) -> Callable[[int], Span]:
         if len(listed) != lengths[shard]:
             raise DataError(
                 f"{paths[shard]} has {len(listed):,} records, and {INFO} beside it says "
-                f"{lengths[shard]:,}. Prepare {found.title} again, or copy the file again."
+                f"{lengths[shard]:,}. Prepare {source.title} again, or copy the file again."
             )
         return np.array(listed, dtype=np.int64)
 

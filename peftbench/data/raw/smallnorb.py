@@ -88,13 +88,13 @@ def _records(
 
     @functools.cache
     def images() -> np.ndarray:
-        found = read_matrix(pixels)
-        if found.shape != (len(values), 2, 96, 96) or found.dtype != np.uint8:
+        matrix = read_matrix(pixels)
+        if matrix.shape != (len(values), 2, 96, 96) or matrix.dtype != np.uint8:
             raise DataError(
-                f"{pixels} is {found.dtype} {found.shape}, not the pairs of 96x96 images of "
+                f"{pixels} is {matrix.dtype} {matrix.shape}, not the pairs of 96x96 images of "
                 f"{len(values)} labels. Fetch it again."
             )
-        return found
+        return matrix
 
     return Records(
         str(folder),

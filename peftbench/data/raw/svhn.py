@@ -65,14 +65,14 @@ def _records(path: Path) -> Records:
 
 def _unpacked(path: Path, count: int) -> Iterator[bytes]:
     """Images one after another; the file holds them compressed, so that it is read as a whole."""
-    found = np.asarray(matlab.read(path, ["X"]).get("X"))
-    if found.shape != (32, 32, 3, count) or found.dtype != np.uint8:
+    images = np.asarray(matlab.read(path, ["X"]).get("X"))
+    if images.shape != (32, 32, 3, count) or images.dtype != np.uint8:
         raise DataError(
-            f"{path}: X is {found.dtype} {found.shape}, not the 32x32 images of {count} labels. "
+            f"{path}: X is {images.dtype} {images.shape}, not the 32x32 images of {count} labels. "
             "Fetch it again."
         )
     for start in range(0, count, _CHUNK):
-        yield np.moveaxis(found[..., start : start + _CHUNK], -1, 0).tobytes()
+        yield np.moveaxis(images[..., start : start + _CHUNK], -1, 0).tobytes()
 
 
 add(

@@ -49,18 +49,18 @@ def values(features: Features, name: str, kind: type[Value]) -> list[Value]:
     """All values of a feature; `ValueError` where it is missing or of another kind."""
     if name not in features:
         raise ValueError(f"it has no feature {name}")
-    found = [value for value in features[name] if isinstance(value, kind)]
-    if len(found) != len(features[name]):
+    of_kind = [value for value in features[name] if isinstance(value, kind)]
+    if len(of_kind) != len(features[name]):
         raise ValueError(f"the feature {name} does not hold {kind.__name__}")
-    return found
+    return of_kind
 
 
 def single(features: Features, name: str, kind: type[Value]) -> Value:
     """The one value of a feature; `ValueError` where it has none, or more."""
-    found = values(features, name, kind)
-    if len(found) != 1:
-        raise ValueError(f"the feature {name} holds {len(found)} values, not one")
-    return found[0]
+    items = values(features, name, kind)
+    if len(items) != 1:
+        raise ValueError(f"the feature {name} holds {len(items)} values, not one")
+    return items[0]
 
 
 def thirds(features: Features, name: str) -> list[float]:
@@ -251,18 +251,18 @@ def folder_of(task: str, folder: Path) -> Prepared | None:
     return find(folder, form.name, form.config, form.parts)
 
 
-def raw_form(task: str, found: Prepared) -> Raw:
+def raw_form(task: str, source: Prepared) -> Raw:
     """A task as the folder of one version has it."""
     form = FORMS[task]
-    notes = [f"read from {found.title} of TensorFlow Datasets", PLACE_NOTE]
-    if found.version != form.version:
+    notes = [f"read from {source.title} of TensorFlow Datasets", PLACE_NOTE]
+    if source.version != form.version:
         notes[0] += f", which is not version {form.version} that the recipe of VPT names"
     if form.image is bytes:
         notes.append(STORED_NOTE)
     return Raw(
         task,
         f"{form.title}/<version>/ of TensorFlow Datasets, with {INFO} and all shards",
-        (INFO, *(name for split in form.parts for name in found.shards(split))),
+        (INFO, *(name for split in form.parts for name in source.shards(split))),
         functools.partial(splits, form=form),
         (*notes, *form.notes),
     )
@@ -274,12 +274,12 @@ def splits(folder: Path, form: Form, counts: Counts = VTAB) -> Splits:
     Of the shards, only those are opened that hold records which VTAB takes; the checksums of these
     records are verified. Raises `DataError` where a record or a shard is not what it should be.
     """
-    found = prepared(folder)
-    return form.cut([_records(found, form, split) for split in form.parts], counts)
+    source = prepared(folder)
+    return form.cut([_records(source, form, split) for split in form.parts], counts)
 
 
-def _records(found: Prepared, form: Form, split: str) -> Records:
-    find_record = record_finder(found, split)
+def _records(source: Prepared, form: Form, split: str) -> Records:
+    find_record = record_finder(source, split)
 
     def label(position: int) -> int:
         span = find_record(position)
@@ -292,9 +292,9 @@ def _records(found: Prepared, form: Form, split: str) -> Records:
         )
 
     return Records(
-        str(found.folder),
+        str(source.folder),
         split,
-        range(sum(found.lengths[split])),
+        range(sum(source.lengths[split])),
         form.classes,
         label,
         image,

@@ -30,8 +30,8 @@ def _library() -> Callable[[bytes], int]:
             "Reading TFRecord files needs google-crc32c, for their checksums. Install it with: "
             "pip install 'peftbench[data]'"
         ) from error
-    found: Callable[[bytes], int] = value
-    return found
+    checksum: Callable[[bytes], int] = value
+    return checksum
 
 
 def crc32c(data: bytes) -> int:

@@ -52,9 +52,9 @@ def build(task: str, folder: Path, target: Path) -> tuple[str, ...]:
         UnknownName: no such task.
         DataError: something is missing or damaged, records are too few, or `target` exists.
     """
-    found = tfds.folder_of(task, folder.expanduser().absolute())
-    if found is not None:
-        return write(tfds.raw_form(task, found), found.folder, target)
+    source = tfds.folder_of(task, folder.expanduser().absolute())
+    if source is not None:
+        return write(tfds.raw_form(task, source), source.folder, target)
     if task in LEFT_OUT:
         raise DataError(
             f"{task} cannot be built from its archive: {LEFT_OUT[task]}. What would do: "
@@ -196,13 +196,13 @@ def _union(names: list[str], part: Path) -> list[str]:
     """The 1,000 images once more under their own numbers, as hard links where those work."""
     folder = part / "images" / UNION
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    records = []
     for number, name in enumerate(names):
         path = folder / f"{number:06d}{Path(name).suffix}"
         if not path.exists():
             put(part / name, path)
-        made.append(f"images/{UNION}/{path.name}")
-    return made
+        records.append(f"images/{UNION}/{path.name}")
+    return records
 
 
 def _list(path: Path, names: list[str], labels: tuple[int, ...]) -> None:

@@ -55,15 +55,15 @@ def draw(order: Order, views: Views, rows: pd.DataFrame) -> list[Drawn]:
     bins = None
     if OF_IMAGES in order.kinds:
         bins = reliability(views.view(limited=order.limited), ResultsStore(order.root))
-    found = []
+    drawn = []
     for kind in order.kinds:
-        made = all_figures(
+        figures = all_figures(
             views, rows, bins, metric=order.metric, limited=order.limited, kinds=[kind]
         )
-        for backbone, name, figure in made:
+        for backbone, name, figure in figures:
             paths = save(figure, Path(order.place) / slug(name), order.formats)
-            found.append(Drawn(backbone, kind, tuple(paths)))
-    return found
+            drawn.append(Drawn(backbone, kind, tuple(paths)))
+    return drawn
 
 
 class BackgroundDrawing:

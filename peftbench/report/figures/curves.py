@@ -117,7 +117,7 @@ def _names(rows: Sequence[RunFields], x_of: Callable[[RunFields], float]) -> lis
         place = tuple(row[name] for name in ("method", "backbone", "dataset", "seed"))
         for name, value in mine.items():
             values[*place, x_of(row), name].add(value)
-    telling = {(key[0], key[-1]) for key, found in values.items() if len(found) > 1}
+    telling = {(key[0], key[-1]) for key, several in values.items() if len(several) > 1}
     return [
         " ".join(
             [
@@ -163,7 +163,7 @@ def _figure(
             if mean and len(datasets) > 1:
                 scores[f"{backbone}, mean of {len(datasets)} tasks ({split})"].append(score)
             scores[f"{backbone}, {score.dataset} ({split})"].append(score)
-    panels = {title: lines(found) for title, found in sorted(scores.items(), key=_means_first)}
+    panels = {title: lines(known) for title, known in sorted(scores.items(), key=_means_first)}
     panels = {title: drawn for title, drawn in panels.items() if drawn}
     wide = min(COLUMNS, len(panels))
     high = math.ceil(len(panels) / wide)

@@ -112,11 +112,11 @@ def scores(view: View, epochs: pd.DataFrame, quantity: str) -> list[Score]:
     runs = runs[runs["status"] == str(Status.OK)].set_index("run_id")
     names = runs[["label", "method", "dataset", "seed"]].to_dict("index")
     factor = 100.0 if quantity == "accuracy" else 1.0
-    found = []
+    result = []
     kept = epochs[epochs["run_id"].isin(names)].dropna(subset=quantity)
     for run_id, epoch, value in zip(kept["run_id"], kept["epoch"], kept[quantity], strict=True):
         run = names[run_id]
-        found.append(
+        result.append(
             Score(
                 str(run["label"]),
                 str(run["method"]),
@@ -126,7 +126,7 @@ def scores(view: View, epochs: pd.DataFrame, quantity: str) -> list[Score]:
                 factor * float(value),
             )
         )
-    return found
+    return result
 
 
 def _curve(line: Line) -> tuple[list[float], list[float]]:

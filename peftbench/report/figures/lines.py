@@ -52,14 +52,14 @@ def lines(scores: Iterable[Score]) -> list[Line]:
     of the line has a score, so that no line is an average of different tasks; its spread is that
     of the means over data sets of the seeds that all of them have.
     """
-    found: dict[str, dict[float, dict[str, dict[int, float]]]] = {}
+    values: dict[str, dict[float, dict[str, dict[int, float]]]] = {}
     methods: dict[str, str] = {}
     for s in scores:
         methods[s.name] = s.method
-        by_x = found.setdefault(s.name, {})
+        by_x = values.setdefault(s.name, {})
         by_x.setdefault(s.x, defaultdict(dict))[s.dataset][s.seed] = s.value
     result = []
-    for name, by_x in found.items():
+    for name, by_x in values.items():
         datasets = {dataset for here in by_x.values() for dataset in here}
         places = tuple(
             _place(x, here) for x, here in sorted(by_x.items()) if here.keys() == datasets

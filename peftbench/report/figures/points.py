@@ -56,7 +56,7 @@ def panels(view: View, cost: str = "parameters") -> list[Panel]:
         (p["backbone"], p["suite"], p["label"]): p
         for p in prices.dropna(subset="value").to_dict("records")
     }
-    found: list[Panel] = []
+    result: list[Panel] = []
     for (backbone, suite), rows in whole.groupby(["backbone", "suite"], sort=False):
         by_device: dict[str, list[Point]] = {}
         missing: list[str] = []
@@ -72,10 +72,10 @@ def panels(view: View, cost: str = "parameters") -> list[Panel]:
             )
         over = str(rows["column"].iloc[0])
         for device, points in sorted(by_device.items()) or [("", [])]:
-            found.append(
+            result.append(
                 Panel(str(backbone), str(suite), device, over, tuple(points), tuple(missing))
             )
-    return found
+    return result
 
 
 def _point(row: dict[Any, Any], price: dict[Any, Any], interval: Interval | None) -> Point:

@@ -45,14 +45,14 @@ def critical_difference(runs: View | pd.DataFrame) -> Figure:
     for Nemenyi's). Where so few data sets could tell nothing apart, no bar is drawn and the figure
     says so.
     """
-    found = rankings(view_of(runs))
-    if not found:
+    panels = rankings(view_of(runs))
+    if not panels:
         return empty("no two methods have all data sets")
     with mpl.rc_context(STYLE):
-        heights = [0.95 + LINE * ((len(r.labels) + 1) // 2) + BAR * len(r.bars) for r in found]
+        heights = [0.95 + LINE * ((len(r.labels) + 1) // 2) + BAR * len(r.bars) for r in panels]
         figure = Figure(figsize=(7.5, sum(heights)), layout="constrained")
-        grid = figure.subplots(len(found), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axes, ranking, height in zip(grid, found, heights, strict=True):
+        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, ranking, height in zip(grid, panels, heights, strict=True):
             _diagram(axes, ranking, height)
     return figure
 
@@ -63,21 +63,21 @@ def win_rates(runs: View | pd.DataFrame) -> Figure:
     `runs` are a view, or a table of runs by top-1 accuracy; the order is that of the average
     ranks. It stands beside the critical-difference diagram, whose bars cannot show every pair.
     """
-    found = rankings(view_of(runs))
-    if not found:
+    panels = rankings(view_of(runs))
+    if not panels:
         return empty("no two methods have all data sets")
     with mpl.rc_context(STYLE):
-        sides = [1.3 + 0.34 * len(ranking.labels) for ranking in found]
+        sides = [1.3 + 0.34 * len(ranking.labels) for ranking in panels]
         figure = Figure(figsize=(max(sides) + 0.6, sum(sides) + 0.5), layout="constrained")
-        grid = figure.subplots(len(found), 1, squeeze=False, height_ratios=sides)[:, 0]
-        for axes, ranking in zip(grid, found, strict=True):
+        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=sides)[:, 0]
+        for axes, ranking in zip(grid, panels, strict=True):
             _matrix(axes, ranking)
     return figure
 
 
 def rankings(view: View) -> list[Ranking]:
     """One ranking for each backbone and suite with two complete methods or more."""
-    found = []
+    result = []
     for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True):
         kept, lacking = scores.complete(part)
         means = scores.means(kept)
@@ -86,24 +86,24 @@ def rankings(view: View) -> list[Ranking]:
         places = ranks.average_ranks(means)
         # the clearest result of so many data sets, after Holm's correction over all pairs
         pairs = len(means) * (len(means) - 1) // 2
-        told = ranks.smallest_signed_rank_p(means.shape[1]) * pairs <= ranks.ALPHA
+        conclusive = ranks.smallest_signed_rank_p(means.shape[1]) * pairs <= ranks.ALPHA
         methods = dict(zip(kept["label"], kept["method"], strict=True))
         labels = tuple(map(str, places.index))
-        found.append(
+        result.append(
             Ranking(
                 title=f"{heading} · {suite}" if suite else str(heading),
                 labels=labels,
                 methods=tuple(str(methods[label]) for label in labels),
                 places=tuple(map(float, places)),
-                bars=tuple(ranks.groups(means, ranks.pairwise(means))) if told else (),
+                bars=tuple(ranks.groups(means, ranks.pairwise(means))) if conclusive else (),
                 wins=ranks.win_rates(means),
                 datasets=means.shape[1],
                 p=ranks.friedman(means).p,
-                conclusive=told,
+                conclusive=conclusive,
                 left_out=tuple(x.label for x in lacking),
             )
         )
-    return found
+    return result
 
 
 def _diagram(axes: Axes, ranking: Ranking, height: float) -> None:

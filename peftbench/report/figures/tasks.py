@@ -133,10 +133,10 @@ def _shade(axes: Axes, rows: pd.DataFrame, columns: Sequence[tuple[str, str]]) -
     squares: list[Rectangle] = []
     for x, (kind, column) in enumerate(columns):
         left = x + (0.25 if averages and x >= averages else 0.0)
-        found = [by_cell.get((label, kind, column)) for label in labels]
-        values = [100 * float(c["mean"]) for c in found if c is not None and c["state"] == OK]
+        cells = [by_cell.get((label, kind, column)) for label in labels]
+        values = [100 * float(c["mean"]) for c in cells if c is not None and c["state"] == OK]
         low, high = (min(values), max(values)) if values else (0.0, 0.0)
-        for y, cell in enumerate(found):
+        for y, cell in enumerate(cells):
             text, colour = SHOWN[cell["state"]] if cell and cell["state"] != OK else "", GREY
             if cell is not None and cell["state"] == OK:
                 value = 100 * float(cell["mean"])

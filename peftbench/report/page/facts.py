@@ -118,11 +118,11 @@ def failures(table: pd.DataFrame) -> list[Failure]:
         groups[str(run["status"]), cause].append(
             f"{run['method']} on {run['backbone']}, {run['dataset']}{seed}"
         )
-    found = []
+    result = []
     for (status, cause), runs in groups.items():
         first, _, rest = cause.partition("\n")
-        found.append(Failure(status, first, cause if rest else "", tuple(runs)))
-    return sorted(found, key=lambda f: (-len(f.runs), f.status, f.cause))
+        result.append(Failure(status, first, cause if rest else "", tuple(runs)))
+    return sorted(result, key=lambda f: (-len(f.runs), f.status, f.cause))
 
 
 def provenance(table: pd.DataFrame) -> list[Fact]:
@@ -168,7 +168,7 @@ def _standings(view: View) -> dict[str, list[Standing]]:
     for p in measured(view.labelled).dropna(subset="value").to_dict("records"):
         key = (p["backbone"], _text(p["suite"]), p["label"])
         prices[key][str(p["cost"])] = float(p["value"])
-    found: dict[str, list[Standing]] = defaultdict(list)
+    standings: dict[str, list[Standing]] = defaultdict(list)
     for row in overall(view.cells).to_dict("records"):
         suite = _text(row["suite"])
         price = prices[row["backbone"], suite, row["label"]]
@@ -178,7 +178,7 @@ def _standings(view: View) -> dict[str, list[Standing]]:
         if row["state"] == OK:
             spread = "" if pd.isna(row["sd"]) else f" ± {100 * row['sd']:.1f}"
             accuracy = f"{100 * row['mean']:.1f}{spread} ({row['n']})"
-        found[str(row["method"])].append(
+        standings[str(row["method"])].append(
             Standing(
                 f"{row['backbone']} · {suite}" if suite else str(row["backbone"]),
                 str(row["label"]),
@@ -189,7 +189,7 @@ def _standings(view: View) -> dict[str, list[Standing]]:
                 _with_unit(price.get("latency"), "ms"),
             )
         )
-    return found
+    return standings
 
 
 def _card(store: ResultsStore, method: str, run_ids: Sequence[str]) -> Mapping[str, Any]:

@@ -26,16 +26,16 @@ MOST_EPOCHS = 60  # points of a learning curve; longer ones are thinned
 
 def panels(views: Views, epochs: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry for each backbone and suite with a finished or failed final run."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    by_section: dict[tuple[str, str], dict[str, Any]] = {}
     best = {metric: leaders(views.view(metric)) for metric in SCORES}
     for metric in SCORES:
         known = spreads(views.view(metric))
         for key, rows in _sections(views.view(metric).cells):
-            panel = found.setdefault(key, _panel(key, rows, views.table))
+            panel = by_section.setdefault(key, _panel(key, rows, views.table))
             panel["scores"][metric] = _rows(rows, key, known)
     prices = _prices(views.view().labelled)
     curves = _curves(views.view(), epochs)
-    for key, panel in found.items():
+    for key, panel in by_section.items():
         panel["costs"] = prices.get(key, {})
         panel["devices"] = sorted({price["device"] for price in panel["costs"].values()} - {""})
         panel["curves"] = curves.get(key, {})
@@ -49,7 +49,7 @@ def panels(views: Views, epochs: pd.DataFrame) -> list[dict[str, Any]]:
             metric: "" if one is None else verdict(one, str(whole))
             for metric, one in found_best.items()
         }
-    return list(found.values())
+    return list(by_section.values())
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, Any]:
@@ -124,9 +124,9 @@ def _panel(key: tuple[str, str], rows: pd.DataFrame, table: pd.DataFrame) -> dic
 def _rows(
     rows: pd.DataFrame, key: tuple[str, str], known: Mapping[RowKey, Mapping[str, Interval]]
 ) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    by_label: dict[str, dict[str, Any]] = {}
     for cell in rows.to_dict("records"):
-        row = found.setdefault(
+        row = by_label.setdefault(
             str(cell["label"]),
             {
                 "label": str(cell["label"]),
@@ -138,7 +138,7 @@ def _rows(
         )
         interval = known.get((*key, str(cell["label"])), {}).get(str(cell["column"]))
         row["cells"][str(cell["column"])] = _cell(cell, interval)
-    return list(found.values())
+    return list(by_label.values())
 
 
 def _cell(cell: Mapping[Any, Any], interval: Interval | None) -> dict[str, Any]:
@@ -155,16 +155,16 @@ def _cell(cell: Mapping[Any, Any], interval: Interval | None) -> dict[str, Any]:
 
 def _prices(runs: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     """Costs of each row of a panel, by label: value, and range where it has one."""
-    found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
+    by_section: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for price in measured(runs).to_dict("records"):
         suite = "" if pd.isna(price["suite"]) else str(price["suite"])
         device = "" if pd.isna(price["device"]) else str(price["device"])
-        row = found[str(price["backbone"]), suite].setdefault(
+        row = by_section[str(price["backbone"]), suite].setdefault(
             str(price["label"]), {"device": device}
         )
         if not pd.isna(price["value"]):
             row[str(price["cost"])] = [_number(price[n]) for n in ("value", "low", "high")]
-    return dict(found)
+    return dict(by_section)
 
 
 def _curves(view: View, epochs: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
@@ -176,7 +176,7 @@ def _curves(view: View, epochs: pd.DataFrame) -> dict[tuple[str, str], dict[str,
             runs["run_id"], runs["heading"], runs["suite"].fillna(""), strict=True
         )
     }
-    found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
+    by_section: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     of_run = [panel_of.get(run_id) for run_id in epochs["run_id"]]
     for key in dict.fromkeys(panel_of.values()):
         mine = epochs[[panel == key for panel in of_run]] if len(epochs) else epochs
@@ -188,7 +188,7 @@ def _curves(view: View, epochs: pd.DataFrame) -> dict[tuple[str, str], dict[str,
             if len(by_task) > 1:
                 by_task[""] = known
             for task, chosen in by_task.items():
-                curves = found[key].setdefault(task, {}).setdefault(quantity, [])
+                curves = by_section[key].setdefault(task, {}).setdefault(quantity, [])
                 for line in lines(chosen):
                     step = max(1, -(-len(line.places) // MOST_EPOCHS))
                     kept = [*line.places[:-1:step], line.places[-1]]
@@ -200,7 +200,7 @@ def _curves(view: View, epochs: pd.DataFrame) -> dict[tuple[str, str], dict[str,
                             "y": [_number(place.mean, 4) for place in kept],
                         }
                     )
-    return dict(found)
+    return dict(by_section)
 
 
 def _number(value: Any, digits: int = DIGITS) -> float | int | None:

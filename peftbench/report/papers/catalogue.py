@@ -172,12 +172,12 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 
 def _paths() -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for place in folders():
         for path in sorted(place.glob("*.yaml")):
             if not path.name.startswith("_"):
-                found.setdefault(path.stem, path)
-    return found
+                paths.setdefault(path.stem, path)
+    return paths
 
 
 def _mapping(path: Path, what: str, raw: Any, keys: Iterable[str]) -> Mapping[str, Any]:
@@ -208,21 +208,21 @@ def _suites() -> tuple[PaperTasks, Averages]:
         for name, raw in (shipped.load_yaml(path) if path.is_file() else {}).items():
             suite = _mapping(path, name, raw, SUITE_KEYS)
             for group, entry in suite["groups"].items():
-                made = [
-                    _task(path, str(name), str(group), str(key), told, suite)
-                    for key, told in entry["tasks"].items()
+                members = [
+                    _task(path, str(name), str(group), str(key), declared, suite)
+                    for key, declared in entry["tasks"].items()
                 ]
-                tasks |= {task.key: task for task in made}
+                tasks |= {task.key: task for task in members}
                 if entry.get("average"):
-                    keys = tuple(task.key for task in made)
-                    averages[keys] = (made[0].published_suite, str(entry["average"]))
+                    keys = tuple(task.key for task in members)
+                    averages[keys] = (members[0].published_suite, str(entry["average"]))
     return tasks, averages
 
 
 def _task(
-    path: Path, suite: str, group: str, key: str, told: Any, raw: Mapping[str, Any]
+    path: Path, suite: str, group: str, key: str, declared: Any, raw: Mapping[str, Any]
 ) -> PaperTask:
-    entry = {"title": told} if isinstance(told, str) else told
+    entry = {"title": declared} if isinstance(declared, str) else declared
     _mapping(path, f"{suite}/{key}", entry, TASK_KEYS)
     return PaperTask(
         key=f"{suite}/{key}",
@@ -280,15 +280,15 @@ def _chosen(path: Path, over: Any, tasks: PaperTasks) -> tuple[str, ...]:
     """Keys of the data sets in `over`: suites (vtab), groups (vtab.natural), sets (vtab/kitti)."""
     keys: list[str] = []
     for name in _list(path, "over", over):
-        found = [
+        matching = [
             key
             for key, task in tasks.items()
             if name in (key, task.group, task.group.partition(".")[0])
         ]
-        if not found:
+        if not matching:
             known = {part for task in tasks.values() for part in (task.key, task.group)}
             raise unknown_name(f"data set, group or suite in {path}:", str(name), known)
-        keys += found
+        keys += matching
     return tuple(dict.fromkeys(keys))
 
 
@@ -310,8 +310,8 @@ def _row(
     for key in ("title", "method"):
         if key not in raw:
             raise ConfigError(f"{path}: the row {dict(raw)} has no {key}. Give it one.")
-    told = raw.get("published")
-    series = None if told is None else _series(path, told, base)
+    published = raw.get("published")
+    series = None if published is None else _series(path, published, base)
     used = raw.get("weights", weights)
     return Row(
         title=str(raw["title"]),
@@ -325,9 +325,9 @@ def _row(
     )
 
 
-def _series(path: Path, told: Any, base: Series) -> Series:
-    """`told` is a method, or a mapping that replaces parts of `base`; paper: null means none."""
-    entry = {"method": told} if isinstance(told, str) else told
+def _series(path: Path, published: Any, base: Series) -> Series:
+    """`published` is a method, or a mapping that replaces parts of `base`; paper: null is none."""
+    entry = {"method": published} if isinstance(published, str) else published
     _mapping(path, "published", entry, ("paper", "backbone", "pretrain", "method"))
     values = {**vars(base), **entry}
     return Series(**{key: str(value or "") for key, value in values.items()})

@@ -232,7 +232,7 @@ def _conditions(used: Sequence[TaskCell]) -> dict[str, frozenset[str]]:
     for taken in used:
         for name, value in taken.conditions.items():
             values[name].add(value)
-    return {name: frozenset(found) for name, found in values.items()}
+    return {name: frozenset(several) for name, several in values.items()}
 
 
 def _notes_of(taken: Mapping[str, TaskCell]) -> list[str]:

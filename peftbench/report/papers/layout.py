@@ -203,13 +203,13 @@ def _marks(notes: Sequence[str], marks: dict[str, str]) -> tuple[str, ...]:
 
 def _headings(columns: Sequence[PaperColumn]) -> tuple[tuple[str, int], ...]:
     """Neighbours of one heading together."""
-    found: list[tuple[str, int]] = []
+    headings: list[tuple[str, int]] = []
     for column in columns:
-        if found and found[-1][0] == column.heading:
-            found[-1] = (column.heading, found[-1][1] + 1)
+        if headings and headings[-1][0] == column.heading:
+            headings[-1] = (column.heading, headings[-1][1] + 1)
         else:
-            found.append((column.heading, 1))
-    return tuple(found)
+            headings.append((column.heading, 1))
+    return tuple(headings)
 
 
 def _units(table: Table) -> list[str]:

@@ -100,11 +100,11 @@ class _Pool:
         weights = tuple(dict.fromkeys(name for row in paper.rows for name in row.weights))
         others = {} if free else _others(pool, weights)
         pool = pool[~pool[BY_TAG].isin(others)].reset_index(drop=True)
-        found: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+        by_task: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
         left_out = [_told(others, len(paper.blocks) == 1)] if others else []
         if not options.dirty:
-            pool, told = committed(pool)
-            left_out += told
+            pool, uncommitted = committed(pool)
+            left_out += uncommitted
         for metric in dict.fromkeys(task.metric for task in paper.tasks.values()):
             if metric not in pool.columns:
                 left_out.append(f"{metric}, which no run has")
@@ -114,7 +114,7 @@ class _Pool:
             )
             left_out += [line for line in lines if line not in left_out]
             for run in runs:
-                found[metric, run.method, run.dataset].append(run)
+                by_task[metric, run.method, run.dataset].append(run)
         known = ("protocol", "shot_seed", "backbone", BY_TAG, *COUNTS)
         columns = {
             name: [None if pd.isna(v) else v for v in pool[name]]
@@ -122,7 +122,7 @@ class _Pool:
             if name in pool.columns
         }
         facts = [{k: v[i] for k, v in columns.items()} for i in range(len(pool))]
-        return cls(paper, protocol, options, found, facts, tuple(left_out), free)
+        return cls(paper, protocol, options, by_task, facts, tuple(left_out), free)
 
     def taken(self, row: Row, task: PaperTask) -> list[Run]:
         """Runs of a row on a data set, of one protocol where that can be."""
@@ -200,8 +200,8 @@ class _Pool:
 
     def _counts(self, runs: Sequence[Run]) -> Counts | None:
         """Parameters of one task, where all its runs agree on them."""
-        found = {tuple(self.facts[run.row][name] for name in COUNTS) for run in runs}
-        if len(found) != 1 or None in (values := found.pop()):
+        distinct = {tuple(self.facts[run.row][name] for name in COUNTS) for run in runs}
+        if len(distinct) != 1 or None in (values := distinct.pop()):
             return None
         return Counts(*map(int, values))
 
@@ -236,8 +236,8 @@ def _block(pool: _Pool, b: int, collection: Collection | None) -> TableBlock:
     taken = [{k: pool.taken(row, task) for k, task in paper.tasks.items()} for row in block.rows]
     usual = tables.Majority.of([run for row in taken for group in row.values() for run in group])
     rows = [
-        {key: pool.measure(row, paper.tasks[key], runs, usual) for key, runs in found.items()}
-        for row, found in zip(block.rows, taken, strict=True)
+        {key: pool.measure(row, paper.tasks[key], runs, usual) for key, runs in by_key.items()}
+        for row, by_key in zip(block.rows, taken, strict=True)
     ]
     cells = _marked(_made(paper, block.rows, rows, pool.options.incomplete), paper.protocol)
     if collection is not None:
@@ -281,13 +281,13 @@ def _made(
     ]
 
 
-def _marked(made: Sequence[Sequence[ColumnCell]], protocol: str) -> list[list[PaperCell]]:
+def _marked(rows: Sequence[Sequence[ColumnCell]], protocol: str) -> list[list[PaperCell]]:
     """The cells, with a remark on each whose conditions are not those of its column.
 
     A column has the conditions of most of its cells of the paper's protocol, or else of most.
     """
     usual: list[dict[str, frozenset[str]]] = []
-    for column in zip(*made, strict=True):
+    for column in zip(*rows, strict=True):
         known = [m.conditions for m in column if m.conditions]
         own = [c for c in known if c.get("protocol") == {protocol}] or known
         usual.append(
@@ -311,7 +311,7 @@ def _marked(made: Sequence[Sequence[ColumnCell]], protocol: str) -> list[list[Pa
             )
             for c, m in enumerate(row)
         ]
-        for row in made
+        for row in rows
     ]
 
 
@@ -321,7 +321,7 @@ def _text(values: Iterable[str]) -> str:
 
 def _chosen(runs: Mapping[str, Sequence[Run]]) -> list[str]:
     """A remark on hyper-parameters that differ between the data sets of a row."""
-    flat = [run for found in runs.values() for run in found]
+    flat = [run for group in runs.values() for run in group]
     return tables.chosen_by_dataset(flat, frozenset(CONDITIONS))
 
 

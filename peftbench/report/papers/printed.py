@@ -60,16 +60,16 @@ class Collection:
             return Printed(value, f"{value:g}", self.paper.source)
         if row.published is None:
             return None
-        found = None
+        printed = None
         if column.kind == PARAMETERS:
-            found = self._parameters(row, column)
+            printed = self._parameters(row, column)
         elif column.kind in ACCURACIES:
-            found = self._average(row, column)
+            printed = self._average(row, column)
         elif column.kind == WINS and not column.is_baseline(row):
             against = next(other for other in block.rows if column.is_baseline(other))
-            found = self._wins(row, against, column)
+            printed = self._wins(row, against, column)
         apart = _apart(row.published, block.series)
-        return found and replace(found, notes=(*apart, *found.notes))
+        return printed and replace(printed, notes=(*apart, *printed.notes))
 
     def remarks(self, table: Table) -> list[str]:
         """Sources of the published numbers that the table shows."""
@@ -87,8 +87,8 @@ class Collection:
 
     def _task(self, row: Row, key: str) -> Printed | None:
         task = self.paper.tasks[key]
-        found = self._find(row, row.fill(task.published_suite), task.published_dataset)
-        return None if found is None else _printed(found)
+        entry = self._find(row, row.fill(task.published_suite), task.published_dataset)
+        return None if entry is None else _printed(entry)
 
     def _average(self, row: Row, column: PaperColumn) -> Printed | None:
         """As printed; else the mean of the printed cells, if all of them are known."""
@@ -96,9 +96,9 @@ class Collection:
             return self._task(row, column.tasks[0])
         if column.published is not None:
             suite, name = column.published
-            found = self._find(row, row.fill(suite), name)
-            if found is not None:
-                return _printed(found)
+            entry = self._find(row, row.fill(suite), name)
+            if entry is not None:
+                return _printed(entry)
         cells = {key: self._task(row, key) for key in column.tasks}
         known = {key: cell for key, cell in cells.items() if cell is not None}
         if len(known) < len(cells):
@@ -121,11 +121,11 @@ class Collection:
 
     def _parameters(self, row: Row, column: PaperColumn) -> Printed | None:
         """What the paper states for all the data sets of the column alike."""
-        found = [
+        entries = [
             self._find(row, row.fill(task.published_suite), task.published_dataset)
             for task in (self.paper.tasks[key] for key in column.tasks)
         ]
-        known = [row for row in found if row is not None and not pd.isna(row["params_m"])]
+        known = [row for row in entries if row is not None and not pd.isna(row["params_m"])]
         values = {(row["params_m"], row["params_convention"]) for row in known}
         if len(values) != 1:
             return None
@@ -135,8 +135,8 @@ class Collection:
         return Printed(float(value), f"{value:g}", str(known[0]["source"]), notes)
 
 
-def _printed(found: Mapping[Any, Any]) -> Printed:
-    return Printed(float(found["top1"]), str(found["printed"]), str(found["source"]))
+def _printed(entry: Mapping[Any, Any]) -> Printed:
+    return Printed(float(entry["top1"]), str(entry["printed"]), str(entry["source"]))
 
 
 def _apart(series: Series, usual: Series) -> tuple[str, ...]:
@@ -153,10 +153,10 @@ def published_only(paper: PaperTable, numbers: pd.DataFrame) -> Table:
     for b, block in enumerate(paper.blocks):
         rows = []
         for r, row in enumerate(block.rows):
-            found = [collection.of(b, r, c) for c in range(len(paper.columns))]
+            numbers_of_row = [collection.of(b, r, c) for c in range(len(paper.columns))]
             cells = [
                 PaperCell(BASELINE) if column.is_baseline(row) else _cell(number)
-                for column, number in zip(paper.columns, found, strict=True)
+                for column, number in zip(paper.columns, numbers_of_row, strict=True)
             ]
             rows.append(TableRow(row.title, row.method, tuple(cells), row.notes))
         blocks.append(TableBlock(block.title, tuple(rows)))

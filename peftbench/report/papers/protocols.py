@@ -89,8 +89,8 @@ def differences(
 
 def describe(paper: Declared) -> str:
     """One line of what is declared."""
-    told = settings_text(
+    settings = settings_text(
         {key: value for key, value in paper.settings.items() if value}
         | {"selection": paper.selection, "seeds": list(paper.seeds)}
     )
-    return f"{paper.name}: {told}, average={paper.average}, parameters={paper.parameters}"
+    return f"{paper.name}: {settings}, average={paper.average}, parameters={paper.parameters}"

@@ -70,7 +70,7 @@ class Reproduction:
 
 
 @dataclass(frozen=True)
-class Told:
+class Outcome:
     """What the command says, and what its exit status follows from."""
 
     text: str
@@ -81,7 +81,7 @@ class Told:
 
 def reproduce(
     name: str, root: Path | str, where: Sequence[str] = (), *, dirty: bool = False
-) -> Told:
+) -> Outcome:
     """The table `name`, filled from the records below `root`, against its paper.
 
     Where the paper reports the best epoch on test, so do the runs that are compared with it. Runs
@@ -96,8 +96,8 @@ def reproduce(
     runs = with_details(frame(scan.records), scan.records, paper)
     if runs.empty:
         options = replace(options, where=())  # whose values no run could have
-    found = compare(fill(paper, runs, options, numbers=published.read()))
-    return Told(to_text(found, root), found.missed, found.judged, scan.broken)
+    comparison = compare(fill(paper, runs, options, numbers=published.read()))
+    return Outcome(to_text(comparison, root), comparison.missed, comparison.judged, scan.broken)
 
 
 def compare(table: Table) -> Reproduction:
@@ -192,8 +192,8 @@ def _nothing(reproduction: Reproduction, results: Path | str) -> str:
 
 def _summary(reproduction: Reproduction) -> str:
     counts = Counter(c.verdict for c in reproduction.comparisons)
-    told = ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])
-    lines = [f"{len(reproduction.comparisons)} cells: {told}."]
+    verdicts = ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])
+    lines = [f"{len(reproduction.comparisons)} cells: {verdicts}."]
     if not reproduction.judged and reproduction.table.measured:
         lines.append(
             "No cell was measured under the protocol of the paper, so none is held against a "

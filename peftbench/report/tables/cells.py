@@ -66,8 +66,10 @@ def summary(
     other arithmetic than the rest of their column, or in several, say so. `attrs["left_out"]` says
     what is not in the cells, and why; it begins with what the caller has `left_out`.
     """
-    runs, variants, told = counted(table, metric=metric, limited=limited, best_on_test=best_on_test)
-    return cells_of(runs, variants, metric=metric, left_out=[*left_out, *told])
+    runs, variants, not_counted = counted(
+        table, metric=metric, limited=limited, best_on_test=best_on_test
+    )
+    return cells_of(runs, variants, metric=metric, left_out=[*left_out, *not_counted])
 
 
 def labelled(
@@ -92,8 +94,10 @@ def counted(
     """
     if metric not in SCORES:
         raise unknown_name("metric", metric, SCORES)
-    runs, told = eligible_runs(table, metric=metric, limited=limited, best_on_test=best_on_test)
-    return runs, variants_of(runs), told
+    runs, not_counted = eligible_runs(
+        table, metric=metric, limited=limited, best_on_test=best_on_test
+    )
+    return runs, variants_of(runs), not_counted
 
 
 def cells_of(
@@ -287,14 +291,14 @@ def _averages(
     placed = {name: group_of[name] for name in cells}
     kinds = (MEAN_OF_TASKS, MEAN_OF_GROUPS)  # the second where the data sets have several groups
     named = averages.weightings(placed)
-    found = [(kind, *one) for kind, one in zip(kinds, named.items(), strict=False)]
+    named_averages = [(kind, *one) for kind, one in zip(kinds, named.items(), strict=False)]
     if len(named) == len(kinds):
         for group, size in sorted(Counter(placed.values()).items()):
             inside = averages.over_tasks(name for name in cells if placed[name] == group)
-            found.append((GROUP_MEAN, f"{group} ({size})", inside))
+            named_averages.append((GROUP_MEAN, f"{group} ({size})", inside))
     return [
         (kind, name, average(cells, weights, row_notes if kind == MEAN_OF_TASKS else ()))
-        for kind, name, weights in found
+        for kind, name, weights in named_averages
     ]
 
 
@@ -334,10 +338,10 @@ def average(
 
 def mean_and_sd(values: Iterable[float]) -> tuple[float | None, float | None]:
     """Mean, and sample standard deviation (divisor n - 1) where there are two values."""
-    found = list(values)
-    if not found:
+    known = list(values)
+    if not known:
         return None, None
-    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
 def _tuned(runs: Sequence[Run]) -> tuple[int | None, list[str]]:

@@ -54,7 +54,7 @@ def to_markdown(cells: pd.DataFrame) -> str:
 
 def inert(markdown: str) -> str:
     """Markdown in which names of others begin no HTML, no link and no picture."""
-    return ACTIVE.sub(lambda found: REPLACED[found[0]], markdown)
+    return ACTIVE.sub(lambda match: REPLACED[match[0]], markdown)
 
 
 def to_csv(cells: pd.DataFrame) -> str:

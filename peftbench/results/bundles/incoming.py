@@ -149,8 +149,8 @@ def _record(path: Path, data: bytes, name: str) -> RunRecord:
 
 
 def _refusal(path: Path, name: str, error: BaseException) -> StoreError:
-    told = printable(str(error) or type(error).__name__).removesuffix(".")
-    return StoreError(f"{path} is refused: {short(name)}: {told}.")
+    reason = printable(str(error) or type(error).__name__).removesuffix(".")
+    return StoreError(f"{path} is refused: {short(name)}: {reason}.")
 
 
 def _check_extras(
@@ -161,14 +161,14 @@ def _check_extras(
 ) -> None:
     """Cards and predictions belong to a record of the bundle and say what it says."""
     for name in index:
-        found = EXTRA_NAME.fullmatch(name)
-        if not found:
+        match = EXTRA_NAME.fullmatch(name)
+        if not match:
             continue
-        record = records.get(f"runs/{found[1]}/{found[2]}.json")
+        record = records.get(f"runs/{match[1]}/{match[2]}.json")
         if record is None:
             raise StoreError(f"{path} was altered: {short(name)} belongs to no record in it.")
         data = read_file(path, archive, name, index)
-        check = _check_card if found[3] == CARD else _check_predictions
+        check = _check_card if match[3] == CARD else _check_predictions
         try:
             check(data, record)
         except UNREADABLE as error:
@@ -204,11 +204,11 @@ def _check_predictions(data: bytes, record: RunRecord) -> None:
     recorded = record.score
     if recorded is None or abs(recorded - accuracy) > 1e-9:
         raise ValueError(f"its accuracy is {accuracy}, and that of the record {recorded}")
-    made = predictions_of(arrays)
-    if images is not None and len(made.labels) != images:
-        raise ValueError(f"it has {len(made.labels)} images, and the record {images}")
+    predictions = predictions_of(arrays)
+    if images is not None and len(predictions.labels) != images:
+        raise ValueError(f"it has {len(predictions.labels)} images, and the record {images}")
     for name in ("confidence", "margin"):
-        array = getattr(made, name)
+        array = getattr(predictions, name)
         if not (np.isfinite(array).all() and (array >= 0).all() and (array <= 1 + 1e-5).all()):
             raise ValueError(f"{name} is not within 0 and 1 everywhere")
 
@@ -230,12 +230,12 @@ def _check_rows(path: Path, data: bytes, records: Sequence[RunRecord]) -> None:
     from peftbench.results.table_files import csv_text
 
     def keys(text: str) -> list[tuple[str, ...]]:
-        found = []
+        keys_of_rows = []
         for row in csv.DictReader(io.StringIO(text), strict=True):
-            found.append(tuple(printable(unguarded(row.get(key) or "")) for key in ROW_KEYS))
-            if len(found) > len(records):
+            keys_of_rows.append(tuple(printable(unguarded(row.get(key) or "")) for key in ROW_KEYS))
+            if len(keys_of_rows) > len(records):
                 raise ValueError("more rows than records")
-        return sorted(found)
+        return sorted(keys_of_rows)
 
     try:
         same = keys(data.decode()) == keys(csv_text(frame(records)))

@@ -129,12 +129,12 @@ def _public_file(path: Path) -> bytes:
     try:
         content = parsed(data)
         check_plain(content) if path.name == CARD else None
-        told = public(content)
+        cleaned = public(content)
     except UNREADABLE as error:
         raise StoreError(f"{path} cannot be exported: {error}. Remove it.") from error
-    if told == content:
+    if cleaned == content:
         return data
-    return (json.dumps(told, indent=1) + "\n").encode()
+    return (json.dumps(cleaned, indent=1) + "\n").encode()
 
 
 def _packed(files: Mapping[str, Callable[[], bytes]], runs: int) -> tuple[bytes, bytes]:

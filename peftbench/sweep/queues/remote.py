@@ -212,11 +212,11 @@ class RemoteQueue(Generic[T]):
     def _find_earlier(self) -> None:
         """Take note of submissions that earlier launches left, and clean up behind dead ones."""
         folders = [f for f in sorted(self.folder.parent.glob("*/")) if f != self.folder]
-        found = {folder: list(submitted(folder)) for folder in folders}
+        earlier = {folder: list(submitted(folder)) for folder in folders}
         name = self.engine.name
-        ours = [handle for pairs in found.values() for _, handle in pairs]
+        ours = [handle for pairs in earlier.values() for _, handle in pairs]
         self.engine.expect([handle for handle in ours if handle["engine"] == name])
-        for folder, pairs in found.items():
+        for folder, pairs in earlier.items():
             lives = launcher_lives(folder)
             known = False  # that something may still be under way
             for submission, handle in pairs:
@@ -260,7 +260,7 @@ class RemoteQueue(Generic[T]):
 
     def _submit(self) -> None:
         """Submit what is queued, as far as there is room for it."""
-        made: list[_Active[T]] = []
+        new: list[_Active[T]] = []
         while self._queue and (self.engine.free is None or self.engine.free):
             slot = self.engine.anywhere if self.engine.free is None else self.engine.free.popleft()
             batch = self._queue.popleft()
@@ -278,11 +278,11 @@ class RemoteQueue(Generic[T]):
             submission.write(self.folder)
             active: _Active[T] = _Active(submission, self.folder, {}, ours=True)
             active.commands = dict(enumerate(batch))
-            made.append(active)
-        if not made:
+            new.append(active)
+        if not new:
             return
-        paths = [self.folder / f"{active.submission.name}.json" for active in made]
-        for active, handle in zip(made, self.engine.submit(paths), strict=True):
+        paths = [self.folder / f"{active.submission.name}.json" for active in new]
+        for active, handle in zip(new, self.engine.submit(paths), strict=True):
             active.handle = handle
             write_handle(self.folder, active.submission.name, self.engine.name, handle)
             self._active.append(active)
@@ -328,9 +328,9 @@ class RemoteQueue(Generic[T]):
         """
         cause = gone.cause
         self._active.remove(active)
-        made = active.submission
+        submission = active.submission
         if self.engine.free is not None:
-            self.engine.free.append(Slot(made.slot, made.devices, made.threads))
+            self.engine.free.append(Slot(submission.slot, submission.devices, submission.threads))
         title = self.engine.title(active.handle)
         stopped = so_far.stopped and cause not in (CANCELLED, TIME_LIMIT)
         blameless = (gone.machine or stopped) and not self.stopping
@@ -347,8 +347,8 @@ class RemoteQueue(Generic[T]):
                 self._settle(active, command)
                 again.append(command)
                 continue
-            told = so_far.over is not None or so_far.stopped
-            last = "" if told else self._last_line(active)
+            said_so = so_far.over is not None or so_far.stopped
+            last = "" if said_so else self._last_line(active)
             began, slot = active.began.get(index, (time.monotonic(), title))
             self._settle(active, command)
             yield Finished(
@@ -367,7 +367,7 @@ class RemoteQueue(Generic[T]):
         if again:
             self.add(again, first=True)
         for suffix in (".handle", ".events", ".json"):
-            (active.folder / f"{made.name}{suffix}").unlink(missing_ok=True)
+            (active.folder / f"{submission.name}{suffix}").unlink(missing_ok=True)
 
     def _last_line(self, active: _Active[T]) -> str:
         """The end of what a submission printed that died, and where the rest is."""

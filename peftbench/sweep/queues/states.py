@@ -67,13 +67,13 @@ class States:
 
     def _look(self) -> dict[str, str]:
         wanted = sorted({number.partition("_")[0] for number in self._followed})
-        told = self._queue(wanted)
-        states = {} if told is None else told
+        answer = self._queue(wanted)
+        states = {} if answer is None else answer
         missing = sorted(self._followed - states.keys())
         if missing:
             # after a requeue sacct may still tell of the time before; what squeue says counts
             states = self._accounts(sorted({n.partition("_")[0] for n in missing})) | states
-        if told is not None:  # it answered, so it has none of the others
+        if answer is not None:  # it answered, so it has none of the others
             states = dict.fromkeys(missing, FORGOTTEN) | states
         return states
 

@@ -183,10 +183,10 @@ def process(pid: int) -> Handle:
 def runs(known: Handle) -> bool:
     """Whether what `process` told apart still runs."""
     try:
-        found = psutil.Process(known["pid"])
+        process = psutil.Process(known["pid"])
         # corrections of the system's clock move the time at which a process began
-        same = abs(found.create_time() - known["started"]) < 2.0
-        return same and found.status() != psutil.STATUS_ZOMBIE
+        same = abs(process.create_time() - known["started"]) < 2.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

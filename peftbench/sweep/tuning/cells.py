@@ -74,7 +74,7 @@ class Cell:
     def final_overrides(self) -> list[tuple[str, ...]]:
         """The final jobs with what won; raises `ConfigError` where nothing did."""
         winner = self.search.winner()
-        told = {
+        outcome = {
             "tuner": self.tuner.name,
             "trials": self.search.trials,
             "epochs": self.epochs,
@@ -82,8 +82,8 @@ class Cell:
         }
         if self.pruner.rule != "none":
             stopped = sum(not curve.whole for curve in self.curves)
-            told |= {"stopped": stopped, "epochs_spent": self.epochs_spent}
-        note = f"tuning='{json.dumps(told)}'"
+            outcome |= {"stopped": stopped, "epochs_spent": self.epochs_spent}
+        note = f"tuning='{json.dumps(outcome)}'"
         return [(*final, *winner.overrides, "tuner.name=none", note) for final in self.finals]
 
 

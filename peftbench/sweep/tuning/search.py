@@ -244,10 +244,10 @@ def check_budgets(searches: Mapping[str, Search]) -> None:
     for method, search in searches.items():
         counts.setdefault(search.trials, []).append(method)
     if len(counts) > 1:
-        told = "; ".join(f"{n} for {', '.join(m)}" for n, m in sorted(counts.items()))
+        budgets = "; ".join(f"{n} for {', '.join(m)}" for n, m in sorted(counts.items()))
         raise ConfigError(
-            f"methods would be tuned with different numbers of trials ({told}). Give their spaces "
-            f"the same size, or set tuner.trials={min(counts)} for all."
+            f"methods would be tuned with different numbers of trials ({budgets}). Give their "
+            f"spaces the same size, or set tuner.trials={min(counts)} for all."
         )
 
 
