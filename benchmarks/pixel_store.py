@@ -60,7 +60,7 @@ class Files(Dataset[torch.Tensor]):
 
     def __getitem__(self, row: int) -> torch.Tensor:
         path = self.paths[row]
-        pixels = images.fit(images.decode(path, str(path)), self.preprocessing)
+        pixels = images.to_square(images.decode(path, str(path)), self.preprocessing)
         return torch.from_numpy(np.array(pixels))
 
 

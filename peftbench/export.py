@@ -17,7 +17,7 @@ from torch import Tensor
 
 from peftbench import api
 from peftbench.artefacts import card as cards
-from peftbench.artefacts import task_file as tuned
+from peftbench.artefacts import task_file
 from peftbench.backbones.load import construction
 from peftbench.errors import ConfigError, WeightsError
 from peftbench.registry import unknown_name
@@ -59,10 +59,10 @@ def export(
     store = ResultsStore(results_dir)
     record = find(store, run_id)
     source = store.artefacts(record)
-    if not (source / tuned.TASK).is_file():
+    if not (source / task_file.TASK).is_file():
         raise WeightsError(
-            f"{source / tuned.TASK} does not exist: the record is here without its files. Run the "
-            "task again with force=true."
+            f"{source / task_file.TASK} does not exist: the record is here without its files. Run "
+            "the task again with force=true."
         )
     card = _card(source)
     name = f"{record.spec['method']['name']}-{record.run_id}{'-merged' if merged else ''}"
@@ -76,14 +76,14 @@ def export(
     with _new_folder(folder) as part:
         if state is None:
             card = {"kind": "task", **card}
-            check_plain_file(source / tuned.TASK)
-            shutil.copyfile(source / tuned.TASK, part / tuned.TASK)
+            check_plain_file(source / task_file.TASK)
+            shutil.copyfile(source / task_file.TASK, part / task_file.TASK)
         else:
             card = {"kind": "merged", "timm": _construction(card), **card}
-            save_file(state, part / tuned.MERGED, metadata={"run_id": record.run_id})
-        data = tuned.card_bytes(card)
+            save_file(state, part / task_file.MERGED, metadata={"run_id": record.run_id})
+        data = task_file.card_bytes(card)
         card = json.loads(data)  # as it leaves the machine
-        (part / tuned.CARD).write_bytes(data)
+        (part / task_file.CARD).write_bytes(data)
         (part / "README.md").write_text(model_card(card), encoding="utf-8")
     return folder
 
@@ -118,13 +118,13 @@ def _card(source: Path) -> dict[str, Any]:
     Raises:
         WeightsError: there is none, or it lacks something.
     """
-    card = {key: value for key, value in tuned.read_card(source).items() if key != "kind"}
+    card = {key: value for key, value in task_file.read_card(source).items() if key != "kind"}
     try:
         cards.require(card, cards.README_FIELDS)
         cards.check_numbers(card)
     except ValueError as e:
         raise WeightsError(
-            f"{source / tuned.CARD} is not a readable card: {e}. Run the task again."
+            f"{source / task_file.CARD} is not a readable card: {e}. Run the task again."
         ) from e
     return card
 
@@ -237,7 +237,7 @@ def _usage(card: dict[str, Any]) -> str:
             "from safetensors.torch import load_file\n\n"
             f"model = timm.create_model({built['architecture']!r}, "
             f"num_classes={built['num_classes']}{options})\n"
-            f"model.load_state_dict(load_file({tuned.MERGED!r}))\n"
+            f"model.load_state_dict(load_file({task_file.MERGED!r}))\n"
             "```\n"
         )
     local = card["spec"]["backbone"].get("checkpoint") is not None
@@ -245,7 +245,7 @@ def _usage(card: dict[str, Any]) -> str:
     if local:
         source = "from the file above, which is not in this folder (its SHA-256 is checked)"
     return (
-        f"`{tuned.TASK}` holds the tuned tensors and the head; the backbone comes {source}.\n\n"
+        f"`{task_file.TASK}` holds the tuned tensors and the head; the backbone comes {source}.\n\n"
         "```python\n"
         "import peftbench as pb\n\n"
         f'model = pb.load("FOLDER"{given})  # ready, in eval mode\n'

@@ -136,7 +136,7 @@ def _prepare(options: argparse.Namespace) -> int:
             sources(),
             source=options.source,
             raw=options.raw,
-            look=not options.no_decode,
+            decode=not options.no_decode,
         )
         return "\n".join(_told(ready))
 

@@ -325,7 +325,7 @@ def check_geometry(preprocessing: Preprocessing) -> None:
         )
 
 
-def fit(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+def to_square(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """An RGB picture as a square: (S, S, 3) uint8.
 
     "squash" and "whole" resize straight to the square, as VTAB does. "crop" brings the short side
@@ -359,7 +359,7 @@ def row_type(size: int, whole: bool) -> np.dtype[Any]:
 
 def row(image: Image.Image, preprocessing: Preprocessing) -> Any:
     """An RGB picture as a value of `row_type`."""
-    square = fit(image, preprocessing)
+    square = to_square(image, preprocessing)
     return (square, image.size) if preprocessing.resize == WHOLE else square
 
 

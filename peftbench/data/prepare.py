@@ -50,7 +50,7 @@ def prepare(
     *,
     source: str | None = None,
     raw: Path | None = None,
-    look: bool = True,
+    decode: bool = True,
 ) -> Ready:
     """Make a data set ready and write its manifest.
 
@@ -61,7 +61,7 @@ def prepare(
         source: the one to take; the first that `spec.facts` names unless given.
         raw: a folder that holds the unpacked original archives already, or, for VTAB-1k, what
             TensorFlow Datasets has prepared of them.
-        look: decode every image, so that broken ones are known now.
+        decode: whether every image is decoded, so that broken ones are known now.
 
     Raises:
         Manual: nobody but a person can fetch it.
@@ -83,9 +83,9 @@ def prepare(
         listing = listed(variant)
         assert listing.home is not None  # `home_of` has refused what has none
         home = listing.home.folder
-        if look:
-            remarks += look_at_images(spec.name, listing)
-            look = False  # lists of other shots name the same images
+        if decode:
+            remarks += check_images(spec.name, listing)
+            decode = False  # lists of other shots name the same images
         prepared = Manifest.of(variant, listing)
         manifest.write(prepared, home, variant)
         manifests.append(prepared)
@@ -129,7 +129,7 @@ def home_of(spec: DatasetSpec) -> Path:
     )
 
 
-def verify(spec: DatasetSpec, look: bool = False) -> str:
+def verify(spec: DatasetSpec, decode: bool = False) -> str:
     """Hold a data set against its manifest; a sentence if it is intact.
 
     Raises:
@@ -171,7 +171,7 @@ def verify(spec: DatasetSpec, look: bool = False) -> str:
         if wrong_list or detail:
             told_of = [text for text in (wrong_list, detail) if text]
             raise DataError(f"{spec.name} is not intact: {': '.join(told_of)}")
-        remarks = look_at_images(spec.name, now) if look and not lines else []
+        remarks = check_images(spec.name, now) if decode and not lines else []
         if not lines and not os.environ.get("PEFTBENCH_CACHE"):  # that is no place beside it
             remarks = [*remarks, *pixels.verify(home)]
         lines.append("; ".join([f"{variant.name}: {_sizes(prepared)}, intact", *remarks]))
@@ -198,7 +198,7 @@ def _sizes(prepared: Manifest) -> str:
     return ", ".join(f"{split} {count:,}" for split, count in prepared.sizes().items() if count)
 
 
-def look_at_images(name: str, listing: Listing) -> list[str]:
+def check_images(name: str, listing: Listing) -> list[str]:
     """Decode every image once; remarks about those that are handled in a special way.
 
     Raises:
@@ -208,7 +208,7 @@ def look_at_images(name: str, listing: Listing) -> list[str]:
     pictures = listing.home.pictures
     names = list(dict.fromkeys(n for part in listing.covered().values() for n in part.names))
 
-    def look(picture: str) -> tuple[str | None, str | None]:
+    def inspected(picture: str) -> tuple[str | None, str | None]:
         path = pictures.path(picture)
         try:
             if path is not None:
@@ -218,7 +218,7 @@ def look_at_images(name: str, listing: Listing) -> list[str]:
         except DataError as error:
             return str(error), None
 
-    findings = list(each(look, names, f"decode {name}"))
+    findings = list(each(inspected, names, f"decode {name}"))
     broken = [error for error, _ in findings if error]
     if broken:
         more = f" {len(broken) - NAMED} more are not named." if len(broken) > NAMED else ""

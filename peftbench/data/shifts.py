@@ -77,7 +77,7 @@ class DecodedImages:
             return np.stack(list(pool.map(self._picture, self.paths[rows])))
 
     def _picture(self, path: Path) -> np.ndarray:
-        return images.fit(images.decode(path, str(path)), self.preprocessing)
+        return images.to_square(images.decode(path, str(path)), self.preprocessing)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,12 +17,12 @@ from peftbench.data.images import (
     backend,
     check_geometry,
     decode,
-    fit,
     geometry_key,
     inspect,
     row,
     row_type,
     squashed,
+    to_square,
     without_antialias,
 )
 from peftbench.errors import ConfigError, DataError, UnknownName
@@ -84,7 +84,7 @@ def test_floating_point_pixels_are_refused() -> None:
 def test_squashing_by_two_averages_blocks() -> None:
     columns = np.array([0, 100, 40, 60], dtype=np.uint8)
     image = Image.fromarray(np.repeat(columns[None, :, None], 3, axis=2).repeat(2, axis=0))
-    squeezed = fit(image, geometry(2, interpolation="box"))
+    squeezed = to_square(image, geometry(2, interpolation="box"))
     # 4 x 2 to 2 x 2: pairs of columns average to 50 and 50, rows stay.
     assert squeezed.tolist() == [[[50] * 3, [50] * 3]] * 2
 
@@ -92,10 +92,10 @@ def test_squashing_by_two_averages_blocks() -> None:
 def test_squashing_ignores_the_ratio_and_cropping_keeps_it() -> None:
     ramp = np.arange(8, dtype=np.uint8) * 10
     wide = Image.fromarray(np.repeat(ramp[None, :, None], 3, axis=2).repeat(4, axis=0))
-    squeezed = fit(wide, geometry(4, interpolation="box"))
+    squeezed = to_square(wide, geometry(4, interpolation="box"))
     assert squeezed[0, :, 0].tolist() == [5, 25, 45, 65]
     # The short side is already 4, so the crop takes columns 2..5 unchanged.
-    cropped = fit(wide, geometry(4, resize="crop", interpolation="box"))
+    cropped = to_square(wide, geometry(4, resize="crop", interpolation="box"))
     assert cropped[0, :, 0].tolist() == [20, 30, 40, 50]
 
 
@@ -103,7 +103,7 @@ def test_the_crop_fraction_is_the_part_of_the_short_side_that_stays() -> None:
     ramp = np.arange(8, dtype=np.uint8) * 10
     square = Image.fromarray(np.repeat(ramp[None, :, None], 3, axis=2).repeat(8, axis=0))
     # 4 / 0.5 = 8: nothing is resized, the middle 4 of 8 columns stay.
-    cropped = fit(square, geometry(4, resize="crop", crop_fraction=0.5))
+    cropped = to_square(square, geometry(4, resize="crop", crop_fraction=0.5))
     assert cropped[:, :, 0].tolist() == [[20, 30, 40, 50]] * 4
 
 
@@ -121,7 +121,7 @@ def test_cropping_agrees_with_torchvision(size: tuple[int, int], fraction: float
             transforms.CenterCrop(24),
         ]
     )
-    ours = fit(image, geometry(24, resize="crop", crop_fraction=fraction))
+    ours = to_square(image, geometry(24, resize="crop", crop_fraction=fraction))
     assert np.array_equal(ours, np.asarray(reference(image)))
 
 
@@ -167,9 +167,9 @@ def test_resizing_as_tensorflow_agrees_with_torch(size: tuple[int, int]) -> None
     found = without_antialias(pixels, size).astype(np.float64)
     assert np.abs(found - reference.numpy()).max() <= 0.501  # rounded to whole grey levels
     if size == (24, 24):
-        fitted = fit(Image.fromarray(pixels), geometry(24, interpolation="tf_bilinear"))
+        fitted = to_square(Image.fromarray(pixels), geometry(24, interpolation="tf_bilinear"))
         assert np.array_equal(fitted, found)
-        pillow = fit(Image.fromarray(pixels), geometry(24, interpolation="bilinear"))
+        pillow = to_square(Image.fromarray(pixels), geometry(24, interpolation="bilinear"))
         assert np.abs(pillow - found).mean() > 5  # which antialiases
 
 
@@ -182,7 +182,9 @@ def test_a_square_of_the_right_size_is_untouched() -> None:
     generator = np.random.default_rng(0)
     original = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     for resize in ("squash", "crop"):
-        assert np.array_equal(fit(Image.fromarray(original), geometry(6, resize=resize)), original)
+        assert np.array_equal(
+            to_square(Image.fromarray(original), geometry(6, resize=resize)), original
+        )
 
 
 def test_a_whole_picture_keeps_its_size_beside_its_square() -> None:
@@ -199,7 +201,7 @@ def test_a_whole_picture_keeps_its_size_beside_its_square() -> None:
     plain = np.zeros(2, dtype=row_type(4, whole=False))
     plain[1] = row(image, cropped)
     assert plain.shape == (2, 4, 4, 3) and plain.dtype == np.uint8
-    assert np.array_equal(plain[1], fit(image, cropped))
+    assert np.array_equal(plain[1], to_square(image, cropped))
     assert len({geometry_key(g) for g in (whole, geometry(6), geometry(4), cropped)}) == 4
 
 

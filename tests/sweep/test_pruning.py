@@ -14,7 +14,7 @@ from peftbench.errors import ConfigError
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.spec import Phase
 from peftbench.sweep.tuning.cells import Cell, advance, make_cells
-from peftbench.sweep.tuning.pruning import Curve, Looks, Pruner
+from peftbench.sweep.tuning.pruning import Curve, Pruner, ValChecks
 
 EPOCHS = 8
 THEIRS = {
@@ -39,9 +39,9 @@ def test_the_same_trials_are_stopped_as_by_optuna(rule: str) -> None:
         trial, values = study.ask(), sorted(rng.random() for _ in range(2))
         ours = theirs = None
         reached: dict[int, float] = {}
-        looks = OURS[rule].looks(curves, EPOCHS)
-        assert [epoch for epoch, _ in looks] == [2, 4]
-        for (epoch, bound), value in zip(looks, values, strict=True):
+        checks = OURS[rule].val_checks(curves, EPOCHS)
+        assert [epoch for epoch, _ in checks] == [2, 4]
+        for (epoch, bound), value in zip(checks, values, strict=True):
             reached[epoch] = value
             trial.report(value, epoch)
             ours = bound is not None and max(reached.values()) < bound
@@ -62,10 +62,13 @@ def test_the_same_trials_are_stopped_as_by_optuna(rule: str) -> None:
 def test_a_trial_must_reach_the_median_of_whole_trials() -> None:
     curves = [Curve({2: v, 4: v + 0.1}, whole=True) for v in (0.1, 0.2, 0.4, 0.6)]
     pruner = OURS["median"]
-    assert pruner.looks(curves[:3], EPOCHS) == ((2, None), (4, None))  # too few to compare with
+    assert pruner.val_checks(curves[:3], EPOCHS) == (
+        (2, None),
+        (4, None),
+    )  # too few to compare with
     # the median of 0.1 0.2 0.4 0.6 is 0.3; one that was stopped has no say
     expected = ((2, pytest.approx(0.3)), (4, pytest.approx(0.4)))
-    assert pruner.looks([*curves, Curve({2: 0.0}, whole=False)], EPOCHS) == expected
+    assert pruner.val_checks([*curves, Curve({2: 0.0}, whole=False)], EPOCHS) == expected
 
 
 @pytest.mark.parametrize(
@@ -111,21 +114,21 @@ def played(cell: Cell, count: int | None = None) -> list[tuple[str, ...]]:
         rate = float(dict(trial.point)["recipe.lr"])
         final = 1 / (1 + abs(rate - 1e-2) * 100)
         seen.append(overrides)
-        cell.tell(trial, record_of(looks_in(overrides), final))
+        cell.tell(trial, record_of(checks_in(overrides), final))
     return seen
 
 
-def looks_in(overrides: tuple[str, ...]) -> Looks:
+def checks_in(overrides: tuple[str, ...]) -> ValChecks:
     (text,) = (o for o in overrides if o.startswith("+looks="))
     pairs = [pair.split(":") for pair in text[len("+looks={") : -1].split(",")]
     return tuple((int(e), None if b == "null" else float(b)) for e, b in pairs)
 
 
-def record_of(looks: Looks, final: float) -> RunRecord:
+def record_of(checks: ValChecks, final: float) -> RunRecord:
     """Of a run whose accuracy grows evenly with the epochs."""
     reached: dict[str, float] = {}
     stopped = None
-    for epoch, bound in looks:
+    for epoch, bound in checks:
         reached[str(epoch)] = final * epoch / EPOCHS
         if bound is not None and reached[str(epoch)] < bound:
             stopped = epoch

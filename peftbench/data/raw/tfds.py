@@ -32,7 +32,7 @@ from peftbench.errors import DataError
 Label = Callable[[Features], int]
 Cut = Callable[[Sequence[Records], Counts], Splits]
 Value = TypeVar("Value", bytes, float, int)
-Taken = TypeVar("Taken")
+Result = TypeVar("Result")
 
 OWN = ("train", "validation", "test")
 HALVES = ("train", "test")
@@ -302,7 +302,7 @@ def _records(source: Prepared, form: Form, split: str) -> Records:
     )
 
 
-def _read(form: Form, span: Span, data: bytes, take: Callable[[Features], Taken]) -> Taken:
+def _read(form: Form, span: Span, data: bytes, take: Callable[[Features], Result]) -> Result:
     try:
         return take(example(data))
     except (ValueError, DataError) as error:

@@ -38,7 +38,8 @@ class Counts:
     backbone: int
 
     @property
-    def tuned(self) -> int:
+    def without_head(self) -> int:
+        """Parameters that the method adds or unfreezes."""
         return self.method + self.unfrozen
 
 
@@ -84,42 +85,42 @@ def make(
     own, whose remarks are not repeated. With `incomplete` averages and wins go over the data sets
     that are there, and say so.
     """
-    taken = {key: row[key] for key in column.tasks}
-    if all(t.cell.state == MISSING for t in taken.values()):
+    cells = {key: row[key] for key in column.tasks}
+    if all(t.cell.state == MISSING for t in cells.values()):
         return ColumnCell(PaperCell(MISSING))
     if column.kind in ACCURACIES:
-        return _accuracy(column, taken, tasks, shown=shown, incomplete=incomplete)
+        return _accuracy(column, cells, tasks, shown=shown, incomplete=incomplete)
     if column.kind == WINS:
-        return _wins(taken, against, tasks, incomplete=incomplete)
-    return _parameters(column, taken, tasks)
+        return _wins(cells, against, tasks, incomplete=incomplete)
+    return _parameters(column, cells, tasks)
 
 
 def _accuracy(
     column: PaperColumn,
-    taken: Mapping[str, TaskCell],
+    cells: Mapping[str, TaskCell],
     tasks: Mapping[str, PaperTask],
     *,
     shown: frozenset[str],
     incomplete: bool,
 ) -> ColumnCell:
-    done = [key for key, t in taken.items() if t.cell.state == OK]
+    done = [key for key, t in cells.items() if t.cell.state == OK]
     remarks: list[str] = []
-    used = list(taken)
-    if incomplete and done and len(done) < len(taken):
-        lost = [key for key in taken if key not in done]
-        remarks.append(f"over {len(done)} of {len(taken)} data sets, without {some_of(lost)}")
+    used = list(cells)
+    if incomplete and done and len(done) < len(cells):
+        lost = [key for key in cells if key not in done]
+        remarks.append(f"over {len(done)} of {len(cells)} data sets, without {some_of(lost)}")
         used = done
     if column.kind == TASK:
-        result = taken[column.tasks[0]].cell
+        result = cells[column.tasks[0]].cell
     else:
-        mixed = _mixed({key: taken[key] for key in used})
-        hidden = {key: taken[key] for key in taken if key not in shown}
+        mixed = _mixed({key: cells[key] for key in used})
+        hidden = {key: cells[key] for key in cells if key not in shown}
         if mixed:
             return ColumnCell(PaperCell(INCOMPLETE, notes=(mixed,)))
         weights = weights_of(column, used, tasks)
-        averaged = tables.average({key: t.cell for key, t in taken.items()}, weights, remarks)
+        averaged = tables.average({key: t.cell for key, t in cells.items()}, weights, remarks)
         result = replace(averaged, notes=(*averaged.notes, *_notes_of(hidden)))
-    differences = dict.fromkeys(d for key in used for d in taken[key].differences)
+    differences = dict.fromkeys(d for key in used for d in cells[key].differences)
     cell = PaperCell(
         result.state,
         None if result.mean is None else PERCENT * result.mean,
@@ -127,25 +128,25 @@ def _accuracy(
         tuple(result.scores) if result.state == OK else (),
         result.notes,
         tuple(differences),
-        partial=used != list(taken),
+        partial=used != list(cells),
     )
-    return ColumnCell(cell, _conditions([taken[key] for key in used if key in done]))
+    return ColumnCell(cell, _conditions([cells[key] for key in used if key in done]))
 
 
 def _wins(
-    taken: Mapping[str, TaskCell],
+    cells: Mapping[str, TaskCell],
     against: Mapping[str, TaskCell],
     tasks: Mapping[str, PaperTask],
     *,
     incomplete: bool,
 ) -> ColumnCell:
     """Data sets on which the mean is better than that of the other row; equal is no win."""
-    done = [key for key in taken if taken[key].cell.state == against[key].cell.state == OK]
+    done = [key for key in cells if cells[key].cell.state == against[key].cell.state == OK]
     notes: tuple[str, ...] = ()
-    if len(done) < len(taken):
-        if all(t.cell.state == UNSUPPORTED for t in taken.values()):
+    if len(done) < len(cells):
+        if all(t.cell.state == UNSUPPORTED for t in cells.values()):
             return ColumnCell(PaperCell(UNSUPPORTED))
-        lost = [key for key in taken if key not in done]
+        lost = [key for key in cells if key not in done]
         if not incomplete or not done:
             return ColumnCell(
                 PaperCell(INCOMPLETE, notes=(f"not counted without {some_of(lost)} of both",))
@@ -154,9 +155,9 @@ def _wins(
     partial = bool(notes)
     won = 0
     for key in done:
-        gain = (taken[key].cell.mean or 0.0) - (against[key].cell.mean or 0.0)
+        gain = (cells[key].cell.mean or 0.0) - (against[key].cell.mean or 0.0)
         won += (-gain if tasks[key].lower_is_better else gain) > ROUNDING
-    both = [side[key] for key in done for side in (taken, against)]
+    both = [side[key] for key in done for side in (cells, against)]
     if mixed := several(text for t in both for text in t.cell.arithmetic):
         notes = (*notes, f"runs computed in {' and '.join(mixed)} are compared")
     differences = dict.fromkeys(d for t in both for d in t.differences)
@@ -166,14 +167,14 @@ def _wins(
 
 
 def _parameters(
-    column: PaperColumn, taken: Mapping[str, TaskCell], tasks: Mapping[str, PaperTask]
+    column: PaperColumn, cells: Mapping[str, TaskCell], tasks: Mapping[str, PaperTask]
 ) -> ColumnCell:
     """Counts come from the runs, so a data set without one is a hole whatever was asked for."""
-    counts = {key: t.counts for key, t in taken.items() if t.counts is not None}
-    if len(counts) < len(taken):
-        if all(t.cell.state == UNSUPPORTED for t in taken.values()):
+    counts = {key: t.counts for key, t in cells.items() if t.counts is not None}
+    if len(counts) < len(cells):
+        if all(t.cell.state == UNSUPPORTED for t in cells.values()):
             return ColumnCell(PaperCell(UNSUPPORTED))
-        lost = [key for key in taken if key not in counts]
+        lost = [key for key in cells if key not in counts]
         return ColumnCell(PaperCell(INCOMPLETE, notes=(f"not counted without {some_of(lost)}",)))
     if column.kind == TOTAL:
         backbones = {c.backbone for c in counts.values()}
@@ -182,12 +183,12 @@ def _parameters(
                 PaperCell(INCOMPLETE, notes=("not counted over different backbones",))
             )
         (backbone,) = backbones
-        added = sum(c.tuned + c.head for c in counts.values())
+        added = sum(c.without_head + c.head for c in counts.values())
         # one shared backbone, unless each task replaces the whole of it
         shared = 0 if all(c.unfrozen == backbone for c in counts.values()) else backbone
         return ColumnCell(PaperCell(OK, (shared + added) / backbone))
     weights = weights_of(column, list(counts), tasks)
-    trained = {key: c.tuned + (c.head if column.head else 0) for key, c in counts.items()}
+    trained = {key: c.without_head + (c.head if column.head else 0) for key, c in counts.items()}
     mean = averages.weighted(trained, weights)
     return ColumnCell(PaperCell(OK, mean / MILLION))
 
@@ -218,10 +219,10 @@ def draws(cells: Mapping[int, tables.Cell], wanted: int) -> tables.Cell:
     )
 
 
-def _mixed(taken: Mapping[str, TaskCell]) -> str:
+def _mixed(cells: Mapping[str, TaskCell]) -> str:
     """Why these data sets have no common average; empty where they have one."""
     for name in ("protocol", "selection"):
-        values = sorted({t.conditions[name] for t in taken.values() if name in t.conditions})
+        values = sorted({t.conditions[name] for t in cells.values() if name in t.conditions})
         if len(values) > 1:
             return f"no average over runs of {name} {' and '.join(values)}"
     return ""
@@ -229,16 +230,16 @@ def _mixed(taken: Mapping[str, TaskCell]) -> str:
 
 def _conditions(used: Sequence[TaskCell]) -> dict[str, frozenset[str]]:
     values: dict[str, set[str]] = defaultdict(set)
-    for taken in used:
-        for name, value in taken.conditions.items():
+    for cell in used:
+        for name, value in cell.conditions.items():
             values[name].add(value)
     return {name: frozenset(several) for name, several in values.items()}
 
 
-def _notes_of(taken: Mapping[str, TaskCell]) -> list[str]:
+def _notes_of(cells: Mapping[str, TaskCell]) -> list[str]:
     """Remarks of data sets that have no column of their own."""
     where: dict[str, list[str]] = defaultdict(list)
-    for key, t in taken.items():
+    for key, t in cells.items():
         for note in t.cell.notes:
             where[note].append(key)
     return [f"{some_of(keys)}: {note}" for note, keys in where.items()]

@@ -124,7 +124,7 @@ class _Pool:
         facts = [{k: v[i] for k, v in columns.items()} for i in range(len(pool))]
         return cls(paper, protocol, options, by_task, facts, tuple(left_out), free)
 
-    def taken(self, row: Row, task: PaperTask) -> list[Run]:
+    def runs_of(self, row: Row, task: PaperTask) -> list[Run]:
         """Runs of a row on a data set, of one protocol where that can be."""
         if row.method is None:
             return []
@@ -233,11 +233,13 @@ def _told(others: Mapping[str, int], single: bool) -> str:
 def _block(pool: _Pool, b: int, collection: Collection | None) -> TableBlock:
     """The rows of a block, with what is printed for them if there is a collection of it."""
     paper, block = pool.paper, pool.paper.blocks[b]
-    taken = [{k: pool.taken(row, task) for k, task in paper.tasks.items()} for row in block.rows]
-    usual = tables.Majority.of([run for row in taken for group in row.values() for run in group])
+    runs_of = [
+        {k: pool.runs_of(row, task) for k, task in paper.tasks.items()} for row in block.rows
+    ]
+    usual = tables.Majority.of([run for row in runs_of for group in row.values() for run in group])
     rows = [
         {key: pool.measure(row, paper.tasks[key], runs, usual) for key, runs in by_key.items()}
-        for row, by_key in zip(block.rows, taken, strict=True)
+        for row, by_key in zip(block.rows, runs_of, strict=True)
     ]
     cells = _marked(_made(paper, block.rows, rows, pool.options.incomplete), paper.protocol)
     if collection is not None:
@@ -249,7 +251,7 @@ def _block(pool: _Pool, b: int, collection: Collection | None) -> TableBlock:
         block.title,
         tuple(
             TableRow(row.title, row.method, tuple(shown), (*row.notes, *_chosen(runs)))
-            for row, runs, shown in zip(block.rows, taken, cells, strict=True)
+            for row, runs, shown in zip(block.rows, runs_of, cells, strict=True)
         ),
     )
 

@@ -171,7 +171,7 @@ def _section(runs: Sequence[Run], variants: Variants) -> list[dict[str, Any]]:
     rows: list[tuple[Any, list[dict[str, Any]]]] = []
     for (method, variant), mine in members.items():
         cells = {d: measure([run for run in mine if run.dataset == d], usual) for d in datasets}
-        tuned, row_notes = _tuned(mine)
+        without_head, row_notes = _without_head(mine)
         row_notes += chosen_by_dataset(mine, variants[id(mine[0])][1])
         columns = [
             *_averages(cells, group_of, row_notes),
@@ -183,11 +183,11 @@ def _section(runs: Sequence[Run], variants: Variants) -> list[dict[str, Any]]:
             "method": method,
             "variant": variant,
             "label": label,
-            "params_tuned": tuned,
+            "params_tuned": without_head,
             "params_with_head": with_head,
         }
         shown = [{**shared, "kind": kind, "column": name, **_shown(c)} for kind, name, c in columns]
-        rows.append(((tuned is None, tuned or 0, label), shown))
+        rows.append(((without_head is None, without_head or 0, label), shown))
     return [cell for _, row in sorted(rows, key=lambda row: row[0]) for cell in row]
 
 
@@ -344,8 +344,8 @@ def mean_and_sd(values: Iterable[float]) -> tuple[float | None, float | None]:
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
-def _tuned(runs: Sequence[Run]) -> tuple[int | None, list[str]]:
-    counts = sorted({run.tuned for run in runs if run.tuned is not None})
+def _without_head(runs: Sequence[Run]) -> tuple[int | None, list[str]]:
+    counts = sorted({run.without_head for run in runs if run.without_head is not None})
     if len(counts) < 2:
         return (counts[0] if counts else None), []
     return None, [f"tuned parameters differ between data sets: {counts[0]} to {counts[-1]}"]

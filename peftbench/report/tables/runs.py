@@ -33,7 +33,7 @@ class Run:
     status: str
     error: str
     score: float | None
-    tuned: int | None
+    without_head: int | None  # parameters that the method adds or unfreezes
     with_head: int | None
     weights: str
     suite_version: str
@@ -108,7 +108,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
     runs = []
     for row in rows:
         backbone, tag = text_of(row["backbone"]), text_of(row["backbone_tag"])
-        tuned, head = row["params_tuned"], row["params_head"]
+        without_head, head = row["params_tuned"], row["params_head"]
         runs.append(
             Run(
                 row=row["row"],
@@ -122,8 +122,10 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
                 status=text_of(row["status"]),
                 error=text_of(row["error"]),
                 score=None if row[metric] is None else float(row[metric]),
-                tuned=None if tuned is None else int(tuned),
-                with_head=None if tuned is None or head is None else int(tuned + head),
+                without_head=None if without_head is None else int(without_head),
+                with_head=None
+                if without_head is None or head is None
+                else int(without_head + head),
                 weights=text_of(row["backbone_sha256"]),
                 suite_version=text_of(row["suite_version"]),
                 manifest=text_of(row["manifest"]),
@@ -199,8 +201,8 @@ def _conflicts(runs: Sequence[Run], names: Sequence[str]) -> tuple[int, int]:
     for run in runs:
         row = (run.heading, *(run.settings.get(name) for name in names))
         settings[row, run.suite, run.dataset].add(frozenset(run.settings.items()))
-        if run.tuned is not None:
-            sizes[row].add(run.tuned)
+        if run.without_head is not None:
+            sizes[row].add(run.without_head)
     return (
         sum(len(values) - 1 for values in settings.values()),
         sum(len(values) - 1 for values in sizes.values()),

@@ -1,4 +1,4 @@
-"""Cells of a tuned sweep: trials on val first, then final runs with the winner.
+"""Cells of a sweep that searches: trials on val first, then final runs with the winner.
 
 A cell is a method on a backbone and a data set. Its jobs differ in their seed alone and are run
 once its search is over, with what won.
@@ -49,15 +49,15 @@ class Cell:
 
     def trial_overrides(self, trial: Trial) -> tuple[str, ...]:
         """The run that judges a trial: trained on train, reported on val."""
-        looks = self.pruner.looks(self.curves, self.epochs)
-        stops = ",".join(f"{epoch}:{written(bound)}" for epoch, bound in looks)
+        checks = self.pruner.val_checks(self.curves, self.epochs)
+        stops = ",".join(f"{epoch}:{written(bound)}" for epoch, bound in checks)
         return (
             *self.overrides,
             *trial.overrides,
             f"seed={self.tuner.seed}",
             "phase=tune",
             "tuner.name=none",
-            *([f"+looks={{{stops}}}"] if looks else []),
+            *([f"+looks={{{stops}}}"] if checks else []),
         )
 
     def tell(self, trial: Trial, record: RunRecord | None) -> None:

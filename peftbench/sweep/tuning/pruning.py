@@ -17,7 +17,8 @@ from peftbench.registry import unknown_name
 
 PRUNERS = ("none", "median", "halving")
 
-Looks = tuple[tuple[int, float | None], ...]  # (epoch, val accuracy to reach by then or to stop)
+# (epoch, val accuracy to reach by then or to stop)
+ValChecks = tuple[tuple[int, float | None], ...]
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Pruner:
             return ()
         return tuple(sorted({e for share in self.at if (e := math.ceil(share * total)) < total}))
 
-    def looks(self, curves: Sequence[Curve], total: int) -> Looks:
-        """When the next trial is looked at, and what it must have reached then."""
+    def val_checks(self, curves: Sequence[Curve], total: int) -> ValChecks:
+        """When val is checked in the next trial, and what it must have reached then."""
         return tuple((epoch, self._bound(curves, epoch)) for epoch in self.epochs(total))
 
     def _bound(self, curves: Sequence[Curve], epoch: int) -> float | None:

@@ -78,12 +78,12 @@ class Search(ABC):
         self,
         trial: Trial,
         score: float | None,
-        looks: Mapping[int, float] | None = None,
+        val_checks: Mapping[int, float] | None = None,
         stopped: bool = False,
     ) -> None:
         """Val accuracy of a trial; `None` where it failed, diverged or was stopped.
 
-        `looks` are its val accuracies on the way, by epoch.
+        `val_checks` are its val accuracies on the way, by epoch.
         """
         self.finished.add(trial.number)
         if score is not None and math.isfinite(score):
@@ -178,9 +178,9 @@ class OptunaSearch(Search):
         # trials told, and not on what this process drew before
         sampler = optuna.samplers.TPESampler(seed=self.seed * 100_003 + number)
         # drawn in memory: a search that is killed here leaves no half-drawn trial in the journal
-        draft = optuna.create_study(direction="maximize", sampler=sampler)
-        draft.add_trials(known)
-        drawn = draft.ask()
+        in_memory = optuna.create_study(direction="maximize", sampler=sampler)
+        in_memory.add_trials(known)
+        drawn = in_memory.ask()
         point = tuple((key, _suggest(drawn, key, v)) for key, v in self.space.items())
         self._distributions[number] = drawn.distributions
         return Trial(number, point)
@@ -189,7 +189,7 @@ class OptunaSearch(Search):
         self,
         trial: Trial,
         score: float | None,
-        looks: Mapping[int, float] | None = None,
+        val_checks: Mapping[int, float] | None = None,
         stopped: bool = False,
     ) -> None:
         import optuna
@@ -204,7 +204,7 @@ class OptunaSearch(Search):
             optuna.trial.create_trial(
                 state=states.PRUNED if stopped else state,
                 value=score,
-                intermediate_values=dict(looks or {}),
+                intermediate_values=dict(val_checks or {}),
                 params=dict(trial.point),
                 distributions=distributions,
             )
