@@ -44,13 +44,15 @@ def add_commands(commands: Any) -> None:
 def _export_results(options: argparse.Namespace) -> int:
     from peftbench.results.bundles.outgoing import export_results
 
-    made = export_results(
+    exported = export_results(
         options.results_dir, options.out, options.where, predictions=options.predictions
     )
-    print(printable(f"{made.path}: {_runs(made.runs)}, digest {made.digest}"), flush=True)
-    for error in made.broken:
+    print(
+        printable(f"{exported.path}: {_runs(exported.runs)}, digest {exported.digest}"), flush=True
+    )
+    for error in exported.broken:
         print(f"peftbench: {printable(str(error))}", file=sys.stderr)
-    return FAILED if made.broken else OK
+    return FAILED if exported.broken else OK
 
 
 def _import_results(options: argparse.Namespace) -> int:

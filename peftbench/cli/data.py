@@ -85,7 +85,7 @@ def chosen(names: Sequence[str], data_dir: str, root: str | None) -> list[Datase
     from peftbench.config.build import dataset_specs
 
     known = dataset_specs(data_dir)
-    found: dict[str, DatasetSpec] = {}
+    specs: dict[str, DatasetSpec] = {}
     for name in names:
         matches = [
             spec
@@ -94,14 +94,14 @@ def chosen(names: Sequence[str], data_dir: str, root: str | None) -> list[Datase
         ]
         if not matches:
             raise unknown_name("data set", name, tuple(known))
-        found |= {spec.name: spec for spec in matches}
+        specs |= {spec.name: spec for spec in matches}
     if root is None:
-        return list(found.values())
-    if len(found) > 1:
+        return list(specs.values())
+    if len(specs) > 1:
         raise ConfigError(
-            f"--root {root} is the folder of one data set, and {len(found)} are named."
+            f"--root {root} is the folder of one data set, and {len(specs)} are named."
         )
-    return [dataclasses.replace(spec, root=root) for spec in found.values()]
+    return [dataclasses.replace(spec, root=root) for spec in specs.values()]
 
 
 def _each(options: argparse.Namespace, act: Callable[[DatasetSpec, Path], str]) -> int:
@@ -145,11 +145,13 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _told(ready: Ready) -> list[str]:
     lines = []
-    for made in ready.manifests:
-        sizes = ", ".join(f"{split} {count:,}" for split, count in made.sizes().items() if count)
+    for prepared in ready.manifests:
+        sizes = ", ".join(
+            f"{split} {count:,}" for split, count in prepared.sizes().items() if count
+        )
         where = f" in {ready.home}" if ready.home else ""
-        name = made.suite if len(ready.manifests) > 1 else ready.name
-        lines.append(f"{name}: {len(made.class_names)} classes, {sizes}{where}; ready")
+        name = prepared.suite if len(ready.manifests) > 1 else ready.name
+        lines.append(f"{name}: {len(prepared.class_names)} classes, {sizes}{where}; ready")
     first = ready.manifests[0]
     remarks = [*ready.remarks, *first.notes, f"licence: {first.licence}"]
     return [*lines, *(f"  {remark}" for remark in dict.fromkeys(remarks))]

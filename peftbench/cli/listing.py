@@ -202,7 +202,7 @@ def _runs(results_dir: str, status: str | None) -> str:
         spec: dict[str, Any] = record.spec
         where = store.artefacts(record) / "log.txt"
         log = f" ({where})" if where.is_file() and str(where) not in (record.error or "") else ""
-        told = f"{record.error}{log}" if record.error else _score(record)
+        about = f"{record.error}{log}" if record.error else _score(record)
         backbone = spec["backbone"]
         rows.append(
             (
@@ -212,7 +212,7 @@ def _runs(results_dir: str, status: str | None) -> str:
                 backbone.get("title") or backbone["name"],
                 spec["dataset"]["name"],
                 spec["seed"],
-                told,
+                about,
             )
         )
     for error in scan.broken:

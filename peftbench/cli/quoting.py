@@ -53,17 +53,17 @@ def _quoted(argument: str, sweep: bool) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.lstrip("+") not in PATHS or not value:
         return argument
-    found = _parsed(argument)
-    if found is not None and _stands(found, value, sweep):
+    override = _parsed(argument)
+    if override is not None and _stands(override, value, sweep):
         return argument
-    if found is None and sweep and "," in value and not os.path.exists(value):
+    if override is None and sweep and "," in value and not os.path.exists(value):
         return f"{key}={','.join(_piece(piece) for piece in value.split(','))}"
     return f"{key}={quoted(_home(value))}"
 
 
 def _piece(value: str) -> str:
-    found = _parsed(f"path={value}")
-    plain = found is not None and _stands(found, value, False)
+    override = _parsed(f"path={value}")
+    plain = override is not None and _stands(override, value, False)
     return value if plain else quoted(_home(value))
 
 
@@ -72,12 +72,12 @@ def _home(value: str) -> str:
     return os.path.expanduser(value) if value.startswith("~") else value
 
 
-def _stands(found: Any, value: str, sweep: bool) -> bool:
+def _stands(override: Any, value: str, sweep: bool) -> bool:
     """Whether what Hydra reads is what is meant."""
-    if found.is_sweep_override():
-        simple = getattr(found.value(), "simple_form", False)
+    if override.is_sweep_override():
+        simple = getattr(override.value(), "simple_form", False)
         return (sweep and not os.path.exists(value)) or not simple
-    meant = found.value()
+    meant = override.value()
     if meant is None:
         return True
     text = getattr(meant, "text", meant)  # of a value in quotes

@@ -108,7 +108,7 @@ def make_report(options: argparse.Namespace) -> int:
             "peftbench report EXPERIMENT. See `peftbench list tables`."
         )
     formats = () if options.no_figures else ("png", "pdf", "svg")
-    made = report.build(
+    built = report.build(
         options.results_dir,
         where=options.where,
         best_on_test=options.best_on_test,
@@ -121,10 +121,10 @@ def make_report(options: argparse.Namespace) -> int:
         incomplete=options.incomplete,
         parts=report.PARTS if options.only is None else options.only,
     )
-    print(printable_lines(made.text))
-    for error in made.broken if options.format != "text" else ():
+    print(printable_lines(built.text))
+    for error in built.broken if options.format != "text" else ():
         print(f"peftbench: {printable(str(error))}", file=sys.stderr)
-    return FAILED if made.broken else OK
+    return FAILED if built.broken else OK
 
 
 def give_advice(options: argparse.Namespace) -> int:
@@ -137,18 +137,18 @@ def give_advice(options: argparse.Namespace) -> int:
         latency_ms=None if options.max_latency is None else units.milliseconds(options.max_latency),
         memory_bytes=None if options.max_memory is None else units.byte_count(options.max_memory),
     )
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         runs, left_out = load(options.results_dir), list[str]()
-    for warning in told:
+    for warning in caught:
         print(f"peftbench: {printable(str(warning.message))}", file=sys.stderr)
     if not options.dirty:
         runs, left_out = committed(runs)
-    found = advice.advise(runs, budget, datasets=options.dataset, backbones=options.backbone)
-    print(printable_lines(advice.to_text(found, budget)), end="", flush=True)
+    advised = advice.advise(runs, budget, datasets=options.dataset, backbones=options.backbone)
+    print(printable_lines(advice.to_text(advised, budget)), end="", flush=True)
     for line in left_out:
         print(f"Left out: {line}.", flush=True)
-    return OK if any(one.chosen for one in found) else FAILED
+    return OK if any(one.chosen for one in advised) else FAILED
 
 
 def _report_published(options: argparse.Namespace) -> int:
@@ -162,20 +162,20 @@ def _report_published(options: argparse.Namespace) -> int:
             "peftbench report EXPERIMENT --published-only. See `peftbench list tables`."
         )
     style = "csv" if options.format == "csv" else "md"
-    made = papers.build_published(options.experiment, Path(options.results_dir), style=style)
-    print(made.text, end="")
+    built = papers.build_published(options.experiment, Path(options.results_dir), style=style)
+    print(built.text, end="")
     if options.format == "text":
-        print("\n".join(["", "Written:", *(f"  {path}" for path in made.paths)]))
+        print("\n".join(["", "Written:", *(f"  {path}" for path in built.paths)]))
     return OK
 
 
 def reproduce_table(options: argparse.Namespace) -> int:
     from peftbench.report.papers.reproduce import reproduce
 
-    told = reproduce(options.table, options.results_dir, options.where, dirty=options.dirty)
-    print(printable_lines(told.text), end="")
-    for error in told.broken:
+    outcome = reproduce(options.table, options.results_dir, options.where, dirty=options.dirty)
+    print(printable_lines(outcome.text), end="")
+    for error in outcome.broken:
         print(f"peftbench: {printable(str(error))}", file=sys.stderr)
-    if told.missed or told.broken:
+    if outcome.missed or outcome.broken:
         return FAILED
-    return OK if told.judged else NOTHING
+    return OK if outcome.judged else NOTHING

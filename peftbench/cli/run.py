@@ -116,10 +116,10 @@ class Task:
                 f"tuner={cfg.tuner.name} is for sweeps, which train many times. Use `peftbench run "
                 "-m`, or tuner=none for this one run."
             )
-        told: list[str] = []
+        lines: list[str] = []
 
         def identify(dataset: DatasetSpec) -> DatasetSpec:
-            return data.identify(dataset, lambda listing: told.extend(data.describe(listing)))
+            return data.identify(dataset, lambda listing: lines.extend(data.describe(listing)))
 
         spec = build(cfg, identify)
         check_micro_batch(cfg.micro_batch)
@@ -145,7 +145,7 @@ class Task:
         if not cfg.force and experiment.finished_record(spec, store) is not None:
             print(printable(f"{spec}: already done (force=true runs it again)"), flush=True)
         elif not cfg.quiet:
-            for line in told:
+            for line in lines:
                 print(printable(line), file=sys.stderr, flush=True)
         record = experiment.run(
             spec,

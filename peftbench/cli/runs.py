@@ -64,10 +64,10 @@ def list_names(options: argparse.Namespace) -> int:
     from peftbench.cli import listing
 
     if options.long or options.format:
-        told = listing.long_text(options.what, options.long, options.format or "text")
+        text = listing.long_text(options.what, options.long, options.format or "text")
     else:
-        told = listing.text(options.what, options.results_dir, options.status, options.data_dir)
-    print(printable_lines(told), end="", flush=True)  # here, where a closed pipe is caught
+        text = listing.text(options.what, options.results_dir, options.status, options.data_dir)
+    print(printable_lines(text), end="", flush=True)  # here, where a closed pipe is caught
     return OK
 
 

@@ -33,9 +33,9 @@ def byte_count(text: str) -> float:
 
 
 def _parse(text: str, units: dict[str, float], what: str, example: str) -> float:
-    found = NUMBER.fullmatch(text)
-    unit = found.group(2).lower() if found else ""
-    value = float(found.group(1)) if found else math.nan
-    if not found or unit not in units or not 0 < value < math.inf:
+    match = NUMBER.fullmatch(text)
+    unit = match.group(2).lower() if match else ""
+    value = float(match.group(1)) if match else math.nan
+    if not match or unit not in units or not 0 < value < math.inf:
         raise ConfigError(f"{text!r} is not {what}. Write it as {example}.")
     return value * units[unit]

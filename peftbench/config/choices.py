@@ -97,17 +97,17 @@ def read_group(group: str) -> tuple[dict[str, dict[str, Any]], dict[str, ConfigE
     Raises:
         ConfigError: a file that peftbench or an installed package comes with is broken.
     """
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     wrong: dict[str, ConfigError] = {}
     for folder in group_dirs(group):
         # below experiments/ are the tables that they measure
         pattern = "*.yaml" if group == "experiments" else "**/*.yaml"
         for path in sorted(folder.glob(pattern)):
             name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
+            if name in entries:
                 continue
             try:
-                found[name] = foreign.read_of_group(group, path)
+                entries[name] = foreign.read_of_group(group, path)
             except ConfigError as error:
                 if not is_local(folder):
                     raise
@@ -116,7 +116,7 @@ def read_group(group: str) -> tuple[dict[str, dict[str, Any]], dict[str, ConfigE
         first = next(iter(wrong.values()))
         more = f" {len(wrong) - 1} more files there are left out too." if len(wrong) > 1 else ""
         _log.warning("peftbench: left out: %s%s", first, more)
-    return found, wrong
+    return entries, wrong
 
 
 def is_local(folder: Path) -> bool:

@@ -59,7 +59,7 @@ def _text(path: Path) -> str:
 
 def _mapping(text: str, path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -71,12 +71,14 @@ def _mapping(text: str, path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{_shown(path)} is no YAML: {printable(str(error))}. Correct the file."
         ) from error
-    if found is None:
+    if content is None:
         return {}
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        kind = "keys that are no words" if isinstance(found, dict) else f"a {type(found).__name__}"
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        kind = (
+            "keys that are no words" if isinstance(content, dict) else f"a {type(content).__name__}"
+        )
         raise ConfigError(f"{_shown(path)} holds {kind}, not keys with values. Correct the file.")
-    return found
+    return content
 
 
 def _check(group: str, entry: Mapping[str, Any], path: Path) -> None:

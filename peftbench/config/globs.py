@@ -27,10 +27,10 @@ def written_out(override: Override) -> str:
     kept = names
     if group == "method" and not any("/" in text for text in pattern.include):
         kept = [name for name in names if "/" not in name]
-    found = pattern.filter(kept)
-    if not found:
+    matching = pattern.filter(kept)
+    if not matching:
         raise ConfigError(f"{override.input_line} matches nothing. Known: {', '.join(names)}.")
-    return f"{group}={','.join(found)}"
+    return f"{group}={','.join(matching)}"
 
 
 def all_written_out(overrides: Sequence[str]) -> list[str]:

@@ -195,11 +195,11 @@ def _remove(state: Path) -> None:
         state.unlink(missing_ok=True)
 
 
-def _move(made: Path, place: Path) -> None:
+def _move(source: Path, place: Path) -> None:
     """Put the files of a finished run where they belong, in place of any older ones."""
     place.mkdir(parents=True, exist_ok=True)
     (place / "log.txt").unlink(missing_ok=True)
-    for file in made.iterdir():
+    for file in source.iterdir():
         file.replace(place / file.name)
 
 

@@ -172,16 +172,16 @@ def score(pending: PendingRecord, bench: Bench, predicted: Predicted) -> Scored:
     name = SPLIT_OF_PHASE[bench.spec.phase]
     task = bench.spec.task
     measured = task.metrics(predicted.rows, bench.splits.num_classes)
-    found = {f"{name}/{key}": value for key, value in measured.items()}
-    pending.metrics.update(found)
+    scores = {f"{name}/{key}": value for key, value in measured.items()}
+    pending.metrics.update(scores)
     alone = bench.compute.alone()
     for shift, parts in bench.shifts.items():
         shifted = robustness.measure(
             shift, parts, lambda images: bench.predict(images, alone), task
         )
         pending.metrics.update(shifted)
-        found |= shifted
-    return Scored(found, time.perf_counter() - began)
+        scores |= shifted
+    return Scored(scores, time.perf_counter() - began)
 
 
 def _spent(bench: Bench, trained: Trained, seconds_evaluate: float) -> Cost:

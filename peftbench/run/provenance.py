@@ -17,13 +17,13 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "pillow", "s
 @cache
 def versions() -> dict[str, str]:
     """Installed version of each library that can move a number."""
-    found = {}
+    installed = {}
     for library in LIBRARIES:
         try:
-            found[library] = importlib.metadata.version(library)
+            installed[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @cache

@@ -32,18 +32,18 @@ def measure(
     mean error over severities by AlexNet's; 1 is AlexNet, and lower is better.
     """
     score = task.score.name
-    told: dict[str, float] = {}
+    scores: dict[str, float] = {}
     errors: dict[str, list[float]] = {name: [] for name in ALEXNET}
     for part in parts:
         outputs = task.among(predict(part.images), part.classes)
-        found = task.metrics(task.rows(outputs, part.labels), len(part.classes))
+        of_part = task.metrics(task.rows(outputs, part.labels), len(part.classes))
         if corrupted(shift):
             _, corruption, severity = part.name.split("/")
-            told[f"{shift.name}/{corruption}/{severity}/{score}"] = found[score]
-            errors[corruption].append(1 - found[score])
+            scores[f"{shift.name}/{corruption}/{severity}/{score}"] = of_part[score]
+            errors[corruption].append(1 - of_part[score])
         else:
-            told |= {f"{part.name}/{key}": value for key, value in found.items()}
+            scores |= {f"{part.name}/{key}": value for key, value in of_part.items()}
     if corrupted(shift):
         relative = [sum(errors[name]) / len(SEVERITIES) / ALEXNET[name] for name in ALEXNET]
-        told[f"{shift.name}/mce"] = sum(relative) / len(relative)
-    return told
+        scores[f"{shift.name}/mce"] = sum(relative) / len(relative)
+    return scores

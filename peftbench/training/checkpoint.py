@@ -207,28 +207,28 @@ def _check_state(fresh: Mapping[str, Any], state: Any, resumed: Any) -> None:
         _check_like({"cpu": here["cpu"], "cuda": []}, each, "random")
 
 
-def _check_like(fresh: Any, found: Any, path: str) -> None:
-    """Raise `ValueError` where `found` differs from `fresh` in kind, and where it is not finite."""
+def _check_like(fresh: Any, stored: Any, path: str) -> None:
+    """Raise `ValueError` where `stored` is of another kind than `fresh`, or not finite."""
     if isinstance(fresh, Tensor | np.ndarray):
-        if type(found) is not type(fresh) or found.shape != fresh.shape:
+        if type(stored) is not type(fresh) or stored.shape != fresh.shape:
             raise ValueError(f"{path} is not of shape {tuple(fresh.shape)}")
-        if found.dtype != fresh.dtype:
+        if stored.dtype != fresh.dtype:
             raise ValueError(f"{path} is of another type")
     elif isinstance(fresh, dict):
-        if not isinstance(found, dict) or (fresh and found.keys() != fresh.keys()):
+        if not isinstance(stored, dict) or (fresh and stored.keys() != fresh.keys()):
             raise ValueError(f"{path} has other names")
         for key, value in fresh.items():
-            _check_like(value, found[key], f"{path}.{key}")
+            _check_like(value, stored[key], f"{path}.{key}")
     elif isinstance(fresh, list):
-        if not isinstance(found, list) or (fresh and len(found) != len(fresh)):
+        if not isinstance(stored, list) or (fresh and len(stored) != len(fresh)):
             raise ValueError(f"{path} is of another length")
         for index, value in enumerate(fresh):
-            _check_like(value, found[index], f"{path}.{index}")
-    elif isinstance(fresh, float) and type(found) in (int, float):
+            _check_like(value, stored[index], f"{path}.{index}")
+    elif isinstance(fresh, float) and type(stored) in (int, float):
         pass
-    elif fresh is not None and type(found) is not type(fresh):
+    elif fresh is not None and type(stored) is not type(fresh):
         raise ValueError(f"{path} is of another type")
-    _check_finite(found, path)
+    _check_finite(stored, path)
 
 
 def _check_finite(value: Any, path: str) -> None:

@@ -83,11 +83,11 @@ def explain_dtype(precision: Precision, device: torch.device) -> tuple[torch.dty
 
 def _fast_on_cpu() -> tuple[bool, str]:
     """Whether products of bfloat16 are to be used on this CPU, and why."""
-    told = os.environ.get(CPU_PRECISION, "").strip()
-    if told:
-        if told not in (Precision.FLOAT32, Precision.BFLOAT16):
-            raise ConfigError(f"{CPU_PRECISION}={told!r} is no arithmetic. Use float32, bfloat16.")
-        return told == Precision.BFLOAT16, f"{CPU_PRECISION}={told}"
+    asked = os.environ.get(CPU_PRECISION, "").strip()
+    if asked:
+        if asked not in (Precision.FLOAT32, Precision.BFLOAT16):
+            raise ConfigError(f"{CPU_PRECISION}={asked!r} is no arithmetic. Use float32, bfloat16.")
+        return asked == Precision.BFLOAT16, f"{CPU_PRECISION}={asked}"
     if not torch.cpu._is_amx_tile_supported():
         return False, "no AMX"
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):  # oneDNN takes the first that is set
