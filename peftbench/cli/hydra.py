@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+from peftbench.cli.exit import FAILED, OK
 from peftbench.errors import ConfigError, PeftbenchError
 from peftbench.results.disk import explained, full_number
 
@@ -28,59 +28,72 @@ GROUPS = (
 )
 
 
-class Task(Protocol):
-    """What Hydra calls with each composed configuration."""
+def run_with_hydra(do: Callable[[DictConfig], int], arguments: Sequence[str]) -> int:
+    """The exit status of what `arguments` ask for: one run, whose configuration `do` gets, or more.
 
-    flags: list[str]
-    failures: list[Any]
-
-    def __call__(self, cfg: DictConfig) -> None: ...
-
-
-def run_with_hydra(task: Task, arguments: list[str]) -> None:
-    """Hand `arguments` to Hydra; its errors come out as `ConfigError` of one line."""
-    import hydra
+    Raises:
+        ConfigError: what Hydra refuses, in one line.
+        PeftbenchError: what `do` or a launcher refuses.
+    """
+    from hydra._internal.utils import _run_hydra, get_args_parser
     from hydra.errors import HydraException
+    from hydra.version import setbase
     from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     from peftbench.cli import quoting
     from peftbench.config.choices import config_dir
     from peftbench.sweep.launchers.register import register
+    from peftbench.sweep.launchers.task import Task
 
     register()
-    arguments = quoting.paths_quoted(arguments)
-    task.flags = flags_of(arguments)
-    arguments = _check_names(_options_first(_resolved(arguments)))
-    decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
-
+    quoted = quoting.paths_quoted(list(arguments))
+    checked = _check_names(_options_first(_resolved(quoted)))
+    statuses: list[int] = []
     refusals: list[PeftbenchError] = []
 
     def entry(cfg: DictConfig) -> None:
         with open_dict(cfg):
             cfg.pop("hydra", None)
         try:
-            task(cfg)
+            statuses.append(do(cfg))
         except PeftbenchError as e:
             refusals.append(e)  # Hydra would add lines of its own
         except OmegaConfBaseException as e:
             refusals.append(ConfigError(one_line(e)))
 
-    entry.flags, entry.failures = task.flags, task.failures  # type: ignore[attr-defined]
-    with _environment(HYDRA_FULL_ERROR="1"), _argv(["peftbench", *arguments]):
+    task = Task(entry, tuple(flags_of(quoted)))
+    with _environment(HYDRA_FULL_ERROR="1"):  # Hydra has no other way not to exit by itself
         try:
-            decorate(entry)()
+            # as hydra.main does, which takes its arguments from sys.argv alone
+            setbase("1.3")
+            parser = get_args_parser()
+            parser.prog = "peftbench"
+            options = parser.parse_args(checked)
+            if options.experimental_rerun is not None:
+                raise ConfigError(
+                    "--experimental-rerun would read a pickle, which can run code. "
+                    "Give the overrides of the run."
+                )
+            _run_hydra(
+                args=options,
+                args_parser=parser,
+                task_function=task,
+                config_path=str(config_dir()),
+                config_name="config",
+            )
         except (HydraException, OmegaConfBaseException) as e:
             raise ConfigError(one_line(e)) from e
         except OSError as e:
             if full_number(e) is not None:
                 raise explained(e) from e
-            raise ConfigError(_of_system(e, arguments)) from e
+            raise ConfigError(_of_system(e, checked)) from e
         except SystemExit as e:
             if e.code not in (None, 0):
                 raise ConfigError("see `peftbench run --help`") from e
     if refusals:
         raise refusals[0]
+    return FAILED if task.unfinished else next((s for s in statuses if s != OK), OK)
 
 
 def _of_system(error: OSError, arguments: Sequence[str]) -> str:
@@ -104,16 +117,6 @@ def _environment(**variables: str) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _argv(arguments: list[str]) -> Iterator[None]:
-    before = sys.argv
-    sys.argv = arguments
-    try:
-        yield
-    finally:
-        sys.argv = before
 
 
 def _resolved(arguments: list[str]) -> list[str]:

@@ -6,7 +6,8 @@ import contextlib
 import json
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from peftbench.errors import ConfigError, StoreError
 from peftbench.untrusted import printable
@@ -65,12 +66,9 @@ def run(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(RUN_HELP, end="")
         return OK
-    task = Task()
     with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
-        run_with_hydra(task, [*arguments, f"hydra.sweep.dir={scratch}"])
-    if task.failures:
-        return FAILED
-    return task.status
+        composing = [*arguments, f"hydra.sweep.dir={scratch}"]
+        return run_with_hydra(lambda cfg: _run_one(cfg, arguments), composing)
 
 
 def plan(arguments: list[str]) -> int:
@@ -85,86 +83,76 @@ def plan(arguments: list[str]) -> int:
         if launchers and launchers[-1] != "hydra/launcher=pool":
             extra.append("hydra.launcher.cluster=true")
         sweep = [a for a in sweep if a not in launchers]
-        run_with_hydra(Task(), ["--multirun", *sweep, *extra])
-    return OK
+        return run_with_hydra(lambda cfg: OK, ["--multirun", *sweep, *extra])
 
 
-class Task:
-    """What Hydra calls with a composed configuration; launchers read its flags."""
+def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
+    """The exit status of the run that `arguments` of the command were composed into."""
+    from omegaconf import OmegaConf
 
-    def __init__(self) -> None:
-        self.failures: list[Any] = []  # filled by launchers
-        self.flags: list[str] = []  # options that jobs in other processes need as well
-        self.status = OK
+    from peftbench import data, loggers
+    from peftbench.cli.processes import check_count, run_together
+    from peftbench.config.build import build, logger_settings
+    from peftbench.limits import check_micro_batch
+    from peftbench.results.record import Status
+    from peftbench.results.store import ResultsStore
+    from peftbench.run import experiment
+    from peftbench.sweep.jobs import outcome
+    from peftbench.training.checkpoint import CheckpointPolicy
+    from peftbench.training.world import from_environment
 
-    def __call__(self, cfg: DictConfig) -> None:
-        from omegaconf import OmegaConf
-
-        from peftbench import data, loggers
-        from peftbench.cli.processes import check_count, run_together
-        from peftbench.config.build import build, logger_settings
-        from peftbench.limits import check_micro_batch
-        from peftbench.results.record import Status
-        from peftbench.results.store import ResultsStore
-        from peftbench.run import experiment
-        from peftbench.sweep.jobs import outcome
-        from peftbench.training.checkpoint import CheckpointPolicy
-        from peftbench.training.world import from_environment
-
-        if cfg.tuner.name != "none":
-            raise ConfigError(
-                f"tuner={cfg.tuner.name} is for sweeps, which train many times. Use `peftbench run "
-                "-m`, or tuner=none for this one run."
-            )
-        lines: list[str] = []
-
-        def identify(dataset: DatasetSpec) -> DatasetSpec:
-            return data.identify(dataset, lambda listing: lines.extend(data.describe(listing)))
-
-        spec = build(cfg, identify)
-        check_micro_batch(cfg.micro_batch)
-        world = from_environment()
-        saving = OmegaConf.to_object(cfg.checkpoint)
-        assert isinstance(saving, CheckpointPolicy)
-        options = experiment.RunOptions(
-            cfg.device, cfg.threads, cfg.micro_batch, saving, progress=sys.stderr.isatty()
+    if cfg.tuner.name != "none":
+        raise ConfigError(
+            f"tuner={cfg.tuner.name} is for sweeps, which train many times. Use `peftbench run "
+            "-m`, or tuner=none for this one run."
         )
-        if world.is_single and cfg.processes != 1:
-            experiment.check(spec, cfg.device, cfg.threads)
-            check_count(cfg.processes, cfg.device)
-            self.status = run_together(sys.argv[1:], cfg.processes)
-            return
-        if not world.is_main:
-            experiment.run_worker(spec, ResultsStore(cfg.results_dir), options)
-            return
-        logger = loggers.make(logger_settings(cfg), cfg.results_dir)
-        store = ResultsStore(cfg.results_dir)
-        if not cfg.quiet:  # a sweep does that once
-            with contextlib.suppress(StoreError):  # where nothing is to be written
-                store.tidy()
-        if not cfg.force and experiment.finished_record(spec, store) is not None:
-            print(printable(f"{spec}: already done (force=true runs it again)"), flush=True)
-        elif not cfg.quiet:
-            for line in lines:
-                print(printable(line), file=sys.stderr, flush=True)
-        record = experiment.run(
-            spec,
-            store,
-            options,
-            force=cfg.force,
-            logger=logger,
-            tuning=json.loads(cfg.tuning) if cfg.tuning else None,
-        )
-        good = record.status is Status.OK
-        print(
-            f"{printable(f'{spec}: {outcome(record)}')}\n"
-            f"  {printable(str(store.path(spec.method.name, spec.run_id)))}",
-            file=sys.stdout if good else sys.stderr,
-            flush=True,
-        )
-        if record.status is Status.INTERRUPTED:
-            raise KeyboardInterrupt
-        if record.status is Status.UNSUPPORTED:
-            self.status = UNSUPPORTED
-        elif not good:
-            self.failures.append(record)
+    lines: list[str] = []
+
+    def identify(dataset: DatasetSpec) -> DatasetSpec:
+        return data.identify(dataset, lambda listing: lines.extend(data.describe(listing)))
+
+    spec = build(cfg, identify)
+    check_micro_batch(cfg.micro_batch)
+    world = from_environment()
+    saving = OmegaConf.to_object(cfg.checkpoint)
+    assert isinstance(saving, CheckpointPolicy)
+    options = experiment.RunOptions(
+        cfg.device, cfg.threads, cfg.micro_batch, saving, progress=sys.stderr.isatty()
+    )
+    if world.is_single and cfg.processes != 1:
+        experiment.check(spec, cfg.device, cfg.threads)
+        check_count(cfg.processes, cfg.device)
+        return run_together(arguments, cfg.processes)
+    if not world.is_main:
+        experiment.run_worker(spec, ResultsStore(cfg.results_dir), options)
+        return OK
+    logger = loggers.make(logger_settings(cfg), cfg.results_dir)
+    store = ResultsStore(cfg.results_dir)
+    if not cfg.quiet:  # a sweep does that once
+        with contextlib.suppress(StoreError):  # where nothing is to be written
+            store.tidy()
+    if not cfg.force and experiment.finished_record(spec, store) is not None:
+        print(printable(f"{spec}: already done (force=true runs it again)"), flush=True)
+    elif not cfg.quiet:
+        for line in lines:
+            print(printable(line), file=sys.stderr, flush=True)
+    record = experiment.run(
+        spec,
+        store,
+        options,
+        force=cfg.force,
+        logger=logger,
+        tuning=json.loads(cfg.tuning) if cfg.tuning else None,
+    )
+    good = record.status is Status.OK
+    print(
+        f"{printable(f'{spec}: {outcome(record)}')}\n"
+        f"  {printable(str(store.path(spec.method.name, spec.run_id)))}",
+        file=sys.stdout if good else sys.stderr,
+        flush=True,
+    )
+    if record.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    if record.status is Status.UNSUPPORTED:
+        return UNSUPPORTED
+    return OK if good else FAILED

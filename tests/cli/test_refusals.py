@@ -152,6 +152,10 @@ REFUSED = {
         ["-m", "hydra.launcher.jobz=2"],
         "peftbench: Unknown key in hydra.launcher: 'jobz'. Did you mean: jobs? ",
     ),
+    "pickle of a configuration": (
+        ["--experimental-rerun=config.pickle"],
+        "peftbench: --experimental-rerun would read a pickle, which can run code. Give the ",
+    ),
     "config dir": (["--config-dir", "nowhere"], "peftbench: Additional config directory "),
 }
 

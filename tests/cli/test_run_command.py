@@ -68,6 +68,37 @@ def test_python_m_peftbench_is_the_same_command(
     assert capfd.readouterr().out == expected.out
 
 
+def test_a_command_leaves_sys_argv_alone(cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["ipython", "--matplotlib", "seed=9"]
+    monkeypatch.setattr(sys, "argv", argv)
+    seen: list[list[str]] = []
+
+    def fail(*args: object, **kwargs: object) -> nn.Module:
+        seen.append(sys.argv)
+        raise ArithmeticError
+
+    monkeypatch.setattr(measure, "fit", fail)
+    assert cli("run", *QUICK).status == 1
+    assert [record.spec["seed"] for record in ResultsStore("results").records()] == [0]
+    assert len(seen) == 1 and seen[0] is argv
+    assert argv == ["ipython", "--matplotlib", "seed=9"]
+
+
+def test_processes_of_a_run_get_the_arguments_of_its_command(
+    cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], int]] = []
+
+    def start(arguments: list[str], processes: int) -> int:
+        started.append((arguments, processes))
+        return 5
+
+    monkeypatch.setattr("peftbench.cli.processes.run_together", start)
+    monkeypatch.setattr(sys, "argv", ["other", "method=full"])
+    assert cli("run", *QUICK, "processes=2").status == 5
+    assert started == [([*QUICK, "processes=2"], 2)]
+
+
 def test_a_failed_run_has_status_1_and_says_why(cli, work: Path) -> None:
     done = cli("run", "method=bias", *QUICK, "recipe.lr=1e30", "recipe.epochs=2")
     assert done.status == 1

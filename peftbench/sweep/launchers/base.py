@@ -39,6 +39,7 @@ from peftbench.sweep.jobs import (
     record_of,
     without_repeats,
 )
+from peftbench.sweep.launchers.task import Task
 from peftbench.sweep.plan import Estimates
 from peftbench.sweep.queues.pool import Command, Finished, Queue
 from peftbench.sweep.status import StatusView
@@ -98,6 +99,7 @@ class JobLauncher(Launcher):
         self.found: dict[str, None] = {}  # lines about data sets that the user brings
         self.identify = cache(self._identify)  # hashes every file of a folder
         self.hash_file = cache(hash_checkpoint)
+        assert isinstance(task_function, Task)  # of the command; nobody else sets one up
         self.task = task_function
         self.config = config
 
@@ -195,7 +197,7 @@ class QueueLauncher(JobLauncher):
             endings = [looked_up_again(ending, store) for ending in endings]
         # what others hold is not done, whoever is at it
         unfinished = [e for e in endings if e.failed or e.held]
-        self.task.failures.extend(unfinished)  # type: ignore[attr-defined]
+        self.task.unfinished.extend(unfinished)
         _summarise(endings, work.to_run)
 
     def _work(self, jobs: list[Job], store: ResultsStore) -> Work:
@@ -255,9 +257,8 @@ class QueueLauncher(JobLauncher):
         return endings
 
     def _command(self, attempt: Attempt, store: ResultsStore) -> Command[Attempt]:
-        flags = self.task.flags  # type: ignore[attr-defined]
         overrides = ("quiet=true", *attempt.job.overrides, *attempt.extra, *self._processes())
-        arguments = ("run", *flags, *overrides)
+        arguments = ("run", *self.task.flags, *overrides)
         return Command(attempt, arguments, output_of(attempt.job, store))
 
     def _processes(self) -> tuple[str, ...]:
