@@ -87,19 +87,26 @@ def aliases_of(group: str) -> dict[str, str]:
     }
 
 
-@cache
 def read_group(group: str) -> tuple[dict[str, dict[str, Any]], dict[str, ConfigError]]:
     """The choices of a group by name, and what is wrong with files that are none.
 
     Folders of the working directory may be somebody else's, so what is wrong there is told, and
-    refused where it is asked for.
+    refused where it is asked for. A folder is read once a process.
 
     Raises:
         ConfigError: a file that peftbench or an installed package comes with is broken.
     """
+    return _read(group, tuple((folder, is_local(folder)) for folder in group_dirs(group)))
+
+
+@cache
+def _read(
+    group: str, folders: tuple[tuple[Path, bool], ...]
+) -> tuple[dict[str, dict[str, Any]], dict[str, ConfigError]]:
+    """As `read_group`, from folders that may be somebody else's or not."""
     entries: dict[str, dict[str, Any]] = {}
     wrong: dict[str, ConfigError] = {}
-    for folder in group_dirs(group):
+    for folder, local in folders:
         # below experiments/ are the tables that they measure
         pattern = "*.yaml" if group == "experiments" else "**/*.yaml"
         for path in sorted(folder.glob(pattern)):
@@ -109,7 +116,7 @@ def read_group(group: str) -> tuple[dict[str, dict[str, Any]], dict[str, ConfigE
             try:
                 entries[name] = foreign.read_of_group(group, path)
             except ConfigError as error:
-                if not is_local(folder):
+                if not local:
                     raise
                 wrong.setdefault(name, error)
     if wrong:

@@ -6,7 +6,9 @@ import itertools
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -50,8 +52,9 @@ class Grid:
         return [list(itertools.chain(*point)) for point in itertools.product(*self.axes)]
 
 
-def read(path: Path) -> dict[str, Grid]:
-    """The grids of a file by name.
+@cache
+def read(path: Path) -> Mapping[str, Grid]:
+    """The grids of a file by name; it is read once a process.
 
     An axis is `key: [values]`, or `any name: [{key: value, ...}, ...]` for keys that vary together.
 
@@ -61,7 +64,8 @@ def read(path: Path) -> dict[str, Grid]:
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no grids. Give each a name with {', '.join(KEYS)}.")
-    return {str(name): _grid(f"{path}: {name}", str(name), entry) for name, entry in raw.items()}
+    grids = {str(name): _grid(f"{path}: {name}", str(name), entry) for name, entry in raw.items()}
+    return MappingProxyType(grids)
 
 
 def find(grids: Mapping[str, Grid], method: str) -> Grid:
@@ -74,7 +78,7 @@ def find(grids: Mapping[str, Grid], method: str) -> Grid:
     )
 
 
-def named(name: str) -> dict[str, Grid]:
+def named(name: str) -> Mapping[str, Grid]:
     """The grids of `conf/grid/NAME.yaml`, or of a file of one's own; `UnknownName` if none."""
     from peftbench.config.choices import group_dirs
 

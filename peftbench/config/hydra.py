@@ -21,6 +21,7 @@ class PeftbenchSearchPath(SearchPathPlugin):
     """Lets Hydra find configurations outside our own folder, and `experiments/` as a group."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        _offer_methods_without_file()
         for folder in config_dirs()[1:]:
             search_path.append("peftbench", f"file://{folder}")
         for folder in group_dirs("experiments"):
@@ -36,13 +37,24 @@ def register() -> None:
     store.store(group="schema", name="tuner", node=TunerConfig)
     for name in methods.METHODS:
         store.store(group="schema/method", name=name, node=_writable(methods.METHODS[name]))
-        # a method without a YAML of its own is chosen by name all the same
-        if not any((f / "method" / f"{name}.yaml").is_file() for f in config_dirs()):
-            store.store(group="method", name=name, node=_writable(methods.METHODS[name]))
     Plugins.instance().register(PeftbenchSearchPath)
     OmegaConf.register_new_resolver("suite_of", _suite_of)
     OmegaConf.register_new_resolver("method_of", method_of)
     OmegaConf.register_new_resolver("by_dataset", _by_dataset)
+
+
+def _offer_methods_without_file() -> None:
+    """A method without a YAML of its own is chosen by name all the same.
+
+    Hydra refuses two of a name, so where the working directory has such a file, ours goes.
+    """
+    store = ConfigStore.instance()
+    folders = group_dirs("method")
+    for name in methods.METHODS:
+        if not any((folder / f"{name}.yaml").is_file() for folder in folders):
+            store.store(group="method", name=name, node=_writable(methods.METHODS[name]))
+        else:
+            store.repo.get("method", {}).pop(f"{name}.yaml", None)
 
 
 def _suite_of(dataset: str) -> str:

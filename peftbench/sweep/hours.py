@@ -10,7 +10,6 @@ itself at 950 images a second. Nothing here is a measurement.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from peftbench.config.build import dataset_specs
@@ -40,25 +39,28 @@ BESIDE_FROZEN = 2.0
 def hours(sweep: Sweep) -> tuple[float, float]:
     """Hours of trials and final runs together, and of the final runs alone."""
     cells = sweep.cells()
+    datasets = dataset_specs(None)
     seeds = len(sweep) / len(cells)
     budgets = {method: sweep.budget(method) for method in sweep.axes["method"]}
     trials = finals = 0.0
     for cell in cells:
-        one = Run(sweep, cell)
+        one = Run(sweep, cell, datasets)
         trials += budgets[cell["method"]] * one.seconds(final=False)
         finals += seeds * one.seconds(final=True)
     return (trials + finals) / 3600, finals / 3600
 
 
 class Run:
-    """What one cell of a sweep computes."""
+    """What one cell of a sweep computes, on one of `datasets`."""
 
-    def __init__(self, sweep: Sweep, cell: Mapping[str, str]) -> None:
+    def __init__(
+        self, sweep: Sweep, cell: Mapping[str, str], datasets: Mapping[str, DatasetSpec]
+    ) -> None:
         protocol = cell.get("protocol") or sweep.choice("protocol") or "peftbench"
         rules = rules_of(protocol, catalogue("protocol")[protocol])
         chosen = sweep.choice("recipe") or rules.recipe
         name = str(cell.get("dataset") or sweep.choice("dataset"))
-        self.dataset = _specs()[name]
+        self.dataset = datasets[name]
         overlay = _overlay(protocol, name.partition("/")[0])
         recipe = {**catalogue("recipe")[chosen], **overlay.get("recipe", {})}
         known = {k: v for k, v in recipe.items() if not str(v).startswith("${")}
@@ -71,7 +73,7 @@ class Run:
         )
         self.shots = int(cell.get("dataset.shots", 0))
         self.shifted = sum(
-            (_specs()[s].facts.test or 0) * (75 if s == "imagenet_c" else 1)
+            (datasets[s].facts.test or 0) * (75 if s == "imagenet_c" else 1)
             for s in asked.get("shifts", ())
         )
         backbone = str(cell.get("backbone") or sweep.choice("backbone"))
@@ -90,11 +92,6 @@ class Run:
         forward = reported * max(1, looks) + (self.shifted if final else 0)
         images = self.recipe.total_epochs * train * self.passes + forward
         return SECONDS_PER_RUN + images * self.macs / MACS_PER_SECOND
-
-
-@cache
-def _specs() -> dict[str, DatasetSpec]:
-    return dataset_specs(None)
 
 
 def _overlay(protocol: str, suite: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from peftbench import data
 from peftbench.cli import main as module
 from peftbench.cli.run import PLAN_HELP, RUN_HELP
 from peftbench.config.build import build
-from peftbench.config.choices import choices, read_group
+from peftbench.config.choices import choices
 from peftbench.methods import METHODS
 from peftbench.results.bundles.outgoing import export_results
 from peftbench.results.store import ResultsStore
@@ -60,7 +60,6 @@ def garden(work: Path, tmp_path: Path) -> Path:
             elif path is not None:
                 path.write_text(block.code.replace("PATH", str(root)), encoding="utf-8")
     (work / "weights.safetensors").write_bytes(b"bytes")
-    read_group.cache_clear()
     return root
 
 

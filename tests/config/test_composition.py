@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
 import hydra.errors
 import pytest
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 from support.tiny_runs import compose, write_images
@@ -14,28 +16,32 @@ from support.tiny_runs import compose, write_images
 from peftbench.config import build as config
 from peftbench.config.build import build
 from peftbench.config.choices import (
+    catalogue,
     check_choices,
     choices,
     config_dir,
     config_dirs,
     group_dirs,
-    read_group,
 )
 from peftbench.errors import ConfigError, UnknownName, WeightsError
+from peftbench.methods import METHODS
 from peftbench.methods.lora import LoRA
 from peftbench.methods.vpt import VPTDeep
 from peftbench.spec import Phase, Precision, RunSpec
+from peftbench.sweep.tuning.cells import paper_grid
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory far from the clone; what was read of others is forgotten."""
+    """An empty working directory far from the clone."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    read_group.cache_clear()
-    yield folder
-    read_group.cache_clear()
+    return folder
+
+
+NAMES = ("first", "second")
+GRID = "lora:\n  source: here\n  methods: [lora]\n  axes: {{method.rank: [{rank}]}}\n"
 
 
 def write(path: Path, text: str) -> None:
@@ -233,6 +239,46 @@ def test_a_local_experiment_is_found(elsewhere: Path) -> None:
         config_dir().parent,
         elsewhere,
     ]
+
+
+def test_two_working_directories_have_each_their_own_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, name in enumerate(NAMES, 1):
+        folder = tmp_path / name
+        schema = "defaults: [/schema/method/lora@_here_]"
+        write(folder / "conf" / "method" / "mine.yaml", f"{schema}\nrank: {rank}\n")
+        write(folder / "conf" / "method" / f"{name}.yaml", f"{schema}\n")
+        write(folder / "conf" / "grid" / "paper.yaml", GRID.format(rank=rank))
+        write(folder / "experiments" / f"{name}.yaml", "# @package _global_\nseed: 5\n")
+    found = {}
+    for name in (*NAMES, "first"):
+        monkeypatch.chdir(tmp_path / name)
+        local = (
+            {"first", "second"} & choices("method"),
+            {"first", "second"} & choices("experiments"),
+        )
+        found[name] = (*local, catalogue("method")["mine"]["rank"])
+        assert build(compose("method=mine")).method == LoRA(rank=found[name][2])
+        assert paper_grid("paper", "lora").overrides() == [[f"method.rank={found[name][2]}"]]
+    assert found == {"first": ({"first"}, {"first"}, 1), "second": ({"second"}, {"second"}, 2)}
+
+
+def test_a_method_without_a_file_is_chosen_unless_the_working_directory_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compose()  # what is registered once a process is
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
+    monkeypatch.setitem(METHODS._entries, "unfiled", LoRA)
+    write(
+        tmp_path / "with" / "conf" / "method" / "unfiled.yaml",
+        "defaults: [/schema/method/lora@_here_]\nrank: 3\n",
+    )
+    (tmp_path / "without").mkdir()
+    for name, rank in (("without", LoRA().rank), ("with", 3), ("without", LoRA().rank)):
+        monkeypatch.chdir(tmp_path / name)
+        assert build(compose("method=unfiled")).method == LoRA(rank=rank)
 
 
 def test_a_method_file_without_its_schema_is_refused(elsewhere: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +17,16 @@ from peftbench.config.choices import (
     config_dir,
     config_dirs,
     group_dirs,
-    read_group,
 )
 from peftbench.errors import ConfigError
 from peftbench.sweep import experiments
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory; what was read of others is forgotten."""
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
-    read_group.cache_clear()
-    yield tmp_path
-    read_group.cache_clear()
+    return tmp_path
 
 
 def put(path: Path, content: bytes) -> Path:

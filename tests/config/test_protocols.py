@@ -16,7 +16,7 @@ from support.tiny_runs import compose
 
 from peftbench.cli.hydra import one_line
 from peftbench.config.build import build
-from peftbench.config.choices import choices, config_dir, read_group
+from peftbench.config.choices import choices, config_dir
 from peftbench.errors import ConfigError
 from peftbench.methods import METHODS
 from peftbench.methods.fact import FacTTK
@@ -398,11 +398,7 @@ def test_a_protocol_of_ones_own_is_a_file(tmp_path: Path, monkeypatch: pytest.Mo
         encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
-    read_group.cache_clear()
-    try:
-        spec = build(compose("protocol=ours"))
-    finally:
-        read_group.cache_clear()
+    spec = build(compose("protocol=ours"))
     assert (spec.protocol.name, spec.protocol.seeds, spec.recipe.name) == ("ours", (7,), "short")
     assert spec.selection == Selection("best_on_test", every=5)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from peftbench.cli.main import main
-from peftbench.config.choices import read_group
 from support.tiny_runs import short_timings
 
 
@@ -47,17 +46,15 @@ def shorten_timings_of_processes(site: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working directory; configurations found in earlier ones are forgotten."""
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes of sweeps
     shorten_timings_of_processes(tmp_path / "site", monkeypatch)
-    read_group.cache_clear()
-    yield folder
-    read_group.cache_clear()
+    return folder
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 from peftbench.canonical import digest
 from peftbench.config import grids
@@ -177,7 +176,6 @@ def _paper_search(tuner: TunerConfig, overrides: Sequence[str], spec: RunSpec) -
     return PointSearch(grid.points(), tuner.trials, tuner.seed)
 
 
-@cache
 def paper_grid(name: str, method: str) -> grids.Grid:
     """The grid of `method` in `conf/grid/NAME.yaml`."""
     return grids.find(grids.named(name), method)
