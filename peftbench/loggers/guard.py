@@ -13,7 +13,7 @@ from peftbench.loggers.base import Logger
 from peftbench.results.record import EpochRow, RunRecord
 from peftbench.untrusted import printable
 
-WARNING = "peftbench: warning: "  # a sweep repeats lines that begin with it
+WARNING = "peftbench: warning: "  # what the line begins with
 
 
 class Guard:
@@ -30,11 +30,15 @@ class Guard:
         self._worker = threading.Thread(target=self._work, name="logger", daemon=True)
         self._lock = threading.Lock()
         self._over = logger is None
+        self._leave: Callable[[str], object] | None = None
 
-    def start(self, run_id: str, spec: Mapping[str, Any]) -> None:
-        """A run begins."""
+    def start(
+        self, run_id: str, spec: Mapping[str, Any], leave: Callable[[str], object] | None = None
+    ) -> None:
+        """A run begins; `leave` gets a failure as well, without what its line begins with."""
         if self._logger is None:
             return
+        self._leave = leave
         logger = self._logger
         self._calls.put(lambda: logger.start(run_id, spec))
         try:
@@ -84,11 +88,11 @@ class Guard:
             return
         assert self._logger is not None
         name = self._logger.settings.name
-        line = " ".join(reason.split())
-        print(
-            f"{WARNING}logger={name}: {printable(line)} The record is complete without it.",
-            file=sys.stderr,
-        )
+        said = printable(" ".join(reason.split()))
+        line = f"logger={name}: {said} The record is complete without it."
+        print(f"{WARNING}{line}", file=sys.stderr)
+        if self._leave is not None:
+            self._leave(line)
         self._release()
 
     def _release(self) -> None:

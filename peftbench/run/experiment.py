@@ -16,6 +16,7 @@ from peftbench.backbones.preprocessing import image_size
 from peftbench.errors import StoreError
 from peftbench.limits import check_threads
 from peftbench.loggers.guard import Guard
+from peftbench.results import told
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run.ending import (
@@ -85,7 +86,9 @@ def run(
             if force:
                 _remove(state)
             pending = PendingRecord(spec, started=now(), tuning=tuning)
-            logger.start(spec.run_id, spec.describe())
+            artefacts = store.artefacts(key)
+            told.take(artefacts)  # of an earlier try
+            logger.start(spec.run_id, spec.describe(), lambda line: told.leave(artefacts, (line,)))
             with _scratch(spec, store) as scratch:
                 begin()
                 with recording(pending, store):
@@ -94,7 +97,7 @@ def run(
                     measure_run(
                         pending, scratch, compute, checkpoints, options.progress, logger.epoch
                     )
-                    _move(scratch.artefacts(key), store.artefacts(key))
+                    _move(scratch.artefacts(key), artefacts)
                 _explain(pending, scratch, world)
                 record = pending.record()
                 store.add(record)

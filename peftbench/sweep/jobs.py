@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from peftbench.errors import ConfigError, DiskFull, StoreError
-from peftbench.loggers.guard import WARNING
+from peftbench.results import told
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import RunSpec
@@ -123,7 +123,7 @@ def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
     elif not written and holder is None:
         cause = finished.cause or _cause(finished.status, output_of(job, store))
         record = _dead(job, Status.ERROR, cause, store)
-    warnings = _warnings(output_of(job, store))
+    warnings = told.take(output_of(job, store).parent)
     if written:
         _forget(output_of(job, store))
     if holder is not None:
@@ -140,15 +140,6 @@ def looked_up_again(ending: Ending, store: ResultsStore) -> Ending:
     if record is None or not record.status.settled:
         return ending
     return Ending(ending.job, record, outcome(record))
-
-
-def _warnings(output: Path) -> tuple[str, ...]:
-    """What the logger of a job had to say."""
-    try:
-        printed = output.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
-    return tuple(line for line in printed if line.startswith(WARNING))
 
 
 def _forget(output: Path) -> None:

@@ -14,6 +14,7 @@ from support.tiny_runs import QUICK, compose, tiny_spec
 from peftbench.config.build import build
 from peftbench.loggers import WARNING, LoggerSettings, make
 from peftbench.methods.partial import Partial
+from peftbench.results import told
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
@@ -122,24 +123,54 @@ def tiny_run_id() -> str:
     return build(compose(*QUICK)).run_id
 
 
-def test_a_sweep_says_a_warning_of_many_jobs_once(
-    cli, work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    away = f"{WARNING}logger=wandb: the server is away. The record is complete without it."
+AWAY = "logger=wandb: the server is away. The record is complete without it."
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, printed: str, left: list[str]) -> None:
+    """For the processes of jobs: leaves a record, what they print and what their logger said."""
 
     class Done(Pool):
-        """Stands for the processes of jobs, which leave a record and a line in their output."""
-
         def run(self) -> Iterator[Finished]:
             for (command,) in self._queue:
-                command.output.parent.mkdir(parents=True)
-                command.output.write_text(f"something else\n{away}\n")
-                done = dataclasses.replace(record(), run_id=command.output.parent.name)
-                ResultsStore(work / "results").add(done)
+                folder = command.output.parent
+                folder.mkdir(parents=True)
+                command.output.write_text(printed)
+                if left:
+                    told.leave(folder, left)
+                done = dataclasses.replace(record(), run_id=folder.name)
+                ResultsStore("results").add(done)
                 yield Finished(command.job, "cpu 0", 1.0, 0)
 
     monkeypatch.setattr(pool, "Pool", Done)
+
+
+def test_a_sweep_says_a_warning_of_many_jobs_once(
+    cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "", [AWAY])
     done = cli("run", "-m", *QUICK, "seed=0,1,2", "logger=csv", "hydra.launcher.jobs=1")
     assert done.status == 0
     assert "3 of 3 jobs ended: 3 OK" in done.out
-    assert done.err == f"{away}\n"
+    assert done.err == f"{WARNING}{AWAY}\n"
+    folder = work / "results" / "runs" / "linear"
+    assert {path.suffix for path in folder.iterdir()} == {".json"}  # what was told is gone
+
+
+def test_a_line_that_looks_like_a_warning_is_no_warning(
+    cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, f"{WARNING}{AWAY}\n", [])
+    done = cli("run", "-m", *QUICK, "logger=csv", "hydra.launcher.jobs=1")
+    assert (done.status, done.err) == (0, "")
+
+
+def test_what_a_logger_said_is_taken_once_and_damage_is_nothing(tmp_path: Path) -> None:
+    assert told.take(tmp_path) == ()
+    told.leave(tmp_path, ["first", "second"])
+    assert told.take(tmp_path) == ("first", "second")
+    assert told.take(tmp_path) == ()
+    for damaged in (b'[1, "a"', b"{}", b"\xff", b"[1, null]"):
+        (tmp_path / told.FILE).write_bytes(damaged)
+        assert told.take(tmp_path) == ()
+    (tmp_path / "file").write_text("")
+    told.leave(tmp_path / "file" / "below", ["a"])  # what cannot be written ends nothing

@@ -15,6 +15,7 @@ from support.tiny_runs import compose, repeatable, short_timings, tiny_spec
 from peftbench.config.build import build, logger_settings
 from peftbench.errors import ConfigError, StoreError
 from peftbench.loggers import WARNING, Guard, Logger, LoggerSettings, make
+from peftbench.results import told
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
@@ -129,7 +130,9 @@ def test_a_logger_that_raises_changes_nothing_but_one_line(
     assert said.out == ""
     (line,) = said.err.splitlines()
     reason = " ".join(str(error).split())
-    assert line == f"{WARNING}logger=odd: {reason} The record is complete without it."
+    words = f"logger=odd: {reason} The record is complete without it."
+    assert line == f"{WARNING}{words}"
+    assert told.take(store.artefacts(logged)) == (words,)
     calls = {"start": 1, "epoch": 2, "finish": 4}[first]
     assert len(broken.heard) == calls + 1
     assert broken.heard[-1] == "closed"
@@ -162,6 +165,13 @@ def test_a_failed_run_is_told_as_such(store: ResultsStore) -> None:
     record = experiment.run(spec, store, CPU, logger=Guard(listener))
     assert record.status is Status.DIVERGED
     assert listener.heard[-1] == record
+
+
+def test_a_run_forgets_what_the_logger_of_an_earlier_try_said(store: ResultsStore) -> None:
+    spec = tiny_spec()
+    experiment.run(spec, store, CPU, logger=Guard(Broken("epoch", OSError("away"))))
+    record = experiment.run(spec, store, CPU, force=True, logger=Guard(Listener()))
+    assert told.take(store.artefacts(record)) == ()
 
 
 def test_a_run_without_a_record_lets_go_of_its_logger(

@@ -23,6 +23,7 @@ from peftbench.canonical import digest
 from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
 from peftbench.limits import MOST_PROCESSES, check_launcher, check_micro_batch, check_number
+from peftbench.loggers.guard import WARNING
 from peftbench.registry import Registry, unknown_name
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
@@ -241,7 +242,7 @@ class QueueLauncher(JobLauncher):
                     ending = ending_of(finished, store)
                     for warning in ending.warnings:
                         if warning not in warned:  # a server that is away is away for every job
-                            view.warn(warning)
+                            view.warn(f"{WARNING}{warning}")
                             warned.add(warning)
                     endings.append(ending)
                     line = f"{ending.job.spec}: {ending.message}"
