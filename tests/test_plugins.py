@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.documents import ROOT
 
 PARTS = {
@@ -26,6 +27,21 @@ def blank(of):
     figure = Figure()
     figure.subplots().set_title(f"{len(of.views.table)} runs")
     return figure
+""",
+    "layouts": """
+from peftbench.data.files import FilePictures
+from peftbench.data.layouts.base import Contents, Layout, Rows, register_layout
+
+def read(folder, spec):
+    names = {part: sorted((folder / part).iterdir()) for part in ("train", "test")}
+    parts = {
+        part: Rows.of([(f"{part}/{path.name}", int(path.name[0])) for path in paths])
+        for part, paths in names.items()
+    }
+    return Contents(("a", "b"), parts, FilePictures(folder))
+
+needs = lambda spec: ("train/", "test/", "digit_first.txt")
+register_layout(Layout("digit_first", "the first digit of a name is its class", needs, read))
 """,
     "launchers": """
 from dataclasses import dataclass
@@ -61,22 +77,38 @@ from peftbench.backbones.families import FAMILIES, family_of
 print("vgg" in FAMILIES, family_of(timm.create_model("resnet18")).name)
 print(family_of(timm.create_model("vgg11")).name, "vgg" in FAMILIES)
 """
+LEAVES = """
+name: garden/leaves
+reader: public
+suite: garden
+root: ${data_dir}
+facts: {classes: 2, train: 18, val: 2, test: 4, folders: [leaves], layouts: [digit_first]}
+"""
+
+
+def installed(site: Path, package: str, groups: dict[str, str]) -> None:
+    """Make `package` of a folder of installed packages known with its entry points."""
+    info = site / f"{package}-0.1.dist-info"
+    info.mkdir()
+    name = package.replace("_", "-")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+    lines = [f"[peftbench.{group}]\nmine = {module}\n" for group, module in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of installed packages with one package, which adds a part of each kind."""
+    """A folder of installed packages: one with a part of each kind, one with a data set alone."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "their_parts").mkdir()
     (folder / "their_parts" / "__init__.py").write_text("")
-    info = folder / "their_parts-0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-parts\nVersion: 0.1\n")
-    groups = []
     for kind, code in PARTS.items():
         (folder / "their_parts" / f"{kind}.py").write_text(code)
-        groups.append(f"[peftbench.{kind}]\nmine = their_parts.{kind}\n")
-    (info / "entry_points.txt").write_text("\n".join(groups))
+    installed(folder, "their_parts", {kind: f"their_parts.{kind}" for kind in PARTS})
+    leaves = folder / "their_data" / "conf" / "dataset" / "garden" / "leaves.yaml"
+    leaves.parent.mkdir(parents=True)  # and no __init__.py
+    leaves.write_text(LEAVES)
+    installed(folder, "their_data", {"conf": "their_data"})
     return folder
 
 
@@ -118,8 +150,40 @@ def test_a_launcher_of_an_installed_package_gets_the_jobs_of_a_sweep(
     assert lines[-1] == "got 4 jobs"
 
 
+def test_a_data_set_of_an_installed_package_is_read_in_the_layout_of_another(
+    site: Path, tmp_path: Path
+) -> None:
+    for part, each in (("train", 10), ("test", 2)):
+        for label in (0, 1):
+            for number in range(each):
+                path = tmp_path / "data" / "leaves" / part / f"{label}{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (100 * label, number, len(part))).save(path)
+    (tmp_path / "data" / "leaves" / "digit_first.txt").write_text("")
+    listed = told(site, tmp_path, "-m", "peftbench", "list", "datasets")
+    (line,) = [line for line in listed if line.startswith("garden/leaves ")]
+    assert "yes (digit_first)" in line
+    run = ("run", "dataset=garden/leaves", "method=linear", "recipe.epochs=1", "device=cpu")
+    first, _ = told(site, tmp_path, "-m", "peftbench", *run)
+    assert first.startswith("linear x vit_mini x garden/leaves, seed 0: ")
+    assert " of 4 test images, " in first
+
+
+def test_a_folder_conf_of_the_working_directory_goes_before_that_of_a_package(
+    site: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "conf" / "dataset" / "garden" / "leaves.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("name: garden/leaves\nreader: folder\nroot: /own\n")
+    show = ("run", "dataset=garden/leaves", "--cfg", "job", "-p", "dataset.root")
+    assert told(site, tmp_path, "-m", "peftbench", *show) == ["/own"]
+    own.unlink()
+    assert told(site, tmp_path, "-m", "peftbench", *show) == ["data"]
+
+
 def test_a_name_that_is_taken_is_refused() -> None:
     from peftbench.backbones.families import FAMILIES, register_family
+    from peftbench.data.layouts.base import LAYOUTS, register_layout
     from peftbench.report.figures import register_figure
 
     vit = FAMILIES["vit"]
@@ -128,3 +192,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
         register_family(dataclasses.replace(vit, classes=("Other",)))
     with pytest.raises(ValueError, match="figure 'calibration' is registered twice"):
         register_figure("calibration")(lambda of: None)
+    imagefolder = LAYOUTS["imagefolder"]
+    assert register_layout(imagefolder) is imagefolder
+    with pytest.raises(ValueError, match="layout 'imagefolder' is registered twice"):
+        register_layout(dataclasses.replace(imagefolder, about="another"))

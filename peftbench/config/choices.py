@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from peftbench import methods, shipped
+from peftbench import methods, plugins, shipped
 from peftbench.config import foreign
 from peftbench.config.schema import DATA_DIR
 from peftbench.errors import ConfigError
@@ -26,11 +26,12 @@ def config_dir() -> Path:
 def config_dirs() -> list[Path]:
     """Folders searched for configuration groups, in order of precedence.
 
-    The working directory's own `conf/`, then ours, then those of installed method packages.
+    Ours, then the working directory's own `conf/`, then those of installed packages.
     """
+    methods.discover()  # whose schemas the files of methods take
     ours = config_dir()
     local = Path.cwd() / "conf"
-    folders = [ours, *methods.discover()]
+    folders = [ours, *plugins.config_dirs()]
     if os.path.isdir(local) and not local.samefile(ours):
         folders.insert(1, local)
     return folders

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peftbench import plugins
 from peftbench.data import files
 from peftbench.data.layouts import LAYOUTS, Contents, Layout, Match, Rows, match
 from peftbench.data.levels import Finder
@@ -144,6 +145,7 @@ def whereabouts(spec: DatasetSpec) -> str:
 
 def _layouts(spec: DatasetSpec) -> list[Layout]:
     """Those that the data set comes in, or the one that was asked for."""
+    plugins.load("layouts")
     names = spec.facts.layouts or tuple(LAYOUTS)
     if spec.layout is not None:
         if spec.layout not in names:

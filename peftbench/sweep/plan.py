@@ -30,6 +30,7 @@ class Entry:
     state: str  # "done", "to run", "unsupported", or the status of an earlier failure
     note: str
     seconds: float | None  # estimate from earlier runs; None without any
+    failed_before: bool = False
 
 
 def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
@@ -51,7 +52,7 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
         again = record is not None and not record.status.settled
         state = f"again ({record.status})" if record is not None and again else "to run"
         note = (record.error or "") if record is not None and again else ""
-        planned.append(Entry(spec, state, note, estimate(spec)))
+        planned.append(Entry(spec, state, note, estimate(spec), again))
     return planned
 
 
@@ -69,7 +70,7 @@ def show(
         print(printable(f"{entry.spec.run_id}  {entry.state:<11}  {entry.spec}{seconds}{note}"))
     counts = {s: sum(e.state == s for e in plan) for s in ("done", "unsupported")}
     left = [e for e in plan if e.state not in counts]
-    failed = sum(e.state.startswith("again") for e in left)
+    failed = sum(e.failed_before for e in left)
     known = [e.seconds for e in left if e.seconds is not None]
     print(
         f"{len(plan)} jobs: {counts['done']} done, {counts['unsupported']} unsupported, "

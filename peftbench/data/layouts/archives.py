@@ -12,10 +12,10 @@ from peftbench.data.files import FilePictures
 from peftbench.data.layouts.base import (
     Contents,
     Layout,
-    add,
     check_name,
     existing,
     image_root,
+    register_layout,
     reindexed,
 )
 from peftbench.data.layouts.lists import is_number, read_text
@@ -59,7 +59,7 @@ def _read_cub(folder: Path, spec: DatasetSpec) -> Contents:
     return Contents(names, parts, FilePictures(folder / "images"))
 
 
-add(
+register_layout(
     Layout(
         name="cub",
         about="the archive of CUB-200-2011 or NABirds: images.txt, image_class_labels.txt, "
@@ -95,7 +95,7 @@ def _read_flowers(folder: Path, spec: DatasetSpec) -> Contents:
     return Contents(tuple(map(str, ids)), parts, FilePictures(folder / "jpg"))
 
 
-add(
+register_layout(
     Layout(
         name="flowers",
         about="the archive of Oxford Flowers: jpg/, imagelabels.mat and setid.mat",
@@ -121,7 +121,7 @@ def _read_dogs(folder: Path, spec: DatasetSpec) -> Contents:
     return Contents(tuple(titles[i] for i in ids), parts, FilePictures(root))
 
 
-add(
+register_layout(
     Layout(
         name="dogs",
         about="the archives of Stanford Dogs: Images/, train_list.mat and test_list.mat",
@@ -164,7 +164,7 @@ def _read_cars(folder: Path, spec: DatasetSpec) -> Contents:
     return Contents(names, parts, FilePictures(folder))
 
 
-add(
+register_layout(
     Layout(
         name="cars",
         about="the archives of Stanford Cars as torchvision unpacks them: cars_train/, cars_test/, "

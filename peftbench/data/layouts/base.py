@@ -1,4 +1,7 @@
-"""What a layout is: the files by which it is known, and how it is read."""
+"""What a layout is: the files by which it is known, and how it is read.
+
+An installed package adds layouts through the entry point group `peftbench.layouts`.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +69,8 @@ class Match:
 LAYOUTS: Registry[Layout] = Registry("layout")
 
 
-def add(layout: Layout) -> Layout:
-    """Make a layout known by its name."""
+def register_layout(layout: Layout) -> Layout:
+    """Make a layout known by its name; a taken name raises `ValueError`."""
     return LAYOUTS.register(layout.name)(layout)
 
 

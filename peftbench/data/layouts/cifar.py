@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.data.files import ArrayPictures
-from peftbench.data.layouts.base import Contents, Layout, Rows, add
+from peftbench.data.layouts.base import Contents, Layout, Rows, register_layout
 from peftbench.data.layouts.lists import read_text
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec
@@ -50,7 +50,7 @@ def _read_binary(folder: Path, spec: DatasetSpec) -> Contents:
     return Contents(class_names, rows, ArrayPictures(arrays))
 
 
-add(
+register_layout(
     Layout(
         name="cifar_binary",
         about="cifar-100-binary: train.bin, test.bin and fine_label_names.txt (cifar-100-python is "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from peftbench.data.files import FilePictures
-from peftbench.data.layouts.base import Contents, Layout, Rows, add
+from peftbench.data.layouts.base import Contents, Layout, Rows, register_layout
 from peftbench.data.tree import folders, pictures_in
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec
@@ -56,7 +56,7 @@ def _read(folder: Path, spec: DatasetSpec) -> Contents:
     return Contents(class_names, parts, FilePictures(folder))
 
 
-add(
+register_layout(
     Layout(
         name="imagefolder",
         about="class folders: train/<class>/ and test/<class>/, or val/<class>/ where that is the "

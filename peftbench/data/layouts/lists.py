@@ -10,9 +10,9 @@ from peftbench.data.layouts.base import (
     Contents,
     Layout,
     Rows,
-    add,
     check_name,
     image_root,
+    register_layout,
     reindexed,
 )
 from peftbench.errors import DataError
@@ -88,7 +88,7 @@ def _build_notes(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path} does not say what the folder was built from: {error}.") from error
 
 
-add(
+register_layout(
     Layout(
         name="vtab1k",
         about="the vtab-1k folder: <task>/images/ with train800.txt, val200.txt, "
@@ -128,7 +128,7 @@ def _id(label: object) -> int:
     return int(str(label))
 
 
-add(
+register_layout(
     Layout(
         name="vpt_json",
         about="VPT's splits (V-PETL Bench has them too): train.json, val.json and test.json beside "
@@ -172,7 +172,7 @@ def _read_fewshot(folder: Path, spec: DatasetSpec) -> Contents:
     )
 
 
-add(
+register_layout(
     Layout(
         name="fewshot",
         about="NOAH's lists: annotations/train_meta.list.num_shot_K.seed_S, val_meta.list and "
