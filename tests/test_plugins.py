@@ -148,6 +148,9 @@ def test_a_launcher_of_an_installed_package_gets_the_jobs_of_a_sweep(
     sweep = ("run", "-m", "method=linear,bias", "seed=0,1", "hydra/launcher=echo")
     lines = told(site, tmp_path, "-m", "peftbench", *sweep, "hydra.launcher.greeting=got")
     assert lines[-1] == "got 4 jobs"
+    planned = told(site, tmp_path, "-m", "peftbench", "plan", *sweep[1:], "hydra.launcher.jobs=2")
+    assert "4 jobs: 0 done, 0 unsupported, 4 to run" in planned
+    assert "got 4 jobs" not in planned
 
 
 def test_a_data_set_of_an_installed_package_is_read_in_the_layout_of_another(

@@ -28,8 +28,12 @@ GROUPS = (
 )
 
 
-def run_with_hydra(do: Callable[[DictConfig], int], arguments: Sequence[str]) -> int:
+def run_with_hydra(
+    do: Callable[[DictConfig], int], arguments: Sequence[str], plans: bool = False
+) -> int:
     """The exit status of what `arguments` ask for: one run, whose configuration `do` gets, or more.
+
+    With `plans` a launcher only tells what it would do.
 
     Raises:
         ConfigError: what Hydra refuses, in one line.
@@ -62,7 +66,7 @@ def run_with_hydra(do: Callable[[DictConfig], int], arguments: Sequence[str]) ->
         except OmegaConfBaseException as e:
             refusals.append(ConfigError(one_line(e)))
 
-    task = Task(entry, tuple(flags_of(quoted)))
+    task = Task(entry, tuple(flags_of(quoted)), plans)
     with _environment(HYDRA_FULL_ERROR="1"):  # Hydra has no other way not to exit by itself
         try:
             # as hydra.main does, which takes its arguments from sys.argv alone

@@ -78,12 +78,16 @@ def plan(arguments: list[str]) -> int:
         return OK if arguments else USAGE
     sweep = [a for a in arguments if a not in ("-m", "--multirun")]
     with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
-        extra = ["hydra/launcher=plan", f"hydra.sweep.dir={scratch}"]
-        launchers = [a for a in sweep if a.startswith("hydra/launcher=")]
-        if launchers and launchers[-1] != "hydra/launcher=pool":
-            extra.append("hydra.launcher.cluster=true")
-        sweep = [a for a in sweep if a not in launchers]
-        return run_with_hydra(lambda cfg: OK, ["--multirun", *sweep, *extra])
+        composing = ["--multirun", *sweep, f"hydra.sweep.dir={scratch}"]
+        return run_with_hydra(_refuse, composing, plans=True)
+
+
+def _refuse(cfg: DictConfig) -> int:
+    """What a launcher that is none of peftbench does with each job, instead of planning it."""
+    raise ConfigError(
+        "hydra/launcher is none that can tell what it would do. Leave it out, or use pool, slurm "
+        "or ray."
+    )
 
 
 def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:

@@ -13,7 +13,6 @@ from peftbench.errors import ConfigError
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.launchers.base import QueueLauncher
 from peftbench.sweep.launchers.cluster import RayLauncher, SlurmLauncher
-from peftbench.sweep.launchers.plan import PlanLauncher
 
 
 @pytest.fixture
@@ -122,4 +121,33 @@ def test_plan_takes_the_overrides_of_a_sweep_for_a_cluster(cli) -> None:
     done = cli("plan", *sweep, "device=cuda")  # which the machine of the job has
     assert (done.status, done.err) == (0, "")
     assert "2 jobs: 0 done, 0 unsupported, 2 to run" in done.out
-    assert PlanLauncher(cluster=True, gpus_per_job=0.5, address="head:1").options.jobs is None
+    ray = ("hydra/launcher=ray", "hydra.launcher.address=head:1", "hydra.launcher.gpus_per_job=0.5")
+    done = cli("plan", *QUICK, "seed=0,1,2", *ray, "hydra.launcher.jobs=2")
+    assert (done.status, done.err) == (0, "")
+    assert "3 jobs: 0 done, 0 unsupported, 3 to run" in done.out
+
+
+@pytest.mark.parametrize("command", [("plan",), ("run", "-m")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("hydra.launcher.partition=gpu",), "partition"),
+        (("hydra/launcher=slurm", "hydra.launcher.gpus=2"), "gpus"),
+        (("hydra/launcher=ray", "hydra.launcher.detach=true"), "detach"),
+    ],
+)
+def test_a_key_of_another_launcher_is_refused(
+    cli, work: Path, command: tuple[str, ...], words: tuple[str, ...], key: str
+) -> None:
+    done = cli(*command, *QUICK, "seed=0,1", *words)
+    assert done.status == 2
+    assert done.err.startswith(f"peftbench: Unknown key in hydra.launcher: '{key}'.")
+    assert len(done.err.splitlines()) == 1
+    assert not (work / "results").exists()
+
+
+def test_a_launcher_that_cannot_plan_is_refused_and_trains_nothing(cli, work: Path) -> None:
+    done = cli("plan", *QUICK, "seed=0,1", "hydra/launcher=basic")
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("peftbench: hydra/launcher is none that can tell what it would do.")
+    assert not (work / "results").exists()

@@ -200,9 +200,9 @@ def test_make_sweep_is_an_experiment_that_variables_narrow() -> None:
     lite = swept("BACKBONE=efficientnet_lite0")
     assert lite == ["run", "-m", "experiments=mini", "backbone=efficientnet_lite0", *common]
     narrow = ("EXPERIMENT=vpt_swin", "METHODS=linear,mlp/3", "DATASETS=vtab/dtd", "SEEDS=42")
-    assert swept(*narrow, "LIMIT=20", "LAUNCHER=plan") == [
+    assert swept(*narrow, "LIMIT=20", "LAUNCHER=slurm") == [
         "run", "-m", "experiments=vpt_swin", "method=linear,mlp/3", "dataset=vtab/dtd", "seed=42",
-        "dataset.limit=20", "hydra/launcher=plan", *common,
+        "dataset.limit=20", "hydra/launcher=slurm", *common,
     ]  # fmt: skip
 
 

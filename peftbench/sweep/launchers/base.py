@@ -41,7 +41,7 @@ from peftbench.sweep.jobs import (
     without_repeats,
 )
 from peftbench.sweep.launchers.task import Task
-from peftbench.sweep.plan import Estimates
+from peftbench.sweep.plan import Estimates, show
 from peftbench.sweep.queues.pool import Command, Finished, Queue
 from peftbench.sweep.status import StatusView
 from peftbench.sweep.work import Plain, TunedWork, Work
@@ -111,9 +111,12 @@ class JobLauncher(Launcher):
             raise ConfigError("the sweep has no job: a list or glob in it is empty.")
         store = ResultsStore(self.config.results_dir)
         waiting = tqdm(job_overrides, "composing", unit=" jobs", leave=False, delay=2, disable=None)
-        jobs = [self._job(tuple(overrides)) for overrides in waiting]
-        self.work(without_repeats(jobs), store)
-        return [JobReturn(_return_value=0, status=JobStatus.COMPLETED) for _ in jobs]
+        jobs = without_repeats([self._job(tuple(overrides)) for overrides in waiting])
+        if self.task.plans:
+            self.plan(jobs, store)
+        else:
+            self.work(jobs, store)
+        return [JobReturn(_return_value=0, status=JobStatus.COMPLETED) for _ in job_overrides]
 
     def device(self, asked: str) -> str:
         """The device that must be there when a job is composed."""
@@ -126,6 +129,10 @@ class JobLauncher(Launcher):
     @abstractmethod
     def work(self, jobs: list[Job], store: ResultsStore) -> None:
         """Do what the launcher is for with jobs of distinct identity."""
+
+    def plan(self, jobs: list[Job], store: ResultsStore) -> None:
+        """Print what `work` would do with the jobs, and run nothing."""
+        show(jobs, store)
 
     def _identify(self, dataset: DatasetSpec) -> DatasetSpec:
         return data.identify(

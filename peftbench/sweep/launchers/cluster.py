@@ -17,7 +17,7 @@ from typing import Any
 from peftbench.errors import ConfigError
 from peftbench.limits import check_launcher, check_number, check_threads
 from peftbench.results.store import ResultsStore
-from peftbench.sweep.jobs import Attempt
+from peftbench.sweep.jobs import Attempt, Job
 from peftbench.sweep.launchers.base import (
     PLUGINS,
     Place,
@@ -25,6 +25,7 @@ from peftbench.sweep.launchers.base import (
     QueueLauncher,
     register_launcher,
 )
+from peftbench.sweep.plan import show
 from peftbench.sweep.queues.pool import Queue
 from peftbench.sweep.queues.ray import RayEngine, Share
 from peftbench.sweep.queues.remote import Engine, RemoteQueue, Terms
@@ -84,6 +85,10 @@ class _ClusterLauncher(QueueLauncher):
     def threads(self, asked: int | None) -> int | None:
         check_threads(asked, anywhere=True)  # the machine of the job judges for itself
         return None
+
+    def plan(self, jobs: list[Job], store: ResultsStore) -> None:
+        check_launcher(self.options)
+        show(jobs, store, self.options.jobs or 1)  # how many more there are is known there
 
     def open(self, store: ResultsStore, make: Callable[[Path], Engine], detach: bool) -> Place:
         """The queue over an engine that `make` makes when there is something to run."""

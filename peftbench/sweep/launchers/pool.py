@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from peftbench.limits import check_launcher
 from peftbench.results.store import ResultsStore
-from peftbench.sweep.jobs import Attempt
+from peftbench.sweep.jobs import Attempt, Job
 from peftbench.sweep.launchers.base import (
     PLUGINS,
     Place,
@@ -15,6 +16,7 @@ from peftbench.sweep.launchers.base import (
     QueueLauncher,
     register_launcher,
 )
+from peftbench.sweep.plan import show
 from peftbench.sweep.queues.pool import Pool, Queue
 from peftbench.sweep.queues.slots import Slot, make_slots, visible_gpus
 
@@ -41,6 +43,10 @@ class PoolLauncher(QueueLauncher):
 
     def gpus_of_a_job(self) -> int:
         return self.options.gpus_per_job if visible_gpus(self.options.gpus) else 0
+
+    def plan(self, jobs: list[Job], store: ResultsStore) -> None:
+        check_launcher(self.options)
+        show(jobs, store, len(slots_of(self.options)), device=self.config.device)
 
     def place(self, store: ResultsStore) -> Callable[[int], Place]:
         options, every = self.options, slots_of(self.options)

@@ -21,7 +21,7 @@ def register() -> None:
     """Tell Hydra all that peftbench adds to it; once a process."""
     hydra.register()
     known = Plugins.instance()  # before ours are stored: an installed plugin is called ray too
-    from peftbench.sweep.launchers import cluster, plan, pool, product  # noqa: F401  # theirs too
+    from peftbench.sweep.launchers import cluster, pool, product  # noqa: F401  # theirs too
 
     plugins.load("launchers")
     store = ConfigStore.instance()

@@ -18,6 +18,7 @@ class Task:
 
     do: Callable[[DictConfig], None]
     flags: tuple[str, ...]  # options of Hydra that jobs in processes of their own need too
+    plans: bool = False  # whether a launcher only tells what it would do
     unfinished: list[Ending] = field(default_factory=list)  # left by a launcher for the command
 
     def __call__(self, cfg: DictConfig) -> None:
