@@ -21,10 +21,10 @@ from timm.models import VisionTransformer
 
 import peftbench
 from peftbench.errors import Unsupported
-from peftbench.export import export
 from peftbench.methods import METHODS, discover
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
+from peftbench.run.export import export
 
 every_page = pytest.mark.parametrize("page", PAGES)
 REGISTERED = r'@register_method\("(\w+)"\)'

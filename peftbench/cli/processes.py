@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
+from peftbench.config.limits import MOST_PROCESSES, check_number
 from peftbench.errors import ConfigError
-from peftbench.limits import MOST_PROCESSES, check_number
 from peftbench.sweep.queues.processes import STOP_SECONDS, die_with
 from peftbench.sweep.queues.slots import usable_cores
 from peftbench.training.device import choose_device

@@ -97,7 +97,7 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     from peftbench import data, loggers
     from peftbench.cli.processes import check_count, run_together
     from peftbench.config.build import build, logger_settings
-    from peftbench.limits import check_micro_batch
+    from peftbench.config.limits import check_micro_batch
     from peftbench.results.record import Status
     from peftbench.results.store import ResultsStore
     from peftbench.run import experiment

@@ -72,7 +72,7 @@ def list_names(options: argparse.Namespace) -> int:
 
 
 def export_run(options: argparse.Namespace) -> int:
-    from peftbench.export import export
+    from peftbench.run.export import export
 
     folder = export(
         options.run_id,

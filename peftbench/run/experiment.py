@@ -13,8 +13,8 @@ import torch
 
 from peftbench.backbones.load import check_name
 from peftbench.backbones.preprocessing import image_size
+from peftbench.config.limits import check_threads
 from peftbench.errors import StoreError
-from peftbench.limits import check_threads
 from peftbench.loggers.guard import Guard
 from peftbench.results import told
 from peftbench.results.record import RunRecord, Status

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 import peftbench as pb
 from peftbench.errors import ConfigError, NotMergeable, UnknownName, Unsupported, WeightsError
-from peftbench.export import export
 from peftbench.methods import METHODS, discover
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
+from peftbench.run.export import export
 
 discover()
 

@@ -22,7 +22,6 @@ from torch import nn
 
 import peftbench as pb
 from peftbench import api
-from peftbench import export as exporting
 from peftbench.artefacts import task_file as files
 from peftbench.artefacts.loading import backbone_of, load_merged
 from peftbench.backbones.hashes import hash_checkpoint, hash_tensors
@@ -30,6 +29,7 @@ from peftbench.backbones.load import construction
 from peftbench.backbones.load import load as load_backbone
 from peftbench.errors import ConfigError, PeftbenchError, WeightsError
 from peftbench.methods import METHODS
+from peftbench.run import export as exporting
 from peftbench.spec import BackboneSpec
 
 SPEC = BackboneSpec("vit_mini", image_size=12, title="vit_mini")

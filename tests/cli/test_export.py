@@ -17,10 +17,10 @@ from support.rounding import assert_alike
 from support.tiny_runs import digits, files_below, short_timings, tiny_spec
 
 import peftbench as pb
-from peftbench import export as exporting
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
+from peftbench.run import export as exporting
 from peftbench.spec import Phase
 
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))

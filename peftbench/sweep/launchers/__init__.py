@@ -1,1 +1,1 @@
-"""What Hydra starts a sweep with: this machine, Slurm, Ray, or a plan."""
+"""What Hydra starts a sweep with: this machine, Slurm or Ray."""

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from peftbench import data
 from peftbench.backbones.hashes import hash_checkpoint
 from peftbench.canonical import digest
+from peftbench.config.limits import MOST_PROCESSES, check_launcher, check_micro_batch, check_number
 from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
-from peftbench.limits import MOST_PROCESSES, check_launcher, check_micro_batch, check_number
 from peftbench.loggers.guard import WARNING
 from peftbench.registry import Registry, unknown_name
 from peftbench.results.record import Status

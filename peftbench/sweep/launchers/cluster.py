@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftbench.config.limits import check_launcher, check_number, check_threads
 from peftbench.errors import ConfigError
-from peftbench.limits import check_launcher, check_number, check_threads
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Attempt, Job
 from peftbench.sweep.launchers.base import (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from peftbench.limits import check_launcher
+from peftbench.config.limits import check_launcher
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Attempt, Job
 from peftbench.sweep.launchers.base import (

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from peftbench.config.limits import LAUNCHER, check_number
 from peftbench.errors import ConfigError
-from peftbench.limits import LAUNCHER, check_number
 
 IDENTIFIER = re.compile(r"\d+|[A-Za-z][\w/-]*")  # 0, GPU-5f3c..., MIG-...
 MOST_GPUS = 1024  # of one machine

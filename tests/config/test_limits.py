@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from peftbench import limits
 from peftbench.cli import processes
+from peftbench.config import limits
 from peftbench.errors import ConfigError
 from peftbench.sweep.launchers.base import sums
 from peftbench.sweep.launchers.pool import PoolConfig
