@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from peftbench.untrusted import printable, printable_lines
@@ -116,8 +117,22 @@ EPOCH_COLUMNS = (
 
 
 def array_of(values: Iterable[Any], dtype: Any, convert: Callable[[Any], Any] | None = None) -> Any:
+    """A column of `values` that fit its dtype; others are missing.
+
+    Args:
+        convert: what makes a value, or `pd.NA`, of each; by default as the dtype needs.
+    """
+    listed = list(values)
+    kinds = set(map(type, listed))
+    if convert is None and dtype == "Float64" and kinds <= {float, int, type(None)}:
+        plain = np.array(listed, dtype=float)  # at once: epochs are a million numbers
+        finite = np.isfinite(plain)
+        return pd.arrays.FloatingArray(np.where(finite, plain, np.nan), ~finite)
     convert = convert or _CONVERT[dtype]
-    return pd.array([convert(value) for value in values], dtype=dtype)
+    if kinds <= {str, type(None)}:  # an id stands in every epoch of its run
+        once = {value: convert(value) for value in set(listed)}
+        return pd.array([once[value] for value in listed], dtype=dtype)
+    return pd.array([convert(value) for value in listed], dtype=dtype)
 
 
 def _integer(value: Any) -> Any:

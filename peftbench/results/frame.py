@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,15 @@ def epochs(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
     """One row an epoch with the columns of `EPOCH_COLUMNS`; `run_id` leads to the table of runs."""
     records = source.records() if isinstance(source, ResultsStore) else source
     ordered = sorted(current(records), key=lambda record: record.run_id)
-    rows = [{"run_id": r.run_id, **vars(epoch)} for r in ordered for epoch in r.history]
+    rows = [epoch for record in ordered for epoch in record.history]
+    run_ids = [record.run_id for record in ordered for _ in record.history]
     return pd.DataFrame(
-        {c.name: array_of((row[c.name] for row in rows), c.dtype) for c in EPOCH_COLUMNS}
+        {
+            c.name: array_of(
+                run_ids if c.name == "run_id" else map(attrgetter(c.name), rows), c.dtype
+            )
+            for c in EPOCH_COLUMNS
+        }
     )
 
 

@@ -77,15 +77,23 @@ def spell(value: Any) -> str:
 def csv_text(table: pd.DataFrame) -> str:
     """The frame as csv with every digit; an empty field is a missing value."""
     spelled = pd.DataFrame(
-        {
-            name: [
-                pd.NA if value is pd.NA else guarded(spell(value)) for value in table[name].array
-            ]
-            for name in map(str, table.columns)
-        },
-        dtype=object,
+        {name: _cells(table[name].array) for name in map(str, table.columns)}, dtype=object
     )
     return spelled.to_csv(index=False, lineterminator="\n")
+
+
+def _cells(column: Any) -> list[Any]:
+    """What each value of a column is written as; `pd.NA` is an empty field."""
+    if str(column.dtype) == "Float64":  # no number is a formula
+        there = ~column.isna()
+        numbers = column.to_numpy(dtype=float, na_value=0.0).tolist()
+        return [
+            repr(number) if known else pd.NA for number, known in zip(numbers, there, strict=True)
+        ]
+    if str(column.dtype) == "string":  # an id stands in every epoch of its run
+        once = {value: value if value is pd.NA else guarded(value) for value in set(column)}
+        return [once[value] for value in column]
+    return [value if value is pd.NA else guarded(spell(value)) for value in column]
 
 
 def _parse(text: Any, dtype: str) -> Any:

@@ -13,15 +13,13 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from peftbench.registry import unknown_name
-from peftbench.report.figures.lines import Line, Score, lines
+from peftbench.report.figures.histories import QUANTITIES, histories, in_order
+from peftbench.report.figures.lines import Line
 from peftbench.report.figures.style import GREY, STYLE, empty, style_of
 from peftbench.report.view import View, view_of
-from peftbench.results.record import Status
 
 COLUMNS = 5  # panels side by side
 HEADING: Any = {"fontsize": 10, "fontweight": "bold"}
-QUANTITIES = {"accuracy": "training accuracy in %", "loss": "training loss in nats"}
 
 
 def learning_curves(
@@ -34,11 +32,9 @@ def learning_curves(
     data sets of the means over seeds, its band one sample standard deviation over seeds to both
     sides. It ends where the first data set does.
     """
-    if quantity not in QUANTITIES:
-        raise unknown_name("quantity", quantity, QUANTITIES)
     view = view_of(runs)
     table = view.table
-    drawn = lines(scores(view, epochs, quantity))
+    drawn = in_order([history.line() for history in histories(view, epochs, quantity)])
     if not drawn:
         return empty("no finished final run with a history")
     wide = min(COLUMNS, len(drawn))
@@ -104,29 +100,6 @@ def _frame(axes: Axes, drawn: Sequence[Line], *, left: bool, bottom: bool) -> No
     axes.xaxis.set_major_locator(FixedLocator([x for x in ticks if 0 < x <= last]))
     axes.yaxis.set_major_locator(FixedLocator([y for y in heights if low <= y <= high + margin]))
     axes.tick_params(labelleft=left, labelbottom=bottom, length=2)
-
-
-def scores(view: View, epochs: pd.DataFrame, quantity: str) -> list[Score]:
-    """Each epoch of each finished final run, named by its row of the tables."""
-    runs = view.labelled
-    runs = runs[runs["status"] == str(Status.OK)].set_index("run_id")
-    names = runs[["label", "method", "dataset", "seed"]].to_dict("index")
-    factor = 100.0 if quantity == "accuracy" else 1.0
-    result = []
-    kept = epochs[epochs["run_id"].isin(names)].dropna(subset=quantity)
-    for run_id, epoch, value in zip(kept["run_id"], kept["epoch"], kept[quantity], strict=True):
-        run = names[run_id]
-        result.append(
-            Score(
-                str(run["label"]),
-                str(run["method"]),
-                str(run["dataset"]),
-                int(run["seed"]),
-                float(epoch),
-                factor * float(value),
-            )
-        )
-    return result
 
 
 def _curve(line: Line) -> tuple[list[float], list[float]]:

@@ -15,7 +15,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from peftbench.report.figures.learning import QUANTITIES
+from peftbench.report.figures.histories import QUANTITIES
 from peftbench.report.page.facts import failures, method_parts, provenance
 from peftbench.report.page.panels import costs, markers, method_styles, panels
 from peftbench.report.scores import SCORE, SCORES

@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from peftbench.report.costs import COSTS, measured
-from peftbench.report.figures.learning import QUANTITIES, scores
-from peftbench.report.figures.lines import lines
+from peftbench.report.figures.histories import QUANTITIES, histories, in_order
 from peftbench.report.figures.style import COLOURS, style_of
 from peftbench.report.scores import SCORES
 from peftbench.report.spreads import RowKey, leaders, spreads
@@ -176,28 +175,25 @@ def _curves(view: View, epochs: pd.DataFrame) -> dict[tuple[str, str], dict[str,
             runs["run_id"], runs["heading"], runs["suite"].fillna(""), strict=True
         )
     }
+    dataset_of = dict(zip(runs["run_id"], runs["dataset"].astype(str), strict=True))
     by_section: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     of_run = [panel_of.get(run_id) for run_id in epochs["run_id"]]
     for key in dict.fromkeys(panel_of.values()):
         mine = epochs[[panel == key for panel in of_run]] if len(epochs) else epochs
+        in_turn = list(dict.fromkeys(dataset_of[run_id] for run_id in mine["run_id"].unique()))
         for quantity in QUANTITIES:
-            known = scores(view, mine, quantity)
-            by_task: dict[str, list[Any]] = defaultdict(list)
-            for score in known:
-                by_task[score.dataset].append(score)
-            if len(by_task) > 1:
-                by_task[""] = known
-            for task, chosen in by_task.items():
-                curves = by_section[key].setdefault(task, {}).setdefault(quantity, [])
-                for line in lines(chosen):
-                    step = max(1, -(-len(line.places) // MOST_EPOCHS))
-                    kept = [*line.places[:-1:step], line.places[-1]]
+            known = histories(view, mine, quantity)
+            drawn = {dataset for one in known for dataset in one.datasets}
+            tasks: list[str | None] = [task for task in in_turn if task in drawn]
+            for task in [*tasks, *([None] if len(tasks) > 1 else [])]:
+                curves = by_section[key].setdefault(task or "", {}).setdefault(quantity, [])
+                for line in in_order([one.line(task, MOST_EPOCHS) for one in known]):
                     curves.append(
                         {
                             "label": line.name,
                             "method": line.method,
-                            "x": [place.x for place in kept],
-                            "y": [_number(place.mean, 4) for place in kept],
+                            "x": [place.x for place in line.places],
+                            "y": [_number(place.mean, 4) for place in line.places],
                         }
                     )
     return dict(by_section)
