@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.forked_matlab import forked_matlab  # noqa: F401 - a fixture
 
 from peftbench.spec import Preprocessing
 

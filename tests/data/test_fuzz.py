@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import faulthandler
 import io
 import json
 import os
 import resource
-import subprocess
 import sys
 import tarfile
 import warnings
@@ -20,7 +18,7 @@ import pytest
 from PIL import Image, features
 from support.mutation import COPIES, mutations
 
-from peftbench.data import hdf5, images, matlab, matlab_child, tables
+from peftbench.data import hdf5, images, matlab, tables
 from peftbench.data.layouts import lists
 from peftbench.data.manifest import Manifest
 from peftbench.data.raw import smallnorb, tfrecord
@@ -255,34 +253,10 @@ def test_matrices_of_smallnorb(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a new process for each copy takes seconds")
-def test_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader's process is a fork of this one, which has SciPy already: all else is the same.
-
-    A fork takes as long as reading five files of other kinds, so there are fewer copies.
-    """
+def test_matlab_files(tmp_path: Path, forked_matlab: list[bool]) -> None:
+    """A fork takes as long as reading five files of other kinds, so there are fewer copies."""
     scipy = pytest.importorskip("scipy.io", exc_type=ImportError)
     path = tmp_path / "a.mat"
-    died = []
-
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
-        answer = tmp_path / "answer"
-        pid = os.fork()
-        if pid == 0:
-            try:
-                faulthandler.disable()
-                with answer.open("w") as told:
-                    sys.stdout = told
-                    status = matlab_child.main(command)
-                os._exit(status)
-            finally:
-                os._exit(99)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert status != 99
-        died.append(status < 0)
-        return subprocess.CompletedProcess(command, status, answer.read_bytes())
-
-    monkeypatch.setattr(matlab, "_command", list)
-    monkeypatch.setattr(subprocess, "run", run)
     records = np.array([(1, "x.jpg"), (2, "y.jpg")], dtype=[("class", "O"), ("fname", "O")])
     names = np.array(["a/b.jpg", "c/d.jpg"], dtype=object)
 
@@ -296,4 +270,4 @@ def test_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         content = {"labels": np.arange(9), "file_list": names, "annotations": records}
         scipy.savemat(path, content, do_compression=packed)
         bear(path.read_bytes(), read, COPIES // 4)
-    assert not died[0]
+    assert not forked_matlab[0]

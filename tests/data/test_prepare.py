@@ -30,6 +30,8 @@ from peftbench.data.sources import Archive, Source, source_of
 from peftbench.errors import ConfigError, DataError, UnknownName
 from peftbench.spec import DatasetSpec, Phase
 
+pytestmark = pytest.mark.usefixtures("forked_matlab")  # flowers, dogs and cars have such lists
+
 EMPTY: dict[str, Source] = {}
 
 

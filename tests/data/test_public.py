@@ -20,6 +20,8 @@ from peftbench.data.layouts import LAYOUTS
 from peftbench.errors import DataError, UnknownName
 from peftbench.spec import DatasetSpec, Phase
 
+pytestmark = pytest.mark.usefixtures("forked_matlab")  # flowers, dogs and cars have such lists
+
 GAPS = (3, 17, 295)  # ids of classes that do not follow one another
 
 # data set, folder below the one for all data, layout, and what writes it

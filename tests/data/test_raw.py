@@ -46,6 +46,8 @@ from peftbench.data.raw.order import shuffled
 from peftbench.errors import DataError, UnknownName
 from peftbench.spec import Phase
 
+pytestmark = pytest.mark.usefixtures("forked_matlab")  # flowers and SVHN are given out in it
+
 TFDS = json.loads(GOLDEN.read_text(encoding="utf-8"))
 LISTS = {"train800": 6, "val200": 3, "test": None}
 
