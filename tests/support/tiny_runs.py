@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
@@ -80,7 +81,20 @@ def tiny_spec(method: str | Method = "linear", **changes: Any) -> RunSpec:
 
 
 def compose(*overrides: str) -> DictConfig:
-    """What `peftbench run OVERRIDES` composes."""
+    """What `peftbench run OVERRIDES` composes, always a new one.
+
+    Hydra takes 0.1 s for it, so that it composes the same only once, unless the working directory
+    has choices of its own: they may change.
+    """
+    here = Path.cwd()
+    own = any((here / name).is_dir() for name in ("conf", "experiments"))
+    if own and here != config_dir().parent:
+        return _composed.__wrapped__(overrides)
+    return copy.deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     register()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         return hydra.compose("config", overrides=list(overrides))
