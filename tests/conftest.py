@@ -22,7 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; more threads
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
 
-pytest_plugins = ["support.fake_jobs"]
+pytest_plugins = ["support.fake_jobs", "support.quick_hydra"]
 
 
 def pytest_collection_finish() -> None:
