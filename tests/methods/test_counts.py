@@ -6,13 +6,13 @@ paper where there is no released code for the backbone; none comes from the code
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from support.copies import Copies
 
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.backbones.describe import describe
@@ -111,10 +111,15 @@ def _loaded(backbone: str) -> tuple[torch.nn.Module, Anatomy]:
     return loaded.model, describe(loaded.model, loaded.image_size)
 
 
+@cache
+def _copies(backbone: str) -> Copies:
+    return Copies(_loaded(backbone)[0])
+
+
 def _apply(backbone: str, method: str, **options: Any) -> Tuned:
-    model, anatomy = _loaded(backbone)
+    anatomy = _loaded(backbone)[1]
     generator = torch.Generator().manual_seed(0)
-    tuned = apply(METHODS[method](**options), copy.deepcopy(model), anatomy, CLASSES, generator)
+    tuned = apply(METHODS[method](**options), _copies(backbone)(), anatomy, CLASSES, generator)
     assert all(p.is_meta for p in tuned.trainable.values())
     return tuned
 

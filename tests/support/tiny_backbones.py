@@ -6,9 +6,6 @@ mistake. Stochastic layers are present, so that a wrong mode shows.
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -29,6 +26,7 @@ from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.backbones.describe import describe
+from support.copies import Copies
 
 NUM_CLASSES = 5  # of the classifier that the backbones come with
 
@@ -206,50 +204,14 @@ def _template(name: str) -> tuple[nn.Module, Anatomy]:
     return model, describe(model, tiny.image_size)
 
 
-class _Pickler(pickle.Pickler):
-    """Writes a model but for its tensors, which it lists in `tensors`."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.tensors: list[Tensor] = []
-
-    def persistent_id(self, value: object) -> int | None:
-        if not isinstance(value, Tensor):
-            return None
-        known = (i for i, tensor in enumerate(self.tensors) if tensor is value)
-        number = next(known, len(self.tensors))
-        if number == len(self.tensors):
-            self.tensors.append(value)
-        return number
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds such a model with copies of the tensors; what shared a tensor shares its copy."""
-
-    def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
-        super().__init__(file)
-        self.copies = copy.deepcopy(tensors)
-
-    def persistent_load(self, number: int) -> Tensor:
-        return self.copies[number]
-
-
 @cache
-def _pickled(name: str) -> tuple[bytes, list[Tensor]]:
-    file = io.BytesIO()
-    pickler = _Pickler(file)
-    pickler.dump(_template(name)[0])
-    return file.getvalue(), pickler.tensors
+def _copies(name: str) -> Copies:
+    return Copies(_template(name)[0])
 
 
 def fresh(name: str) -> nn.Module:
-    """A new copy of the tiny backbone `name`, always with the same random weights.
-
-    By way of pickle, which is in C and takes a third of the time of `copy.deepcopy`.
-    """
-    written, tensors = _pickled(name)
-    model: nn.Module = _Unpickler(io.BytesIO(written), tensors).load()
-    return model
+    """A new copy of the tiny backbone `name`, always with the same random weights."""
+    return _copies(name)()
 
 
 def anatomy_of(name: str) -> Anatomy:
