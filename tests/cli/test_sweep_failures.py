@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.forked_servers import forked_servers
 from support.tiny_runs import BIAS_HOT, QUICK
 
 from peftbench.results.record import Status
@@ -68,7 +69,8 @@ def test_every_kind_of_failure_is_a_row_with_its_cause_and_the_others_finish(wor
         )
     (folder / "bias_hot.yaml").write_text(BIAS_HOT)
 
-    words = ("method=ruin_crash,ruin_memory,bias_hot,ruin_well,linear", "hydra.launcher.jobs=2")
+    # one server, from which each job is forked: a second would only load torch once more
+    words = ("method=ruin_crash,ruin_memory,bias_hot,ruin_well,linear", "hydra.launcher.jobs=1")
     done = subprocess.run(
         [*(sys.executable, "-m", "peftbench", "run", "-m", *QUICK, "recipe.epochs=2"), *words],
         cwd=work,
@@ -105,7 +107,8 @@ def test_a_job_that_takes_too_long_is_ended_and_recorded(cli, work: Path) -> Non
     """By itself: a time that it exceeds for certain is one that others may, on a busy machine."""
     endless = [word for word in QUICK if not word.startswith("recipe.epochs")]
     words = (*endless, "recipe.epochs=100000", "seed=5", "hydra.launcher.jobs=1")
-    late = cli("run", "-m", *words, "hydra.launcher.timeout=2")
+    with forked_servers():
+        late = cli("run", "-m", *words, "hydra.launcher.timeout=2")
     assert late.status == 1, late.err
     (record,) = ResultsStore(work / "results").records()
     assert record.status is Status.TIMEOUT

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.forked_servers import forked_servers
 from support.tiny_runs import QUICK
 
 from peftbench.results.record import RunRecord, Status
@@ -44,7 +45,8 @@ def test_every_method_gets_the_same_budget_and_the_winner_is_tested_once_a_seed(
     cli, work: Path, tuner: tuple[str, ...]
 ) -> None:
     sweep = ("run", "-m", *SMALL, *tuner, "method=linear,bias,vpt_pad", "seed=3,4", SHARED)
-    done = cli(*sweep, "hydra.launcher.jobs=2")
+    with forked_servers():
+        done = cli(*sweep, "hydra.launcher.jobs=2")
     assert (done.status, done.err) == (0, "")
     first = "2 cells of 3 trials x 1 epochs, 4 final runs: 0 already done, 12 to run, 2 at a time"
     assert done.out.splitlines()[0] == first
