@@ -40,6 +40,8 @@ RECIPE = {
     "frozen_mode": "train",
 }
 SPEC = tiny_spec(VPTDeep(dropout=0.3), dataset=digits(11), recipe=RECIPE)
+# two steps an epoch, four in all: what is wrong with a state is known before the first of them
+SHORT = tiny_spec(VPTDeep(dropout=0.3), dataset=digits(6), recipe=RECIPE | {"epochs": 2})
 
 
 def saving(**when: Any) -> experiment.RunOptions:
@@ -85,13 +87,23 @@ def checkpoints(store: ResultsStore) -> list[Path]:
     return [path for path in store.root.glob("checkpoints/*") if path.is_file()]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    store = ResultsStore(tmp_path_factory.mktemp("whole"))
+def left_alone(spec: RunSpec, folder: Path) -> dict[str, Any]:
+    """The outcome of a run that nothing stops."""
+    store = ResultsStore(folder)
     with short_timings():
-        record = experiment.run(SPEC, store)
+        record = experiment.run(spec, store)
     assert record.status is Status.OK
     return outcome(record, store)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return left_alone(SPEC, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def whole_short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return left_alone(SHORT, tmp_path_factory.mktemp("whole_short"))
 
 
 # saved every two steps: in an epoch, at the end of one (6), and before anything was saved (1)
@@ -232,27 +244,27 @@ def nested(depth: int) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a run that was stopped."""
+    """The checkpoint of a `SHORT` run that was stopped within its second epoch."""
     store = ResultsStore(tmp_path_factory.mktemp("left"))
-    with short_timings(), stopped_after(5):
-        experiment.run(SPEC, store, saving(steps=2))
+    with short_timings(), stopped_after(3):
+        experiment.run(SHORT, store, saving(steps=3))
     (path,) = checkpoints(store)
     return path
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_state_with_unexpected_content_is_not_taken_up(
-    store: ResultsStore, whole: dict[str, Any], left: Path, name: str
+    store: ResultsStore, whole_short: dict[str, Any], left: Path, name: str
 ) -> None:
     path = store.root / "checkpoints" / left.name
     path.parent.mkdir(parents=True)
     shutil.copyfile(left, path)
     rewritten(path, CHANGES[name])
-    record = experiment.run(SPEC, store, saving(steps=2))
+    record = experiment.run(SHORT, store, saving(steps=3))
     assert record.status is Status.OK, record.error
     (note,) = record.notes
     assert note.startswith(f"started anew: {path} ") and "\n" not in note
-    assert outcome(record, store) | {"notes": []} == whole
+    assert outcome(record, store) | {"notes": []} == whole_short
     assert checkpoints(store) == []
 
 
@@ -262,15 +274,15 @@ def a_pipe(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [a_pipe, Path.mkdir, Path.touch], ids=["FIFO", "folder", "empty"])
 def test_what_is_no_checkpoint_does_not_stop_a_run(
-    store: ResultsStore, whole: dict[str, Any], left: Path, make: Callable[[Path], None]
+    store: ResultsStore, whole_short: dict[str, Any], left: Path, make: Callable[[Path], None]
 ) -> None:
     path = store.root / "checkpoints" / left.name
     path.parent.mkdir(parents=True)
     make(path)
-    record = experiment.run(SPEC, store, saving(steps=2))
+    record = experiment.run(SHORT, store, saving(steps=3))
     assert record.status is Status.OK, record.error
     assert record.notes[0].startswith(f"started anew: {path} cannot be read (")
-    assert outcome(record, store) | {"notes": []} == whole
+    assert outcome(record, store) | {"notes": []} == whole_short
 
 
 @pytest.mark.parametrize(
