@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peftbench import shipped
-from peftbench.errors import ConfigError
-from peftbench.spec import PreprocessingSpec, Protocol, Selection
+from peftbench import mappings, shipped
+from peftbench.spec import LAST, PreprocessingSpec, Protocol, Selection
 
 DEFAULT_RECIPE = "default"  # of a protocol that names none
 
@@ -45,17 +44,16 @@ def recipe_of(entry: Mapping[str, Any]) -> str:
     return next(named, DEFAULT_RECIPE)
 
 
+def rule_of(entry: Mapping[str, Any]) -> str:
+    """The rule by which a protocol chooses the epoch, whatever else its file says."""
+    return str(entry.get("selection", {}).get("rule", LAST))
+
+
 def shipped_entries(group: str) -> dict[str, Mapping[str, Any]]:
     """The files of a group that peftbench comes with, by name; those of no other folder.
 
     Raises:
-        ConfigError: one is no mapping.
+        ConfigError: one cannot be read.
     """
     folder = shipped.folder("conf", "conf", "config.yaml") / group
-    entries: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(folder.glob("*.yaml")):
-        entry = shipped.load_yaml(path) or {}
-        if not isinstance(entry, dict):
-            raise ConfigError(f"{path} is no mapping. Correct it.")
-        entries[path.stem] = entry
-    return entries
+    return {path.stem: mappings.read(path) for path in sorted(folder.glob("*.yaml"))}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from peftbench.errors import ConfigError
 
@@ -26,13 +23,3 @@ def folder(installed: str, clone: str, marker: str) -> Path:
         f"{clone}/{marker} is neither in {places[0]} nor in {places[1]}: the installation is "
         "incomplete. Install peftbench again."
     )
-
-
-def load_yaml(path: Path) -> Any:
-    """What a YAML file holds; `ConfigError` where it is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read as YAML: {reason}. Correct it.") from error

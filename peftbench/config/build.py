@@ -17,6 +17,7 @@ from peftbench.config.schema import RunConfig
 from peftbench.data.sources import Source, source_of
 from peftbench.errors import ConfigError
 from peftbench.loggers import LoggerSettings
+from peftbench.protocols import rule_of
 from peftbench.registry import unknown_name
 from peftbench.spec import (
     LAST,
@@ -131,13 +132,9 @@ def logger_settings(cfg: DictConfig) -> LoggerSettings:
 def _selection(cfg: DictConfig) -> Selection:
     """The rule that chooses the epoch; one that looks at test must be the protocol's own."""
     selection: Selection = OmegaConf.to_object(cfg.selection)  # type: ignore[assignment]
-    own = catalogue("protocol").get(cfg.protocol, {}).get("selection", {}).get("rule", LAST)
-    if selection.rule not in (LAST, own):
-        declaring = [
-            name
-            for name, entry in catalogue("protocol").items()
-            if entry.get("selection", {}).get("rule") == selection.rule
-        ]
+    rules = {name: rule_of(entry) for name, entry in catalogue("protocol").items()}
+    if selection.rule not in (LAST, rules.get(cfg.protocol, LAST)):
+        declaring = [name for name, rule in rules.items() if rule == selection.rule]
         raise ConfigError(
             f"selection.rule={selection.rule} flatters, and protocol={cfg.protocol} does not "
             f"declare it. Use selection.rule={LAST}, or a protocol that does: "

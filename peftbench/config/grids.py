@@ -11,8 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
+from peftbench import mappings
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 
@@ -61,10 +60,10 @@ def read(path: Path) -> Mapping[str, Grid]:
     Raises:
         ConfigError: the file is not of this form.
     """
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(raw, dict):
+    raw = mappings.read(path)
+    if not raw:
         raise ConfigError(f"{path} holds no grids. Give each a name with {', '.join(KEYS)}.")
-    grids = {str(name): _grid(f"{path}: {name}", str(name), entry) for name, entry in raw.items()}
+    grids = {name: _grid(f"{path}: {name}", name, entry) for name, entry in raw.items()}
     return MappingProxyType(grids)
 
 

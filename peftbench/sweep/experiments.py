@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftbench.config import foreign, grids
+from peftbench import mappings
+from peftbench.config import grids
 from peftbench.config.choices import catalogue, choices, group_dirs, is_local, method_of, pinned
 from peftbench.config.globs import all_written_out
 from peftbench.errors import ConfigError
@@ -88,7 +89,7 @@ class Sweep:
 
 def read(path: Path) -> Experiment:
     """What a file that `sweep` accepts says of itself."""
-    declared = foreign.read(path).get("experiments") or {}
+    declared = mappings.read(path).get("experiments") or {}
     question, table, gpu_hours = (
         str(declared.get(key, "")) for key in ("question", "table", "gpu_hours")
     )
@@ -104,7 +105,7 @@ def sweep(path: Path) -> Sweep:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    body = foreign.read(path)
+    body = mappings.read(path)
     try:
         params = body.get("hydra", {}).get("sweeper", {}).get("params", {})
         texts = [f"{key}={value}" for key, value in params.items()]

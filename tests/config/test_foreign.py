@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from peftbench import mappings
 from peftbench.cli import listing
 from peftbench.config import build as config
 from peftbench.config import foreign
@@ -122,4 +123,4 @@ def test_our_own_files_are_held_to_the_same_keys(tmp_path: Path) -> None:
         for path in (config_dir() / group).rglob("*.yaml"):
             foreign.read_of_group(group, path)
     bare = put(tmp_path / "a.yaml", b"")
-    assert foreign.read(bare) == {}
+    assert mappings.read(bare) == {}

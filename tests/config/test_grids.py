@@ -50,7 +50,8 @@ one:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- 1\n", "holds no grids"),
+        ("- 1\n", "holds a list, not keys with values"),
+        ("", "holds no grids"),
         ("a: 3\n", "a must have exactly the keys source, methods, axes"),
         ("a: {source: s, methods: [lora]}\n", "must have exactly the keys"),
         ("a: {source: s, methods: [lora], axes: {recipe.lr: []}}\n", "none of them empty"),

@@ -353,7 +353,7 @@ rows: [{title: Full, method: full}]
         ("fgvc}]", "fgvc}, {kind: task, over: fgvc}]", "PATH has two columns with key fgvc/cub200"),
         ("over: fgvc", "over: fewshot", "has no value for 'shots' of fewshot/fgvc_aircraft"),
         ("kind: task", "kind: wins, title: W, against: Linear", "Unknown row in PATH: 'Linear'"),
-        ("rows: [", "rows: {", "PATH cannot be read as YAML"),
+        ("rows: [", "rows: {", "PATH, line 9 is no YAML: "),
     ],
 )
 def test_a_broken_description_is_refused_in_one_line(tmp_path, old, new, message) -> None:

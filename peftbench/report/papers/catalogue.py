@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftbench import shipped
+from peftbench import mappings, shipped
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 from peftbench.report.papers.description import (
@@ -94,7 +94,7 @@ def of_experiment(name: str) -> list[PaperTable]:
 
 def read(path: Path) -> PaperTable:
     """The table in a file; `ConfigError` names what is wrong with it."""
-    raw = _mapping(path, "the file", shipped.load_yaml(path), TABLE_KEYS)
+    raw = _mapping(path, "the file", mappings.read(path), TABLE_KEYS)
     for key in ("title", "source", "experiment", "protocol", "published", "columns"):
         if not raw.get(key):
             raise ConfigError(f"{path} has no {key}. A table needs one.")
@@ -205,7 +205,7 @@ def _suites() -> tuple[PaperTasks, Averages]:
     averages: Averages = {}
     for place in reversed(folders()):
         path = place / SUITES
-        for name, raw in (shipped.load_yaml(path) if path.is_file() else {}).items():
+        for name, raw in (mappings.read(path) if path.is_file() else {}).items():
             suite = _mapping(path, name, raw, SUITE_KEYS)
             for group, entry in suite["groups"].items():
                 members = [
