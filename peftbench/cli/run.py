@@ -46,7 +46,7 @@ options:
   --config-dir PATH   one more folder with method/, backbone/, dataset/ configurations
   hydra.launcher.KEY=VALUE   gpus gpus_per_job jobs_per_gpu jobs jobs_per_process timeout stagger
                       retry_out_of_memory on_failure=continue|stop stop_after
-  hydra/launcher=slurm|ray   the same jobs on many machines; see README, "Many machines"
+  hydra/launcher=slurm|ray   the same jobs on many machines; see docs/many-machines.md
                       retry_lost_machine=N   times that a job whose machine fails goes to another
 
 exit status: 0 done, 1 a run failed, is held by another launch or found the disk full, 2 bad command
