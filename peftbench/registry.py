@@ -56,6 +56,10 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
 
+    def entries(self) -> tuple[T, ...]:
+        """What is registered, in the order in which it was."""
+        return tuple(self._entries.values())
+
     def __len__(self) -> int:
         return len(self._entries)
 

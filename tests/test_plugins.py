@@ -13,10 +13,12 @@ from support.documents import ROOT
 
 PARTS = {
     "families": """
-from peftbench.backbones.anatomy import Family
+from peftbench.backbones.anatomy import Example, Family
 from peftbench.backbones.families import register_family
 
-register_family(Family(name="vgg", classes=("VGG",), blocks="features.*", inside={}, stem={}))
+vgg = Family(name="vgg", classes=("VGG",), blocks="features.*", inside={}, stem={},
+             example=Example("VGG-11", "vgg11"))
+register_family(vgg)
 """,
     "figures": """
 from matplotlib.figure import Figure
@@ -74,8 +76,10 @@ for _, stem, figure in all_figures(Views(table), pd.DataFrame(), kinds=kinds):
 DESCRIBED = """
 import timm
 from peftbench.backbones.families import FAMILIES, family_of
+from peftbench.cli.method_pages import examples
 print("vgg" in FAMILIES, family_of(timm.create_model("resnet18")).name)
 print(family_of(timm.create_model("vgg11")).name, "vgg" in FAMILIES)
+print([example.title for example in examples()][-3:])
 """
 LEAVES = """
 name: garden/leaves
@@ -129,7 +133,8 @@ def told(site: Path, work: Path, *arguments: str) -> list[str]:
 def test_a_family_of_an_installed_package_describes_its_backbones(
     site: Path, tmp_path: Path
 ) -> None:
-    assert told(site, tmp_path, "-c", DESCRIBED) == ["False resnet", "vgg True"]
+    examples = "['EfficientNet-Lite0', 'VGG-11', 'RegNetX-200MF']"
+    assert told(site, tmp_path, "-c", DESCRIBED) == ["False resnet", "vgg True", examples]
 
 
 def test_a_figure_of_an_installed_package_is_drawn_behind_ours_for_each_suite(

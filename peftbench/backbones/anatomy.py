@@ -104,6 +104,14 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
+class Example:
+    """An architecture of timm by which readers know a family."""
+
+    title: str
+    architecture: str
+
+
+@dataclass(frozen=True)
 class Family:
     """One description of a timm model class. Paths are patterns in which * is one name."""
 
@@ -112,6 +120,7 @@ class Family:
     blocks: str  # each match is a residual block, in order of definition
     inside: Mapping[Role, tuple[str, ...]]  # relative to a block
     stem: Mapping[Role, tuple[str, ...]]
+    example: Example | None = None  # of which the pages of methods count parameters
     after: tuple[str, ...] = ()
     transitions: tuple[str, ...] = ()  # matched beside the stage of a block
     in_transition: Mapping[Role, tuple[str, ...]] = field(default_factory=dict)  # relative to it
@@ -124,4 +133,11 @@ class Family:
     optional: frozenset[Role] = frozenset()  # roles that some variants lack
 
 
-GENERIC = Family(name="generic", classes=(), blocks="", inside={}, stem={})
+GENERIC = Family(
+    name="generic",
+    classes=(),
+    blocks="",
+    inside={},
+    stem={},
+    example=Example("RegNetX-200MF", "regnetx_002"),
+)

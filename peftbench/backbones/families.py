@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import nn
 
 from peftbench import plugins
-from peftbench.backbones.anatomy import GENERIC, Family, Role
+from peftbench.backbones.anatomy import GENERIC, Example, Family, Role
 from peftbench.registry import Registry
 
 _TRANSFORMER_BLOCK = {
@@ -28,6 +28,7 @@ _ROTARY = "the position code inside attention counts on the number of tokens"
 SWIN = Family(
     name="swin",
     classes=("SwinTransformer",),
+    example=Example("Swin-T", "swin_tiny_patch4_window7_224"),
     blocks="layers.*.blocks.*",
     inside=_TRANSFORMER_BLOCK | _PRE_NORM,
     stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("patch_embed.norm",)},
@@ -39,10 +40,11 @@ SWIN = Family(
     position_biases=("relative_position_bias_table",),
 )
 
-_DESCRIBED = (
+_DESCRIBED = (  # in the order in which the pages of methods go through them
     Family(
         name="vit",
         classes=("VisionTransformer",),
+        example=Example("ViT-B/16", "vit_base_patch16_224"),
         blocks="blocks.*",
         inside=_TRANSFORMER_BLOCK | _PRE_NORM,
         stem={Role.EMBED: ("patch_embed.proj",), Role.NORM: ("norm_pre",)},
@@ -50,12 +52,47 @@ _DESCRIBED = (
         tokens=True,
         parts=_FUSED,
     ),
+    Family(
+        name="convnext",
+        classes=("ConvNeXt",),
+        example=Example("ConvNeXt-B", "convnext_base"),
+        blocks="stages.*.blocks.*",
+        inside={
+            Role.SPATIAL_CONV: ("conv_dw",),
+            Role.NORM: ("norm",),
+            Role.MLP_IN: ("mlp.fc1",),
+            Role.MLP_OUT: ("mlp.fc2",),
+            Role.MLP_ENTRY: ("conv_dw",),  # the block is one branch
+        },
+        # the stem is convolution and norm, or with the overlapped variant two convolutions and norm
+        stem={Role.EMBED: ("stem.0",), Role.NORM: ("stem.1", "stem.2")},
+        after=("norm_pre", "head.norm"),
+        transitions=("stages.*.downsample",),
+        in_transition={Role.TRANSITION_NORM: ("0",), Role.TRANSITION_CONV: ("1",)},
+        channels_last=False,
+    ),
+    Family(
+        name="resnet",
+        classes=("ResNet",),
+        example=Example("ResNet-50", "resnet50"),
+        blocks="layer*.*",
+        # the kernel size decides between spatial and point convolutions
+        inside={
+            Role.SPATIAL_CONV: _RESNET_CONVS,
+            Role.POINT_CONV: _RESNET_CONVS,
+            Role.NORM: ("bn1", "bn2", "bn3", "downsample.1", "downsample.2"),
+        },
+        stem={Role.EMBED: ("conv1",), Role.NORM: ("bn1",)},
+        optional=frozenset({Role.POINT_CONV}),  # basic blocks without a downsampling branch
+        channels_last=False,
+    ),
     SWIN,
     # attn.qkv is read as a weight and never called; its biases are q_bias and v_bias
     replace(
         SWIN,
         name="swin_v2",
         classes=("SwinTransformerV2",),
+        example=Example("Swin-V2-T", "swinv2_tiny_window8_256"),
         # norms stand behind the branches
         inside=_TRANSFORMER_BLOCK | {Role.MLP_ENTRY: ("mlp",)},
         bias_attributes=("bias", "q_bias", "v_bias"),
@@ -64,6 +101,7 @@ _DESCRIBED = (
     Family(
         name="beit",
         classes=("Beit",),
+        example=Example("BEiT-B/16", "beit_base_patch16_224"),
         blocks="blocks.*",
         # attn.qkv is read as a weight and never called; its biases are q_bias and v_bias
         inside=_TRANSFORMER_BLOCK | _PRE_NORM,
@@ -78,6 +116,7 @@ _DESCRIBED = (
     Family(
         name="eva",
         classes=("Eva",),
+        example=Example("EVA-02-T/14", "eva02_tiny_patch14_224"),
         blocks="blocks.*",
         # fused models read attn.qkv as a weight; larger ones have q, k and v apart and a gated MLP
         inside={
@@ -97,53 +136,9 @@ _DESCRIBED = (
         position_biases=("relative_position_bias_table",),
     ),
     Family(
-        name="convnext",
-        classes=("ConvNeXt",),
-        blocks="stages.*.blocks.*",
-        inside={
-            Role.SPATIAL_CONV: ("conv_dw",),
-            Role.NORM: ("norm",),
-            Role.MLP_IN: ("mlp.fc1",),
-            Role.MLP_OUT: ("mlp.fc2",),
-            Role.MLP_ENTRY: ("conv_dw",),  # the block is one branch
-        },
-        # the stem is convolution and norm, or with the overlapped variant two convolutions and norm
-        stem={Role.EMBED: ("stem.0",), Role.NORM: ("stem.1", "stem.2")},
-        after=("norm_pre", "head.norm"),
-        transitions=("stages.*.downsample",),
-        in_transition={Role.TRANSITION_NORM: ("0",), Role.TRANSITION_CONV: ("1",)},
-        channels_last=False,
-    ),
-    Family(
-        name="resnet",
-        classes=("ResNet",),
-        blocks="layer*.*",
-        # the kernel size decides between spatial and point convolutions
-        inside={
-            Role.SPATIAL_CONV: _RESNET_CONVS,
-            Role.POINT_CONV: _RESNET_CONVS,
-            Role.NORM: ("bn1", "bn2", "bn3", "downsample.1", "downsample.2"),
-        },
-        stem={Role.EMBED: ("conv1",), Role.NORM: ("bn1",)},
-        optional=frozenset({Role.POINT_CONV}),  # basic blocks without a downsampling branch
-        channels_last=False,
-    ),
-    Family(
-        name="efficientnet",
-        classes=("EfficientNet",),
-        blocks="blocks.*.*",
-        inside={
-            Role.SPATIAL_CONV: ("conv", "conv_dw", "conv_exp"),
-            Role.POINT_CONV: ("conv_pw", "conv_pwl", "se.conv_reduce", "se.conv_expand"),
-            Role.NORM: ("bn1", "bn2", "bn3"),
-        },
-        stem={Role.EMBED: ("conv_stem",), Role.NORM: ("bn1",)},
-        after=("conv_head", "bn2"),
-        channels_last=False,
-    ),
-    Family(
         name="mixer",
         classes=("MlpMixer",),
+        example=Example("Mixer-B/16", "mixer_b16_224"),
         blocks="blocks.*",
         inside={
             Role.NORM: ("norm1", "norm2"),
@@ -157,6 +152,20 @@ _DESCRIBED = (
         after=("norm",),
         tokens=True,
         token_refusal="the token-mixing layers have one weight per position",
+    ),
+    Family(
+        name="efficientnet",
+        classes=("EfficientNet",),
+        example=Example("EfficientNet-Lite0", "tf_efficientnet_lite0"),
+        blocks="blocks.*.*",
+        inside={
+            Role.SPATIAL_CONV: ("conv", "conv_dw", "conv_exp"),
+            Role.POINT_CONV: ("conv_pw", "conv_pwl", "se.conv_reduce", "se.conv_expand"),
+            Role.NORM: ("bn1", "bn2", "bn3"),
+        },
+        stem={Role.EMBED: ("conv_stem",), Role.NORM: ("bn1",)},
+        after=("conv_head", "bn2"),
+        channels_last=False,
     ),
 )
 
@@ -173,10 +182,15 @@ for _family in _DESCRIBED:
     register_family(_family)
 
 
+def every_family() -> tuple[Family, ...]:
+    """All families, those of installed packages behind ours, and last what none describes."""
+    plugins.load("families")
+    return (*FAMILIES.entries(), GENERIC)
+
+
 def family_of(backbone: nn.Module) -> Family:
     """The family of the model's class or of its nearest described base class, else `GENERIC`."""
-    plugins.load("families")
-    by_class = {name: FAMILIES[key] for key in FAMILIES for name in FAMILIES[key].classes}
+    by_class = {name: family for family in every_family() for name in family.classes}
     for kind in type(backbone).__mro__:
         if kind.__name__ in by_class and kind.__module__.startswith("timm."):
             return by_class[kind.__name__]

@@ -9,26 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from peftbench.backbones.anatomy import Anatomy
+from peftbench.backbones.anatomy import Anatomy, Example
 from peftbench.backbones.describe import describe
+from peftbench.backbones.families import every_family
 from peftbench.backbones.load import load
 from peftbench.errors import Unsupported
 from peftbench.methods import METHODS, Method, discover
 from peftbench.spec import BackboneSpec
 
-# one timm architecture of each family; a count is given for the first on which a method is defined
-ARCHITECTURES: Mapping[str, str] = {
-    "ViT-B/16": "vit_base_patch16_224",
-    "ConvNeXt-B": "convnext_base",
-    "ResNet-50": "resnet50",
-    "Swin-T": "swin_tiny_patch4_window7_224",
-    "Swin-V2-T": "swinv2_tiny_window8_256",
-    "BEiT-B/16": "beit_base_patch16_224",
-    "EVA-02-T/14": "eva02_tiny_patch14_224",
-    "Mixer-B/16": "mixer_b16_224",
-    "EfficientNet-Lite0": "tf_efficientnet_lite0",
-    "RegNetX-200MF": "regnetx_002",  # of no described family
-}
 MIN_WIDTH = 40
 INDENT = "    "
 
@@ -48,8 +36,13 @@ class Page:
 def pages() -> list[Page]:
     """A page for each registered method with its default hyper-parameters, by name."""
     discover()
-    anatomies = {title: anatomy_of(name) for title, name in ARCHITECTURES.items()}
+    anatomies = {e.title: anatomy_of(e.architecture) for e in examples()}
     return [_page(METHODS[name](), anatomies) for name in METHODS]
+
+
+def examples() -> list[Example]:
+    """One architecture of each family; a count is given for the first that a method takes."""
+    return [family.example for family in every_family() if family.example is not None]
 
 
 def to_text(content: Sequence[Page], width: int) -> str:

@@ -309,6 +309,11 @@ def test_the_name_of_a_class_alone_is_not_enough() -> None:
     assert families.family_of(impostor()).name == "generic"
 
 
+def test_every_family_has_a_tiny_backbone_which_the_contract_suite_takes() -> None:
+    families_tested = {tiny.family for tiny in TINY.values()}
+    assert families_tested == {family.name for family in families.every_family()}
+
+
 def test_every_family_names_classes_that_timm_has() -> None:
     import timm.models
 

@@ -18,7 +18,7 @@ from support.tiny_runs import QUICK, compose, cpu_of, files_below, write_images
 
 from peftbench import data
 from peftbench.backbones.anatomy import GENERIC
-from peftbench.backbones.families import FAMILIES
+from peftbench.backbones.families import FAMILIES, every_family
 from peftbench.cli import method_pages
 from peftbench.config.build import build
 from peftbench.config.choices import catalogue, config_dir
@@ -69,9 +69,11 @@ def test_every_built_in_method_has_a_summary_of_one_sentence() -> None:
             assert summary.endswith(".") and "\n" not in summary, name
 
 
-def test_there_is_an_architecture_of_each_family(content: list[method_pages.Page]) -> None:
-    anatomies = map(method_pages.anatomy_of, method_pages.ARCHITECTURES.values())
-    assert {a.family for a in anatomies} == set(FAMILIES) | {GENERIC.name}
+def test_the_example_of_each_family_is_of_that_family() -> None:
+    assert {family.name for family in every_family()} == {*FAMILIES, GENERIC.name}
+    for family in every_family():
+        assert family.example is not None, family.name
+        assert method_pages.anatomy_of(family.example.architecture).family == family.name
 
 
 def test_pages_say_what_each_method_costs(content: list[method_pages.Page]) -> None:
