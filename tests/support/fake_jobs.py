@@ -53,7 +53,15 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("config/build", "run/experiment"):  # what a server loads before its jobs
         (package / f"{name}.py").write_text("")
     (package / "cli" / "main.py").write_text(FAKE_CLI)
-    for name in ("errors.py", "registry.py", "results", "sweep", "cli/server.py"):  # these are real
+    kept = (
+        "errors.py",
+        "registry.py",
+        "results",
+        "sweep",
+        "cli/server.py",
+        "config/limits.py",
+    )
+    for name in kept:
         (package / name).symlink_to(real / name)
     notes = tmp_path / "notes"
     notes.mkdir()
