@@ -1,7 +1,7 @@
 """Records of runs on disk: one JSON file a run, safe with many writers and after a crash.
 
 root/runs/<method>/<run_id>.json    the record
-root/runs/<method>/<run_id>/        its artefacts: tuned tensors, card, predictions, log
+root/runs/<method>/<run_id>/        its artefacts: tuned tensors, card, predictions, log, warnings
 root/runs/<method>/<run_id>.lock    present while a process holds the run
 root/runs/.store.lock               held for milliseconds around each change
 """
