@@ -565,9 +565,9 @@ def test_images_that_do_not_decode_are_all_named_before_a_run(make_folder) -> No
     assert text.startswith("folder has 2 of 20 images that cannot be decoded. Cannot decode image")
     assert str(root / "cat/003.png") in text and str(root / "dog/001.png") in text
     assert not (root / ".peftbench" / "folder.json").exists()
-    prepare.prepare(spec, root, EMPTY, look=False)
+    prepare.prepare(spec, root, EMPTY, decode=False)
     with pytest.raises(DataError, match="2 of 20 images that cannot be decoded"):
-        prepare.verify(spec, look=True)
+        prepare.verify(spec, decode=True)
 
 
 def test_images_that_are_handled_in_a_special_way_are_counted(make_folder) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from peftbench.data.images import fit
+from peftbench.data.images import to_square
 from peftbench.spec import Preprocessing, Recipe
 from peftbench.training import crops
 from peftbench.training.augment import Augmentation
@@ -140,7 +140,7 @@ def test_what_a_crop_shows_lies_where_its_box_was_drawn(kind: str) -> None:
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     colours = np.stack([4 * columns, 12 * rows, 0 * rows], axis=2)
     plain = Preprocessing(size=size, mean=(0.0,) * 3, std=(1.0,) * 3, train_size=48)
-    square = fit(Image.fromarray(colours.astype(np.uint8)), plain.of_training)
+    square = to_square(Image.fromarray(colours.astype(np.uint8)), plain.of_training)
     assert square.shape == (48, 48, 3)
     x = as_batch(Image.fromarray(square)).expand(count, -1, -1, -1)
     limits = torch.zeros(1), torch.full((1,), 255.0)
