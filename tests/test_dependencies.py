@@ -293,7 +293,7 @@ def test_only_surgery_changes_models() -> None:
     # what never imports torch holds no model
     heavy = [path for name, path in MODULES.items() if reached(name) & HEAVY]
     others = [path for path in heavy if path != SURGERY]
-    assert {"experiment.py", "lora.py", "load.py", "cost.py"} <= {path.name for path in others}
+    assert {"experiment.py", "low_rank.py", "load.py", "cost.py"} <= {path.name for path in others}
     # the probe of `describe` looks through hooks on a copy that it throws away
     probe = PACKAGE / "backbones" / "describe.py"
     found = findings([path for path in others if path != probe], changes_a_model)
@@ -319,7 +319,7 @@ def test_a_method_assigns_no_module_to_another_one() -> None:
             and ast.unparse(node.value) not in ("self", "cls")
         )
 
-    paths = [path for path in (PACKAGE / "methods").glob("*.py") if path != SURGERY]
+    paths = [path for path in (PACKAGE / "methods").rglob("*.py") if path != SURGERY]
     assert findings(paths, foreign) == []
 
 

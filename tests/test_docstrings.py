@@ -65,13 +65,17 @@ def shaped_functions() -> Iterator[tuple[str, str]]:
 
 def test_every_public_forward_says_shapes() -> None:
     docstrings = dict(forwards())
-    assert "lora.LowRankDelta" not in docstrings and "adapter.Bottleneck" in docstrings
+    assert "low_rank.LowRankDelta" not in docstrings and "bottleneck.Bottleneck" in docstrings
     assert [name for name, text in docstrings.items() if not SHAPE.search(text)] == []
 
 
 def test_public_functions_of_arrays_say_shapes() -> None:
     docstrings = dict(shaped_functions())
-    assert {"evaluate.metrics", "ranks.holm", "lora.LowRankDelta.weight_delta"} <= docstrings.keys()
+    assert {
+        "evaluate.predict",
+        "ranks.holm",
+        "low_rank.LowRankDelta.weight_delta",
+    } <= docstrings.keys()
     assert [name for name, text in docstrings.items() if not SHAPE.search(text)] == []
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from peftbench.artefacts import card as cards
 from peftbench.artefacts import tensors
 from peftbench.errors import WeightsError
-from peftbench.methods.base import Tuned
+from peftbench.methods.applied import Tuned
 from peftbench.results.atomic import write_atomic
 from peftbench.results.disk import writing
 from peftbench.untrusted import read_bounded

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from peftbench import plugins
 from peftbench.methods.base import (
@@ -16,11 +17,12 @@ from peftbench.methods.base import (
     Attachment,
     Method,
     MethodCard,
-    Tuned,
-    apply,
     parameters_of,
     register_method,
 )
+
+if TYPE_CHECKING:
+    from peftbench.methods.applied import Tuned, apply
 
 __all__ = [
     "METHODS",
@@ -34,6 +36,18 @@ __all__ = [
     "register_method",
 ]
 
+# modules beside the methods that need torch and register nothing
+NO_METHODS = ("applied", "surgery")
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch on first use: methods are listed and checked without it."""
+    if name in ("Tuned", "apply"):
+        from peftbench.methods import applied
+
+        return getattr(applied, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 @cache
 def discover() -> None:
@@ -43,5 +57,6 @@ def discover() -> None:
         ConfigError: an installed module cannot be imported.
     """
     for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+        if module.name not in NO_METHODS and not module.ispkg:
+            importlib.import_module(f"{__name__}.{module.name}")
     plugins.load("methods")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-import torch
-from timm.layers import DropPath
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
 from peftbench.errors import Unsupported
-from peftbench.methods import stream, surgery
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -22,56 +16,14 @@ from peftbench.methods.base import (
     parameters_of,
     register_method,
 )
+from peftbench.methods.layers.design import ACTIVATIONS, INITS, Design, ReadPoint
 from peftbench.registry import unknown_name
 
-NORM_EPS = 1e-6  # of an adapter's own layer norm, as in Adapter+ (Steitz and Roth, 2024)
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-
-class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), the activation of CLIP and of the adapters of NOAH and Convpass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (...); the activations have the same shape."""
-        return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "quick_gelu": QuickGELU,
-    "silu": nn.SiLU,
-}
-
-
-def _lora(linear: nn.Linear, up: bool, generator: torch.Generator) -> None:
-    """Kaiming uniform with a = sqrt(5) in front, zero behind: the identity, with live gradients."""
-    bound = 0.0 if up else 1 / math.sqrt(linear.in_features)
-    linear.weight.uniform_(-bound, bound, generator=generator)
-
-
-def _truncated(std: float) -> Callable[[nn.Linear, bool, torch.Generator], None]:
-    def draw(linear: nn.Linear, up: bool, generator: torch.Generator) -> None:
-        nn.init.trunc_normal_(linear.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
-
-    return draw
-
-
-def _normal(linear: nn.Linear, up: bool, generator: torch.Generator) -> None:
-    linear.weight.normal_(0.0, 0.02, generator=generator)
-
-
-def _zero(linear: nn.Linear, up: bool, generator: torch.Generator) -> None:
-    linear.weight.zero_()
-
-
-# how the two matrices start; biases start at zero
-INITS: Mapping[str, Callable[[nn.Linear, bool, torch.Generator], None]] = {
-    "lora": _lora,
-    "houlsby": _truncated(0.01),
-    "noah": _truncated(0.02),
-    "bert": _normal,
-    "zero": _zero,  # as VPT released its adapter: only the last bias ever gets a gradient
-}
+    from peftbench.methods.layers.bottleneck import Bottleneck
 
 # position -> what it computes, with y the stream behind attention and u the output of the MLP
 POSITIONS: Mapping[str, str] = {
@@ -87,10 +39,10 @@ _ON_BRANCHES: Mapping[str, tuple[Role, ...]] = {
     "sequential": (Role.MLP_OUT,),
     "houlsby": (Role.ATTN_OUT, Role.MLP_OUT),
 }
-_AT_ENTRIES: Mapping[str, stream.ReadPoint] = {
-    "parallel": stream.ReadPoint.STREAM,
-    "parallel_norm": stream.ReadPoint.BRANCH,
-    "pre": stream.ReadPoint.BEFORE,
+_AT_ENTRIES: Mapping[str, ReadPoint] = {
+    "parallel": ReadPoint.STREAM,
+    "parallel_norm": ReadPoint.BRANCH,
+    "pre": ReadPoint.BEFORE,
 }
 
 # what a backbone lacks where there is no place for an adapter
@@ -99,62 +51,6 @@ _NEEDS: Mapping[str, str] = {
     "post": "to know the blocks",
     "pfeiffer": "to know the blocks",
 }
-
-
-@dataclass(frozen=True)
-class Design:
-    """What adapters of all widths have in common: A(x) = scale · up(activation(down(x)))."""
-
-    activation: str = "gelu"
-    init: str = "lora"
-    bias: bool = True
-    dropout: float = 0.0  # on the bottleneck
-    scale: float = 1.0
-    learned_scale: str = "none"  # one scale that trains for each "channel", or a "scalar"
-    drop_path: float = 0.0  # of the adapter's own branch
-    own_norm: bool = False  # a layer norm in front that trains
-
-
-class Bottleneck(nn.Module):
-    """The adapter of a `Design` on the channels of its input, without a residual."""
-
-    def __init__(
-        self,
-        design: Design,
-        width: int,
-        bottleneck: int,
-        channels_last: bool,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if design.own_norm else None
-        self.down = nn.Linear(width, bottleneck, bias=design.bias)
-        self.activation = ACTIVATIONS[design.activation]()
-        self.dropout = nn.Dropout(design.dropout)
-        self.up = nn.Linear(bottleneck, width, bias=design.bias)
-        self.drop_path = DropPath(design.drop_path)
-        self.channels_last = channels_last
-        with torch.no_grad():
-            for linear, up in ((self.down, False), (self.up, True)):
-                INITS[design.init](linear, up, generator)
-                if design.bias:
-                    linear.bias.zero_()
-        self.scale: float | nn.Parameter = design.scale
-        if design.learned_scale != "none":
-            shape = (width,) if design.learned_scale == "channel" else ()
-            self.scale = nn.Parameter(torch.full(shape, design.scale))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, ..., C) or (B, C, H, W); the change has the same shape."""
-        if not self.channels_last:
-            x = x.movedim(1, -1)
-        if self.norm is not None:
-            x = self.norm(x)
-        x = self.up(self.dropout(self.activation(self.down(x)))) * self.scale
-        if not self.channels_last:
-            x = x.movedim(-1, 1)
-        change: Tensor = self.drop_path(x)
-        return change
 
 
 @dataclass(frozen=True)
@@ -198,6 +94,10 @@ class BottleneckAdapter(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
+        from peftbench.methods import surgery
+        from peftbench.methods.layers import stream
+        from peftbench.methods.layers.bottleneck import Bottleneck
+
         def make(site: Site) -> Bottleneck:
             width = site.width
             bottleneck = self.bottleneck_for(width)

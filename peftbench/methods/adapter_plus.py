@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from peftbench.methods.adapter import Design, FixedBottleneck
+from peftbench.methods.adapter import FixedBottleneck
 from peftbench.methods.base import MethodCard, register_method
+from peftbench.methods.layers.design import Design
 
 
 @register_method("adapter_plus")

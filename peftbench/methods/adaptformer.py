@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import nn
-
-from peftbench.methods.adapter import Design, FixedBottleneck
+from peftbench.methods.adapter import FixedBottleneck
 from peftbench.methods.base import MethodCard, register_method
+from peftbench.methods.layers.design import Design
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @register_method("adaptformer")
@@ -61,6 +63,8 @@ class AdaptFormer(FixedBottleneck):
     def head(self, width: int, num_classes: int, generator: torch.Generator) -> nn.Module:
         if self.variant == "default":
             return super().head(width, num_classes, generator)
+        from torch import nn
+
         last = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(last.weight, std=0.01, generator=generator)
         nn.init.zeros_(last.bias)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
 from peftbench.errors import Unsupported
-from peftbench.methods import surgery
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -22,130 +16,18 @@ from peftbench.methods.base import (
     parameters_of,
     register_method,
 )
+from peftbench.methods.layers.slices import Layout
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from peftbench.methods.layers.factors import Factors
+    from peftbench.methods.surgery import Delta
 
 # the order of the slices of one block
 _ROLES = (Role.ATTN_IN, Role.ATTN_OUT, Role.MLP_IN, Role.MLP_OUT)
 _CORE_NAMES = {Role.ATTN_OUT: "proj", Role.MLP_IN: "fc1", Role.MLP_OUT: "fc2"}
-
-
-class Factors(nn.Module):
-    """What all weights of one width share: U (r, D) on the input side, V (D, r) on the output's."""
-
-    def __init__(self, width: int, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(width)
-        u = torch.empty(rank, width).uniform_(-bound, bound, generator=generator)
-        self.u = nn.Parameter(u)
-        self.v = nn.Parameter(torch.zeros(width, rank))
-
-
-class TuckerCore(nn.Module):
-    """K = C x_3 P: the slice of every weight from one core C (r, r, r) and P (r, slices)."""
-
-    def __init__(self, slices: int, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        # Xavier uniform: fan-in and fan-out of the third-order tensor are both r * r
-        bound = math.sqrt(3) / rank
-        core = torch.empty(rank, rank, rank).uniform_(-bound, bound, generator=generator)
-        self.core = nn.Parameter(core)
-        bound = math.sqrt(6 / (slices + rank))
-        p = torch.empty(rank, slices).uniform_(-bound, bound, generator=generator)
-        self.p = nn.Parameter(p)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which D x D slices of the tensor one weight is made of."""
-
-    first: int  # index of its first slice among all of its width
-    count: int
-    by_rows: bool  # slices are row blocks of the weight, else column blocks
-
-
-class FactorisedDelta(surgery.Delta):
-    """scale · V S_j U for each slice j of a weight."""
-
-    def __init__(self, factors: Factors, layout: Layout, scale: float, dropout: float) -> None:
-        super().__init__()
-        self.factors = factors
-        self.layout = layout
-        self.scale = scale
-        self.dropout = nn.Dropout(dropout)
-
-    @abstractmethod
-    def cores(self) -> Tensor:
-        """S (slices, r, r)."""
-
-    def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
-        u, v = self.factors.u, self.factors.v
-        cores = self.cores().to(x.dtype)
-        if self.layout.by_rows:
-            hidden = torch.einsum("jab,...b->...ja", cores, F.linear(x, u))
-            change = F.linear(self.dropout(hidden), v).flatten(-2)
-        else:
-            hidden = F.linear(x.unflatten(-1, (self.layout.count, -1)), u)
-            change = F.linear(self.dropout(torch.einsum("jab,...jb->...a", cores, hidden)), v)
-        return y + self.scale * change
-
-    def weight_delta(self) -> Tensor:
-        slices = [self.scale * self.factors.v @ core @ self.factors.u for core in self.cores()]
-        return torch.cat(slices, dim=0 if self.layout.by_rows else 1)
-
-
-class TrainDelta(FactorisedDelta):
-    """Tensor train: every slice has a core of its own."""
-
-    def __init__(
-        self,
-        factors: Factors,
-        layout: Layout,
-        names: tuple[str, ...],
-        scale: float,
-        dropout: float,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(factors, layout, scale, dropout)
-        self.rank = rank = factors.u.shape[0]
-        self.names = names  # in the order of the rows; a ParameterDict sorts its keys
-        # the released layers are r -> r, r -> 4 r and 4 r -> r with the default start of a linear
-        long = rank * layout.count // len(names)
-        shape = (long, rank) if layout.by_rows else (rank, long)
-        bound = 1 / math.sqrt(shape[1])
-        self.core = nn.ParameterDict(
-            {n: torch.empty(shape).uniform_(-bound, bound, generator=generator) for n in names}
-        )
-
-    def cores(self) -> Tensor:
-        if self.layout.by_rows:
-            return torch.cat([self.core[name] for name in self.names]).unflatten(0, (-1, self.rank))
-        return self.core[self.names[0]].unflatten(1, (-1, self.rank)).transpose(0, 1)
-
-
-class TuckerDelta(FactorisedDelta):
-    """Tucker: every core is a slice of one tensor."""
-
-    def __init__(
-        self,
-        factors: Factors,
-        tucker: TuckerCore,
-        layout: Layout,
-        scale: float,
-        dropout: float,
-        interleaved: bool,
-    ) -> None:
-        super().__init__(factors, layout, scale, dropout)
-        self.tucker = tucker
-        self.interleaved = interleaved
-
-    def cores(self) -> Tensor:
-        first, count = self.layout.first, self.layout.count
-        # axes of K: input, output, slice
-        k = torch.einsum("abc,ck->abk", self.tucker.core, self.tucker.p[:, first : first + count])
-        if count == 1 or not self.interleaved:
-            return k.permute(2, 1, 0)
-        # as released: (output, slice) is flattened and cut into blocks of r again
-        blocks = k.flatten(1).unflatten(1, (count, -1)).transpose(0, 1)
-        return blocks.transpose(1, 2) if self.layout.by_rows else blocks
 
 
 @dataclass(frozen=True)
@@ -208,11 +90,14 @@ class FactorTuning(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
+        from peftbench.methods import surgery
+        from peftbench.methods.layers.factors import Factors
+
         layouts = self.layouts(anatomy)
         factors = {w: Factors(w, self.rank, generator) for w in self.slices(anatomy)}
         make = self.deltas(factors, anatomy, generator)
 
-        def delta(site: Site) -> surgery.Delta:
+        def delta(site: Site) -> Delta:
             _, width, layout = layouts[site.path]
             return make(site, width, layout)
 
@@ -229,10 +114,12 @@ class FactorTuning(Method):
     @abstractmethod
     def deltas(
         self, factors: dict[int, Factors], anatomy: Anatomy, generator: torch.Generator
-    ) -> Callable[[Site, int, Layout], surgery.Delta]:
+    ) -> Callable[[Site, int, Layout], Delta]:
         """How to make the delta of a site of one width."""
 
     def merge(self, model: nn.Module) -> nn.Module:
+        from peftbench.methods import surgery
+
         surgery.bake_deltas(model)
         return model
 
@@ -278,8 +165,10 @@ class FacTTT(FactorTuning):
 
     def deltas(
         self, factors: dict[int, Factors], anatomy: Anatomy, generator: torch.Generator
-    ) -> Callable[[Site, int, Layout], surgery.Delta]:
-        def make(site: Site, width: int, layout: Layout) -> surgery.Delta:
+    ) -> Callable[[Site, int, Layout], Delta]:
+        from peftbench.methods.layers.factors import TrainDelta
+
+        def make(site: Site, width: int, layout: Layout) -> Delta:
             names = site.parts if site.role is Role.ATTN_IN else (_CORE_NAMES[site.role],)
             return TrainDelta(factors[width], layout, names, self.scale, self.dropout, generator)
 
@@ -320,10 +209,12 @@ class FacTTK(FactorTuning):
 
     def deltas(
         self, factors: dict[int, Factors], anatomy: Anatomy, generator: torch.Generator
-    ) -> Callable[[Site, int, Layout], surgery.Delta]:
+    ) -> Callable[[Site, int, Layout], Delta]:
+        from peftbench.methods.layers.factors import TuckerCore, TuckerDelta
+
         tuckers = {w: TuckerCore(n, self.rank, generator) for w, n in self.slices(anatomy).items()}
 
-        def make(site: Site, width: int, layout: Layout) -> surgery.Delta:
+        def make(site: Site, width: int, layout: Layout) -> Delta:
             interleaved = self.variant == "released" and site.role in (Role.MLP_IN, Role.MLP_OUT)
             return TuckerDelta(
                 factors[width], tuckers[width], layout, self.scale, self.dropout, interleaved

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.methods.base import (
@@ -16,6 +13,10 @@ from peftbench.methods.base import (
     register_method,
     without_head,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @register_method("full")

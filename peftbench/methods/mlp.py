@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.methods.base import Attachment, Method, MethodCard, register_method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @register_method("mlp")
@@ -45,6 +46,8 @@ class MLPHead(Method):
 
     def head(self, width: int, num_classes: int, generator: torch.Generator) -> nn.Module:
         """Hidden layers keep the width; normalisation stands after the activation."""
+        from torch import nn
+
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for j in range(self.num_layers - 1):
             hidden = nn.Linear(width, width)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.methods.base import Attachment, Method, MethodCard, register_method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @register_method("norm")

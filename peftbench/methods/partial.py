@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
 from peftbench.errors import Unsupported
@@ -17,6 +14,10 @@ from peftbench.methods.base import (
     parameters_of,
     register_method,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @register_method("partial")

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
-from peftbench.errors import NotMergeable, Unsupported
-from peftbench.methods import surgery
+from peftbench.errors import Unsupported
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -19,34 +15,9 @@ from peftbench.methods.base import (
     register_method,
 )
 
-
-class LinearAdapter(nn.Module):
-    """x + scale · up(down(x)) without an activation; `up` works on groups of hidden units."""
-
-    def __init__(
-        self, width: int, bottleneck: int, groups: int, scale: float, dropout: float
-    ) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, bottleneck)
-        self.dropout = nn.Dropout(dropout)
-        # output channels of one group read the hidden units of the same group only
-        self.up = nn.Linear(bottleneck // groups, width)
-        self.groups = groups
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, ..., D); what comes out has the same shape."""
-        hidden = self.dropout(self.down(x)).unflatten(-1, (self.groups, -1))
-        weight = self.up.weight.unflatten(0, (self.groups, -1))  # (g, D / g, h / g)
-        change = torch.einsum("...gh,gdh->...gd", hidden, weight).flatten(-2) + self.up.bias
-        out: Tensor = x + self.scale * change
-        return out
-
-    def as_matrix(self) -> tuple[Tensor, Tensor]:
-        """M (D, D) and c (D,) with `forward(x)` = x + M x + c."""
-        up = torch.block_diag(*self.up.weight.unflatten(0, (self.groups, -1)))
-        matrix = self.scale * up @ self.down.weight
-        return matrix, self.scale * (up @ self.down.bias + self.up.bias)
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @register_method("repadapter")
@@ -113,6 +84,11 @@ class RepAdapter(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
+        from torch import nn
+
+        from peftbench.methods import surgery
+        from peftbench.methods.layers.linear_adapter import LinearAdapter
+
         adapters: dict[str, LinearAdapter] = {}
         for site in self.sites(anatomy):
             assert site.fan_in is not None
@@ -132,29 +108,10 @@ class RepAdapter(Method):
             train_modules=tuple(adapters.values()),
         )
 
-    @torch.no_grad()
     def merge(self, model: nn.Module) -> nn.Module:
-        """W (n + M n + c) + b = (W + W M) n + (b + W c), summed in float64."""
-        wrapped = [
-            (path, module)
-            for path, module in model.named_modules()
-            if isinstance(module, surgery.InputAdapter)
-            and isinstance(module.adapter, LinearAdapter)
-        ]
-        for path, module in wrapped:
-            if module.base.bias is None:
-                raise NotMergeable(
-                    f"repadapter adds a constant to the output of {path!r}, which has no bias to "
-                    "take it."
-                )
-        for path, module in wrapped:
-            base, adapter = module.base, module.adapter
-            assert isinstance(base, nn.Linear) and isinstance(adapter, LinearAdapter)
-            matrix, constant = surgery.in_float64(adapter).as_matrix()
-            weight = base.weight.double()
-            base.bias.copy_(base.bias.double() + weight @ constant)
-            base.weight.copy_(weight + weight @ matrix)
-            surgery.replace(model, path, base)
+        from peftbench.methods.layers.linear_adapter import fold
+
+        fold(model)
         return model
 
     def expected_params(self, anatomy: Anatomy) -> int:

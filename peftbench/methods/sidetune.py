@@ -2,87 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import math
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.models import AlexNet_Weights, alexnet
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
-from peftbench.backbones.describe import weightless_copy
-from peftbench.errors import Unsupported, WeightsError
-from peftbench.methods import surgery
+from peftbench.errors import Unsupported
 from peftbench.methods.base import Attachment, Method, MethodCard, parameters_of, register_method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 ALEXNET_PARAMS = 2_469_696  # five convolutions with biases
 ALEXNET_WIDTH = 256 * 6 * 6
-ALEXNET_SIDE = 64  # pixels; of smaller images its poolings leave nothing
-
-
-class AlexNetTrunk(nn.Module):
-    """The convolutions of AlexNet and the average pool behind them."""
-
-    def __init__(self, features: nn.Sequential) -> None:
-        super().__init__()
-        self.features = features
-        self.pool = nn.AdaptiveAvgPool2d(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 9216) from images (B, 3, H, W)."""
-        size = tuple(max(side, ALEXNET_SIDE) for side in x.shape[-2:])
-        if size != x.shape[-2:]:
-            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        pooled: Tensor = self.pool(self.features(x))
-        return pooled.flatten(1)
-
-
-class BackboneTrunk(nn.Module):
-    """The first layers of a timm backbone, up to its intermediate output number `index`."""
-
-    def __init__(self, trunk: nn.Module, index: int) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.index = index
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D_side) from images (B, 3, H, W): the mean over positions, prefix tokens left out."""
-        intermediate: Tensor = self.trunk.forward_intermediates(  # type: ignore[operator]
-            x,
-            indices=[self.index],
-            norm=False,
-            stop_early=True,
-            output_fmt="NCHW",
-            intermediates_only=True,
-        )[0]
-        return intermediate.mean((2, 3))
-
-
-class SideTuned(nn.Module):
-    """A frozen backbone whose feature is blended with that of a network beside it."""
-
-    def __init__(
-        self, backbone: nn.Module, head: str, side: nn.Module, projection: nn.Linear, alpha: float
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head  # path of the classifier inside the backbone
-        self.side = side
-        self.projection = projection
-        self.alpha = nn.Parameter(torch.tensor(alpha))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, classes) logits of images (B, 3, H, W)."""
-        features = self.backbone.forward_features(x)  # type: ignore[operator]
-        pooled = self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
-        share = self.alpha.sigmoid()
-        blended = share * pooled + (1 - share) * self.projection(self.side(x))
-        logits: Tensor = self.backbone.get_submodule(self.head)(blended)
-        return logits
 
 
 @register_method("sidetune")
@@ -149,6 +82,10 @@ class SideTune(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
+        from torch import nn
+
+        from peftbench.methods.layers import side as networks
+
         if not hasattr(backbone, "forward_features") or not hasattr(backbone, "forward_head"):
             raise Unsupported(
                 f"sidetune needs the feature in front of the classifier, and "
@@ -157,20 +94,21 @@ class SideTune(Method):
             )
         side: nn.Module
         if self.side == "backbone":
-            side = self._first_layers(backbone, anatomy)
+            side = networks.first_layers(backbone, anatomy, self._left_out(anatomy))
         else:
-            features = _imagenet_trunk() if self.weights == "imagenet" else _random_trunk(generator)
-            side = AlexNetTrunk(features)
+            pretrained = self.weights == "imagenet"
+            features = networks.imagenet_trunk() if pretrained else networks.random_trunk(generator)
+            side = networks.AlexNetTrunk(features)
         projection = nn.utils.skip_init(
             nn.Linear, self._side_width(anatomy), anatomy.head_width, bias=False
         )
-        _draw(projection, generator)
-        model = SideTuned(backbone, anatomy.head, side, projection, self.alpha)
+        networks.draw(projection, generator)
+        model = networks.SideTuned(backbone, anatomy.head, side, projection, self.alpha)
         notes = []
-        if self.side == "alexnet" and anatomy.image_size < ALEXNET_SIDE:
+        if self.side == "alexnet" and anatomy.image_size < networks.ALEXNET_SIDE:
             notes.append(
-                f"images of {anatomy.image_size} pixels are enlarged to {ALEXNET_SIDE} (bilinear) "
-                "for the side network"
+                f"images of {anatomy.image_size} pixels are enlarged to {networks.ALEXNET_SIDE} "
+                "(bilinear) for the side network"
             )
         return Attachment(
             model,
@@ -207,82 +145,3 @@ class SideTune(Method):
 
     def _side_width(self, anatomy: Anatomy) -> int:
         return ALEXNET_WIDTH if self.side == "alexnet" else self._kept(anatomy)[-1].width
-
-    def _first_layers(self, backbone: nn.Module, anatomy: Anatomy) -> BackboneTrunk:
-        """A trainable copy of stem and first blocks, with the weights of the backbone.
-
-        Raises:
-            Unsupported: timm cannot cut this model behind exactly these blocks.
-        """
-        wanted = anatomy.num_params - sum(s.num_params for s in self._left_out(anatomy))
-        # timm numbers intermediate outputs by block, by stage, or from the stem on
-        for index in range(anatomy.depth):
-            trial = weightless_copy(backbone)
-            if not _cut(trial, index, anatomy):
-                break
-            if sum(p.numel() for p in trial.parameters()) == wanted:
-                trunk = copy.deepcopy(backbone)
-                _cut(trunk, index, anatomy)
-                return BackboneTrunk(trunk, index)
-        raise Unsupported(
-            f"sidetune with side=backbone copies the first blocks, and timm cannot cut this "
-            f"{anatomy.family} backbone behind them. Use method.side=alexnet."
-        )
-
-
-def _cut(model: nn.Module, index: int, anatomy: Anatomy) -> bool:
-    """Remove what follows intermediate output number `index`; False where there is none."""
-    prune = getattr(model, "prune_intermediate_layers", None)
-    if prune is None:
-        return False
-    try:
-        prune([index], prune_norm=True, prune_head=True)
-    except AssertionError:
-        return False
-    paths = dict(model.named_modules()).keys()
-    for site in anatomy.where(Role.AFTER):  # such as the norm of a head that stays
-        if site.path in paths:
-            surgery.replace(model, site.path, nn.Identity())
-    return True
-
-
-def _random_trunk(generator: torch.Generator) -> nn.Sequential:
-    """AlexNet's convolutions with PyTorch's initial values, drawn from `generator`."""
-    with torch.device("meta"):  # draws nothing from the global generator
-        features = alexnet(weights=None).features
-    features = features.to_empty(device="cpu")
-    for module in features:
-        if isinstance(module, nn.Conv2d):
-            _draw(module, generator)
-    return features
-
-
-def _imagenet_trunk() -> nn.Sequential:
-    """AlexNet's convolutions as torchvision pretrained them.
-
-    Raises:
-        WeightsError: the file is neither in the cache of torch.hub nor within reach.
-    """
-    with torch.device("meta"):
-        features = alexnet(weights=None).features
-    source, prefix = AlexNet_Weights.IMAGENET1K_V1, "features."
-    try:
-        state = source.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-        features.load_state_dict(own, assign=True)
-    except (OSError, RuntimeError, EOFError) as e:
-        reason = (str(e) or type(e).__name__).splitlines()[0]
-        raise WeightsError(
-            f"method=sidetune with weights=imagenet needs {source.url}, which cannot be had "
-            f"({reason[:120]}). Run once with a network, copy the file into "
-            f"{torch.hub.get_dir()}/checkpoints, or use method.weights=random."
-        ) from e
-    return features
-
-
-def _draw(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
-    """PyTorch's own distribution for weights and biases: uniform in ±1/sqrt(fan-in)."""
-    bound = 1 / math.sqrt(layer.weight[0].numel())  # Kaiming uniform with a = sqrt(5)
-    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-    if layer.bias is not None:
-        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import NotMergeable, Unsupported
-from peftbench.methods import surgery
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -18,6 +14,10 @@ from peftbench.methods.base import (
     parameters_of,
     register_method,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 _NORMS = (Role.NORM, Role.TRANSITION_NORM, Role.AFTER)
 _OPERATIONS = (
@@ -31,24 +31,6 @@ _OPERATIONS = (
     Role.MLP_OUT,
     Role.TOKEN_MIX_IN,  # a shift behind TOKEN_MIX_OUT is cancelled by every later layer norm
 )
-
-
-class ScaleShift(nn.Module):
-    """scale · x + shift for each channel."""
-
-    def __init__(
-        self, width: int, channels_last: bool, std: float, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.empty(width).normal_(1.0, std, generator=generator))
-        self.shift = nn.Parameter(torch.empty(width).normal_(0.0, std, generator=generator))
-        self.channels_last = channels_last
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, ..., C) or (B, C, H, W); what comes out has the same shape."""
-        if self.channels_last:
-            return x * self.scale + self.shift
-        return x * self.scale[:, None, None] + self.shift[:, None, None]
 
 
 @register_method("ssf")
@@ -126,12 +108,15 @@ class SSF(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
+        from peftbench.methods import surgery
+        from peftbench.methods.layers.scale_shift import ScaleShift, has_activation
+
         pairs = {}
         for site in self.sites(anatomy):
             pair = ScaleShift(site.width, site.channels_last, self.std, generator)
             pairs[site.path] = pair
             module = backbone.get_submodule(site.path)
-            if _has_activation(module):
+            if has_activation(module):
                 surgery.replace(backbone, f"{site.path}.drop", pair)
             else:
                 surgery.replace(backbone, site.path, surgery.OutputAdapter(module, pair))
@@ -145,8 +130,10 @@ class SSF(Method):
 
     def merge(self, model: nn.Module) -> nn.Module:
         """W' = diag(gamma) W, b' = gamma b + beta; the same for the affine of a norm."""
+        from peftbench.methods.layers.scale_shift import fold, is_foldable, pairs_of
+
         for path, base, _ in pairs_of(model):
-            if not _foldable(base):
+            if not is_foldable(base):
                 lacks = "bias" if hasattr(base, "weight") else "weight and bias of its own"
                 raise NotMergeable(
                     f"ssf cannot fold the pair behind {path!r} ({type(base).__name__}), which has "
@@ -158,44 +145,3 @@ class SSF(Method):
     def expected_params(self, anatomy: Anatomy) -> int:
         pairs = sum(2 * site.width for site in self.sites(anatomy))
         return pairs + sum(site.num_params for site in self.unfrozen(anatomy))
-
-
-def pairs_of(model: nn.Module) -> list[tuple[str, nn.Module, ScaleShift]]:
-    """Path, module and the pair behind it."""
-    pairs = []
-    for path, module in model.named_modules():
-        if isinstance(module, surgery.OutputAdapter) and isinstance(module.adapter, ScaleShift):
-            pairs.append((path, module.base, module.adapter))
-        elif isinstance(getattr(module, "drop", None), ScaleShift):
-            pairs.append((path, module, module.drop))
-    return pairs
-
-
-@torch.no_grad()
-def fold(model: nn.Module) -> list[str]:
-    """Fold the pairs that can be folded, in float64; returns the paths of the others."""
-    left = []
-    for path, base, pair in pairs_of(model):
-        if not _foldable(base):
-            left.append(path)
-            continue
-        scale, shift = pair.scale.double(), pair.shift.double()
-        weight, bias = base.get_parameter("weight"), base.get_parameter("bias")
-        shape = (-1, *(1,) * (weight.ndim - 1))
-        weight.copy_(scale.view(shape) * weight.double())
-        bias.copy_(scale * bias.double() + shift)
-        if _has_activation(base):
-            surgery.replace(model, f"{path}.drop", nn.Identity())
-        else:
-            surgery.replace(model, path, base)
-    return left
-
-
-def _foldable(base: nn.Module) -> bool:
-    tensors = dict(base.named_parameters(recurse=False))
-    return "weight" in tensors and "bias" in tensors
-
-
-def _has_activation(module: nn.Module) -> bool:
-    """Whether a norm of timm computes its activation too; `drop` stands between the two."""
-    return hasattr(module, "drop") and hasattr(module, "act")

@@ -6,14 +6,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import STEM, Anatomy, Kind, Role, Site, Tokens
 from peftbench.errors import Unsupported
-from peftbench.methods import surgery, vpt_swin
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -21,7 +17,14 @@ from peftbench.methods.base import (
     parameters_of,
     register_method,
 )
-from peftbench.methods.vpt_pixels import DeepenedStem
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from peftbench.methods.layers.prompts import Prompts
+
+_SWIN = "swin"  # the family whose blocks exchange maps and take prompts all the same
 
 _REFERENCE = "KMnP/vpt@4410440 src/models/vit_prompt/vit.py, swin_transformer.py"
 _DEVIATIONS = (
@@ -34,64 +37,6 @@ _DEVIATIONS = (
     "all frozen layers are in eval mode, so drop-path is off while training, as in the released "
     "code",
 )
-
-
-class Prompts(nn.Module):
-    """Learned tokens for one block: (p, d), projected to the width of the stream if d differs."""
-
-    def __init__(self, tokens: Tensor, projection: nn.Linear | None, dropout: float) -> None:
-        super().__init__()
-        self.tokens = nn.Parameter(tokens)
-        self.projection = projection  # shared by all blocks
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, batch: int) -> Tensor:
-        """(batch, p, D): the prompts of each image."""
-        tokens = self.tokens if self.projection is None else self.projection(self.tokens)
-        return self.dropout(tokens.expand(batch, -1, -1))  # another mask for each sample
-
-
-class PromptedBlock(nn.Module):
-    """A block that takes prompts behind the prefix tokens, or behind all tokens if `appended`.
-
-    Removes `removed` earlier prompts in front of the block and `stripped` ones behind it.
-    """
-
-    def __init__(
-        self,
-        block: nn.Module,
-        prompts: Prompts | None,
-        num_prefix: int,
-        appended: bool,
-        removed: int,
-        stripped: int,
-    ) -> None:
-        super().__init__()
-        self.block = block
-        self.prompts = prompts
-        self.num_prefix = num_prefix
-        self.appended = appended
-        self.removed = removed
-        self.stripped = stripped
-
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """x: (B, N, D) tokens, the prefix first, and prompts if there are any.
-
-        What comes out has as many prompts more as the block adds, and as many fewer as it strips.
-        """
-        if self.prompts is not None:
-            prompts = self.prompts(x.shape[0]).to(x.dtype)
-            start = self._start(x, self.removed)
-            x = torch.cat((x[:, :start], prompts, x[:, start + self.removed :]), dim=1)
-        x = self.block(x, *args, **kwargs)
-        if self.stripped:
-            start = self._start(x, self.stripped)
-            x = torch.cat((x[:, :start], x[:, start + self.stripped :]), dim=1)
-        return x
-
-    def _start(self, x: Tensor, num_prompts: int) -> int:
-        """Position of the first prompt in `x`, which holds `num_prompts`."""
-        return x.shape[1] - num_prompts if self.appended else self.num_prefix
 
 
 @dataclass(frozen=True)
@@ -119,7 +64,7 @@ class VisualPrompts(Method):
         )
 
     def check(self, anatomy: Anatomy) -> None:
-        if anatomy.family == vpt_swin.FAMILY:
+        if anatomy.family == _SWIN:
             self._check_swin(anatomy)
         elif anatomy.tokens is None:
             convolutional = bool(anatomy.where(Role.SPATIAL_CONV))
@@ -154,9 +99,11 @@ class VisualPrompts(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
+        from peftbench.methods.layers import swin_prompts
+
         prompts, projection = self._prompts(anatomy, generator)
-        if anatomy.family == vpt_swin.FAMILY:
-            touched = vpt_swin.insert(backbone, anatomy, prompts, self.pool_prompts)
+        if anatomy.family == _SWIN:
+            touched = swin_prompts.insert(backbone, anatomy, prompts, self.pool_prompts)
         else:
             touched = self._insert(backbone, anatomy, prompts)
         trainable = [p.tokens for p in prompts.values()]
@@ -176,6 +123,11 @@ class VisualPrompts(Method):
 
         All are uniform with the bound of the first stage, sqrt(6 / (3 patch^2 + d)).
         """
+        import torch
+        from torch import nn
+
+        from peftbench.methods.layers.prompts import Prompts
+
         blocks = self._prompted(anatomy)
         projection = None
         if self.project_width is not None:
@@ -197,6 +149,9 @@ class VisualPrompts(Method):
         self, backbone: nn.Module, anatomy: Anatomy, prompts: Mapping[int, Prompts]
     ) -> tuple[str, ...]:
         """Let `prompts` enter a token stream; returns the paths that were changed."""
+        from peftbench.methods import surgery
+        from peftbench.methods.layers.prompts import PromptedBlock
+
         last = anatomy.depth - 1
         touched = []
         for site in anatomy.where(Role.BLOCK):
@@ -324,6 +279,9 @@ class VPTShallow(VisualPrompts):
     ) -> Attachment:
         if self.location != "below":
             return super().attach(backbone, anatomy, generator)
+        from peftbench.methods import surgery
+        from peftbench.methods.layers.pixels import DeepenedStem
+
         conv = _image_convolutions(anatomy)[0]
         norms = _stem_batch_norms(anatomy)
         stem = DeepenedStem(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role
 from peftbench.errors import Unsupported
-from peftbench.methods import surgery
 from peftbench.methods.base import Attachment, Method, MethodCard, register_method
-from peftbench.methods.vpt_pixels import BorderedStem
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @register_method("vpt_pad")
@@ -58,6 +57,9 @@ class VPTPad(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
+        from peftbench.methods import surgery
+        from peftbench.methods.layers.pixels import BorderedStem
+
         path = anatomy.where(Role.EMBED)[0].path
         stem = BorderedStem(
             backbone.get_submodule(path), self.num_tokens, anatomy.image_size, generator

@@ -17,7 +17,8 @@ from peftbench.backbones.describe import describe
 from peftbench.backbones.load import Backbone, load
 from peftbench.canonical import plain
 from peftbench.errors import Diverged
-from peftbench.methods.base import Tuned, apply, as_method
+from peftbench.methods.applied import Tuned, apply
+from peftbench.methods.base import as_method
 from peftbench.results.record import Parameters, Provenance
 from peftbench.run import provenance, robustness
 from peftbench.run.ending import PendingRecord

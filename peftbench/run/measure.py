@@ -13,7 +13,7 @@ import torch
 
 import peftbench
 from peftbench.errors import NoEffect
-from peftbench.methods.base import Tuned
+from peftbench.methods.applied import Tuned
 from peftbench.results.record import Cost, EpochRow
 from peftbench.results.store import ResultsStore
 from peftbench.run import cost, robustness

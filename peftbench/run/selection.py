@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from peftbench import data
-from peftbench.methods.base import Tuned
+from peftbench.methods.applied import Tuned
 from peftbench.spec import RunSpec
 from peftbench.tasks import Rows
 

@@ -107,7 +107,7 @@ def test_the_saved_tensors_are_those_of_the_reported_epoch(
     from peftbench import data
     from peftbench.artefacts import task_file as tuned
     from peftbench.backbones.describe import describe
-    from peftbench.methods.base import apply
+    from peftbench.methods.applied import apply
 
     spec = spec_of(precision=precision)
     record = experiment.run(spec, store)

@@ -9,7 +9,7 @@ from torch import nn
 
 from peftbench.backbones.describe import describe
 from peftbench.methods import METHODS, discover
-from peftbench.methods.base import BATCH_NORMS, Tuned, apply
+from peftbench.methods.applied import BATCH_NORMS, Tuned, apply
 
 discover()
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from peftbench.errors import ConfigError, Unsupported, WeightsError
 from peftbench.methods import Tuned, apply
-from peftbench.methods.sidetune import AlexNetTrunk, SideTune, SideTuned
+from peftbench.methods.layers.side import AlexNetTrunk, SideTuned
+from peftbench.methods.sidetune import SideTune
 
 TRUNK = (0, 3, 6, 8, 10)  # convolutions of torchvision's AlexNet
 

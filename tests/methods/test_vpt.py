@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from peftbench.backbones.anatomy import Role
 from peftbench.backbones.describe import describe
 from peftbench.errors import ConfigError, Unsupported
-from peftbench.methods import METHODS, Tuned, apply, discover, vpt_swin
+from peftbench.methods import METHODS, Tuned, apply, discover
+from peftbench.methods.layers import swin_prompts
 
 discover()
 TOKENS = 3
@@ -232,7 +233,7 @@ def test_a_swin_without_prompts_is_the_one_of_timm(
     expected = model(x)
     blocks = anatomy.where(Role.BLOCK)[: None if deep else 1]
     prompts = {block.depth: NoPrompts(block.width) for block in blocks}
-    vpt_swin.insert(model, anatomy, prompts, pool_prompts=True)
+    swin_prompts.insert(model, anatomy, prompts, pool_prompts=True)
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
 
 

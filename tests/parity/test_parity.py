@@ -26,7 +26,7 @@ from peftbench.backbones.anatomy import Role
 from peftbench.backbones.describe import describe
 from peftbench.errors import NotMergeable
 from peftbench.methods import METHODS, Tuned, apply, discover
-from peftbench.methods.ssf import fold
+from peftbench.methods.layers.scale_shift import fold
 
 discover()
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from peftbench.backbones.anatomy import Anatomy, Role
 from peftbench.methods import surgery
 
-FAMILY = "swin"
-
 
 class PromptedMap(NamedTuple):
     """What flows between layers where prompts live on."""

@@ -10,21 +10,13 @@ branches alone. Registers no method.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.methods import surgery
-
-
-class ReadPoint(StrEnum):
-    """What an adapter at an entry reads, and who sees its change."""
-
-    STREAM = "stream"  # the stream; the change is added behind the branch
-    BEFORE = "before"  # the stream; the branch sees the change too
-    BRANCH = "branch"  # what the branch reads, behind its norm; the change is added behind it
+from peftbench.methods.layers.design import ReadPoint
 
 
 class StreamState:

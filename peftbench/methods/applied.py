@@ -1,0 +1,144 @@
+"""A method on a backbone: what it changed, what trains, and what one task stores of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from peftbench.backbones.anatomy import Anatomy
+from peftbench.errors import ConfigError, NoEffect, Unsupported
+from peftbench.methods import surgery
+from peftbench.methods.base import Method
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A backbone with a method and a head, ready to fit. Tensors are named as in `model`."""
+
+    method: Method
+    model: nn.Module
+    anatomy: Anatomy
+    method_params: dict[str, nn.Parameter]  # added by the method
+    unfrozen_params: dict[str, nn.Parameter]  # of the backbone
+    head_params: dict[str, nn.Parameter]
+    changing_buffers: dict[str, Tensor]  # running statistics that training updates
+    train_modules: tuple[nn.Module, ...]
+    touched: tuple[str, ...]
+    regulariser: Callable[[], Tensor] | None
+    notes: tuple[str, ...]
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every tensor that an optimiser step may change."""
+        return {**self.method_params, **self.unfrozen_params, **self.head_params}
+
+    def train(self, frozen_mode: str = "method") -> None:
+        """Put what trains in train mode and everything else in eval mode.
+
+        With `frozen_mode="train"` everything is in train mode, as in most released codes, so that
+        dropout and drop-path of the frozen layers act. Only batch norms that do not train stay in
+        eval mode: their statistics belong to the backbone.
+        """
+        self.model.train(frozen_mode == "train")
+        for module in self.model.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.eval()
+        for module in self.train_modules:
+            module.train()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that one task needs besides the pretrained backbone."""
+        return {name: tensor.detach() for name, tensor in self._stored().items()}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Copy what `state` holds; its names and shapes must be exactly those of this model."""
+        own = self._stored()
+        if own.keys() != state.keys():
+            differing = sorted(own.keys() ^ state.keys())
+            raise ValueError(f"the tuned tensors differ in {len(differing)} names: {differing[:3]}")
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(f"{name}: {tuple(state[name].shape)} for {tuple(tensor.shape)}")
+        for name, tensor in own.items():  # only now: a refused state changes nothing
+            tensor.copy_(state[name])
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The tensors of `state` as the model holds them now; moving it makes new buffers."""
+        model = self.model
+        parameters = {name: model.get_parameter(name) for name in self.trainable}
+        return {**parameters, **{name: model.get_buffer(name) for name in self.changing_buffers}}
+
+
+def apply(
+    method: Method,
+    backbone: nn.Module,
+    anatomy: Anatomy,
+    num_classes: int | None,
+    generator: torch.Generator,
+) -> Tuned:
+    """Attach `method` and a new head to `backbone` in place; `None` classes keep the classifier.
+
+    Raises:
+        ConfigError: the classifier is to be kept, and the method makes one of its own.
+        Unsupported: the method is not defined on this backbone.
+        NoEffect: the method touched nothing.
+    """
+    method.check(anatomy)
+    device = next(backbone.parameters()).device
+    old_head = backbone.get_submodule(anatomy.head)
+    if not isinstance(old_head, nn.Linear):
+        raise Unsupported(
+            f"the classifier {anatomy.head!r} is a {type(old_head).__name__}; only linear "
+            "classifiers can be replaced."
+        )
+    head: nn.Module = old_head
+    if num_classes is not None:
+        head = method.head(anatomy.head_width, num_classes, generator)
+        surgery.replace(backbone, anatomy.head, head)
+    elif not isinstance(method.head(anatomy.head_width, 2, torch.Generator()), nn.Linear):
+        raise ConfigError(f"method={method.name} makes a head of its own. Give num_classes.")
+    backbone.eval()
+    head_ids = {id(p) for p in head.parameters()}
+    original_ids = {id(p) for p in backbone.parameters()} - head_ids
+    attachment = method.attach(backbone, anatomy, generator)
+    if not attachment.trainable and not method.card.head_only:
+        raise NoEffect(
+            f"{method.name} changed nothing on this backbone (family {anatomy.family}): it found "
+            "none of its sites."
+        )
+    model = attachment.model
+    surgery.freeze_except(model, (*attachment.trainable, *head.parameters()))
+    chosen = {id(p) for p in attachment.trainable}
+    names = {id(p): name for name, p in model.named_parameters()}
+    outside = [i for i in chosen | head_ids if i not in names]
+    if outside:
+        raise NoEffect(f"{method.name} declared {len(outside)} parameters outside the model.")
+    train_modules = (*attachment.train_modules, head)
+    buffer_ids = {id(b) for module in train_modules for b in module.buffers()}
+    buffers = [n for n, b in model.named_buffers() if id(b) in buffer_ids]
+    saved = model.state_dict().keys()  # leaves out buffers that are rebuilt, such as masks
+    model.to(device)
+    parameters = dict(model.named_parameters())  # moving to the meta device makes new objects
+
+    def pick(ids: set[int]) -> dict[str, nn.Parameter]:
+        return {name: parameters[name] for i, name in names.items() if i in ids}
+
+    return Tuned(
+        method=method,
+        model=model,
+        anatomy=anatomy,
+        method_params=pick(chosen - original_ids),
+        unfrozen_params=pick(chosen & original_ids),
+        head_params=pick(head_ids),
+        changing_buffers={n: model.get_buffer(n) for n in buffers if n in saved},
+        train_modules=train_modules,
+        touched=attachment.touched,
+        regulariser=attachment.regulariser,
+        notes=attachment.notes,
+    )

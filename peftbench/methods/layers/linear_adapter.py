@@ -1,0 +1,66 @@
+"""Linear adapters, and how they fold into the layer behind."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from peftbench.errors import NotMergeable
+from peftbench.methods import surgery
+
+
+class LinearAdapter(nn.Module):
+    """x + scale · up(down(x)) without an activation; `up` works on groups of hidden units."""
+
+    def __init__(
+        self, width: int, bottleneck: int, groups: int, scale: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.dropout = nn.Dropout(dropout)
+        # output channels of one group read the hidden units of the same group only
+        self.up = nn.Linear(bottleneck // groups, width)
+        self.groups = groups
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, ..., D); what comes out has the same shape."""
+        hidden = self.dropout(self.down(x)).unflatten(-1, (self.groups, -1))
+        weight = self.up.weight.unflatten(0, (self.groups, -1))  # (g, D / g, h / g)
+        change = torch.einsum("...gh,gdh->...gd", hidden, weight).flatten(-2) + self.up.bias
+        out: Tensor = x + self.scale * change
+        return out
+
+    def as_matrix(self) -> tuple[Tensor, Tensor]:
+        """M (D, D) and c (D,) with `forward(x)` = x + M x + c."""
+        up = torch.block_diag(*self.up.weight.unflatten(0, (self.groups, -1)))
+        matrix = self.scale * up @ self.down.weight
+        return matrix, self.scale * (up @ self.down.bias + self.up.bias)
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> None:
+    """W (n + M n + c) + b = (W + W M) n + (b + W c), summed in float64.
+
+    Raises:
+        NotMergeable: a layer has no bias to take the constant.
+    """
+    wrapped = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, surgery.InputAdapter) and isinstance(module.adapter, LinearAdapter)
+    ]
+    for path, module in wrapped:
+        if module.base.bias is None:
+            raise NotMergeable(
+                f"repadapter adds a constant to the output of {path!r}, which has no bias to "
+                "take it."
+            )
+    for path, module in wrapped:
+        base, adapter = module.base, module.adapter
+        assert isinstance(base, nn.Linear) and isinstance(adapter, LinearAdapter)
+        matrix, constant = surgery.in_float64(adapter).as_matrix()
+        weight = base.weight.double()
+        base.bias.copy_(base.bias.double() + weight @ constant)
+        base.weight.copy_(weight + weight @ matrix)
+        surgery.replace(model, path, base)

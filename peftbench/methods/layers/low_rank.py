@@ -1,0 +1,103 @@
+"""Low-rank changes of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, pad_same
+from torch import Tensor, nn
+
+from peftbench.methods import surgery
+
+
+class LowRankDelta(surgery.Delta):
+    """scale · B A on chosen row blocks of a weight; A random, B zero."""
+
+    def __init__(
+        self,
+        rows: Mapping[str, tuple[int, int]],
+        shape: tuple[int, int],
+        rank: int,
+        scale: float,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.rows = dict(rows)
+        self.width, fan_in = shape  # of the weight: outputs, inputs
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout)
+        self.a = nn.ParameterDict()
+        self.b = nn.ParameterDict()
+        bound = 1 / math.sqrt(fan_in)  # Kaiming uniform with a = sqrt(5)
+        for name, (start, stop) in rows.items():
+            a = torch.empty(rank, fan_in).uniform_(-bound, bound, generator=generator)
+            self.a[name] = nn.Parameter(a)
+            self.b[name] = nn.Parameter(torch.zeros(stop - start, rank))
+
+    def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
+        x = self.dropout(x)
+        for name, (start, stop) in self.rows.items():
+            change = F.linear(F.linear(x, self.a[name]), self.b[name])
+            y[..., start:stop] += self.scale * change
+        return y
+
+    def weight_delta(self) -> Tensor:
+        changes = [
+            F.pad(self.scale * self.b[name] @ self.a[name], (0, 0, start, self.width - stop))
+            for name, (start, stop) in self.rows.items()
+        ]
+        return torch.stack(changes).sum(0)
+
+
+class LowRankConvDelta(surgery.Delta):
+    """scale · B A on the kernel of a convolution, read as a matrix (out, in / groups · k · k).
+
+    Without groups it runs as a convolution with the kernels of A to `rank` channels and a 1 x 1
+    convolution with B. Groups share A; there the small kernel B A is formed, which for a depthwise
+    convolution is as cheap.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        target: str,
+        rank: int,
+        scale: float,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.target = target
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout)
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.padding = conv.padding
+        self.same = isinstance(conv, Conv2dSame)  # pads by the size of its input
+        shape = (rank, *conv.weight.shape[1:])
+        bound = 1 / math.sqrt(math.prod(shape[1:]))  # Kaiming uniform with a = sqrt(5)
+        a = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        self.a = nn.ParameterDict({target: a})
+        self.b = nn.ParameterDict({target: torch.zeros(conv.weight.shape[0], rank)})
+
+    def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
+        x = self.dropout(x)
+        if self.same:
+            kernel = self.a[self.target].shape[-2:]
+            x = pad_same(x, list(kernel), list(self.stride), list(self.dilation))
+        if self.groups == 1:
+            hidden = self._convolve(x, self.a[self.target])
+            return y + self.scale * F.conv2d(hidden, self.b[self.target][:, :, None, None])
+        return y + self._convolve(x, self.weight_delta())
+
+    def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """With the stride, padding and groups of the frozen layer."""
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(x, kernel, None, *geometry)  # type: ignore[arg-type]
+
+    def weight_delta(self) -> Tensor:
+        a, b = self.a[self.target], self.b[self.target]
+        return (self.scale * b @ a.flatten(1)).unflatten(1, a.shape[1:])

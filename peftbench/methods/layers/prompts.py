@@ -1,0 +1,64 @@
+"""Learned tokens, and the blocks that take them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Prompts(nn.Module):
+    """Learned tokens for one block: (p, d), projected to the width of the stream if d differs."""
+
+    def __init__(self, tokens: Tensor, projection: nn.Linear | None, dropout: float) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(tokens)
+        self.projection = projection  # shared by all blocks
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, batch: int) -> Tensor:
+        """(batch, p, D): the prompts of each image."""
+        tokens = self.tokens if self.projection is None else self.projection(self.tokens)
+        return self.dropout(tokens.expand(batch, -1, -1))  # another mask for each sample
+
+
+class PromptedBlock(nn.Module):
+    """A block that takes prompts behind the prefix tokens, or behind all tokens if `appended`.
+
+    Removes `removed` earlier prompts in front of the block and `stripped` ones behind it.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        prompts: Prompts | None,
+        num_prefix: int,
+        appended: bool,
+        removed: int,
+        stripped: int,
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.prompts = prompts
+        self.num_prefix = num_prefix
+        self.appended = appended
+        self.removed = removed
+        self.stripped = stripped
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """x: (B, N, D) tokens, the prefix first, and prompts if there are any.
+
+        What comes out has as many prompts more as the block adds, and as many fewer as it strips.
+        """
+        if self.prompts is not None:
+            prompts = self.prompts(x.shape[0]).to(x.dtype)
+            start = self._start(x, self.removed)
+            x = torch.cat((x[:, :start], prompts, x[:, start + self.removed :]), dim=1)
+        x = self.block(x, *args, **kwargs)
+        if self.stripped:
+            start = self._start(x, self.stripped)
+            x = torch.cat((x[:, :start], x[:, start + self.stripped :]), dim=1)
+        return x
+
+    def _start(self, x: Tensor, num_prompts: int) -> int:
+        """Position of the first prompt in `x`, which holds `num_prompts`."""
+        return x.shape[1] - num_prompts if self.appended else self.num_prefix

@@ -1,0 +1,14 @@
+"""Which slices of a factorised tensor a weight is made of; loading it needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which D x D slices of the tensor one weight is made of."""
+
+    first: int  # index of its first slice among all of its width
+    count: int
+    by_rows: bool  # slices are row blocks of the weight, else column blocks
