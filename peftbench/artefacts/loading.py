@@ -17,9 +17,9 @@ from peftbench.artefacts import card as cards
 from peftbench.artefacts import task_file as files
 from peftbench.artefacts import tensors
 from peftbench.backbones.hashes import hash_checkpoint
-from peftbench.backbones.load import check_name
 from peftbench.backbones.load import load as load_backbone
-from peftbench.backbones.packaged import SHIPPED
+from peftbench.backbones.names import check_name
+from peftbench.backbones.shipped import SHIPPED
 from peftbench.errors import ConfigError, NoEffect, Unsupported, WeightsError
 from peftbench.spec import BackboneSpec
 from peftbench.untrusted import check_plain_file, printable

@@ -6,12 +6,14 @@ An installed package adds families through the entry point group `peftbench.fami
 from __future__ import annotations
 
 from dataclasses import replace
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from peftbench import plugins
 from peftbench.backbones.anatomy import GENERIC, Example, Family, Role
 from peftbench.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _TRANSFORMER_BLOCK = {
     Role.NORM: ("norm1", "norm2"),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from peftbench.backbones.checkpoints.paths import check_file
 
-from peftbench.backbones.checkpoints import files as checkpoint
-from peftbench.backbones.describe import head_path
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def hash_tensors(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all tensors but the classifier's."""
+    import torch
+
+    from peftbench.backbones.describe import head_path
+
     head = head_path(model) + "."
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -28,6 +32,6 @@ def hash_tensors(model: nn.Module) -> str:
 def hash_checkpoint(path: Path) -> str:
     """SHA-256 of a local weights file, which is its identity wherever it lies."""
     path = path.expanduser()
-    checkpoint.check_file(path)
+    check_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
-
-from peftbench.backbones.packaged import SHIPPED
+from peftbench.backbones.shipped import SHIPPED
 from peftbench.data.images import backend
 from peftbench.errors import ConfigError
 from peftbench.spec import (
@@ -77,5 +75,7 @@ def _triple(values: Any) -> tuple[float, float, float]:
 
 
 def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
+    import timm
+
     cfg = timm.get_pretrained_cfg(spec.name, allow_unregistered=True)
     return cfg.to_dict() if cfg is not None else {}

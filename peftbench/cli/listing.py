@@ -75,7 +75,7 @@ def _plain(value: object) -> str:
 
 
 def _backbones() -> str:
-    from peftbench.backbones.packaged import SHIPPED
+    from peftbench.backbones.shipped import SHIPPED
     from peftbench.config.choices import aliases_of, catalogue, choices
 
     known, aliases = catalogue("backbone"), aliases_of("backbone")

@@ -11,13 +11,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-import torch
-
 from peftbench.config.limits import MOST_PROCESSES, check_number
 from peftbench.errors import ConfigError
 from peftbench.sweep.queues.processes import STOP_SECONDS, die_with
 from peftbench.sweep.queues.slots import usable_cores
-from peftbench.training.device import choose_device
 
 LEAST_BOUND = 16  # that any machine takes, however few its cores
 GRACE_SECONDS = 15.0  # in which the others notice that one has failed, and record it
@@ -25,6 +22,10 @@ GRACE_SECONDS = 15.0  # in which the others notice that one has failed, and reco
 
 def check_count(processes: int, device: str) -> None:
     """Raise `ConfigError` for a number of processes that cannot be had on `device`."""
+    import torch
+
+    from peftbench.training.device import choose_device
+
     check_number("processes", processes, 1, MOST_PROCESSES)
     on_gpus = choose_device(device).type == "cuda"
     gpus = torch.cuda.device_count()

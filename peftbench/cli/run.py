@@ -102,7 +102,7 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     from peftbench.results.store import ResultsStore
     from peftbench.run import experiment
     from peftbench.sweep.jobs import outcome
-    from peftbench.training.checkpoint import CheckpointPolicy
+    from peftbench.training.saving import CheckpointPolicy
     from peftbench.training.world import from_environment
 
     if cfg.tuner.name != "none":

@@ -16,7 +16,7 @@ from peftbench.spec import (
     Recipe,
     Selection,
 )
-from peftbench.training.checkpoint import CheckpointPolicy
+from peftbench.training.saving import CheckpointPolicy
 
 DATA_DIR = "${data_dir}"  # root of a data set that is looked for by its name
 

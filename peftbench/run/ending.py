@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from peftbench.errors import (
     Diverged,
     NoEffect,
@@ -154,6 +152,8 @@ def status_of(error: BaseException, spec: RunSpec) -> tuple[Status, str]:
 
 
 def _out_of_memory(error: BaseException) -> bool:
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()

@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from peftbench.backbones.load import check_name
+from peftbench.backbones.names import check_name
 from peftbench.backbones.preprocessing import image_size
 from peftbench.config.limits import check_threads
 from peftbench.errors import StoreError
@@ -27,12 +25,15 @@ from peftbench.run.ending import (
     reporting,
     worker_failures,
 )
-from peftbench.run.measure import measure_run
 from peftbench.spec import RunSpec
-from peftbench.training.checkpoint import NO_SAVING, CheckpointPolicy
-from peftbench.training.device import Compute, choose_device, choose_dtype
-from peftbench.training.optim import check_recipe
+from peftbench.training.recipe import check_recipe
+from peftbench.training.saving import NO_SAVING, CheckpointPolicy
 from peftbench.training.world import World, from_environment, join, leave
+
+if TYPE_CHECKING:
+    import torch
+
+    from peftbench.training.device import Compute
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class RunOptions:
 
 
 DEFAULTS = RunOptions()
+EVERYWHERE = ("auto", "cpu")  # devices that any machine has; torch is asked for others
 
 
 def run(
@@ -69,11 +71,11 @@ def run(
     world = from_environment()
     if stored is not None and world.is_single:
         return stored
-    device = check(spec, options.device, options.threads)
+    check(spec, options.device, options.threads)
+    from peftbench.run.measure import measure_run
+
     store.check_writable()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = join(world, device)
+    device = _device(world, options)
     key, state = (spec.method.name, spec.run_id), _state(spec, store)
     with contextlib.closing(logger), leading(world) as begin:
         if stored is not None:
@@ -113,9 +115,10 @@ def run_worker(spec: RunSpec, store: ResultsStore, options: RunOptions = DEFAULT
     What goes wrong here is left for that process, and raised.
     """
     world = from_environment()
-    device = join(world, check(spec, options.device, options.threads))
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    check(spec, options.device, options.threads)
+    from peftbench.run.measure import measure_run
+
+    device = _device(world, options)
     try:
         if not world.broadcast():  # there is nothing to run
             return
@@ -129,7 +132,21 @@ def run_worker(spec: RunSpec, store: ResultsStore, options: RunOptions = DEFAULT
         leave(world)
 
 
+def _device(world: World, options: RunOptions) -> torch.device:
+    """The device of this process, which has met the others and has its threads."""
+    import torch
+
+    from peftbench.training.device import choose_device
+
+    device = join(world, choose_device(options.device))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return device
+
+
 def _compute(spec: RunSpec, device: torch.device, world: World, options: RunOptions) -> Compute:
+    from peftbench.training.device import Compute, choose_dtype
+
     return Compute(device, choose_dtype(spec.precision, device), world, options.micro_batch)
 
 
@@ -183,13 +200,16 @@ def leading(world: World) -> Iterator[Callable[[], None]]:
         leave(world)
 
 
-def check(spec: RunSpec, device: str, threads: int | None) -> torch.device:
-    """The device of a run that can be started; raises `ConfigError` for one that cannot."""
+def check(spec: RunSpec, device: str, threads: int | None) -> None:
+    """Raise `ConfigError` for a run that cannot be started."""
     check_recipe(spec.recipe)
     check_name(spec.backbone)
     spec.train_size(image_size(spec.backbone))
     check_threads(threads)
-    return choose_device(device)
+    if device not in EVERYWHERE:
+        from peftbench.training.device import choose_device
+
+        choose_device(device)
 
 
 def _remove(state: Path) -> None:

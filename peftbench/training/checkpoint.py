@@ -9,7 +9,6 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peftbench.errors import ConfigError
 from peftbench.training.world import ALONE, World
 from peftbench.untrusted import check_plain_file, printable
 
@@ -33,29 +31,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> object: ...
-
-
-@dataclass(frozen=True)
-class CheckpointPolicy:
-    """How often the state of a training is saved; schema of `checkpoint`, no identity of a run."""
-
-    minutes: float | None = None
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        for key in ("minutes", "steps"):
-            value = getattr(self, key)
-            if value is not None and value <= 0:
-                raise ConfigError(f"checkpoint.{key}={value}; use a positive value, or null.")
-
-    def to(self, path: Path, world: World) -> Checkpoints | None:
-        """What saves to `path`; `None` where nothing is saved."""
-        if self.minutes is None and self.steps is None:
-            return None
-        return Checkpoints(path, self.minutes, self.steps, world)
-
-
-NO_SAVING = CheckpointPolicy()
 
 
 class Checkpoints:

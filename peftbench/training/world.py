@@ -8,15 +8,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from typing import TYPE_CHECKING, Any
 
 from peftbench.errors import ConfigError
-from peftbench.training.batchnorm import GlobalStatistics, uses_batch_statistics
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
 
@@ -76,6 +74,8 @@ class World:
         """`module` whose gradients are the means over all processes; alone, itself."""
         if self.is_single:
             return module
+        from torch.nn.parallel import DistributedDataParallel
+
         for remark in REMARKS:
             warnings.filterwarnings("ignore", remark)
         return DistributedDataParallel(
@@ -91,6 +91,10 @@ class World:
 
         Batch normalisation sees the images of all processes.
         """
+        from torch.nn.parallel import DistributedDataParallel
+
+        from peftbench.training.batchnorm import GlobalStatistics, uses_batch_statistics
+
         if not isinstance(wrapped, DistributedDataParallel):
             yield
             return
@@ -106,23 +110,29 @@ class World:
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """`values` (...) summed over the processes, in place."""
         if not self.is_single:
-            dist.all_reduce(values)
+            from torch import distributed
+
+            distributed.all_reduce(values)
         return values
 
     def all_gather(self, own: Any) -> list[Any]:
         """What each process has, by rank."""
         if self.is_single:
             return [own]
+        from torch import distributed
+
         parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, own)
+        distributed.all_gather_object(parts, own)
         return parts
 
     def broadcast(self, value: Any = None) -> Any:
         """The `value` of the process that leads."""
         if self.is_single:
             return value
+        from torch import distributed
+
         box = [value]
-        dist.broadcast_object_list(box)
+        distributed.broadcast_object_list(box)
         return box[0]
 
 
@@ -150,16 +160,23 @@ def join(world: World, device: torch.device) -> torch.device:
     """Meet the other processes; returns the device of this one."""
     if world.is_single:
         return device
+    import torch
+    from torch import distributed
+
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
+    if not distributed.is_initialized():
         # words are exchanged on the CPU, where they do not wait for the GPU
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 
 def leave(world: World) -> None:
     """Say good-bye, so that no process waits for another."""
-    if not world.is_single and dist.is_initialized():
-        dist.destroy_process_group()
+    if world.is_single:
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

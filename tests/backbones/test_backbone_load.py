@@ -23,7 +23,8 @@ from peftbench.backbones import load as loading
 from peftbench.backbones import packaged, preprocessing
 from peftbench.backbones.describe import describe
 from peftbench.backbones.hashes import hash_checkpoint, hash_tensors
-from peftbench.backbones.load import Backbone, check_name, load
+from peftbench.backbones.load import Backbone, load
+from peftbench.backbones.names import check_name
 from peftbench.backbones.preprocessing import image_size, resolve_preprocessing
 from peftbench.data import images
 from peftbench.errors import ConfigError, UnknownName, WeightsError

@@ -19,7 +19,7 @@ from peftbench.backbones import load as loading
 from peftbench.backbones import packaged, saliency
 from peftbench.backbones.hashes import hash_checkpoint
 from peftbench.backbones.load import load
-from peftbench.backbones.packaged import SHIPPED
+from peftbench.backbones.shipped import SHIPPED
 from peftbench.errors import WeightsError
 from peftbench.spec import BackboneSpec
 

@@ -15,7 +15,7 @@ from peftbench.config.choices import catalogue, choices, config_dir, method_of
 from peftbench.methods import METHODS, discover
 from peftbench.spec import DatasetSpec
 from peftbench.sweep import experiments, hours
-from peftbench.training.optim import check_recipe
+from peftbench.training.recipe import check_recipe
 
 ROOT = config_dir().parent
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))

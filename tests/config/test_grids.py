@@ -11,7 +11,7 @@ from peftbench.config.grids import Grid, find, named, read
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.methods import METHODS
 from peftbench.spec import Recipe
-from peftbench.training.optim import check_recipe
+from peftbench.training.recipe import check_recipe
 
 FILES = sorted((config_dir() / "grid").glob("*.yaml"))
 GRIDS = [(path.stem, grid) for path in FILES for grid in read(path).values()]

@@ -12,13 +12,13 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.tiny_runs import compose, write_images
 
-from peftbench.backbones.load import check_name
-from peftbench.backbones.packaged import SHIPPED
+from peftbench.backbones.names import check_name
+from peftbench.backbones.shipped import SHIPPED
 from peftbench.config.build import build, dataset_specs
 from peftbench.config.choices import aliases_of, catalogue, config_dir, method_of
 from peftbench.methods import METHODS
 from peftbench.spec import Recipe
-from peftbench.training.optim import check_recipe
+from peftbench.training.recipe import check_recipe
 
 CONF = config_dir()
 GROUPS = ("backbone", "dataset", "method", "recipe")

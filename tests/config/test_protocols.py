@@ -21,7 +21,7 @@ from peftbench.errors import ConfigError
 from peftbench.methods import METHODS
 from peftbench.methods.fact import FacTTK
 from peftbench.spec import Protocol, Recipe, Selection
-from peftbench.training.optim import check_recipe
+from peftbench.training.recipe import check_recipe
 
 CONF = config_dir()
 PROTOCOLS = sorted(path.stem for path in (CONF / "protocol").glob("*.yaml"))

@@ -58,9 +58,9 @@ def test_the_record_says_that_the_disk_was_full_and_the_next_run_is_whole(
             patch.setattr(place, failing(error))
             record = experiment.run(spec, store)
     else:
-        monkeypatch.setattr(experiment, "measure_run", measured)
+        monkeypatch.setattr("peftbench.run.measure.measure_run", measured)
         record = experiment.run(spec, store)
-        monkeypatch.setattr(experiment, "measure_run", measure)
+        monkeypatch.setattr("peftbench.run.measure.measure_run", measure)
     assert record.status is Status.ERROR
     assert record.error is not None and "disk full" in record.error
     assert "\n" not in record.error and "trace in" not in record.error

@@ -20,7 +20,7 @@ from peftbench.run import experiment, measure
 from peftbench.run.measure import measure_run
 from peftbench.run.selection import BestOnTest
 from peftbench.spec import Precision, RunSpec
-from peftbench.training.checkpoint import NO_SAVING, CheckpointPolicy
+from peftbench.training.saving import NO_SAVING, CheckpointPolicy
 
 pytestmark = [
     pytest.mark.arithmetic,
@@ -119,7 +119,7 @@ def test_a_failure_in_one_process_is_the_record_of_the_run(
             raise MemoryError("out of memory")
         measure_run(pending, scratch, compute, *rest)
 
-    monkeypatch.setattr(experiment, "measure_run", fails)
+    monkeypatch.setattr("peftbench.run.measure.measure_run", fails)
     spec = tiny_spec("linear", dataset=digits(11), recipe={"epochs": 3})
     assert run_together(spec, store) == [0, 1]
     record = recorded(spec, store)

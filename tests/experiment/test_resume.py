@@ -25,7 +25,7 @@ from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
 from peftbench.spec import BEST_ON_TEST, Phase, RunSpec, Selection
 from peftbench.training import checkpoint, loop
-from peftbench.training.checkpoint import CheckpointPolicy
+from peftbench.training.saving import CheckpointPolicy
 
 pytestmark = pytest.mark.arithmetic
 # 11 images in batches of 4: three steps an epoch; everything that draws random numbers is on

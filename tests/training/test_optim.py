@@ -12,7 +12,8 @@ from torch import nn
 
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.spec import Recipe
-from peftbench.training.optim import Schedule, check_recipe, make_optimizer
+from peftbench.training.optim import Schedule, make_optimizer
+from peftbench.training.recipe import check_recipe
 
 
 def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:

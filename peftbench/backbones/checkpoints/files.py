@@ -23,6 +23,7 @@ from torch import Tensor
 
 from peftbench import untrusted
 from peftbench.backbones.checkpoints.containers import STORAGES, Unpickled, read_pickles, read_zip
+from peftbench.backbones.checkpoints.paths import check_file, shown
 from peftbench.backbones.checkpoints.pickled import (
     WIDTHS,
     Inert,
@@ -54,40 +55,6 @@ class Entry:
     size: int = 0  # bytes of its numbers
 
 
-def check_file(path: Path) -> None:
-    """Refuse a path that names no plain file.
-
-    Raises:
-        WeightsError: it is absent, a folder, a pipe or a device, or may not be read.
-    """
-    try:
-        untrusted.check_plain_file(path)
-        with open(path, "rb"):
-            pass
-    except FileNotFoundError as e:
-        raise WeightsError(
-            f"backbone.checkpoint={_shown(path)} does not exist. Give the path of a .safetensors, "
-            ".npz or .pth file."
-        ) from e
-    except ValueError as e:
-        inside = sorted(
-            p.name
-            for p in (path.iterdir() if path.is_dir() else ())
-            if p.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt")
-        )
-        hint = f" It holds {untrusted.printable(', '.join(inside[:3]))}." if inside else ""
-        what = "is a folder" if path.is_dir() else f"cannot be used: {e}"
-        raise WeightsError(
-            f"backbone.checkpoint={_shown(path)} {what}. Give the path of the .safetensors, .npz "
-            f"or .pth file itself.{hint}"
-        ) from e
-    except OSError as e:
-        raise WeightsError(
-            f"backbone.checkpoint={_shown(path)} cannot be opened ({e.strerror}). Give yourself "
-            "the right to read it, or give the path of another file."
-        ) from e
-
-
 def read(path: Path) -> dict[str, Entry]:
     """Every tensor of a file under its full name: keys of nested mappings, joined with dots.
 
@@ -111,7 +78,7 @@ def read(path: Path) -> dict[str, Entry]:
         raise corrupt(path, e) from e
     if not any(math.prod(entry.shape) > 1 for entry in table.values()):
         raise WeightsError(
-            f"{_shown(path)} holds no dictionary of tensors{_described(unpickled.content)}. Save a "
+            f"{shown(path)} holds no dictionary of tensors{_described(unpickled.content)}. Save a "
             "state dict and retry."
         )
     return table
@@ -160,11 +127,7 @@ def corrupt(path: Path, error: Exception, where: str = "") -> WeightsError:
             "The file is incomplete, damaged or of another kind; fetch it again or convert it to "
             "safetensors"
         )
-    return WeightsError(f"{_shown(path)} cannot be read as weights ({reason}). {advice}.")
-
-
-def _shown(path: Path) -> str:
-    return untrusted.printable(str(path))
+    return WeightsError(f"{shown(path)} cannot be read as weights ({reason}). {advice}.")
 
 
 def _described(content: Any) -> str:

@@ -13,9 +13,9 @@ from peftbench.backbones.checkpoints.files import (
     ALWAYS_ALLOWED,
     MOST_GROWTH,
     READING,
-    check_file,
     corrupt,
 )
+from peftbench.backbones.checkpoints.paths import check_file
 
 
 class _Recorded(io.FileIO):

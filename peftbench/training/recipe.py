@@ -1,0 +1,72 @@
+"""Whether a recipe can be followed; loading it needs no torch."""
+
+from __future__ import annotations
+
+from peftbench.errors import ConfigError
+from peftbench.registry import unknown_name
+from peftbench.spec import AUGMENTATIONS, Recipe
+
+OPTIMIZERS = ("adam", "adamw", "momentum", "sgd")  # of timm, which is asked for all others
+CHOICES = {
+    "schedule": ("cosine", "constant"),
+    "schedule_unit": ("step", "epoch"),
+    "decay": ("matrices", "all"),
+    "augmentation": AUGMENTATIONS,
+    "frozen_mode": ("method", "train"),
+}
+AT_LEAST_ONE = ("epochs", "batch_size", "lr_reference_batch")
+NOT_NEGATIVE = (
+    "lr",
+    "weight_decay",
+    "warmup_epochs",
+    "warmup_lr",
+    "min_lr",
+    "schedule_delay",
+    "cooldown_epochs",
+    "mixup",
+    "cutmix",
+)
+POSITIVE = ("clip_grad", "eps")
+FRACTIONS = ("label_smoothing", "ema_decay")  # 1 itself would learn nothing
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise `ConfigError` for a recipe that cannot be followed."""
+    _check_optimizer(recipe.optimizer)
+    for key, choices in CHOICES.items():
+        if getattr(recipe, key) not in choices:
+            raise unknown_name(f"recipe.{key}", getattr(recipe, key), choices)
+    for keys, refused, advice in (
+        (AT_LEAST_ONE, lambda value: value < 1, "; use 1 or more."),
+        (NOT_NEGATIVE, lambda value: value < 0, " is negative; use 0 or more."),
+        (POSITIVE, lambda value: value <= 0, "; use a positive value, or null."),
+        (FRACTIONS, lambda value: not 0 <= value < 1, " is not in [0, 1)."),
+        (("random_erasing",), lambda value: not 0 <= value <= 1, " is not in [0, 1]."),
+    ):
+        for key in keys:
+            value = getattr(recipe, key)
+            if value is not None and refused(value):
+                raise ConfigError(f"recipe.{key}={value}{advice}")
+    if recipe.schedule == "constant":
+        for key in ("schedule_delay", "cooldown_epochs"):
+            if getattr(recipe, key):
+                raise ConfigError(
+                    f"recipe.{key}={getattr(recipe, key)} means nothing to a constant rate. "
+                    "Use recipe.schedule=cosine, or 0."
+                )
+    if recipe.schedule_delay and recipe.schedule_unit != "epoch":
+        raise ConfigError(
+            f"recipe.schedule_delay={recipe.schedule_delay} counts epochs. "
+            "Use recipe.schedule_unit=epoch, or 0."
+        )
+
+
+def _check_optimizer(name: str) -> None:
+    """Raise `UnknownName` unless timm has an optimiser of this name."""
+    if name.lower() in OPTIMIZERS:
+        return
+    from timm.optim import list_optimizers
+
+    known = [str(one) for one in list_optimizers()]
+    if name.lower() not in known:
+        raise unknown_name("recipe.optimizer", name, known)
