@@ -4,6 +4,7 @@ support.md     every method on a tiny backbone of every family, really run
 parameters.md  parameters of every method on the standard backbones, and what papers print
 methods.md     what `peftbench list methods --long` prints
 looks.csv      colour and marker of every method in figures
+anatomies.json where things are in the backbones that every user asks about
 README.md and CITATION.cff   their numbers and names of methods
 """
 
@@ -29,9 +30,11 @@ import printed_counts  # noqa: E402 - beside this file
 from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa: E402
 
 from peftbench.artefacts import task_file as tuned  # noqa: E402
+from peftbench.backbones import anatomies  # noqa: E402
 from peftbench.cli import method_pages  # noqa: E402
 from peftbench.errors import NotMergeable, Unsupported  # noqa: E402
 from peftbench.methods import METHODS, Method, Tuned, apply, discover  # noqa: E402
+from peftbench.spec import BackboneSpec  # noqa: E402
 
 DOCS = ROOT / "docs"
 LOOKS = ROOT / "peftbench" / "report" / "figures" / "looks.csv"
@@ -215,8 +218,8 @@ HEAD_CLASSES = 100
 def parameters() -> str:
     """Counts on the standard backbones, and beside what papers print."""
     discover()
-    anatomies = {title: method_pages.anatomy_of(name) for title, name in BACKBONES.items()}
-    heads = {title: (a.head_width + 1) * HEAD_CLASSES for title, a in anatomies.items()}
+    known = {title: method_pages.anatomy_of(name) for title, name in BACKBONES.items()}
+    heads = {title: (a.head_width + 1) * HEAD_CLASSES for title, a in known.items()}
     lines = [
         GENERATED + "# Parameters that train",
         "",
@@ -230,7 +233,7 @@ def parameters() -> str:
     for title, name, options in SETTINGS:
         method = METHODS[name](**options)
         cells = []
-        for backbone, anatomy in anatomies.items():
+        for backbone, anatomy in known.items():
             try:
                 method.check(anatomy)
             except Unsupported:
@@ -245,7 +248,7 @@ def parameters() -> str:
         "| --- | --- | --- | --- | ---: | ---: | --- |",
     ]
     for row in printed_counts.ROWS:
-        ours = printed_counts.ours(row, anatomies[row.backbone])
+        ours = printed_counts.ours(row, known[row.backbone])
         lines.append(
             f"| {row.title} | {row.backbone} | {row.tasks} | {row.convention} | {row.printed} | "
             f"{ours} | {row.source} |"
@@ -268,6 +271,13 @@ def looks() -> str:
     cards = {name: METHODS[name].card for name in METHODS}
     rows = [(name, *card.look) for name, card in cards.items() if card.look is not None]
     return "".join(f"{','.join(row)}\n" for row in [("method", "colour", "marker"), *rows])
+
+
+def known_anatomies() -> str:
+    """Anatomies of the shipped ViT, and of the backbones that `list methods --long` counts for."""
+    specs = [BackboneSpec("vit_mini")]
+    specs += [BackboneSpec(e.architecture, pretrained=False) for e in method_pages.examples()]
+    return anatomies.written({spec.name: anatomies.described(spec) for spec in specs})
 
 
 def readme() -> str:
@@ -293,6 +303,7 @@ def _counted(text: str, lead: str) -> str:
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Path and text of each generated document."""
+    yield anatomies.FILE, known_anatomies()  # first: other documents read it
     yield DOCS / "methods.md", methods()
     yield DOCS / "parameters.md", parameters()
     yield DOCS / "support.md", support()

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from peftbench.backbones import anatomies
 from peftbench.backbones.anatomy import Anatomy, Example
-from peftbench.backbones.describe import describe
 from peftbench.backbones.families import every_family
-from peftbench.backbones.load import load
 from peftbench.errors import Unsupported
 from peftbench.methods import METHODS, Method, discover
 from peftbench.spec import BackboneSpec
@@ -36,8 +35,8 @@ class Page:
 def pages() -> list[Page]:
     """A page for each registered method with its default hyper-parameters, by name."""
     discover()
-    anatomies = {e.title: anatomy_of(e.architecture) for e in examples()}
-    return [_page(METHODS[name](), anatomies) for name in METHODS]
+    known = {e.title: anatomy_of(e.architecture) for e in examples()}
+    return [_page(METHODS[name](), known) for name in METHODS]
 
 
 def examples() -> list[Example]:
@@ -69,26 +68,25 @@ def to_markdown(content: Sequence[Page]) -> str:
 @cache
 def anatomy_of(name: str) -> Anatomy:
     """Anatomy of a timm architecture, built without weights."""
-    backbone = load(BackboneSpec(name, pretrained=False), num_classes=1, device="meta")
-    return describe(backbone.model, backbone.image_size)
+    return anatomies.anatomy_of(BackboneSpec(name, pretrained=False))
 
 
-def _page(method: Method, anatomies: Mapping[str, Anatomy]) -> Page:
+def _page(method: Method, known: Mapping[str, Anatomy]) -> Page:
     card = method.card
     return Page(
         name=method.name,
         title=card.title,
         summary=card.summary or (inspect.getdoc(type(method)) or "").partition("\n")[0],
-        cost=_cost(method, anatomies),
+        cost=_cost(method, known),
         source=(f"{card.paper}, {card.section}", f"code: {card.reference}"),
         deviations=card.deviations,
     )
 
 
-def _cost(method: Method, anatomies: Mapping[str, Anatomy]) -> tuple[str, ...]:
+def _cost(method: Method, known: Mapping[str, Anatomy]) -> tuple[str, ...]:
     """Tuned parameters, identity at the start, price at inference, frozen layers, backbones."""
     card = method.card
-    defined = {title: a for title, a in anatomies.items() if _is_defined(method, a)}
+    defined = {title: a for title, a in known.items() if _is_defined(method, a)}
     facts = []
     for title, anatomy in list(defined.items())[:1]:
         facts.append(
@@ -104,7 +102,7 @@ def _cost(method: Method, anatomies: Mapping[str, Anatomy]) -> tuple[str, ...]:
         facts.append("stays beside the backbone at inference")
     frozen = "no layer is frozen" if card.frozen_mode == "train" else "frozen layers in eval mode"
     facts.append(frozen)
-    if len(defined) == len(anatomies):
+    if len(defined) == len(known):
         return (*facts, "works on every backbone")
     families = ", ".join(anatomy.family for anatomy in defined.values())
     return (*facts, f"works with its defaults on {families or 'no family'}")

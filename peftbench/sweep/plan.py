@@ -12,6 +12,7 @@ from peftbench.errors import PeftbenchError, Unsupported
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BackboneSpec, Precision, RunSpec
+from peftbench.training.hardware import gpus_are_possible, has_amx, is_bfloat16_fast
 from peftbench.untrusted import printable
 
 RECORD_BYTES = 40_000  # record, card, predictions and head of a small run
@@ -97,14 +98,17 @@ def arithmetic(device: str | None) -> str:
     """What precision=auto comes to on a device of this machine, in one line."""
     if device is None:
         return "precision=auto is decided on the node that a job runs on"
-    from peftbench.training.device import choose_device, explain_dtype
+    if device == "cpu" or (device == "auto" and not gpus_are_possible()):
+        fast, reason = is_bfloat16_fast(has_amx)
+        kind, dtype = "CPU", "bfloat16" if fast else "float32"
+    else:
+        from peftbench.training.device import choose_device, explain_dtype
 
-    place = choose_device(device)
-    dtype, reason = explain_dtype(Precision.AUTO, place)
-    kind = {"cpu": "CPU", "cuda": "GPU"}.get(place.type, place.type)
-    return (
-        f"precision=auto is {str(dtype).removeprefix('torch.')} on this machine's {kind} ({reason})"
-    )
+        place = choose_device(device)
+        explained = explain_dtype(Precision.AUTO, place)
+        dtype, reason = str(explained[0]).removeprefix("torch."), explained[1]
+        kind = {"cpu": "CPU", "cuda": "GPU"}.get(place.type, place.type)
+    return f"precision=auto is {dtype} on this machine's {kind} ({reason})"
 
 
 def disk_bytes(spec: RunSpec) -> int:
@@ -182,8 +186,6 @@ def _parameters(method: Method, backbone: BackboneSpec) -> int:
 
 @cache
 def _anatomy(backbone: BackboneSpec) -> Anatomy:
-    from peftbench.backbones.describe import describe
-    from peftbench.backbones.load import load
+    from peftbench.backbones.anatomies import anatomy_of
 
-    loaded = load(backbone, 2, device="meta")
-    return describe(loaded.model, loaded.image_size)
+    return anatomy_of(backbone)

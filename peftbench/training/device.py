@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,18 +13,9 @@ from torch import Tensor
 
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
+from peftbench.training.hardware import is_bfloat16_fast
 from peftbench.training.world import ALONE, World
 
-CPU_PRECISION = "PEFTBENCH_CPU_PRECISION"  # what "auto" comes to on a CPU, whatever the CPU is
-# values of oneDNN's ONEDNN_MAX_CPU_ISA with which its products of bfloat16 do not use AMX; it takes
-# a word that it does not know for none (src/cpu/x64/cpu_isa_traits.cpp)
-WITHOUT_AMX = frozenset(
-    {
-        *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
-        *("AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16"),
-        *("AVX10_1", "AVX10_1_512", "AVX10_2", "AVX10_2_512"),
-    }
-)
 RESIDENT_BYTES = 24 * 2**30  # 170,000 images of 224 pixels; a GPU of 80 GB has room for them
 
 
@@ -75,27 +65,10 @@ def explain_dtype(precision: Precision, device: torch.device) -> tuple[torch.dty
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
         reason = "of Ampere or newer" if fast else "older than Ampere"
     elif device.type == "cpu":
-        fast, reason = _fast_on_cpu()
+        fast, reason = is_bfloat16_fast(torch.cpu._is_amx_tile_supported)
     else:
         fast, reason = False, f"device {device.type}"
     return (torch.bfloat16 if fast else torch.float32), reason
-
-
-def _fast_on_cpu() -> tuple[bool, str]:
-    """Whether products of bfloat16 are to be used on this CPU, and why."""
-    asked = os.environ.get(CPU_PRECISION, "").strip()
-    if asked:
-        if asked not in (Precision.FLOAT32, Precision.BFLOAT16):
-            raise ConfigError(f"{CPU_PRECISION}={asked!r} is no arithmetic. Use float32, bfloat16.")
-        return asked == Precision.BFLOAT16, f"{CPU_PRECISION}={asked}"
-    if not torch.cpu._is_amx_tile_supported():
-        return False, "no AMX"
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):  # oneDNN takes the first that is set
-        highest = os.environ.get(name, "")
-        if highest:
-            hidden = highest.upper() in WITHOUT_AMX
-            return (False, f"AMX is hidden by {name}={highest}") if hidden else (True, "AMX")
-    return True, "AMX"
 
 
 def autocast(compute: Compute) -> contextlib.AbstractContextManager[object]:

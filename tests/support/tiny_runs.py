@@ -128,6 +128,7 @@ def cpu_of(patch: pytest.MonkeyPatch, *, amx: bool, **variables: str) -> None:
     """A machine without a GPU, with or without AMX, and only these of the variables about it."""
     patch.setattr(torch.cuda, "is_available", lambda: False)
     patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    patch.setattr("peftbench.sweep.plan.has_amx", lambda: amx)
     for name in ("PEFTBENCH_CPU_PRECISION", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         patch.delenv(name, raising=False)
     for name, value in variables.items():

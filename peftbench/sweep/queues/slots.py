@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from peftbench.config.limits import LAUNCHER, check_number
 from peftbench.errors import ConfigError
+from peftbench.training.hardware import gpus_are_possible
 
 IDENTIFIER = re.compile(r"\d+|[A-Za-z][\w/-]*")  # 0, GPU-5f3c..., MIG-...
 MOST_GPUS = 1024  # of one machine
@@ -108,6 +109,8 @@ def visible_gpus(asked: str) -> list[str]:
                     f"hydra.launcher.gpus={asked}; use auto, a count, or identifiers such as 0+2."
                 )
         return named
+    if not gpus_are_possible():
+        return []
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
