@@ -1,0 +1,90 @@
+"""Anatomies that are kept in a file are those that the models have."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+
+import pytest
+from support.tiny_backbones import anatomy_of as tiny
+
+from peftbench.backbones import anatomies
+from peftbench.backbones.families import FAMILIES, register_family
+from peftbench.cli.method_pages import ARCHITECTURES
+from peftbench.spec import BackboneSpec
+
+KNOWN = ("vit_mini", *ARCHITECTURES.values())
+
+
+def spec_of(name: str) -> BackboneSpec:
+    return BackboneSpec(name, pretrained=name == "vit_mini")
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the backbones that were built to be described."""
+    names: list[str] = []
+    describing = anatomies.described
+
+    def counted(spec: BackboneSpec) -> object:
+        names.append(spec.name)
+        return describing(spec)
+
+    monkeypatch.setattr(anatomies, "described", counted)
+    return names
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_kept_anatomy_is_that_of_the_model(name: str, built: list[str]) -> None:
+    found = anatomies.anatomy_of(spec_of(name))
+    assert built == []
+    assert found == anatomies.described(spec_of(name))
+
+
+def test_anatomies_are_read_as_they_were_written(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    kept = {name: tiny(name) for name in ("vit", "swin_v2", "resnet_basic", "regnet")}
+    file = tmp_path / "anatomies.json"
+    file.write_text(anatomies.written(kept), encoding="utf-8")
+    monkeypatch.setattr(anatomies, "FILE", file)
+    anatomies._read.cache_clear()
+    try:
+        assert anatomies._read() == (anatomies._origin(), kept)
+    finally:
+        anatomies._read.cache_clear()
+
+
+def test_another_size_is_described_anew(built: list[str]) -> None:
+    small = dataclasses.replace(spec_of("vit_mini"), image_size=24)
+    tokens = anatomies.anatomy_of(small).tokens
+    assert tokens is not None and tokens.grid == (2, 2)  # of patches of 12 pixels
+    assert built == ["vit_mini"]
+
+
+def test_the_own_size_by_its_number_is_known(built: list[str]) -> None:
+    asked = dataclasses.replace(spec_of("vit_mini"), image_size=48)
+    assert anatomies.anatomy_of(asked) == anatomies.anatomy_of(spec_of("vit_mini"))
+    assert built == []
+
+
+def test_another_version_of_timm_is_asked_itself(
+    built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
+    anatomies.anatomy_of(spec_of("vit_mini"))
+    assert built == ["vit_mini"]
+
+
+def test_a_family_that_somebody_adds_counts(
+    built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    register_family(dataclasses.replace(FAMILIES["vit"], name="vit_of_others", classes=()))
+    anatomies.anatomy_of(spec_of("vit_mini"))
+    assert built == ["vit_mini"]
+
+
+def test_the_file_says_what_it_was_written_with() -> None:
+    content = json.loads(anatomies.FILE.read_text(encoding="utf-8"))
+    assert set(content["origin"]) == {"timm", "families"}
+    assert tuple(content["anatomies"]) == KNOWN
