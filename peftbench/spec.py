@@ -398,11 +398,9 @@ class RunSpec:
             del backbone["seed"]
         recipe = self.recipe.canonical()
         del recipe["name"]
-        chosen = self._named_task()
+        chosen = self._where_given()
         if self.selects_on_test:
             chosen["selection"] = dataclasses.asdict(self.selection)
-        if self.looks:
-            chosen["looks"] = self.looks
         return plain_dict(
             {
                 "identity_version": IDENTITY_VERSION,
@@ -437,14 +435,14 @@ class RunSpec:
                 "precision": self.precision,
                 "selection": dataclasses.asdict(self.selection),
                 "protocol": dataclasses.asdict(self.protocol),
-                **({"looks": self.looks} if self.looks else {}),
-                **self._named_task(),
+                **self._where_given(),
             }
         )
 
-    def _named_task(self) -> dict[str, Any]:
-        """Empty for classification: runs from before there were other tasks keep their ids."""
-        return {} if self.task == CLASSIFICATION else {"task": self.task.name}
+    def _where_given(self) -> dict[str, Any]:
+        """Looks and task; empty by default, so that runs from before there were any keep ids."""
+        looks = {"looks": self.looks} if self.looks else {}
+        return looks | ({} if self.task == CLASSIFICATION else {"task": self.task.name})
 
     def __str__(self) -> str:
         backbone = self.backbone.title or self.backbone.name

@@ -47,8 +47,8 @@ def run_with_hydra(
 
     from peftbench.cli import quoting
     from peftbench.config.choices import config_dir
+    from peftbench.sweep.launchers.handover import Handover
     from peftbench.sweep.launchers.register import register
-    from peftbench.sweep.launchers.task import Task
 
     register()
     quoted = quoting.paths_quoted(list(arguments))
@@ -66,7 +66,7 @@ def run_with_hydra(
         except OmegaConfBaseException as e:
             refusals.append(ConfigError(one_line(e)))
 
-    task = Task(entry, tuple(flags_of(quoted)), plans)
+    task = Handover(entry, tuple(flags_of(quoted)), plans)
     with _environment(HYDRA_FULL_ERROR="1"):  # Hydra has no other way not to exit by itself
         try:
             # as hydra.main does, which takes its arguments from sys.argv alone

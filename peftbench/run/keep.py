@@ -34,7 +34,7 @@ class Kept:
     task: Task
 
     def score_of(self, outputs: np.ndarray) -> float:
-        """The score that these outputs have."""
+        """The score that outputs (N, ...) of the sample have."""
         return self.task.score_of(self.task.rows(outputs, self.labels))
 
 

@@ -40,7 +40,7 @@ from peftbench.sweep.jobs import (
     record_of,
     without_repeats,
 )
-from peftbench.sweep.launchers.task import Task
+from peftbench.sweep.launchers.handover import Handover
 from peftbench.sweep.plan import Estimates, show
 from peftbench.sweep.queues.pool import Command, Finished, Queue
 from peftbench.sweep.status import StatusView
@@ -100,7 +100,7 @@ class JobLauncher(Launcher):
         self.found: dict[str, None] = {}  # lines about data sets that the user brings
         self.identify = cache(self._identify)  # hashes every file of a folder
         self.hash_file = cache(hash_checkpoint)
-        assert isinstance(task_function, Task)  # of the command; nobody else sets one up
+        assert isinstance(task_function, Handover)  # of the command; nobody else sets one up
         self.task = task_function
         self.config = config
 

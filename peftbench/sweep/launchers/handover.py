@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Task:
+class Handover:
     """What Hydra calls with a composed configuration, or gives to a launcher in its place."""
 
     do: Callable[[DictConfig], None]
