@@ -68,7 +68,7 @@ class Bench:
         return outputs
 
     def rows(self, images: np.ndarray, labels: np.ndarray, compute: Compute | None = None) -> Rows:
-        """What is kept of each of `images` (N, S, S, 3), by the model as it is now; labels: (N,)."""
+        """What is kept of each of `images` (N, S, S, 3), by the model as it is; labels: (N,)."""
         return self.spec.task.rows(self.predict(images, compute), labels)
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
