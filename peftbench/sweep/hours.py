@@ -10,6 +10,7 @@ itself at 950 images a second. Nothing here is a measurement.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from peftbench.config.build import dataset_specs
@@ -39,32 +40,57 @@ BESIDE_FROZEN = 2.0
 def hours(sweep: Sweep) -> tuple[float, float]:
     """Hours of trials and final runs together, and of the final runs alone."""
     cells = sweep.cells()
-    datasets = dataset_specs(None)
+    known = Known.now()
     seeds = len(sweep) / len(cells)
     budgets = {method: sweep.budget(method) for method in sweep.axes["method"]}
     trials = finals = 0.0
     for cell in cells:
-        one = Run(sweep, cell, datasets)
+        one = Run(sweep, cell, known)
         trials += budgets[cell["method"]] * one.seconds(final=False)
         finals += seeds * one.seconds(final=True)
     return (trials + finals) / 3600, finals / 3600
 
 
-class Run:
-    """What one cell of a sweep computes, on one of `datasets`."""
+Catalogue = Mapping[str, Mapping[str, Any]]
 
-    def __init__(
-        self, sweep: Sweep, cell: Mapping[str, str], datasets: Mapping[str, DatasetSpec]
-    ) -> None:
+
+@dataclass(frozen=True)
+class Known:
+    """The configured choices that say how much a run computes, read once for all cells."""
+
+    datasets: Mapping[str, DatasetSpec]
+    backbones: Catalogue
+    aliases: Mapping[str, str]  # of backbones
+    protocols: Catalogue
+    recipes: Catalogue
+    suites: Catalogue  # what protocols change for a suite
+
+    @classmethod
+    def now(cls) -> Known:
+        """As the files are now."""
+        return cls(
+            dataset_specs(None),
+            catalogue("backbone"),
+            aliases_of("backbone"),
+            catalogue("protocol"),
+            catalogue("recipe"),
+            catalogue("suite"),
+        )
+
+
+class Run:
+    """What one cell of a sweep computes."""
+
+    def __init__(self, sweep: Sweep, cell: Mapping[str, str], known: Known) -> None:
         protocol = cell.get("protocol") or sweep.choice("protocol") or "peftbench"
-        rules = rules_of(protocol, catalogue("protocol")[protocol])
+        rules = rules_of(protocol, known.protocols[protocol])
         chosen = sweep.choice("recipe") or rules.recipe
         name = str(cell.get("dataset") or sweep.choice("dataset"))
-        self.dataset = datasets[name]
-        overlay = _overlay(protocol, name.partition("/")[0])
-        recipe = {**catalogue("recipe")[chosen], **overlay.get("recipe", {})}
-        known = {k: v for k, v in recipe.items() if not str(v).startswith("${")}
-        self.recipe = Recipe(**known)
+        self.dataset = known.datasets[name]
+        overlay = known.suites.get(f"{protocol}/{name.partition('/')[0]}", {})
+        recipe = {**known.recipes[chosen], **overlay.get("recipe", {})}
+        plain = {k: v for k, v in recipe.items() if not str(v).startswith("${")}
+        self.recipe = Recipe(**plain)
         self.selection = rules.selection
         asked = {**overlay.get("dataset", {}), **sweep.body.get("dataset", {})}
         self.train_only = TRAIN_ONLY in (
@@ -73,11 +99,11 @@ class Run:
         )
         self.shots = int(cell.get("dataset.shots", 0))
         self.shifted = sum(
-            (datasets[s].facts.test or 0) * (75 if s == "imagenet_c" else 1)
+            (known.datasets[s].facts.test or 0) * (75 if s == "imagenet_c" else 1)
             for s in asked.get("shifts", ())
         )
         backbone = str(cell.get("backbone") or sweep.choice("backbone"))
-        tag = catalogue("backbone")[aliases_of("backbone").get(backbone, backbone)]["name"]
+        tag = known.backbones[known.aliases.get(backbone, backbone)]["name"]
         self.macs = 1e9 * GMACS[tag.partition(".")[0]]
         self.passes = PASSES.get(method_of(cell["method"]), BESIDE_FROZEN)
 
@@ -92,11 +118,6 @@ class Run:
         forward = reported * max(1, looks) + (self.shifted if final else 0)
         images = self.recipe.total_epochs * train * self.passes + forward
         return SECONDS_PER_RUN + images * self.macs / MACS_PER_SECOND
-
-
-def _overlay(protocol: str, suite: str) -> dict[str, Any]:
-    """What a protocol changes for a suite."""
-    return catalogue("suite").get(f"{protocol}/{suite}", {})
 
 
 def rounded(value: float) -> str:

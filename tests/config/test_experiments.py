@@ -10,7 +10,6 @@ import pytest
 from omegaconf import OmegaConf
 from support.tiny_runs import compose
 
-from peftbench.config.build import dataset_specs
 from peftbench.config.choices import catalogue, choices, config_dir, method_of
 from peftbench.methods import METHODS, discover
 from peftbench.spec import DatasetSpec
@@ -115,7 +114,7 @@ def test_a_file_that_says_nothing_of_itself_is_an_experiment(tmp_path: Path) -> 
 def test_an_estimate_is_epochs_times_images_times_passes() -> None:
     """FacT-TT on dtd: 100 epochs of 1,000 images at two passes, ten looks at 1,880 test images."""
     sweep = experiments.sweep(ROOT / "experiments" / "fact_vtab.yaml")
-    run = hours.Run(sweep, {"method": "fact_tt", "dataset": "vtab/dtd"}, dataset_specs(None))
+    run = hours.Run(sweep, {"method": "fact_tt", "dataset": "vtab/dtd"}, hours.Known.now())
     images = 100 * 1_000 * 2 + 10 * 1_880
     assert run.seconds(final=True) == pytest.approx(20 + images * 17.6e9 / 50e12)
     trial = 100 * 800 * 2 + 200
