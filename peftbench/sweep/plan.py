@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from peftbench.errors import PeftbenchError, Unsupported
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import BackboneSpec, Precision, RunSpec
+from peftbench.spec import BackboneSpec, DatasetSpec, Precision, RunSpec
 from peftbench.training.hardware import gpus_are_possible, has_amx, is_bfloat16_fast
 from peftbench.untrusted import printable
 
 RECORD_BYTES = 40_000  # record, card, predictions and head of a small run
+NO_DATA, SETTLED = "no data", ("done", "unsupported")
+UNKNOWN_ID = "-" * 16
 
 if TYPE_CHECKING:
     from peftbench.backbones.anatomy import Anatomy
@@ -28,14 +31,19 @@ class Entry:
     """One planned job: what would happen and how long it may take."""
 
     spec: RunSpec
-    state: str  # "done", "to run", "unsupported", or the status of an earlier failure
+    state: str  # "done", "to run", "no data", "unsupported", or how it failed before
     note: str
     seconds: float | None  # estimate from earlier runs; None without any
     failed_before: bool = False
 
 
-def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
-    """The plan, in the order of the jobs. Runs nothing and loads no weights."""
+def entries(
+    jobs: Sequence[Job], store: ResultsStore, missing: Container[DatasetSpec] = ()
+) -> list[Entry]:
+    """The plan, in the order of the jobs. Runs nothing and loads no weights.
+
+    Jobs on data sets that are `missing` have no id yet, of which the files are a part.
+    """
     scan = store.scan(history=False)
     records = {record.run_id: record for record in scan.records}
     estimate = Estimates(scan.records)
@@ -50,6 +58,9 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
         if reason:
             planned.append(Entry(spec, "unsupported", reason, 0.0))
             continue
+        if spec.dataset in missing:
+            planned.append(Entry(spec, NO_DATA, "", estimate(spec)))
+            continue
         again = record is not None and not record.status.settled
         state = f"again ({record.status})" if record is not None and again else "to run"
         note = (record.error or "") if record is not None and again else ""
@@ -58,18 +69,40 @@ def entries(jobs: Sequence[Job], store: ResultsStore) -> list[Entry]:
 
 
 def show(
-    jobs: Sequence[Job], store: ResultsStore, slots: int = 1, *, device: str | None = None
+    jobs: Sequence[Job],
+    store: ResultsStore,
+    slots: int = 1,
+    *,
+    device: str | None = None,
+    missing: Mapping[DatasetSpec, str] = MappingProxyType({}),
 ) -> None:
     """Print the plan and its totals, and what they mean for each of so many slots.
 
-    `device` is where the jobs run on this machine; `None` where others will run them.
+    Args:
+        device: where the jobs run on this machine; `None` where others will run them.
+        missing: data sets that are not here, and how to get them.
     """
-    plan = entries(jobs, store)
+    plan = entries(jobs, store, missing)
     for entry in plan:
         seconds = f", about {entry.seconds:.0f} s" if entry.seconds else ""
         note = f": {entry.note}" if entry.note else ""
-        print(printable(f"{entry.spec.run_id}  {entry.state:<11}  {entry.spec}{seconds}{note}"))
-    counts = {s: sum(e.state == s for e in plan) for s in ("done", "unsupported")}
+        run_id = UNKNOWN_ID if entry.spec.dataset in missing else entry.spec.run_id
+        print(printable(f"{run_id}  {entry.state:<11}  {entry.spec}{seconds}{note}"))
+    _show_totals(plan, slots)
+    if missing:
+        several = "s" if len(missing) > 1 else ""
+        print(
+            f"{len(missing)} data set{several} not here, whose runs get their ids with the files:"
+        )
+        for reason in missing.values():
+            print(printable(f"  {reason}"))
+    left = [e for e in plan if e.state not in SETTLED]
+    if any(entry.spec.precision is Precision.AUTO for entry in left):
+        print(arithmetic(device))
+
+
+def _show_totals(plan: Sequence[Entry], slots: int) -> None:
+    counts = {s: sum(e.state == s for e in plan) for s in SETTLED}
     left = [e for e in plan if e.state not in counts]
     failed = sum(e.failed_before for e in left)
     known = [e.seconds for e in left if e.seconds is not None]
@@ -90,8 +123,6 @@ def show(
         )
     else:
         print("no estimate: none of these kinds of jobs has run here before")
-    if any(entry.spec.precision is Precision.AUTO for entry in left):
-        print(arithmetic(device))
 
 
 def arithmetic(device: str | None) -> str:
@@ -129,12 +160,12 @@ def _size(count: float) -> str:
 class Estimates:
     """Seconds that a run may take, from earlier runs of its kind.
 
-    Kinds are methods on backbones, image sizes and data sets. The seconds are the median of the
-    earlier runs, scaled to the epochs.
+    Kinds are methods on backbones, image sizes and data sets. Medians over the earlier runs: those
+    of an epoch of training, times the epochs, and those of all else, which no epoch adds to.
     """
 
     def __init__(self, records: Iterable[RunRecord]) -> None:
-        rates: dict[tuple[Any, ...], list[float]] = {}
+        rates: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
         for record in records:
             if record.status is not Status.OK or record.cost is None or record.provenance is None:
                 continue
@@ -146,16 +177,25 @@ class Estimates:
                     spec["backbone"]["image_size"],
                     spec["dataset"]["name"],
                 )
-                rate = record.cost.seconds_total / spec["recipe"]["epochs"]
-                rates.setdefault(kind, []).append(rate)
-        self._rates = {kind: statistics.median(values) for kind, values in rates.items()}
+                total, training = record.cost.seconds_total, record.cost.seconds_train
+                if training is None:  # of a record that does not tell them apart
+                    training = total
+                # a run that was taken up again trained before this process as well
+                beside = max(0.0, total - training)
+                rates.setdefault(kind, []).append((beside, training / spec["recipe"]["epochs"]))
+        self._rates = {
+            kind: tuple(map(statistics.median, zip(*values, strict=True)))
+            for kind, values in rates.items()
+        }
 
     def __call__(self, spec: RunSpec) -> float | None:
         """Seconds of one run; `None` where none of its kind has run."""
         backbone = spec.backbone
         kind = (spec.method.name, backbone.name, backbone.image_size, spec.dataset.name)
-        rate = self._rates.get(kind)
-        return None if rate is None else rate * spec.recipe.epochs
+        if kind not in self._rates:
+            return None
+        beside, of_an_epoch = self._rates[kind]
+        return beside + of_an_epoch * spec.recipe.epochs
 
 
 def refusal(spec: RunSpec) -> str:

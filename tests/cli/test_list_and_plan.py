@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from support.tiny_runs import QUICK, compose, cpu_of, files_below, write_images
+from support.tiny_runs import QUICK, compose, cpu_of, files_below, tiny_spec, write_images
 
 from peftbench import data
 from peftbench.backbones.anatomy import GENERIC
@@ -30,6 +30,7 @@ from peftbench.results.record import Cost, Parameters, Provenance, RunRecord, St
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
 from peftbench.sweep.launchers import base as launcher
+from peftbench.sweep.plan import Estimates
 
 
 def test_list_methods_names_each_method_with_paper_and_hyperparameters(cli, work: Path) -> None:
@@ -324,7 +325,7 @@ def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
                     status,
                     error=None if status is Status.OK else "no room.",
                     metrics={"test/top1": 0.5} if status is Status.OK else {},
-                    cost=Cost("cpu", "float32", seconds_total=7.0),
+                    cost=Cost("cpu", "float32", seconds_total=7.0, seconds_train=1.0),
                     provenance=Provenance("0", "3", {}, None, None, "here", "linux", 1),
                 )
             )
@@ -345,6 +346,43 @@ def test_plan_knows_what_is_done_what_failed_and_how_long_it_took(
         "these jobs' kinds",
         "precision=auto is float32 on this machine's CPU (no AMX)",
     ]
+    assert files_below(work) == before
+
+
+def test_an_estimate_multiplies_what_an_epoch_takes_and_nothing_else() -> None:
+    """Seven seconds with two epochs in one of them: 6 + 100 * 0.5 for 100 epochs, not 350."""
+    cost = Cost("cpu", "float32", seconds_total=7.0, seconds_train=1.0)
+    origin = Provenance("0", "3", {}, None, None, "here", "linux", 1)
+    short = tiny_spec(recipe={"epochs": 2})
+    record = RunRecord(short.run_id, short.describe(), Status.OK, cost=cost, provenance=origin)
+    estimate = Estimates([record])
+    assert estimate(short) == 7.0
+    assert estimate(tiny_spec(recipe={"epochs": 100})) == 56.0
+    assert estimate(tiny_spec("bias")) is None
+
+
+def test_a_plan_needs_no_data_and_says_what_is_missing_and_how_to_get_it(
+    cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_of(monkeypatch, amx=False)
+    before = files_below(work)
+    sets = "dataset=vtab/dtd,mini/digits,vtab/svhn"
+    done = cli("plan", sets, "data_dir=nowhere", "recipe=short")
+    assert (done.status, done.err) == (0, "")
+    first, second, third, *rest = done.out.splitlines()
+    unknown = "-" * 16  # the files are a part of the id
+    assert first == f"{unknown}  no data      linear x vit_mini x vtab/dtd, seed 0"
+    assert third == f"{unknown}  no data      linear x vit_mini x vtab/svhn, seed 0"
+    assert second.endswith("  to run       linear x vit_mini x mini/digits, seed 0")
+    assert rest[0] == "3 jobs: 0 done, 0 unsupported, 3 to run"
+    at = rest.index("2 data sets not here, whose runs get their ids with the files:")
+    for name, line in zip(("vtab/dtd", "vtab/svhn"), rest[at + 1 :], strict=False):
+        assert line.startswith(f"  {name}: {work / 'nowhere'} is no folder. What would do: ")
+        assert f"peftbench data prepare {name} fetches it or says how." in line
+    assert files_below(work) == before
+    # and nothing runs on half of its data
+    refused = cli("run", "-m", sets, "data_dir=nowhere", "recipe=short")
+    assert refused.status == 2 and "vtab/dtd: " in refused.err
     assert files_below(work) == before
 
 

@@ -22,6 +22,7 @@ from peftbench.backbones.hashes import hash_checkpoint
 from peftbench.canonical import digest
 from peftbench.config.limits import MOST_PROCESSES, check_launcher, check_micro_batch, check_number
 from peftbench.config.schema import TunerConfig
+from peftbench.data.public import Absent, Incomplete
 from peftbench.errors import ConfigError
 from peftbench.loggers.guard import WARNING
 from peftbench.registry import Registry, unknown_name
@@ -98,6 +99,7 @@ class JobLauncher(Launcher):
     ) -> None:
         self.compose = Composer(hydra_context.config_loader, config)
         self.found: dict[str, None] = {}  # lines about data sets that the user brings
+        self.missing: dict[DatasetSpec, str] = {}  # what a plan lacks, and how to get it
         self.identify = cache(self._identify)  # hashes every file of a folder
         self.hash_file = cache(hash_checkpoint)
         assert isinstance(task_function, Handover)  # of the command; nobody else sets one up
@@ -132,12 +134,19 @@ class JobLauncher(Launcher):
 
     def plan(self, jobs: list[Job], store: ResultsStore) -> None:
         """Print what `work` would do with the jobs, and run nothing."""
-        show(jobs, store)
+        show(jobs, store, missing=self.missing)
 
     def _identify(self, dataset: DatasetSpec) -> DatasetSpec:
-        return data.identify(
-            dataset, lambda listing: self.found.update(dict.fromkeys(data.describe(listing)))
-        )
+        """As `data.identify`; a plan goes on without what is absent."""
+        try:
+            return data.identify(
+                dataset, lambda listing: self.found.update(dict.fromkeys(data.describe(listing)))
+            )
+        except (Absent, Incomplete) as error:
+            if not self.task.plans:
+                raise
+            self.missing[dataset] = str(error)
+            return dataset
 
     def _job(self, overrides: tuple[str, ...]) -> Job:
         from peftbench.config.build import build, logger_settings

@@ -88,7 +88,8 @@ class _ClusterLauncher(QueueLauncher):
 
     def plan(self, jobs: list[Job], store: ResultsStore) -> None:
         check_launcher(self.options)
-        show(jobs, store, self.options.jobs or 1)  # how many more there are is known there
+        slots = self.options.jobs or 1  # how many more there are is known there
+        show(jobs, store, slots, missing=self.missing)
 
     def open(self, store: ResultsStore, make: Callable[[Path], Engine], detach: bool) -> Place:
         """The queue over an engine that `make` makes when there is something to run."""

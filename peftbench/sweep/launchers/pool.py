@@ -46,7 +46,8 @@ class PoolLauncher(QueueLauncher):
 
     def plan(self, jobs: list[Job], store: ResultsStore) -> None:
         check_launcher(self.options)
-        show(jobs, store, len(slots_of(self.options)), device=self.config.device)
+        slots = len(slots_of(self.options))
+        show(jobs, store, slots, device=self.config.device, missing=self.missing)
 
     def place(self, store: ResultsStore) -> Callable[[int], Place]:
         options, every = self.options, slots_of(self.options)
