@@ -30,6 +30,7 @@ def _converted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_vit_mini(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that lie in this package, in float32."""
     path = WEIGHTS / "vit_mini.safetensors"
     if not path.is_file():
         raise WeightsError(f"{path} is missing: the installation is incomplete. Install again.")
