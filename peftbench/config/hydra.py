@@ -38,7 +38,7 @@ def register() -> None:
     for name in methods.METHODS:
         store.store(group="schema/method", name=name, node=_writable(methods.METHODS[name]))
     Plugins.instance().register(PeftbenchSearchPath)
-    OmegaConf.register_new_resolver("suite_of", _suite_of)
+    OmegaConf.register_new_resolver("suite_of", suite_of)
     OmegaConf.register_new_resolver("method_of", method_of)
     OmegaConf.register_new_resolver("by_dataset", _by_dataset)
 
@@ -57,7 +57,7 @@ def _offer_methods_without_file() -> None:
             store.repo.get("method", {}).pop(f"{name}.yaml", None)
 
 
-def _suite_of(dataset: str) -> str:
+def suite_of(dataset: str) -> str:
     """The suite in the name of a data set: "vtab" of "vtab/dtd"; else the name itself."""
     return dataset.partition("/")[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,6 +13,15 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from peftbench import mappings
+from peftbench.config.choices import config_dir, entries
+from peftbench.config.hydra import suite_of
+
+Choices = tuple[str, ...]  # overrides that choose files: "method=lora"
+# choices of these groups may be put together with those of data sets
+READ = ("method", "backbone", "recipe", "tuner", "logger", "protocol")
+BY_SUITE = "${suite_of:${dataset}}"
 
 
 class Composer:
@@ -22,6 +32,9 @@ class Composer:
     the first step. A job with overrides of any other form is left to Hydra as a whole, and so is
     one whose values cannot be set, for Hydra's error.
 
+    Where `data_sets_stand_apart`, choices whose parts have been composed with others are put
+    together of them: 20 methods on 24 data sets of two suites are 62 compositions, and not 480.
+
     Args:
         loader: what composes.
         config: the configuration of the sweep itself.
@@ -31,7 +44,10 @@ class Composer:
         self.loader = loader
         self.config = config
         self._is_group = cache(self._has_options)
-        self._chosen: dict[tuple[str, ...], DictConfig] = {}
+        self._chosen: dict[Choices, DictConfig] = {}
+        # by the other choices and the data set, what Hydra composed
+        self._composed: dict[Choices, dict[str, DictConfig]] = {}
+        self._apart: bool | None = None
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of a job without its part about Hydra; always a new one."""
@@ -42,13 +58,50 @@ class Composer:
         choices = tuple(o.input_line or "" for o in parsed if self._is_choice(o))
         try:
             if choices not in self._chosen:
-                self._chosen[choices] = self._compose(choices)
+                self._chosen[choices] = self._of_choices(choices)
             cfg = copy.deepcopy(self._chosen[choices])
             for override in values:
                 OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
         except (HydraException, OmegaConfBaseException):
             return self._compose(overrides)
         return cfg
+
+    def _of_choices(self, choices: Choices) -> DictConfig:
+        """The configuration that choices of files alone make."""
+        others, data_set = _split(choices)
+        if data_set is None or not self._may_share(others):
+            return self._compose(choices)
+        known = self._composed.setdefault(others, {})
+        for start in known:
+            if suite_of(start) == suite_of(data_set):
+                found = self._put_together(others, start, data_set)
+                if found is not None:
+                    return found
+        known[data_set] = self._compose(choices)
+        return known[data_set]
+
+    def _may_share(self, choices: Choices) -> bool:
+        if any(_parsed(choice).key_or_group not in READ for choice in choices):
+            return False
+        if self._apart is None:
+            self._apart = data_sets_stand_apart()
+        return self._apart
+
+    def _put_together(self, others: Choices, start: str, data_set: str) -> DictConfig | None:
+        """`others` with `data_set`, of `others` with `start` and some third choices with both."""
+        mine = self._composed[others][start]
+        for third, known in self._composed.items():
+            if start not in known or data_set not in known or _fixed(third) != _fixed(others):
+                continue
+            before, after = _plain(known[start]), _plain(known[data_set])
+            same = before.pop("dataset") == _plain(mine)["dataset"]
+            del after["dataset"]
+            if same and before == after:
+                cfg = copy.deepcopy(mine)
+                with open_dict(cfg):
+                    cfg.dataset = copy.deepcopy(self._composed[third][data_set].dataset)
+                return cfg
+        return None
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         cfg = self.loader.load_sweep_config(self.config, list(overrides))
@@ -68,6 +121,49 @@ class Composer:
             overrides=list(self.config.hydra.overrides.hydra),
         )
         return bool(options)
+
+
+def data_sets_stand_apart() -> bool:
+    """Whether a choice of data set changes the part `dataset`, and what its suite changes, alone.
+
+    So it is where no file sets keys of `dataset` but its own and those of its suite, and none is
+    chosen by the name of the data set but through the suite in it.
+    """
+    start = mappings.read(config_dir() / "config.yaml")
+    files = {group: list(entries(group).values()) for group in (*READ, "suite", "tuned")}
+    others = [entry for group in files if group != "suite" for entry in files[group]]
+    chosen = [
+        str(item) for group in files for entry in files[group] for item in entry.get("defaults", ())
+    ]
+    chosen += [
+        str(item)
+        for item in start["defaults"]
+        if not (isinstance(item, dict) and "dataset" in item)
+    ]
+    own = [str(item) for entry in entries("dataset").values() for item in entry.get("defaults", ())]
+    return (
+        all("dataset" not in entry for entry in others)
+        and all("dataset" not in item.replace(BY_SUITE, "") for item in chosen)
+        and all("${" not in item for item in own)
+    )
+
+
+def _split(choices: Choices) -> tuple[Choices, str | None]:
+    """The choices without the last one of a data set, and its name; `None` unless it has one."""
+    names = [str(o.value()) for o in map(_parsed, choices) if o.key_or_group == "dataset"]
+    others = tuple(c for c in choices if _parsed(c).key_or_group != "dataset")
+    return others, names[0] if len(names) == 1 else None
+
+
+def _fixed(choices: Choices) -> set[str]:
+    """The choices that decide what a suite changes: all but these two."""
+    return {c for c in choices if _parsed(c).key_or_group not in ("method", "backbone")}
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """All values as they are written, before anything is resolved."""
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    return plain
 
 
 @cache
