@@ -55,7 +55,7 @@ def check_name(spec: BackboneSpec) -> None:
             str(error).partition(" Known:")[0] + " `peftbench list backbones` shows the configured "
             "ones; any timm name with its tag works too."
         )
-    candidates = timm.list_pretrained(f"{architecture}.*")
+    candidates = list(_tagged(architecture))
     if tag and name not in candidates:
         raise unknown_name(f"pretrained tag of {architecture!r}:", name, candidates)
     if not spec.pretrained or spec.checkpoint is not None:
@@ -70,6 +70,14 @@ def check_name(spec: BackboneSpec) -> None:
             f"Backbone {name!r} lacks its pretrained tag, and different tags are different "
             f"weights. Use one of: {', '.join(candidates)}."
         )
+
+
+@cache
+def _tagged(architecture: str) -> tuple[str, ...]:
+    """The pretrained weights of an architecture; timm looks through all that it has."""
+    import timm
+
+    return tuple(timm.list_pretrained(f"{architecture}.*"))
 
 
 @cache

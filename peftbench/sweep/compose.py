@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,9 +20,24 @@ from peftbench.config.choices import config_dir, entries
 from peftbench.config.hydra import suite_of
 
 Choices = tuple[str, ...]  # overrides that choose files: "method=lora"
-# choices of these groups may be put together with those of data sets
-READ = ("method", "backbone", "recipe", "tuner", "logger", "protocol")
+# groups whose choices may be put together with those of data sets
+READ = ("method", "backbone", "recipe", "tuner", "logger", "protocol", "experiments")
 BY_SUITE = "${suite_of:${dataset}}"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What Hydra made of choices, and its values as they are written, before any is resolved."""
+
+    cfg: DictConfig
+    data_set: Any  # values of the part `dataset`
+    rest: dict[str, Any]
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Composed:
+        """The values beside the configuration that holds them."""
+        plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+        return cls(cfg, plain.pop("dataset"), plain)
 
 
 class Composer:
@@ -46,7 +62,7 @@ class Composer:
         self._is_group = cache(self._has_options)
         self._chosen: dict[Choices, DictConfig] = {}
         # by the other choices and the data set, what Hydra composed
-        self._composed: dict[Choices, dict[str, DictConfig]] = {}
+        self._composed: dict[Choices, dict[str, Composed]] = {}
         self._apart: bool | None = None
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
@@ -57,9 +73,7 @@ class Composer:
             return self._compose(overrides)
         choices = tuple(o.input_line or "" for o in parsed if self._is_choice(o))
         try:
-            if choices not in self._chosen:
-                self._chosen[choices] = self._of_choices(choices)
-            cfg = copy.deepcopy(self._chosen[choices])
+            cfg = self._of_choices(choices)
             for override in values:
                 OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
         except (HydraException, OmegaConfBaseException):
@@ -67,18 +81,29 @@ class Composer:
         return cfg
 
     def _of_choices(self, choices: Choices) -> DictConfig:
-        """The configuration that choices of files alone make."""
+        """The configuration that choices of files alone make; always a new one."""
+        if choices not in self._chosen:
+            parts = self._of_parts(choices)
+            if parts is not None:
+                return parts
+            self._chosen[choices] = self._compose(choices)
+            others, data_set = _split(choices)
+            if data_set is not None:
+                known = self._composed.setdefault(others, {})
+                known[data_set] = Composed.of(self._chosen[choices])
+        return copy.deepcopy(self._chosen[choices])
+
+    def _of_parts(self, choices: Choices) -> DictConfig | None:
+        """The same, put together of what is known; `None` where that does not suffice."""
         others, data_set = _split(choices)
         if data_set is None or not self._may_share(others):
-            return self._compose(choices)
-        known = self._composed.setdefault(others, {})
-        for start in known:
+            return None
+        for start in self._composed.get(others, ()):
             if suite_of(start) == suite_of(data_set):
                 found = self._put_together(others, start, data_set)
                 if found is not None:
                     return found
-        known[data_set] = self._compose(choices)
-        return known[data_set]
+        return None
 
     def _may_share(self, choices: Choices) -> bool:
         if any(_parsed(choice).key_or_group not in READ for choice in choices):
@@ -90,16 +115,14 @@ class Composer:
     def _put_together(self, others: Choices, start: str, data_set: str) -> DictConfig | None:
         """`others` with `data_set`, of `others` with `start` and some third choices with both."""
         mine = self._composed[others][start]
-        for third, known in self._composed.items():
+        for third, known in self._composed.items():  # the first has most
             if start not in known or data_set not in known or _fixed(third) != _fixed(others):
                 continue
-            before, after = _plain(known[start]), _plain(known[data_set])
-            same = before.pop("dataset") == _plain(mine)["dataset"]
-            del after["dataset"]
-            if same and before == after:
-                cfg = copy.deepcopy(mine)
+            before, after = known[start], known[data_set]
+            if before.data_set == mine.data_set and before.rest == after.rest:
+                cfg = copy.deepcopy(mine.cfg)
                 with open_dict(cfg):
-                    cfg.dataset = copy.deepcopy(self._composed[third][data_set].dataset)
+                    cfg.dataset = copy.deepcopy(after.cfg.dataset)
                 return cfg
         return None
 
@@ -129,22 +152,17 @@ def data_sets_stand_apart() -> bool:
     So it is where no file sets keys of `dataset` but its own and those of its suite, and none is
     chosen by the name of the data set but through the suite in it.
     """
-    start = mappings.read(config_dir() / "config.yaml")
     files = {group: list(entries(group).values()) for group in (*READ, "suite", "tuned")}
-    others = [entry for group in files if group != "suite" for entry in files[group]]
-    chosen = [
-        str(item) for group in files for entry in files[group] for item in entry.get("defaults", ())
-    ]
-    chosen += [
-        str(item)
-        for item in start["defaults"]
-        if not (isinstance(item, dict) and "dataset" in item)
-    ]
-    own = [str(item) for entry in entries("dataset").values() for item in entry.get("defaults", ())]
+    experiments = files.pop("experiments")  # one for all that is put together
+    texts = [str(i) for group in files for entry in files[group] for i in entry.get("defaults", ())]
+    first = mappings.read(config_dir() / "config.yaml")
+    shared = [str(i) for entry in (first, *experiments) for i in entry.get("defaults", ())]
+    own = [str(i) for entry in entries("dataset").values() for i in entry.get("defaults", ())]
     return (
-        all("dataset" not in entry for entry in others)
-        and all("dataset" not in item.replace(BY_SUITE, "") for item in chosen)
-        and all("${" not in item for item in own)
+        not any("dataset" in entry for group in files if group != "suite" for entry in files[group])
+        and not any("dataset" in text.replace(BY_SUITE, "") for text in texts)
+        and not any("${" in t and "dataset" in t.replace(BY_SUITE, "") for t in shared)
+        and not any("${" in text for text in own)
     )
 
 
@@ -158,12 +176,6 @@ def _split(choices: Choices) -> tuple[Choices, str | None]:
 def _fixed(choices: Choices) -> set[str]:
     """The choices that decide what a suite changes: all but these two."""
     return {c for c in choices if _parsed(c).key_or_group not in ("method", "backbone")}
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    """All values as they are written, before anything is resolved."""
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
-    return plain
 
 
 @cache

@@ -11,10 +11,10 @@ from support.tiny_backbones import anatomy_of as tiny
 
 from peftbench.backbones import anatomies
 from peftbench.backbones.families import FAMILIES, register_family
-from peftbench.cli.method_pages import ARCHITECTURES
+from peftbench.cli.method_pages import examples
 from peftbench.spec import BackboneSpec
 
-KNOWN = ("vit_mini", *ARCHITECTURES.values())
+KNOWN = ("vit_mini", *(example.architecture for example in examples()))
 
 
 def spec_of(name: str) -> BackboneSpec:

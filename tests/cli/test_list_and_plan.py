@@ -539,3 +539,26 @@ def test_protocols_stand_side_by_side(cli) -> None:
         *("ssf", "fact", "vpetl")
     }
     assert found["peftbench"]["PIXELS"].startswith("checkpoint")  # what nothing says is the default
+
+
+def test_jobs_that_differ_in_their_seeds_are_built_once_unless_more_is_made_of_it(
+    cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[str, ...]] = []
+    building = launcher.JobLauncher._built
+
+    def counted(self: Any, overrides: tuple[str, ...]) -> Any:
+        built.append(overrides)
+        return building(self, overrides)
+
+    monkeypatch.setattr(launcher.JobLauncher, "_built", counted)
+    done = cli("plan", "seed=0,1,2", "method=linear,bias", *QUICK)
+    assert len(built) == 2
+    # as jobs that are planned alone
+    alone = [cli("plan", f"seed={seed}", "method=bias", *QUICK).out.split()[0] for seed in (1, 2)]
+    ids = {line.partition("  ")[2]: line.split()[0] for line in done.out.splitlines()[:6]}
+    assert [ids[f"to run       bias x vit_mini x mini/digits, seed {s}"] for s in (1, 2)] == alone
+    built.clear()
+    varied = cli("plan", "seed=1,2", "recipe.epochs=${seed}", "recipe.warmup_epochs=0")
+    assert len(built) == 2
+    assert len({line.split()[0] for line in varied.out.splitlines()[:2]}) == 2

@@ -29,7 +29,7 @@ from peftbench.results.record import Provenance, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
 from peftbench.spec import Phase
-from peftbench.sweep.launchers import plan as planner
+from peftbench.sweep.launchers import pool
 from peftbench.sweep.launchers.base import _sweep_name
 
 pytest.importorskip("wandb")
@@ -232,7 +232,7 @@ def test_a_sweep_is_named_after_its_experiment_or_by_what_it_asks_for() -> None:
 
 def test_every_job_of_a_sweep_gets_the_group(monkeypatch: pytest.MonkeyPatch, cli) -> None:
     jobs = []
-    monkeypatch.setattr(planner, "show", lambda found, store, slots, **_: jobs.extend(found))
+    monkeypatch.setattr(pool, "show", lambda found, store, slots, **_: jobs.extend(found))
     cli("plan", "logger=wandb", "seed=0,1")
     groups = {override for job in jobs for override in job.overrides if "logger.group" in override}
     assert len(jobs) == 2 and len(groups) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from abc import abstractmethod
@@ -65,6 +66,8 @@ class Offer:
     launcher: type[JobLauncher]
 
 
+SEED = re.compile(r"seed=(0|[1-9]\d*)")  # as an override that Hydra takes for an integer
+USES_SEED = re.compile(r"\$\{\.*seed\b")  # a value that is made of it
 LAUNCHERS: Registry[Offer] = Registry("launcher")
 L = TypeVar("L", bound="type[JobLauncher]")
 
@@ -100,6 +103,7 @@ class JobLauncher(Launcher):
         self.compose = Composer(hydra_context.config_loader, config)
         self.found: dict[str, None] = {}  # lines about data sets that the user brings
         self.missing: dict[DatasetSpec, str] = {}  # what a plan lacks, and how to get it
+        self.built: dict[tuple[str, ...], tuple[Job, bool]] = {}  # by all overrides but the seed
         self.identify = cache(self._identify)  # hashes every file of a folder
         self.hash_file = cache(hash_checkpoint)
         assert isinstance(task_function, Handover)  # of the command; nobody else sets one up
@@ -149,6 +153,23 @@ class JobLauncher(Launcher):
             return dataset
 
     def _job(self, overrides: tuple[str, ...]) -> Job:
+        """The job of these overrides; of those that differ in the seed alone one is built."""
+        others = tuple(o for o in overrides if not SEED.fullmatch(o))
+        seeds = [o for o in overrides if SEED.fullmatch(o)]
+        if len(seeds) != 1:
+            return self._built(overrides)[0]
+        if others not in self.built:
+            self.built[others] = self._built(overrides)
+            return self.built[others][0]
+        job, sharing = self.built[others]
+        if not sharing:
+            return self._built(overrides)[0]
+        spec = dataclasses.replace(job.spec, seed=int(seeds[0].removeprefix("seed=")))
+        own = tuple(seeds[0] if SEED.fullmatch(o) else o for o in job.overrides)
+        return dataclasses.replace(job, overrides=own, spec=spec)
+
+    def _built(self, overrides: tuple[str, ...]) -> tuple[Job, bool]:
+        """The job of these overrides, and whether its seed is a seed and nothing else."""
         from peftbench.config.build import build, logger_settings
         from peftbench.run.experiment import check
 
@@ -161,7 +182,7 @@ class JobLauncher(Launcher):
         logger = logger_settings(cfg)
         if logger.name != "none" and logger.group is None:
             kept.append(f"logger.group={_sweep_name(self.config)}")
-        return Job(tuple(kept), spec)
+        return Job(tuple(kept), spec), not USES_SEED.search(str(OmegaConf.to_container(cfg)))
 
 
 @dataclass(frozen=True)
