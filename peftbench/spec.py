@@ -323,7 +323,7 @@ STATISTICS = {  # of the normalisations that have a name
 }
 
 
-class Declared(typing.Protocol):
+class DeclaredMethod(typing.Protocol):
     """What a run knows of its method, which stands above it."""
 
     @property
@@ -336,7 +336,7 @@ class Declared(typing.Protocol):
 class RunSpec:
     """One run: method x backbone x data set x recipe x seed, in one phase."""
 
-    method: Declared
+    method: DeclaredMethod
     backbone: BackboneSpec
     dataset: DatasetSpec
     preprocessing: PreprocessingSpec = field(default_factory=PreprocessingSpec)

@@ -49,3 +49,12 @@ def test_the_bounds_are_450_lines_of_a_file_and_80_of_a_function(
     path = tmp_path / "long.py"
     path.write_text(text)
     assert list(too_long(path)) == expected
+
+
+def test_the_name_of_a_public_class_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.relative_to(PACKAGE).as_posix())
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

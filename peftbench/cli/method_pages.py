@@ -21,7 +21,7 @@ INDENT = "    "
 
 
 @dataclass(frozen=True)
-class Page:
+class MethodPage:
     """What a reader learns about one method: a sentence and two lists of facts."""
 
     name: str
@@ -32,7 +32,7 @@ class Page:
     deviations: tuple[str, ...]
 
 
-def pages() -> list[Page]:
+def pages() -> list[MethodPage]:
     """A page for each registered method with its default hyper-parameters, by name."""
     discover()
     known = {e.title: anatomy_of(e.architecture) for e in examples()}
@@ -44,7 +44,7 @@ def examples() -> list[Example]:
     return [family.example for family in every_family() if family.example is not None]
 
 
-def to_text(content: Sequence[Page], width: int) -> str:
+def to_text(content: Sequence[MethodPage], width: int) -> str:
     """Three paragraphs for each page, wrapped at `width` columns; one deviation, others counted."""
     return "\n".join(
         _wrapped(f"{page.name} ({page.title}): {page.summary}", "", width)
@@ -54,7 +54,7 @@ def to_text(content: Sequence[Page], width: int) -> str:
     )
 
 
-def to_markdown(content: Sequence[Page]) -> str:
+def to_markdown(content: Sequence[MethodPage]) -> str:
     """A section for each page, with links to papers on arXiv."""
     return "\n".join(
         f"## `{page.name}`: {page.title}\n\n{_marked_up(page.summary)}\n\n"
@@ -71,9 +71,9 @@ def anatomy_of(name: str) -> Anatomy:
     return anatomies.anatomy_of(BackboneSpec(name, pretrained=False))
 
 
-def _page(method: Method, known: Mapping[str, Anatomy]) -> Page:
+def _page(method: Method, known: Mapping[str, Anatomy]) -> MethodPage:
     card = method.card
-    return Page(
+    return MethodPage(
         name=method.name,
         title=card.title,
         summary=card.summary or (inspect.getdoc(type(method)) or "").partition("\n")[0],
@@ -116,7 +116,7 @@ def _is_defined(method: Method, anatomy: Anatomy) -> bool:
     return True
 
 
-def _first_deviation(page: Page) -> tuple[str, ...]:
+def _first_deviation(page: MethodPage) -> tuple[str, ...]:
     if not page.deviations:
         return ()
     first, *others = page.deviations

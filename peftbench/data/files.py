@@ -94,7 +94,7 @@ def decode(
 
     key = pixels.key(part.digests, preprocessing, levels)
     whole = preprocessing.resize == WHOLE
-    rows = pixels.Rows(len(part), preprocessing.size, make, title, whole)
+    rows = pixels.PixelRows(len(part), preprocessing.size, make, title, whole)
     return pixels.stored(key, rows, beside)
 
 

@@ -99,7 +99,7 @@ def _may_lock(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PixelRows:
     """What an array holds and how each of its rows is made."""
 
     count: int
@@ -119,7 +119,7 @@ class Rows:
         return array.shape == (self.count, *kind.shape) and array.dtype == kind.base
 
 
-def stored(name: str, rows: Rows, beside: Path | None = None) -> np.ndarray:
+def stored(name: str, rows: PixelRows, beside: Path | None = None) -> np.ndarray:
     """The images of `rows`, memory-mapped: (count, size, size, 3) uint8.
 
     Of whole pictures (count,) records. They are made where no intact array of this `name` is
@@ -148,7 +148,7 @@ def stored(name: str, rows: Rows, beside: Path | None = None) -> np.ndarray:
     return array
 
 
-def _build(path: Path, rows: Rows) -> None:
+def _build(path: Path, rows: PixelRows) -> None:
     part, kind = path.with_suffix(".part"), rows.kind
     done = 0 if part.is_symlink() else _rows_done(part, rows)
     if not done:
@@ -206,7 +206,7 @@ def _digest_of_rows(part: Path, array: np.memmap, rows: int) -> Any:
     return digest
 
 
-def _rows_done(part: Path, rows: Rows) -> int:
+def _rows_done(part: Path, rows: PixelRows) -> int:
     """How many rows a build that was stopped has left behind, as the user's cache knows them."""
     try:
         note = json.loads(progress_path(part).read_text(encoding="ascii"))
@@ -228,7 +228,7 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _opened(path: Path, rows: Rows) -> np.ndarray | None:
+def _opened(path: Path, rows: PixelRows) -> np.ndarray | None:
     try:
         check_plain_file(path)
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -237,7 +237,7 @@ def _opened(path: Path, rows: Rows) -> np.ndarray | None:
         return None
 
 
-def _known(paths: Sequence[Path], rows: Rows) -> np.ndarray | None:
+def _known(paths: Sequence[Path], rows: PixelRows) -> np.ndarray | None:
     """The first array whose bytes are those that the user's cache knows."""
     for path in paths:
         array = _opened(path, rows)
@@ -261,7 +261,7 @@ def _is_known(path: Path) -> bool:
     return True
 
 
-def _compared(paths: Sequence[Path], rows: Rows) -> np.ndarray | None:
+def _compared(paths: Sequence[Path], rows: PixelRows) -> np.ndarray | None:
     """The first array that nobody knows and that holds what its images decode to."""
     for path in paths:
         array = _opened(path, rows)
@@ -307,7 +307,7 @@ def verify(beside: Path | None) -> list[str]:
     ]
 
 
-def _holds(array: np.ndarray, rows: Rows) -> bool:
+def _holds(array: np.ndarray, rows: PixelRows) -> bool:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         numbers = range(rows.count)
         desc = f"check {rows.title}"

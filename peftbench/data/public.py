@@ -45,7 +45,7 @@ class Ambiguous(DataError):
 
 
 @dataclass(frozen=True)
-class Place:
+class DataPlace:
     """Where a data set is, and how it is to be read."""
 
     folder: Path
@@ -104,7 +104,7 @@ def _suite(spec: DatasetSpec) -> str:
     return spec.suite.removesuffix(shots) + shots
 
 
-def find(spec: DatasetSpec) -> Place:
+def find(spec: DatasetSpec) -> DataPlace:
     """The folder and layout of a data set; nothing but names is looked at.
 
     Raises:
@@ -127,7 +127,7 @@ def find(spec: DatasetSpec) -> Place:
                 "that is meant."
             )
         if complete:
-            return Place(complete[0].folder, complete[0].layout)
+            return DataPlace(complete[0].folder, complete[0].layout)
     raise _not_found(spec, root, named, layouts)
 
 
@@ -213,7 +213,7 @@ def _advice(spec: DatasetSpec, layouts: list[Layout]) -> str:
     return f"What would do: {do}.{source} {WHERE}."
 
 
-def _check_shots(spec: DatasetSpec, place: Place) -> None:
+def _check_shots(spec: DatasetSpec, place: DataPlace) -> None:
     if spec.shots is not None and place.layout.name != "fewshot":
         raise DataError(
             f"dataset.shots={spec.shots}: {spec.name} has no lists of so many images a class. "
@@ -221,7 +221,7 @@ def _check_shots(spec: DatasetSpec, place: Place) -> None:
         )
 
 
-def _check_classes(spec: DatasetSpec, place: Place, contents: Contents) -> None:
+def _check_classes(spec: DatasetSpec, place: DataPlace, contents: Contents) -> None:
     expected = spec.facts.classes
     if expected is not None and len(contents.class_names) != expected:
         raise DataError(
@@ -239,7 +239,7 @@ def _check_classes(spec: DatasetSpec, place: Place, contents: Contents) -> None:
 
 
 def _with_val(
-    spec: DatasetSpec, place: Place, parts: Mapping[str, Rows]
+    spec: DatasetSpec, place: DataPlace, parts: Mapping[str, Rows]
 ) -> tuple[dict[str, Rows], list[str]]:
     """The three parts; a val that the layout does not have is cut from train, class by class."""
     if "val" in parts:
@@ -264,7 +264,7 @@ def _with_val(
     return cut, [f"val is our own cut of {count} from train (dataset.split_seed)"]
 
 
-def _check_sizes(spec: DatasetSpec, place: Place, parts: Mapping[str, Rows]) -> None:
+def _check_sizes(spec: DatasetSpec, place: DataPlace, parts: Mapping[str, Rows]) -> None:
     expected = {split: getattr(spec.facts, split) for split in ("train", "val", "test")}
     if spec.shots is not None and spec.facts.classes is not None:
         expected["train"] = spec.shots * spec.facts.classes
@@ -279,7 +279,7 @@ def _check_sizes(spec: DatasetSpec, place: Place, parts: Mapping[str, Rows]) -> 
 
 
 def _absent_classes(
-    spec: DatasetSpec, place: Place, contents: Contents, parts: Mapping[str, Rows]
+    spec: DatasetSpec, place: DataPlace, contents: Contents, parts: Mapping[str, Rows]
 ) -> list[str]:
     seen = {*parts["train"].labels, *parts["val"].labels}
     absent = [name for i, name in enumerate(contents.class_names) if i not in seen]

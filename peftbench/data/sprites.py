@@ -22,7 +22,7 @@ _HALF_EXTENT = 9.5  # half side of the square at scale 1; its half diagonal 13.4
 
 
 @dataclass(frozen=True)
-class Factors:
+class SpriteFactors:
     """Indices of the five generating factors, each below its entry of `FACTOR_SIZES`."""
 
     shape: int
@@ -45,7 +45,7 @@ class Factors:
         )
 
 
-def draw(factors: Factors) -> np.ndarray:
+def draw(factors: SpriteFactors) -> np.ndarray:
     """The binary image of `factors`: (64, 64) uint8, 0 or 255."""
     scale = 0.5 + 0.5 * factors.scale / (FACTOR_SIZES[1] - 1)
     angle = 2.0 * np.pi * factors.orientation / (FACTOR_SIZES[2] - 1)
@@ -77,7 +77,7 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return inside
 
 
-def label_of(factors: Factors, target: Literal["location", "orientation"]) -> int:
+def label_of(factors: SpriteFactors, target: Literal["location", "orientation"]) -> int:
     """The VTAB class of `factors`: its x position or its orientation in 16 equal bins."""
     if target == "location":
         return factors.x * NUM_BINS // FACTOR_SIZES[3]
@@ -88,20 +88,20 @@ def sample_factors(
     target: Literal["location", "orientation"],
     per_class: tuple[int, ...],
     generator: np.random.Generator,
-) -> list[list[Factors]]:
+) -> list[list[SpriteFactors]]:
     """Distinct factor combinations, `per_class[c]` of each class `c`, no two with equal pixels."""
     axis = 3 if target == "location" else 2
     seen: set[bytes] = set()
-    drawn: list[list[Factors]] = []
+    drawn: list[list[SpriteFactors]] = []
     for label, count in enumerate(per_class):
         indices = [
             i for i in range(FACTOR_SIZES[axis]) if i * NUM_BINS // FACTOR_SIZES[axis] == label
         ]
-        chosen: list[Factors] = []
+        chosen: list[SpriteFactors] = []
         while len(chosen) < count:
             values = [int(generator.integers(size)) for size in FACTOR_SIZES]
             values[axis] = indices[int(generator.integers(len(indices)))]
-            factors = Factors(*values)
+            factors = SpriteFactors(*values)
             pixels = draw(factors).tobytes()
             # Orientations 0 and 39 are the same angle, so distinct factors may share their pixels.
             if pixels not in seen:

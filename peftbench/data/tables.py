@@ -36,7 +36,7 @@ EXAMPLE = "'path,label' and 'images/0001.jpg,robin'"
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """One image of the list."""
 
     line: int
@@ -98,12 +98,12 @@ def read_table(path: Path, spec: DatasetSpec) -> Listing:
 class Entries:
     """What a list says, and what had to be decided to read it."""
 
-    entries: list[Entry]
+    entries: list[TableEntry]
     column: str  # of splits
     remarks: tuple[str, ...]
 
 
-def parse(text: str, where: str, delimiters: str) -> list[Entry]:
+def parse(text: str, where: str, delimiters: str) -> list[TableEntry]:
     """The entries of a list in their order; see `read_entries`."""
     return read_entries(text, where, delimiters).entries
 
@@ -129,7 +129,7 @@ def read_entries(text: str, where: str, delimiters: str) -> Entries:
         _check_length(cells, columns, line, where)
     others = [i for i in range(len(columns.names)) if i not in (columns.path, columns.label)]
     splitting = split_column(columns.names, rows, others, where)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TableEntry] = {}
     for line, cells in rows:
         entry = _entry(cells, columns, splitting, line, where)
         earlier = entries.setdefault(entry.name, entry)
@@ -225,7 +225,7 @@ def _check_length(cells: Sequence[str], columns: _Columns, line: int, where: str
 
 def _entry(
     cells: Sequence[str], columns: _Columns, splitting: SplitColumn, line: int, where: str
-) -> Entry:
+) -> TableEntry:
     """What a row says."""
     name, label = cells[columns.path].strip(), cells[columns.label].strip()
     if not name or not label:
@@ -235,7 +235,7 @@ def _entry(
         split = splitting.roles[cells[splitting.column].strip()]
     name = _below(name, Path(where).parent)
     check_name(name, f"{where}, line {line}")
-    return Entry(line, PurePosixPath(name).as_posix(), label, split)
+    return TableEntry(line, PurePosixPath(name).as_posix(), label, split)
 
 
 def _below(name: str, folder: Path) -> str:
@@ -265,7 +265,7 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _on_disk(path: Path, entries: Sequence[Entry]) -> list[Entry]:
+def _on_disk(path: Path, entries: Sequence[TableEntry]) -> list[TableEntry]:
     """The entries under the names that their files have.
 
     A list that was written on Windows has backslashes; one that was written on a Mac, or whose
@@ -286,7 +286,7 @@ def _on_disk(path: Path, entries: Sequence[Entry]) -> list[Entry]:
             there.append(replace(entry, name=name))
     if missing:
         raise _missing(path, missing, len(entries), memory)
-    twice: dict[str, Entry] = {}
+    twice: dict[str, TableEntry] = {}
     for entry in there:
         earlier = twice.setdefault(entry.name, entry)
         if earlier is not entry:
@@ -332,7 +332,7 @@ def _form(name: str) -> str:
 
 
 def _missing(
-    path: Path, missing: Sequence[Entry], total: int, memory: dict[Path, dict[str, list[str]]]
+    path: Path, missing: Sequence[TableEntry], total: int, memory: dict[Path, dict[str, list[str]]]
 ) -> DataError:
     """The refusal of a list whose files are not all there, with the likely reason."""
     first = missing[0]
@@ -359,7 +359,7 @@ def _missing(
     )
 
 
-def _unlisted(path: Path, entries: Sequence[Entry]) -> str:
+def _unlisted(path: Path, entries: Sequence[TableEntry]) -> str:
     """One sentence on pictures beside the listed ones that no line names; empty without any."""
     known = {entry.name for entry in entries}
     places = dict.fromkeys(PurePosixPath(entry.name).parent for entry in entries)
@@ -396,7 +396,7 @@ def _in_order(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda label: label.encode("utf-8")))
 
 
-def _split_list(folder: Path, entries: Sequence[Entry], number: dict[str, int]) -> SplitList:
+def _split_list(folder: Path, entries: Sequence[TableEntry], number: dict[str, int]) -> SplitList:
     names = tuple(entry.name for entry in entries)
     numbers = tuple(number[entry.label] for entry in entries)
     return SplitList(names, numbers, files.digests(folder, names))

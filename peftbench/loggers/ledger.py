@@ -14,7 +14,7 @@ from peftbench.results.atomic import write_atomic
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """The last thing sent under one name."""
 
     group: str | None  # sweep that the run belongs to
@@ -22,15 +22,15 @@ class Entry:
     version: str = ""  # of what was sent: when its record was finished
 
 
-def read(root: Path, name: str) -> Entry | None:
+def read(root: Path, name: str) -> LedgerEntry | None:
     """The entry of `name`; `None` where there is none or the file is damaged."""
     try:
-        return Entry(**json.loads(_path(root, name).read_text(encoding="utf-8")))
+        return LedgerEntry(**json.loads(_path(root, name).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None  # at worst something is sent again, under the same id
 
 
-def write(root: Path, name: str, entry: Entry) -> None:
+def write(root: Path, name: str, entry: LedgerEntry) -> None:
     """Note that `entry` was sent; `StoreError` where that cannot be written."""
     text = json.dumps(dataclasses.asdict(entry)) + "\n"
     write_atomic(_path(root, name), lambda file: file.write(text.encode()))

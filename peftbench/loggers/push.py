@@ -166,7 +166,7 @@ class _Uploader:
         """Upload table and figures of one sweep: "pushed", empty when unchanged, or a reason."""
         name = f"report-{digest(group)}"
         version = digest(sorted((r.run_id, r.finished) for r in records))
-        entry = ledger.Entry(group, place(self.settings, self.settings.mode), version)
+        entry = ledger.LedgerEntry(group, place(self.settings, self.settings.mode), version)
         if not force and ledger.read(self.root, name) == entry:
             return ""
         init = {
@@ -201,7 +201,7 @@ class _Uploader:
                 self.child.end()
             self.child = None
 
-    def _try(self, talk: Callable[[Child], Any], name: str, entry: ledger.Entry) -> str:
+    def _try(self, talk: Callable[[Child], Any], name: str, entry: ledger.LedgerEntry) -> str:
         try:
             self.child = self.child or Child(self.root)
             with self.child.deadline(self.settings.timeout):

@@ -47,7 +47,7 @@ class WandbLogger(Logger):
         if self._mode == "disabled":
             return
         # before anything can fail: `peftbench push` puts the run into the same group
-        ledger.write(self.root, run_id, ledger.Entry(self.settings.group))
+        ledger.write(self.root, run_id, ledger.LedgerEntry(self.settings.group))
         self._child = Child(self.root)
         self._child.tell("start", **start_message(run_id, spec, self.settings, self._mode))
 
@@ -101,9 +101,9 @@ def server_url() -> str:
     return os.environ.get("WANDB_BASE_URL") or DEFAULT_URL
 
 
-def sent(record: RunRecord, settings: LoggerSettings, mode: str) -> ledger.Entry:
+def sent(record: RunRecord, settings: LoggerSettings, mode: str) -> ledger.LedgerEntry:
     """The note that `record` has arrived."""
-    return ledger.Entry(settings.group, place(settings, mode), record.finished)
+    return ledger.LedgerEntry(settings.group, place(settings, mode), record.finished)
 
 
 def place(settings: LoggerSettings, mode: str) -> str:

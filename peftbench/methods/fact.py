@@ -16,7 +16,7 @@ from peftbench.methods.base import (
     parameters_of,
     register_method,
 )
-from peftbench.methods.layers.slices import Layout
+from peftbench.methods.layers.slices import SliceLayout
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class FactorTuning(Method):
                 f"backbones never call {unseen[0]!r}. Set method.dropout=0."
             )
 
-    def layouts(self, anatomy: Anatomy) -> dict[str, tuple[Site, int, Layout]]:
+    def layouts(self, anatomy: Anatomy) -> dict[str, tuple[Site, int, SliceLayout]]:
         """Site, width of its factors and place of its slices, by path."""
         widths = _widths(anatomy)
         used = dict.fromkeys(widths.values(), 0)
@@ -76,7 +76,7 @@ class FactorTuning(Method):
                     count = _slices(site, width)
                     assert count is not None
                     by_rows = role is not Role.MLP_OUT
-                    layouts[site.path] = site, width, Layout(used[width], count, by_rows)
+                    layouts[site.path] = site, width, SliceLayout(used[width], count, by_rows)
                     used[width] += count
         return layouts
 
@@ -114,7 +114,7 @@ class FactorTuning(Method):
     @abstractmethod
     def deltas(
         self, factors: dict[int, Factors], anatomy: Anatomy, generator: torch.Generator
-    ) -> Callable[[Site, int, Layout], Delta]:
+    ) -> Callable[[Site, int, SliceLayout], Delta]:
         """How to make the delta of a site of one width."""
 
     def merge(self, model: nn.Module) -> nn.Module:
@@ -165,10 +165,10 @@ class FacTTT(FactorTuning):
 
     def deltas(
         self, factors: dict[int, Factors], anatomy: Anatomy, generator: torch.Generator
-    ) -> Callable[[Site, int, Layout], Delta]:
+    ) -> Callable[[Site, int, SliceLayout], Delta]:
         from peftbench.methods.layers.factors import TrainDelta
 
-        def make(site: Site, width: int, layout: Layout) -> Delta:
+        def make(site: Site, width: int, layout: SliceLayout) -> Delta:
             names = site.parts if site.role is Role.ATTN_IN else (_CORE_NAMES[site.role],)
             return TrainDelta(factors[width], layout, names, self.scale, self.dropout, generator)
 
@@ -209,12 +209,12 @@ class FacTTK(FactorTuning):
 
     def deltas(
         self, factors: dict[int, Factors], anatomy: Anatomy, generator: torch.Generator
-    ) -> Callable[[Site, int, Layout], Delta]:
+    ) -> Callable[[Site, int, SliceLayout], Delta]:
         from peftbench.methods.layers.factors import TuckerCore, TuckerDelta
 
         tuckers = {w: TuckerCore(n, self.rank, generator) for w, n in self.slices(anatomy).items()}
 
-        def make(site: Site, width: int, layout: Layout) -> Delta:
+        def make(site: Site, width: int, layout: SliceLayout) -> Delta:
             interleaved = self.variant == "released" and site.role in (Role.MLP_IN, Role.MLP_OUT)
             return TuckerDelta(
                 factors[width], tuckers[width], layout, self.scale, self.dropout, interleaved

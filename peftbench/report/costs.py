@@ -16,7 +16,7 @@ from peftbench.results.record import Status
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostColumn:
     """A price of a method, computed from columns of the table of runs."""
 
     name: str
@@ -34,39 +34,39 @@ def _latency(runs: pd.DataFrame, size: str) -> pd.Series:
 COSTS = {
     cost.name: cost
     for cost in (
-        Cost(
+        CostColumn(
             "parameters",
             "tuned parameters, head excluded",
             "tuned parameters",
             lambda runs: runs["params_tuned"],
             measured=False,
         ),
-        Cost(
+        CostColumn(
             "parameters_with_head",
             "tuned parameters with the head, mean over data sets",
             "with head",
             lambda runs: runs["params_tuned"] + runs["params_head"],
             measured=False,
         ),
-        Cost(
+        CostColumn(
             "memory",
             "peak memory in MiB",
             "peak memory, MiB",
             lambda runs: runs["peak_bytes"] / 2**20,
         ),
-        Cost(
+        CostColumn(
             "train_time",
             "training time in s, mean over data sets",
             "training, s",
             lambda runs: runs["seconds_train"],
         ),
-        Cost(
+        CostColumn(
             "latency",
             "latency of one image in ms, merged where possible",
             "latency, ms",
             lambda runs: _latency(runs, "batch1"),
         ),
-        Cost(
+        CostColumn(
             "stored",
             "stored kB of one task, mean over data sets",
             "stored, kB",

@@ -23,7 +23,7 @@ from peftbench.results.record import Parameters, Provenance
 from peftbench.run import provenance, robustness
 from peftbench.run.ending import PendingRecord
 from peftbench.spec import DatasetSpec, Phase, RunSpec
-from peftbench.tasks import Rows
+from peftbench.tasks import ImageRows
 from peftbench.training.device import Compute
 from peftbench.training.evaluate import predict
 
@@ -67,7 +67,9 @@ class Bench:
             )
         return outputs
 
-    def rows(self, images: np.ndarray, labels: np.ndarray, compute: Compute | None = None) -> Rows:
+    def rows(
+        self, images: np.ndarray, labels: np.ndarray, compute: Compute | None = None
+    ) -> ImageRows:
         """What is kept of each of `images` (N, S, S, 3), by the model as it is; labels: (N,)."""
         return self.spec.task.rows(self.predict(images, compute), labels)
 

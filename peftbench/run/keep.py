@@ -20,7 +20,7 @@ from peftbench.run import cost
 from peftbench.run.bench import Bench, attach
 from peftbench.run.ending import PendingRecord
 from peftbench.spec import RunSpec
-from peftbench.tasks import Rows, Task
+from peftbench.tasks import ImageRows, Task
 from peftbench.training.evaluate import predict
 
 
@@ -38,7 +38,7 @@ class Kept:
         return self.task.score_of(self.task.rows(outputs, self.labels))
 
 
-def save_predictions(store: ResultsStore, spec: RunSpec, rows: Rows) -> None:
+def save_predictions(store: ResultsStore, spec: RunSpec, rows: ImageRows) -> None:
     """Write what the model says of each image of the reported split."""
     store.save_predictions(spec.method.name, spec.run_id, spec.task, **rows)
 

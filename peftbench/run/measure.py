@@ -22,7 +22,7 @@ from peftbench.run.ending import PendingRecord
 from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
 from peftbench.spec import SPLIT_OF_PHASE, Phase, RunSpec
-from peftbench.tasks import Rows
+from peftbench.tasks import ImageRows
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.device import Compute, seeded
 from peftbench.training.loop import Callbacks, Fit, Fittable, fit
@@ -45,7 +45,7 @@ class Trained:
 class Predicted:
     """What the model says of the split that is reported."""
 
-    rows: Rows
+    rows: ImageRows
     seconds: float
 
 

@@ -12,7 +12,7 @@ import torch
 from peftbench import data
 from peftbench.methods.applied import Tuned
 from peftbench.spec import RunSpec
-from peftbench.tasks import Rows
+from peftbench.tasks import ImageRows
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class _Best:
     """The best epoch so far."""
 
     epoch: int
-    rows: Rows
+    rows: ImageRows
     state: dict[str, torch.Tensor]
 
 
@@ -35,7 +35,7 @@ class BestOnTest:
         spec: RunSpec,
         tuned_model: Tuned,
         splits: data.Splits,
-        predicted: Callable[[np.ndarray, np.ndarray], Rows],
+        predicted: Callable[[np.ndarray, np.ndarray], ImageRows],
     ) -> None:
         self.best: _Best | None = None
         self.last: dict[str, float] = {}  # metrics of the latest evaluation
@@ -93,7 +93,7 @@ class ValChecks:
         self,
         spec: RunSpec,
         splits: data.Splits,
-        predicted: Callable[[np.ndarray, np.ndarray], Rows],
+        predicted: Callable[[np.ndarray, np.ndarray], ImageRows],
     ) -> None:
         self.bounds = dict(spec.looks)
         self.values: dict[int, float] = {}  # epoch -> score on val

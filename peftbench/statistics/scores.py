@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Incomplete:
+class IncompleteScores:
     """A method that has no score on some data sets, and is compared with no other."""
 
     label: str
@@ -45,7 +45,7 @@ def check(scores: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
-def complete(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[Incomplete]]:
+def complete(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[IncompleteScores]]:
     """Rows of the methods that have a score on every data set, and the methods left out.
 
     Data sets are those on which any method has a score.
@@ -55,7 +55,7 @@ def complete(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[Incomplete]]:
     lacking = []
     for label, part in kept.groupby("label", sort=True):
         if lost := sorted(datasets - set(part["dataset"])):
-            lacking.append(Incomplete(str(label), tuple(lost)))
+            lacking.append(IncompleteScores(str(label), tuple(lost)))
     out = kept[~kept["label"].isin([one.label for one in lacking])]
     return out.reset_index(drop=True), lacking
 

@@ -45,7 +45,7 @@ def hours(sweep: Sweep) -> tuple[float, float]:
     budgets = {method: sweep.budget(method) for method in sweep.axes["method"]}
     trials = finals = 0.0
     for cell in cells:
-        one = Run(sweep, cell, known)
+        one = ExpectedRun(sweep, cell, known)
         trials += budgets[cell["method"]] * one.seconds(final=False)
         finals += seeds * one.seconds(final=True)
     return (trials + finals) / 3600, finals / 3600
@@ -78,7 +78,7 @@ class Known:
         )
 
 
-class Run:
+class ExpectedRun:
     """What one cell of a sweep computes."""
 
     def __init__(self, sweep: Sweep, cell: Mapping[str, str], known: Known) -> None:

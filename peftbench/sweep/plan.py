@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PlannedJob:
     """One planned job: what would happen and how long it may take."""
 
     spec: RunSpec
@@ -39,7 +39,7 @@ class Entry:
 
 def entries(
     jobs: Sequence[Job], store: ResultsStore, missing: Container[DatasetSpec] = ()
-) -> list[Entry]:
+) -> list[PlannedJob]:
     """The plan, in the order of the jobs. Runs nothing and loads no weights.
 
     Jobs on data sets that are `missing` have no id yet, of which the files are a part.
@@ -52,19 +52,19 @@ def entries(
         spec = job.spec
         record = records.get(spec.run_id)
         if record is not None and record.status is Status.OK:
-            planned.append(Entry(spec, "done", "", 0.0))
+            planned.append(PlannedJob(spec, "done", "", 0.0))
             continue
         reason = refusal(spec)
         if reason:
-            planned.append(Entry(spec, "unsupported", reason, 0.0))
+            planned.append(PlannedJob(spec, "unsupported", reason, 0.0))
             continue
         if spec.dataset in missing:
-            planned.append(Entry(spec, NO_DATA, "", estimate(spec)))
+            planned.append(PlannedJob(spec, NO_DATA, "", estimate(spec)))
             continue
         again = record is not None and not record.status.settled
         state = f"again ({record.status})" if record is not None and again else "to run"
         note = (record.error or "") if record is not None and again else ""
-        planned.append(Entry(spec, state, note, estimate(spec), again))
+        planned.append(PlannedJob(spec, state, note, estimate(spec), again))
     return planned
 
 
@@ -101,7 +101,7 @@ def show(
         print(arithmetic(device))
 
 
-def _show_totals(plan: Sequence[Entry], slots: int) -> None:
+def _show_totals(plan: Sequence[PlannedJob], slots: int) -> None:
     counts = {s: sum(e.state == s for e in plan) for s in SETTLED}
     left = [e for e in plan if e.state not in counts]
     failed = sum(e.failed_before for e in left)

@@ -16,7 +16,7 @@ from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Ending, Job, record_of
 from peftbench.sweep.plan import refusal
-from peftbench.sweep.tuning.cells import Cell, advance, make_cells
+from peftbench.sweep.tuning.cells import TunedCell, advance, make_cells
 from peftbench.untrusted import printable
 
 
@@ -123,7 +123,7 @@ class TunedWork(Work):
                 ready += self._go_on(cell)
         return ready
 
-    def _go_on(self, cell: Cell) -> list[Job]:
+    def _go_on(self, cell: TunedCell) -> list[Job]:
         """Trials that can start, or the final jobs of a search that is over."""
         ready: list[Job] = []
 
@@ -141,7 +141,7 @@ class TunedWork(Work):
             ready += self._finals(cell)
         return ready
 
-    def _finals(self, cell: Cell) -> list[Job]:
+    def _finals(self, cell: TunedCell) -> list[Job]:
         try:
             jobs = [self.compose(overrides) for overrides in cell.final_overrides()]
         except ConfigError as e:

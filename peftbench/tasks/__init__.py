@@ -8,10 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftbench.tasks.base import TASKS, Metric, Rows, Task, register_task
+from peftbench.tasks.base import TASKS, ImageRows, Metric, Task, register_task
 from peftbench.tasks.classification import Classification
 
-__all__ = ["CLASSIFICATION", "TASKS", "Classification", "Metric", "Rows", "Task", "register_task"]
+__all__ = [
+    "CLASSIFICATION",
+    "TASKS",
+    "Classification",
+    "ImageRows",
+    "Metric",
+    "Task",
+    "register_task",
+]
 
 CLASSIFICATION = Classification()  # of every run that names no other
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # what is kept of each image, by name; the first axis counts images
-Rows: TypeAlias = "Mapping[str, np.ndarray]"
+ImageRows: TypeAlias = "Mapping[str, np.ndarray]"
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Task(ABC):
         """`outputs` (N, ...) as if `classes` (K,) were all there are, in that order."""
 
     @abstractmethod
-    def rows(self, outputs: np.ndarray, labels: np.ndarray) -> Rows:
+    def rows(self, outputs: np.ndarray, labels: np.ndarray) -> ImageRows:
         """What is kept of each image; outputs: (N, ...) float32, labels: (N,)."""
 
     @abstractmethod
-    def metrics(self, rows: Rows, num_classes: int) -> dict[str, float]:
+    def metrics(self, rows: ImageRows, num_classes: int) -> dict[str, float]:
         """All numbers of a split by name, from what `rows` gave; the score is among them."""
 
     @abstractmethod
-    def score_of(self, rows: Rows) -> float:
+    def score_of(self, rows: ImageRows) -> float:
         """The score alone, which rows that come from a file suffice for."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from peftbench.tasks.base import Metric, Rows, Task, register_task
+from peftbench.tasks.base import ImageRows, Metric, Task, register_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ class Classification(Task):
         """(N, K) logits of `classes` (K,) alone, out of (N, C)."""
         return outputs[:, classes]
 
-    def rows(self, outputs: np.ndarray, labels: np.ndarray) -> Rows:
+    def rows(self, outputs: np.ndarray, labels: np.ndarray) -> ImageRows:
         """Prediction and truth of each image; outputs: logits (N, C), labels: (N,)."""
         import numpy as np
 
@@ -69,7 +69,7 @@ class Classification(Task):
             "likelihood": probabilities[np.arange(len(labels)), labels],
         }
 
-    def metrics(self, rows: Rows, num_classes: int) -> dict[str, float]:
+    def metrics(self, rows: ImageRows, num_classes: int) -> dict[str, float]:
         """top1, mean per-class accuracy, cross-entropy, expected calibration error, count.
 
         Accuracies and the error are fractions in [0, 1]. Classes without an image are left out of
@@ -89,7 +89,7 @@ class Classification(Task):
             "num_images": float(len(labels)),
         }
 
-    def score_of(self, rows: Rows) -> float:
+    def score_of(self, rows: ImageRows) -> float:
         """The share of images whose class is right."""
         return float((rows["classes"] == rows["labels"]).mean())
 

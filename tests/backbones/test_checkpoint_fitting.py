@@ -16,7 +16,7 @@ from peftbench.backbones.checkpoints.conversion import Needs, _run, _unused
 from peftbench.errors import WeightsError
 
 
-def _fit(tmp_path: Path, content: object, model: nn.Module) -> fitting.Fit:
+def _fit(tmp_path: Path, content: object, model: nn.Module) -> fitting.FittedWeights:
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     return fitting.fit(path, model)
@@ -34,7 +34,7 @@ def _under(prefix: str, state: State, factor: float = 1.0) -> State:
     return {prefix + n: t * factor for n, t in state.items()}
 
 
-def _equal(found: fitting.Fit, state: State) -> bool:
+def _equal(found: fitting.FittedWeights, state: State) -> bool:
     return all(torch.equal(found.state[n], t) for n, t in state.items())
 
 

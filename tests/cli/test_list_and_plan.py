@@ -55,11 +55,11 @@ def test_list_methods_names_each_method_with_paper_and_hyperparameters(cli, work
 
 
 @pytest.fixture(scope="module")
-def content() -> list[method_pages.Page]:
+def content() -> list[method_pages.MethodPage]:
     return method_pages.pages()
 
 
-def facts_of(content: list[method_pages.Page], name: str) -> method_pages.Page:
+def facts_of(content: list[method_pages.MethodPage], name: str) -> method_pages.MethodPage:
     return next(page for page in content if page.name == name)
 
 
@@ -77,7 +77,7 @@ def test_the_example_of_each_family_is_of_that_family() -> None:
         assert method_pages.anatomy_of(family.example.architecture).family == family.name
 
 
-def test_pages_say_what_each_method_costs(content: list[method_pages.Page]) -> None:
+def test_pages_say_what_each_method_costs(content: list[method_pages.MethodPage]) -> None:
     assert [page.name for page in content] == list(METHODS)
     assert facts_of(content, "lora").cost[:4] == (
         # 12 blocks, rank 8, two targets of 768 x 768
@@ -104,7 +104,7 @@ def test_pages_say_what_each_method_costs(content: list[method_pages.Page]) -> N
 
 
 def test_list_methods_long_gives_each_method_three_paragraphs(
-    cli, work: Path, monkeypatch: pytest.MonkeyPatch, content: list[method_pages.Page]
+    cli, work: Path, monkeypatch: pytest.MonkeyPatch, content: list[method_pages.MethodPage]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "72")
     done = cli("list", "methods", "--long")

@@ -114,7 +114,7 @@ def test_a_file_that_says_nothing_of_itself_is_an_experiment(tmp_path: Path) -> 
 def test_an_estimate_is_epochs_times_images_times_passes() -> None:
     """FacT-TT on dtd: 100 epochs of 1,000 images at two passes, ten looks at 1,880 test images."""
     sweep = experiments.sweep(ROOT / "experiments" / "fact_vtab.yaml")
-    run = hours.Run(sweep, {"method": "fact_tt", "dataset": "vtab/dtd"}, hours.Known.now())
+    run = hours.ExpectedRun(sweep, {"method": "fact_tt", "dataset": "vtab/dtd"}, hours.Known.now())
     images = 100 * 1_000 * 2 + 10 * 1_880
     assert run.seconds(final=True) == pytest.approx(20 + images * 17.6e9 / 50e12)
     trial = 100 * 800 * 2 + 200

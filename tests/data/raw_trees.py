@@ -20,9 +20,9 @@ from make_raw_order import GOLDEN
 from PIL import Image
 from scipy.io import savemat
 
-from peftbench.data.raw.base import Counts
+from peftbench.data.raw.base import SplitCounts
 
-COUNTS = Counts(train=6, val=3)
+COUNTS = SplitCounts(train=6, val=3)
 CLASSES: dict[str, list[str]] = json.loads(GOLDEN.read_text(encoding="utf-8"))["classes"]
 
 

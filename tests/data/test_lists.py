@@ -47,7 +47,7 @@ def lines_of(root: Path) -> list[str]:
 @pytest.mark.parametrize("label", tables.LABEL_COLUMNS)
 def test_columns_are_known_by_any_usual_name_and_others_are_ignored(path: str, label: str) -> None:
     text = f"id,{label.title()}, {path} ,notes\n7,cat,a/1.png,x\n"
-    assert tables.parse(text, "labels.csv", ",") == [tables.Entry(2, "a/1.png", "cat", "all")]
+    assert tables.parse(text, "labels.csv", ",") == [tables.TableEntry(2, "a/1.png", "cat", "all")]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -55,7 +55,7 @@ def test_the_delimiter_is_told_by_the_header(delimiter: str) -> None:
     text = "path,label,split\n'a, b; c.png',cat,train\n".replace("'", '"')
     if delimiter != ",":
         text = text.replace(",", delimiter).replace(f"a{delimiter}", "a,")
-    expected = [tables.Entry(2, "a, b; c.png", "cat", "train")]
+    expected = [tables.TableEntry(2, "a, b; c.png", "cat", "train")]
     assert tables.parse(text, "labels.csv", tables.DELIMITERS[".csv"]) == expected
 
 

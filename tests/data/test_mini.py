@@ -107,7 +107,7 @@ def test_stored_sprites_are_what_the_generator_draws() -> None:
         labels = [label for _, part in found.splits() for label in part.labels]
         names = [name for _, part in found.splits() for name in part.names]
         for row in range(0, len(labels), 7):
-            factors = sprites.Factors(*stored["factors"][row].tolist())
+            factors = sprites.SpriteFactors(*stored["factors"][row].tolist())
             drawn = sprites.draw(factors)
             kept = np.unpackbits(stored["images"][row]).reshape(64, 64) * 255
             assert np.array_equal(drawn, kept)

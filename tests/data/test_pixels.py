@@ -20,7 +20,7 @@ from PIL import Image
 
 from peftbench import data
 from peftbench.data import SplitList, files, images, pixel_memory, pixels
-from peftbench.data.pixels import Rows
+from peftbench.data.pixels import PixelRows
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Phase, Preprocessing
 
@@ -40,7 +40,7 @@ def build_slowly(folder: str, log: str, together: Barrier) -> None:
         return picture(row)
 
     together.wait()
-    assert pixels.stored("name", Rows(40, 4, make, "")).sum() == 48 * sum(range(40))
+    assert pixels.stored("name", PixelRows(40, 4, make, "")).sum() == 48 * sum(range(40))
 
 
 def test_two_processes_that_start_together_build_it_once(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_a_build_that_was_interrupted_goes_on_where_it_stopped(
         return picture(row)
 
     with pytest.raises(KeyboardInterrupt):
-        pixels.stored("name", Rows(90, 4, interrupted, ""))
-    found = pixels.stored("name", Rows(90, 4, counted, ""))
+        pixels.stored("name", PixelRows(90, 4, interrupted, ""))
+    found = pixels.stored("name", PixelRows(90, 4, counted, ""))
     assert sorted(made) == list(range(60, 90))
     assert np.array_equal(found, np.stack([picture(row) for row in range(90)]))
     assert sorted(path.name for path in (cache / "pixels").iterdir()) == [
@@ -90,7 +90,7 @@ def test_a_note_that_makes_no_sense_starts_the_build_anew(cache: Path, note: str
     np.save(cache / "pixels" / "name.npy", np.zeros((90, 4, 4, 3), dtype=np.uint8))
     (cache / "pixels" / "name.npy").rename(cache / "pixels" / "name.part")
     (cache / "pixels" / "name.rows").write_text(note)
-    found = pixels.stored("name", Rows(90, 4, picture, ""))
+    found = pixels.stored("name", PixelRows(90, 4, picture, ""))
     assert np.array_equal(found[:, 0, 0, 0], np.arange(90))
 
 
@@ -112,37 +112,37 @@ def test_sizes_of_pictures_are_kept_with_their_pixels_through_an_interruption(
         return sized(row)
 
     with pytest.raises(KeyboardInterrupt):
-        pixels.stored("name", Rows(90, 4, make, "", whole=True))
+        pixels.stored("name", PixelRows(90, 4, make, "", whole=True))
     assert [path.suffix for path in sorted((cache / "pixels").iterdir())] == [
         ".lock", ".part", ".rows",
     ]  # fmt: skip
     made[:] = [60]
-    found = pixels.stored("name", Rows(90, 4, make, "", whole=True))
+    found = pixels.stored("name", PixelRows(90, 4, make, "", whole=True))
     assert sorted(made) == [60, *range(60, 90)]  # none of the first 60 again
     assert np.array_equal(found["pixels"], np.stack([picture(row) for row in range(90)]))
     assert found["size"].tolist() == [[100 + row, 200 - row] for row in range(90)]
     assert isinstance(found["size"], np.memmap)  # read with the rows that are used
     facts = json.loads((cache / "pixels" / "name.json").read_text())
     assert (facts["images"], facts["size"]) == (90, 4)
-    pixels.stored("name", Rows(90, 4, None, "", whole=True))  # type: ignore[arg-type]  # is there
+    pixels.stored("name", PixelRows(90, 4, None, "", whole=True))  # type: ignore[arg-type]  # is there
 
 
 def test_a_damaged_size_is_made_again(cache: Path) -> None:
-    pixels.stored("name", Rows(9, 4, sized, "", whole=True))
+    pixels.stored("name", PixelRows(9, 4, sized, "", whole=True))
     path = cache / "pixels" / "name.npy"
     array = np.load(path)
     array["size"][3] = 7
     np.save(path, array)
     os.utime(path, ns=(0, 0))  # what was verified is remembered by its time
-    found = pixels.stored("name", Rows(9, 4, sized, "", whole=True))
+    found = pixels.stored("name", PixelRows(9, 4, sized, "", whole=True))
     assert found["size"][3].tolist() == [103, 197]
 
 
 def test_an_array_of_another_kind_is_not_taken_for_one_with_sizes(cache: Path) -> None:
-    pixels.stored("name", Rows(9, 4, picture, ""))
-    found = pixels.stored("name", Rows(9, 4, sized, "", whole=True))
+    pixels.stored("name", PixelRows(9, 4, picture, ""))
+    found = pixels.stored("name", PixelRows(9, 4, sized, "", whole=True))
     assert found["size"][8].tolist() == [108, 192]
-    assert pixels.stored("name", Rows(9, 4, picture, "")).shape == (9, 4, 4, 3)
+    assert pixels.stored("name", PixelRows(9, 4, picture, "")).shape == (9, 4, 4, 3)
 
 
 @pytest.mark.parametrize("final_trains_on", ["train+val", "train"])
@@ -221,7 +221,7 @@ def test_a_disk_without_space_is_seen_before_the_work(monkeypatch: pytest.Monkey
     usage = namedtuple("usage", ["total", "used", "free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 5_000_000))
     with pytest.raises(DataError, match=r"need 15\.1 GB in .*, where 0\.0 GB are free\. Set PEFTB"):
-        pixels.stored("name", Rows(100_000, 224, picture, ""))
+        pixels.stored("name", PixelRows(100_000, 224, picture, ""))
 
 
 def never(row: int) -> np.ndarray:
@@ -239,7 +239,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read(beside: Path, make=picture, count: int = 9) -> np.ndarray:
-    return pixels.stored("name", Rows(count, 4, make, "set"), beside)
+    return pixels.stored("name", PixelRows(count, 4, make, "set"), beside)
 
 
 TRUE = np.stack([picture(row) for row in range(9)])

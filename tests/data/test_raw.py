@@ -41,7 +41,7 @@ from peftbench.data.raw import (
     tfrecord,
     writing,
 )
-from peftbench.data.raw.base import Counts, Records, cut_one, cut_own, cut_tail
+from peftbench.data.raw.base import Records, SplitCounts, cut_one, cut_own, cut_tail
 from peftbench.data.raw.order import shuffled
 from peftbench.errors import DataError, UnknownName
 from peftbench.spec import Phase
@@ -147,18 +147,18 @@ def records(split: str, count: int) -> Records:
 
 
 def test_portions_are_those_of_vtab() -> None:
-    one = cut_one(records("train", 27_000), 60, 20, Counts())  # EuroSAT
+    one = cut_one(records("train", 27_000), 60, 20, SplitCounts())  # EuroSAT
     assert one["train800"].labels == tuple(range(800))
     assert one["val200"].labels == tuple(range(16_200, 16_400))
     assert one["test"].labels == tuple(range(21_600, 27_000))
-    tail = cut_tail(records("train", 73_257), records("test", 26_032), 90, Counts())  # SVHN
+    tail = cut_tail(records("train", 73_257), records("test", 26_032), 90, SplitCounts())  # SVHN
     assert tail["train800"].labels == tuple(range(800))
     assert tail["val200"].labels == tuple(range(65_931, 66_131))
     assert tail["test"].labels == tuple(range(26_032))
     parts = (
         records(split, n) for split, n in (("train", 6_347), ("validation", 423), ("test", 711))
     )
-    own = cut_own(parts, Counts())  # KITTI
+    own = cut_own(parts, SplitCounts())  # KITTI
     assert own["val200"].labels == tuple(range(200))
     assert [len(split.labels) for split in own.values()] == [800, 200, 711]
 
@@ -166,9 +166,9 @@ def test_portions_are_those_of_vtab() -> None:
 def test_too_few_records_are_an_error() -> None:
     message = r"here: 200 images are needed from records 1,790 to 1,989 of the split train"
     with pytest.raises(DataError, match=message):
-        cut_tail(records("train", 1_989), records("test", 5), 90, Counts(train=800, val=200))
+        cut_tail(records("train", 1_989), records("test", 5), 90, SplitCounts(train=800, val=200))
     with pytest.raises(DataError, match=r"1 images are needed from records 0 to 0 of the split te"):
-        cut_tail(records("train", 2_000), records("test", 0), 90, Counts())
+        cut_tail(records("train", 2_000), records("test", 0), 90, SplitCounts())
 
 
 # Whole archives.

@@ -62,7 +62,7 @@ def test_a_run_without_a_key_is_mirrored_offline(
     assert losses == [(row.epoch, row.epoch, row.loss) for row in record.history]
     expected = summary(record)
     assert {key: run.summary[key] for key in expected} == expected
-    assert ledger.read(store.root, spec.run_id) == ledger.Entry(
+    assert ledger.read(store.root, spec.run_id) == ledger.LedgerEntry(
         "night", "offline peftbench at https://api.wandb.ai", record.finished
     )
 
@@ -87,7 +87,7 @@ def test_a_blocked_network_costs_one_line_and_the_run_is_kept_offline(
     assert run.run_id == record.run_id
     assert run.summary["status"] == "OK"
     entry = ledger.read(store.root, record.run_id)
-    assert entry == ledger.Entry("night")  # has arrived nowhere
+    assert entry == ledger.LedgerEntry("night")  # has arrived nowhere
 
 
 def test_a_server_that_never_answers_delays_no_run_beyond_the_timeout(

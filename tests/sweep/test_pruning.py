@@ -13,7 +13,7 @@ from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.spec import Phase
-from peftbench.sweep.tuning.cells import Cell, advance, make_cells
+from peftbench.sweep.tuning.cells import TunedCell, advance, make_cells
 from peftbench.sweep.tuning.pruning import Curve, Pruner, ValChecks
 
 EPOCHS = 8
@@ -86,7 +86,7 @@ def test_a_trial_is_looked_at_after_shares_of_its_epochs(
     assert pruner.epochs(epochs) == expected
 
 
-def search(folder: Path, **options: object) -> Cell:
+def search(folder: Path, **options: object) -> TunedCell:
     space = {"recipe": {"lr": {"low": 1e-4, "high": 1e-1, "log": True}}}
     settings = {"name": "optuna", "trials": 12, "pruner": "median", "startup": 2} | options
     folder.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def search(folder: Path, **options: object) -> Cell:
     return cell
 
 
-def played(cell: Cell, count: int | None = None) -> list[tuple[str, ...]]:
+def played(cell: TunedCell, count: int | None = None) -> list[tuple[str, ...]]:
     """Overrides of the trials of a search whose accuracy is highest at a rate of 1e-2."""
     seen: list[tuple[str, ...]] = []
     while count is None or len(seen) < count:

@@ -22,7 +22,7 @@ from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
 from peftbench.spec import Phase, RunSpec, Selection
 from peftbench.sweep.jobs import outcome
-from peftbench.tasks import CLASSIFICATION, TASKS, Metric, Rows, Task, register_task, task_of
+from peftbench.tasks import CLASSIFICATION, TASKS, ImageRows, Metric, Task, register_task, task_of
 
 PACKAGE = Path(peftbench.__file__).parent
 
@@ -47,14 +47,14 @@ class Counting(Task):
     def among(self, outputs: np.ndarray, classes: np.ndarray) -> np.ndarray:
         return outputs
 
-    def rows(self, outputs: np.ndarray, labels: np.ndarray) -> Rows:
+    def rows(self, outputs: np.ndarray, labels: np.ndarray) -> ImageRows:
         return {"number": outputs, "labels": labels}
 
-    def metrics(self, rows: Rows, num_classes: int) -> dict[str, float]:
+    def metrics(self, rows: ImageRows, num_classes: int) -> dict[str, float]:
         off = float(np.abs(rows["number"] - rows["labels"]).mean())
         return {"near": self.score_of(rows), "off": off, "num_images": float(len(rows["labels"]))}
 
-    def score_of(self, rows: Rows) -> float:
+    def score_of(self, rows: ImageRows) -> float:
         return float((np.abs(rows["number"] - rows["labels"]) <= 1).mean())
 
 

@@ -47,7 +47,7 @@ ALWAYS_ALLOWED = 256 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredEntry:
     """One tensor of a file."""
 
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ class Entry:
     size: int = 0  # bytes of its numbers
 
 
-def read(path: Path) -> dict[str, Entry]:
+def read(path: Path) -> dict[str, StoredEntry]:
     """Every tensor of a file under its full name: keys of nested mappings, joined with dots.
 
     Raises:
@@ -99,7 +99,7 @@ READING = (
 )
 
 
-def read_entry(path: Path, name: str, entry: Entry) -> Tensor:
+def read_entry(path: Path, name: str, entry: StoredEntry) -> Tensor:
     """The numbers of one tensor, in its shape (...).
 
     Raises:
@@ -142,7 +142,7 @@ def _described(content: Any) -> str:
 # ------------------------------------------------------------------- one file of each kind
 
 
-def _read_safetensors(path: Path) -> dict[str, Entry]:
+def _read_safetensors(path: Path) -> dict[str, StoredEntry]:
     with open(path, "rb") as opened:
         start = opened.read(8)
     if len(start) == 8 and (header := int.from_bytes(start, "little")) > MOST_HEADER:
@@ -152,7 +152,7 @@ def _read_safetensors(path: Path) -> dict[str, Entry]:
     if not shapes:
         raise ValueError("it holds no tensors")
     return {
-        name: Entry(shape, functools.partial(file.get_tensor, name))
+        name: StoredEntry(shape, functools.partial(file.get_tensor, name))
         for name, shape in shapes.items()
     }
 
@@ -160,7 +160,7 @@ def _read_safetensors(path: Path) -> dict[str, Entry]:
 MANY = "it has more tensors, or longer names, than weights have"
 
 
-def _checked(table: dict[str, Entry]) -> dict[str, Entry]:
+def _checked(table: dict[str, StoredEntry]) -> dict[str, StoredEntry]:
     """Refuse what would take forever or fill the memory to look through."""
     if len(table) > MOST_TENSORS or sum(map(len, table)) > MOST_CHARACTERS:
         raise ValueError(MANY)
@@ -172,9 +172,9 @@ def _checked(table: dict[str, Entry]) -> dict[str, Entry]:
 # ------------------------------------------------------------------- names
 
 
-def _flattened(unpickled: Unpickled) -> dict[str, Entry]:
+def _flattened(unpickled: Unpickled) -> dict[str, StoredEntry]:
     """The tensors of a pickle by their full names."""
-    table: dict[str, Entry] = {}
+    table: dict[str, StoredEntry] = {}
     visited = characters = 0
 
     def collect(value: Any, name: str, depth: int) -> None:
@@ -221,16 +221,18 @@ def _parts_of_module(state: Any) -> list[Mapping[Any, Any]]:
     return mappings if len(mappings) == len(parts) else []
 
 
-def _entry(value: StoredTensor | PickledArray, unpickled: Unpickled) -> Entry | None:
+def _entry(value: StoredTensor | PickledArray, unpickled: Unpickled) -> StoredEntry | None:
     """A tensor of a pickle, or None for an array of no numbers."""
     if isinstance(value, StoredTensor):
         width = WIDTHS[value.dtype or STORAGES[value.storage.kind]]
         size = math.prod(value.shape) * width
-        return Entry(value.shape, lambda: _strided(value, unpickled.numbers(value.storage)), size)
+        return StoredEntry(
+            value.shape, lambda: _strided(value, unpickled.numbers(value.storage)), size
+        )
     if not value.dtype:
         return None
     size = math.prod(value.shape) * np.dtype(value.dtype).itemsize
-    return Entry(value.shape, lambda: _from_array(value), size)
+    return StoredEntry(value.shape, lambda: _from_array(value), size)
 
 
 def _strided(tensor: StoredTensor, raw: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from peftbench.backbones.checkpoints import files as checkpoint
 from peftbench.backbones.checkpoints import layouts, leftovers
 from peftbench.backbones.checkpoints.conversion import Needs, convert
-from peftbench.backbones.checkpoints.files import Entry
+from peftbench.backbones.checkpoints.files import StoredEntry
 from peftbench.backbones.checkpoints.npz import read_npz_into
 from peftbench.errors import WeightsError
 from peftbench.untrusted import printable
@@ -42,7 +42,7 @@ RANKS = {
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedWeights:
     """The tensors of a file that fill a model."""
 
     state: Mapping[str, Tensor]  # under the model's names
@@ -59,7 +59,7 @@ class _Attempt:
     extra: Mapping[str, Tensor]  # what is left, by its name behind the prefix, as far as known
 
 
-def fit(path: Path, model: nn.Module) -> Fit:
+def fit(path: Path, model: nn.Module) -> FittedWeights:
     """The weights of `path` for `model`.
 
     Raises:
@@ -81,13 +81,13 @@ def fit(path: Path, model: nn.Module) -> Fit:
     notes = [_others(path, chosen, fitting, needs, tensors)]
     notes += _resampled(path, chosen, tensors, needs)
     notes += _activation(path, chosen, model, needs)
-    return Fit(state, tuple(note for note in notes if note))
+    return FittedWeights(state, tuple(note for note in notes if note))
 
 
 class _Tensors(dict[str, Tensor]):
     """Tensors of a file, each read once."""
 
-    def __init__(self, path: Path, table: Mapping[str, Entry]) -> None:
+    def __init__(self, path: Path, table: Mapping[str, StoredEntry]) -> None:
         super().__init__()
         self.path, self.table = path, table
 
@@ -100,7 +100,7 @@ class _Tensors(dict[str, Tensor]):
 
 
 def _attempts(
-    table: Mapping[str, Entry], tensors: _Tensors, model: nn.Module, needs: Needs
+    table: Mapping[str, StoredEntry], tensors: _Tensors, model: nn.Module, needs: Needs
 ) -> list[_Attempt]:
     """Readings of the file: those that fit as they are; where none does, all that translate."""
     below: dict[str, list[str]] = {"": list(table)}
@@ -160,7 +160,7 @@ def _translated(
     return _Attempt(prefix, converted, used, tuple(left), project, extra)
 
 
-def _small(entry: Entry) -> bool:
+def _small(entry: StoredEntry) -> bool:
     """Whether a tensor could be a counter or a bias."""
     return len(entry.shape) <= 1
 
@@ -329,7 +329,7 @@ def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def _misfit(
-    path: Path, table: Mapping[str, Entry], attempts: list[_Attempt], needs: Needs
+    path: Path, table: Mapping[str, StoredEntry], attempts: list[_Attempt], needs: Needs
 ) -> WeightsError:
     """What the file holds, beside what the model needs."""
 
@@ -387,7 +387,7 @@ def _is_npz(path: Path) -> bool:
     return path.suffix == ".npz"
 
 
-def _fit_npz(path: Path, model: nn.Module) -> Fit:
+def _fit_npz(path: Path, model: nn.Module) -> FittedWeights:
     """A file of the original ViT, Mixer and BiT releases, read by timm."""
     load_pretrained = getattr(model, "load_pretrained", None)
     source = printable(str(path))
@@ -418,4 +418,6 @@ def _fit_npz(path: Path, model: nn.Module) -> Fit:
     needs = Needs.of(model)
     state = {n: t for n, t in model.state_dict().items() if n in needs.tensors}
     _check_finite(path, state)
-    return Fit(state, (printable(f"{path.name}: left out {'; '.join(parts)}"),) if parts else ())
+    return FittedWeights(
+        state, (printable(f"{path.name}: left out {'; '.join(parts)}"),) if parts else ()
+    )

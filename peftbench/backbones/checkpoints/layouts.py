@@ -17,7 +17,7 @@ Renames = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """The names of one project for one kind of architecture."""
 
     project: str
@@ -26,7 +26,7 @@ class Layout:
     adjust: Callable[[dict[str, Tensor], Collection[str]], dict[str, Tensor]] | None = None
 
 
-def recognise(names: Collection[str]) -> Layout | None:
+def recognise(names: Collection[str]) -> WeightLayout | None:
     """The layout that `names` are in, or None for timm's own names and unknown ones."""
     for layout in LAYOUTS:
         anchor = re.compile(layout.anchor)
@@ -48,7 +48,7 @@ def guess_project(names: Collection[str]) -> str:
 
 
 def translate(
-    layout: Layout, state: Mapping[str, Tensor], own: Collection[str]
+    layout: WeightLayout, state: Mapping[str, Tensor], own: Collection[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """`state` under timm's names, and the names that the layout says nothing about.
 
@@ -184,8 +184,8 @@ CLIP: Renames = (
     (rf"head\.layernorm\.{WB}", r"attn_pool.norm.\1"),
     (rf"head\.mlp\.(fc[12])\.{WB}", r"attn_pool.mlp.\1.\2"),
 )
-LAYOUTS: tuple[Layout, ...] = (
-    Layout(
+LAYOUTS: tuple[WeightLayout, ...] = (
+    WeightLayout(
         "transformers' BEiT",
         rf"{LAYER}\.lambda_1|{LAYER}\.(?:attention\.attention\.)?relative_position_bias\..*",
         (
@@ -204,7 +204,7 @@ LAYOUTS: tuple[Layout, ...] = (
             (rf"pooler\.layernorm\.{WB}", r"fc_norm.\1"),
         ),
     ),
-    Layout(
+    WeightLayout(
         "transformers' DINOv2",
         r"encoder\.layer\.\d+\.layer_scale1\.lambda1",
         (
@@ -217,12 +217,12 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         _registers,
     ),
-    Layout(
+    WeightLayout(
         "transformers' ViT or DeiT",
         rf"{LAYER}\.layernorm_before\.weight|encoder\.layer\.\d+\.attention\.attention\.query\.weight",
         (*TOKENS, *BLOCK),
     ),
-    Layout(
+    WeightLayout(
         "transformers' Swin",
         rf"{SWIN_BLOCK}\.attention\.(?:self\.query|q_proj)\.weight",
         (
@@ -269,7 +269,7 @@ LAYOUTS: tuple[Layout, ...] = (
             (rf"layernorm\.{WB}", r"norm.\1"),
         ),
     ),
-    Layout(
+    WeightLayout(
         "transformers' ConvNeXt",
         r"encoder\.stages\.\d+\.layers\.\d+\.dwconv\.weight",
         (
@@ -303,7 +303,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         _flat_response,
     ),
-    Layout(
+    WeightLayout(
         "transformers' DINOv3",
         r"(?:model\.)?layer\.\d+\.layer_scale1\.lambda1",
         (
@@ -327,13 +327,13 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         _gated,
     ),
-    Layout(
+    WeightLayout(
         "transformers' CLIP or SigLIP",
         r"encoder\.layers\.\d+\.self_attn\.q_proj\.weight",
         CLIP,
         _flat_tokens,
     ),
-    Layout(
+    WeightLayout(
         "OpenAI's CLIP",
         r"transformer\.resblocks\.\d+\.attn\.in_proj_weight",
         (
@@ -351,7 +351,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         _flat_tokens,
     ),
-    Layout(
+    WeightLayout(
         "MMPretrain's ViT",
         r"layers\.\d+\.ffn\.layers\.0\.0\.weight",
         (
@@ -368,7 +368,7 @@ LAYOUTS: tuple[Layout, ...] = (
             (rf"ln1\.{WB}", r"norm.\1"),
         ),
     ),
-    Layout(
+    WeightLayout(
         "torchvision's ViT",
         r"encoder\.layers\.encoder_layer_\d+\.self_attention\.in_proj_weight",
         (
@@ -395,7 +395,7 @@ LAYOUTS: tuple[Layout, ...] = (
             (rf"encoder\.ln\.{WB}", r"norm.\1"),
         ),
     ),
-    Layout(
+    WeightLayout(
         "a ViT whose blocks are cut into chunks, as DINOv2 saves them",
         r"blocks\.\d+\.\d+\.norm1\.weight",
         (

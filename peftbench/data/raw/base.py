@@ -35,14 +35,14 @@ EXACT_NOTE = "images are stored without loss, pixel for pixel those of the archi
 
 
 @dataclass(frozen=True)
-class Counts:
+class SplitCounts:
     """How many images train and tune; smaller ones make the arithmetic testable on few files."""
 
     train: int = 800
     val: int = 200
 
 
-VTAB = Counts()
+VTAB = SplitCounts()
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _checked(records: Records, row: int) -> int:
     return label
 
 
-def cut(train: Portion, val: Portion, test: Portion, counts: Counts) -> Splits:
+def cut(train: Portion, val: Portion, test: Portion, counts: SplitCounts) -> Splits:
     """VTAB-1k from its three portions: the first images of train and val, and all of test."""
     return {
         "train800": train.first(counts.train),
@@ -170,13 +170,13 @@ def cut(train: Portion, val: Portion, test: Portion, counts: Counts) -> Splits:
     }
 
 
-def cut_own(parts: Iterable[Records], counts: Counts) -> Splits:
+def cut_own(parts: Iterable[Records], counts: SplitCounts) -> Splits:
     """For data that TFDS has in three splits: train, val and test."""
     train, val, test = (Portion.whole(records) for records in parts)
     return cut(train, val, test, counts)
 
 
-def cut_tail(train: Records, test: Records, percent: int, counts: Counts) -> Splits:
+def cut_tail(train: Records, test: Records, percent: int, counts: SplitCounts) -> Splits:
     """For data without a val split: it is what follows the first `percent` of train."""
     whole = Portion.whole(train)
     border = percent * len(train) // 100  # rounded down, as in task_adaptation/data/svhn.py
@@ -184,7 +184,7 @@ def cut_tail(train: Records, test: Records, percent: int, counts: Counts) -> Spl
     return cut(whole.between(0, border), val, Portion.whole(test), counts)
 
 
-def cut_one(records: Records, train: int, val: int, counts: Counts) -> Splits:
+def cut_one(records: Records, train: int, val: int, counts: SplitCounts) -> Splits:
     """For data that TFDS has in one split: percentages for train and val, the rest is test."""
     whole = Portion.whole(records)
     # each share is rounded down by itself, as in task_adaptation/data/dsprites.py and eurosat.py

@@ -13,9 +13,9 @@ from peftbench.data.raw.base import (
     EXACT_NOTE,
     ORDER_NOTE,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     cut_own,
@@ -28,7 +28,7 @@ NEEDS = tuple(
 )
 
 
-def splits(folder: Path, counts: Counts = VTAB) -> Splits:
+def splits(folder: Path, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of Patch Camelyon.
 
     Raises `DataError` where h5py is missing or a file is damaged. Key of a record: the part and the

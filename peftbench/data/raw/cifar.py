@@ -11,9 +11,9 @@ from peftbench.data.raw.base import (
     EXACT_NOTE,
     ORDER_NOTE,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     below,
@@ -25,7 +25,7 @@ NEEDS = below(["cifar-100-binary"], "train.bin", "test.bin")
 TRAIN_PERCENT = 90
 
 
-def splits(folder: Path, counts: Counts = VTAB) -> Splits:
+def splits(folder: Path, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of CIFAR-100 with its fine labels.
 
     Raises `DataError` where a file holds no whole rows. Key of a record: its row (TFDS 4.9.9,

@@ -13,9 +13,9 @@ import numpy as np
 from peftbench.data.raw.base import (
     ORDER_NOTE,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     below,
@@ -61,7 +61,7 @@ def distance(depths: Sequence[float]) -> int:
 
 
 def splits(
-    folder: Path, rule: Callable[[Sequence[float]], int], classes: int, counts: Counts = VTAB
+    folder: Path, rule: Callable[[Sequence[float]], int], classes: int, counts: SplitCounts = VTAB
 ) -> Splits:
     """VTAB-1k of CLEVR; its val images are tested, because its test images have no labels.
 

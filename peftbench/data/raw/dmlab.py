@@ -12,9 +12,9 @@ from peftbench.data.raw.base import (
     COPIED_NOTE,
     ORDER_NOTE,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     cut_own,
@@ -35,7 +35,7 @@ class Frame:
     image: bytes
 
 
-def splits(folder: Path, counts: Counts = VTAB) -> Splits:
+def splits(folder: Path, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of DMLab; images are the encoded bytes that the records hold.
 
     All records are read once, and their checksums verified. Raises `DataError` where one is

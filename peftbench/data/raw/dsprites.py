@@ -13,9 +13,9 @@ from peftbench.data import hdf5
 from peftbench.data.raw.base import (
     ORDER_NOTE,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     cut_one,
@@ -48,7 +48,9 @@ def orientation(step: int) -> int:
     return int(step // 2.5)
 
 
-def splits(folder: Path, column: int, rule: Callable[[int], int], counts: Counts = VTAB) -> Splits:
+def splits(
+    folder: Path, column: int, rule: Callable[[int], int], counts: SplitCounts = VTAB
+) -> Splits:
     """VTAB-1k of dSprites, with `rule` applied to a `column` of latents_classes.
 
     Raises `DataError` where the file is damaged. Key of a record: its row (TFDS 4.9.9,

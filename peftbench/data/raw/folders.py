@@ -9,9 +9,9 @@ from peftbench.data.raw.base import (
     COPIED_NOTE,
     ORDER_NOTE,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     cut_one,
@@ -23,7 +23,7 @@ from peftbench.errors import DataError
 TRAIN_PERCENT, VAL_PERCENT = 60, 20
 
 
-def splits(folder: Path, need: str, classes: int, counts: Counts = VTAB) -> Splits:
+def splits(folder: Path, need: str, classes: int, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of images in class folders; classes are the sorted names of the folders.
 
     Raises `DataError` where there are not `classes` of them. Key of a record: its class and the

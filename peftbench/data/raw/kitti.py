@@ -11,9 +11,9 @@ from peftbench.data.layouts.lists import read_text
 from peftbench.data.raw.base import (
     ORDER_NOTE,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     below,
@@ -89,7 +89,7 @@ def by_video(order: Sequence[int], lines: Sequence[str]) -> Mapping[str, list[in
     return parts
 
 
-def splits(folder: Path, counts: Counts = VTAB) -> Splits:
+def splits(folder: Path, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of KITTI.
 
     Raises `DataError` where the mapping or a label file cannot be read. Key of a record: the name

@@ -12,9 +12,9 @@ from peftbench.data.raw.base import (
     COPIED_NOTE,
     ORDER_NOTE,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     below,
@@ -44,7 +44,7 @@ DTD_NEEDS = below(["dtd"], "images/", *(f"labels/{name}" for name in DTD_LISTS.v
 DTD_CLASSES = 47
 
 
-def dtd(folder: Path, counts: Counts = VTAB) -> Splits:
+def dtd(folder: Path, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of DTD, from the first of its ten partitions.
 
     Classes are the sorted names of the textures. Raises `DataError` where the lists do not name 47.
@@ -79,7 +79,7 @@ FLOWERS_NEEDS = ("jpg/|102flowers/jpg/", "imagelabels.mat", "setid.mat")
 FLOWERS_SPLITS = {"train": "trnid", "validation": "valid", "test": "tstid"}
 
 
-def flowers(folder: Path, counts: Counts = VTAB) -> Splits:
+def flowers(folder: Path, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of Oxford Flowers102.
 
     Raises `DataError` where setid.mat names an image that has no label. Key of a record: such as
@@ -103,7 +103,7 @@ PETS_NEEDS = ("images/", "annotations/trainval.txt", "annotations/test.txt")
 PETS_TRAIN_PERCENT = 80
 
 
-def pets(folder: Path, counts: Counts = VTAB) -> Splits:
+def pets(folder: Path, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of Oxford-IIIT Pets.
 
     Lines of its lists are a name, a breed from 1 on, a species and a number; others raise

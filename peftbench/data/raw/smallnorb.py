@@ -13,10 +13,10 @@ from peftbench.data.raw.base import (
     EXACT_NOTE,
     ORDER_NOTE,
     VTAB,
-    Counts,
     Portion,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     cut,
@@ -56,7 +56,7 @@ def azimuth(value: int) -> int:
 
 
 def splits(
-    folder: Path, column: int, rule: Callable[[int], int], classes: int, counts: Counts = VTAB
+    folder: Path, column: int, rule: Callable[[int], int], classes: int, counts: SplitCounts = VTAB
 ) -> Splits:
     """VTAB-1k of SmallNORB, with `rule` applied to a `column` of info.
 
@@ -67,7 +67,7 @@ def splits(
     return cut_halves(parts, counts)
 
 
-def cut_halves(parts: Iterable[Records], counts: Counts) -> Splits:
+def cut_halves(parts: Iterable[Records], counts: SplitCounts) -> Splits:
     """All of train, and test in halves: val, and what is tested.
 
     Source: VTAB, task_adaptation/data/smallnorb.py.

@@ -16,9 +16,9 @@ from peftbench.data.raw.base import (
     ORDER_NOTE,
     VERSION,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     cut_own,
@@ -42,7 +42,7 @@ MOST_PIXELS = 120_000
 QUALITY = 95  # OpenCV's default: the builder names 72 in its description and passes none
 
 
-def splits(folder: Path, counts: Counts = VTAB, classes: int = CLASSES) -> Splits:
+def splits(folder: Path, counts: SplitCounts = VTAB, classes: int = CLASSES) -> Splits:
     """VTAB-1k of Sun397.
 
     Classes are the sorted folders that the lists name; `DataError` where they are not `classes`.

@@ -13,9 +13,9 @@ from peftbench.data.raw.base import (
     EXACT_NOTE,
     ORDER_NOTE,
     VTAB,
-    Counts,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     add,
     cut_tail,
@@ -36,7 +36,7 @@ def digit(value: int) -> int:
     return value % 10 if 1 <= value <= 10 else -1
 
 
-def splits(folder: Path, counts: Counts = VTAB) -> Splits:
+def splits(folder: Path, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of SVHN.
 
     Raises `DataError` where a file is damaged. Key of a record: its row (TFDS 4.9.9,

@@ -16,10 +16,10 @@ from peftbench.data.raw import cifar, clevr, dsprites, folders, kitti, listed, s
 from peftbench.data.raw.base import (
     COPIED_NOTE,
     VTAB,
-    Counts,
     Image,
     Raw,
     Records,
+    SplitCounts,
     Splits,
     cut_one,
     cut_own,
@@ -30,7 +30,7 @@ from peftbench.data.raw.tfrecord import Features, Span, example
 from peftbench.errors import DataError
 
 Label = Callable[[Features], int]
-Cut = Callable[[Sequence[Records], Counts], Splits]
+Cut = Callable[[Sequence[Records], SplitCounts], Splits]
 Value = TypeVar("Value", bytes, float, int)
 Result = TypeVar("Result")
 
@@ -110,7 +110,7 @@ def mask(data: bytes) -> np.ndarray:
 def tail(percent: int) -> Cut:
     """`cut_tail` behind so many percent of train."""
 
-    def cut_parts(parts: Sequence[Records], counts: Counts) -> Splits:
+    def cut_parts(parts: Sequence[Records], counts: SplitCounts) -> Splits:
         train, test = parts
         return cut_tail(train, test, percent, counts)
 
@@ -120,7 +120,7 @@ def tail(percent: int) -> Cut:
 def one(train: int, val: int) -> Cut:
     """`cut_one` at these percentages."""
 
-    def cut_parts(parts: Sequence[Records], counts: Counts) -> Splits:
+    def cut_parts(parts: Sequence[Records], counts: SplitCounts) -> Splits:
         [records] = parts
         return cut_one(records, train, val, counts)
 
@@ -268,7 +268,7 @@ def raw_form(task: str, source: Prepared) -> Raw:
     )
 
 
-def splits(folder: Path, form: Form, counts: Counts = VTAB) -> Splits:
+def splits(folder: Path, form: Form, counts: SplitCounts = VTAB) -> Splits:
     """VTAB-1k of a task from the folder of one version.
 
     Of the shards, only those are opened that hold records which VTAB takes; the checksums of these

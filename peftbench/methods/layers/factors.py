@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftbench.methods import surgery
-from peftbench.methods.layers.slices import Layout
+from peftbench.methods.layers.slices import SliceLayout
 
 
 class Factors(nn.Module):
@@ -41,7 +41,7 @@ class TuckerCore(nn.Module):
 class FactorisedDelta(surgery.Delta):
     """scale · V S_j U for each slice j of a weight."""
 
-    def __init__(self, factors: Factors, layout: Layout, scale: float, dropout: float) -> None:
+    def __init__(self, factors: Factors, layout: SliceLayout, scale: float, dropout: float) -> None:
         super().__init__()
         self.factors = factors
         self.layout = layout
@@ -74,7 +74,7 @@ class TrainDelta(FactorisedDelta):
     def __init__(
         self,
         factors: Factors,
-        layout: Layout,
+        layout: SliceLayout,
         names: tuple[str, ...],
         scale: float,
         dropout: float,
@@ -104,7 +104,7 @@ class TuckerDelta(FactorisedDelta):
         self,
         factors: Factors,
         tucker: TuckerCore,
-        layout: Layout,
+        layout: SliceLayout,
         scale: float,
         dropout: float,
         interleaved: bool,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Layout:
+class SliceLayout:
     """Which D x D slices of the tensor one weight is made of."""
 
     first: int  # index of its first slice among all of its width

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from peftbench import plugins
 from peftbench.report.figures.calibration import calibration
-from peftbench.report.figures.catalogue import KINDS, Source, all_figures, register_figure
+from peftbench.report.figures.catalogue import KINDS, FigureSource, all_figures, register_figure
 from peftbench.report.figures.cost import (
     accuracy_against,
     accuracy_against_parameters,
@@ -24,7 +24,7 @@ __all__ = [
     "FORMATS",
     "KINDS",
     "METHOD_STYLES",
-    "Source",
+    "FigureSource",
     "accuracy_against",
     "accuracy_against_parameters",
     "all_figures",

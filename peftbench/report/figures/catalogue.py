@@ -25,7 +25,7 @@ from peftbench.report.view import View, Views
 
 
 @dataclass(frozen=True)
-class Source:
+class FigureSource:
     """What a figure of one backbone, or of one of its suites, can be drawn from."""
 
     views: Views
@@ -39,7 +39,7 @@ class Source:
         return self.views.view(self.metric, limited=self.limited)
 
 
-Draw = Callable[[Source], Figure]
+Draw = Callable[[FigureSource], Figure]
 
 
 def _cells(draw: Callable[..., Figure], *settings: str) -> Draw:
@@ -128,7 +128,7 @@ def all_figures(
                     for s in suites
                 }
             for stem, (rows, of_suite) in chosen.items():
-                figure = draw(Source(rows, epochs, of_suite, metric, limited))
+                figure = draw(FigureSource(rows, epochs, of_suite, metric, limited))
                 if not is_empty(figure):
                     yield str(backbone), stem, figure
 

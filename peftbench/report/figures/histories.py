@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.registry import unknown_name
-from peftbench.report.figures.lines import Line, Place
+from peftbench.report.figures.lines import Line, LinePoint
 from peftbench.report.view import View
 from peftbench.results.record import Status
 
@@ -51,7 +51,7 @@ class History:
         off = np.where(shared, of_seeds - _mean(of_seeds, shared, 1)[:, None], 0.0)
         spread = np.sqrt((off**2).sum(1) / np.maximum(count - 1, 1))
         places = tuple(
-            Place(x, mean, sd if n > 1 else None, n)
+            LinePoint(x, mean, sd if n > 1 else None, n)
             for x, mean, sd, n in zip(
                 self.epochs[at].tolist(),
                 means.tolist(),

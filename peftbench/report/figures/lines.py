@@ -27,7 +27,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Place:
+class LinePoint:
     """One point of a line with the sample standard deviation over its `n` seeds."""
 
     x: float
@@ -42,7 +42,7 @@ class Line:
 
     name: str
     method: str
-    places: tuple[Place, ...]
+    places: tuple[LinePoint, ...]
 
 
 def lines(scores: Iterable[Score]) -> list[Line]:
@@ -69,11 +69,11 @@ def lines(scores: Iterable[Score]) -> list[Line]:
     return sorted(result, key=lambda line: (-line.places[-1].mean, line.name))
 
 
-def _place(x: float, by_dataset: dict[str, dict[int, float]]) -> Place:
+def _place(x: float, by_dataset: dict[str, dict[int, float]]) -> LinePoint:
     mean = fmean(fmean(seeds.values()) for seeds in by_dataset.values())
     common = sorted(set.intersection(*(set(seeds) for seeds in by_dataset.values())))
     means = [fmean(seeds[seed] for seeds in by_dataset.values()) for seed in common]
-    return Place(x, mean, stdev(means) if len(means) > 1 else None, len(means))
+    return LinePoint(x, mean, stdev(means) if len(means) > 1 else None, len(means))
 
 
 def draw(axes: Axes, drawn: Sequence[Line], *, bars: bool = True) -> None:

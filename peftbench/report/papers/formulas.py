@@ -29,7 +29,7 @@ ROUNDING = 1e-12  # means of equal accuracies over other seeds may differ by as 
 
 
 @dataclass(frozen=True)
-class Counts:
+class ParameterCounts:
     """Parameters of one task: those of a record, by part."""
 
     method: int
@@ -50,7 +50,7 @@ class TaskCell:
     cell: tables.Cell
     conditions: Mapping[str, str] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
-    counts: Counts | None = None
+    counts: ParameterCounts | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from peftbench.report.papers.layout import Page, PageLine, Text
+from peftbench.report.papers.layout import PageLine, TablePage, Text
 
 STYLE = """\
 :root { color-scheme: light dark; }
@@ -27,7 +27,7 @@ table.paper tr.published th, table.paper tr.difference th { padding-left: 1.6rem
 """
 
 
-def render(page: Page) -> str:
+def render(page: TablePage) -> str:
     """`<table>` with its footnotes; every text of the page stays text."""
     columns = len(page.columns)
     kind = "paper published-only" if page.published_only else "paper"

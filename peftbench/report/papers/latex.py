@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from peftbench.report.papers.layout import ROW, Page, PageLine, Text
+from peftbench.report.papers.layout import ROW, PageLine, TablePage, Text
 
 PACKAGES = ("booktabs", "graphicx")
 _SIGNS = {
@@ -42,7 +42,7 @@ def escape(text: str) -> str:
     return "".join(_sign(sign) for sign in text)
 
 
-def render(page: Page) -> str:
+def render(page: TablePage) -> str:
     """A `table` environment to include; it shrinks to the width of the line where it is wider."""
     columns = len(page.columns)
     lines = [
@@ -97,7 +97,7 @@ def _sign(sign: str) -> str:
     return f"U+{ord(sign):04X}"
 
 
-def _headings(page: Page) -> list[str]:
+def _headings(page: TablePage) -> list[str]:
     """A line of headings over several columns, and the rules below them; none where all lack."""
     if not any(text for text, _ in page.headings):
         return []

@@ -43,7 +43,7 @@ class PageLine:
 
 
 @dataclass(frozen=True)
-class Page:
+class TablePage:
     """A table as texts. `headings` and `columns` stand over each other, label column excluded."""
 
     name: str
@@ -68,7 +68,7 @@ class _Draft:
     label_notes: tuple[str, ...] = ()
 
 
-def lay_out(table: Table, *, published: bool = False) -> Page:
+def lay_out(table: Table, *, published: bool = False) -> TablePage:
     """The page of a table. With `published` each row has two more: printed, and the difference.
 
     A remark that all cells of a column or of a line share stands at its title.
@@ -85,7 +85,7 @@ def lay_out(table: Table, *, published: bool = False) -> Page:
         for block, lines in zip(table.blocks, drafts, strict=True)
     ]
     warning = "Published numbers only, nothing here was measured: " if table.published_only else ""
-    return Page(
+    return TablePage(
         name=table.paper.name,
         title=f"{warning}{table.paper.title}",
         headings=_headings(table.columns),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peftbench.report.papers.layout import ROW, Page, PageLine, Text
+from peftbench.report.papers.layout import ROW, PageLine, TablePage, Text
 
 # signs that would start markup, or end the cell
 _SIGNS = {sign: f"\\{sign}" for sign in "\\`*_[]|~#"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
@@ -16,7 +16,7 @@ def escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def render(page: Page) -> str:
+def render(page: TablePage) -> str:
     """A heading, a pipe table whose columns line up, footnotes and remarks."""
     head = ["method", *map(_text, page.unique_columns)]
     rows: list[list[str]] = []

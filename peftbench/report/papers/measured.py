@@ -12,7 +12,7 @@ import pandas as pd
 
 from peftbench.report.papers import protocols
 from peftbench.report.papers.description import ACCURACIES, TASK, PaperTable, PaperTask, Row
-from peftbench.report.papers.formulas import ColumnCell, Counts, TaskCell, draws, make
+from peftbench.report.papers.formulas import ColumnCell, ParameterCounts, TaskCell, draws, make
 from peftbench.report.papers.model import BASELINE, PaperCell, Table, TableBlock, TableRow
 from peftbench.report.papers.options import Options
 from peftbench.report.papers.printed import Collection
@@ -79,7 +79,7 @@ class _Pool:
     """Runs that may be in a table, by metric, method and data set."""
 
     paper: PaperTable
-    protocol: protocols.Declared
+    protocol: protocols.DeclaredProtocol
     options: Options
     runs: Mapping[tuple[str, str, str], Sequence[Run]]
     facts: Sequence[Mapping[str, Any]]  # of the table of runs, by `Run.row`
@@ -198,12 +198,12 @@ class _Pool:
         if row.weights and not _matches(row.weights[:1], fact):
             yield f"checkpoint {fact['backbone_tag']}, not {row.weights[0]}"
 
-    def _counts(self, runs: Sequence[Run]) -> Counts | None:
+    def _counts(self, runs: Sequence[Run]) -> ParameterCounts | None:
         """Parameters of one task, where all its runs agree on them."""
         distinct = {tuple(self.facts[run.row][name] for name in COUNTS) for run in runs}
         if len(distinct) != 1 or None in (values := distinct.pop()):
             return None
-        return Counts(*map(int, values))
+        return ParameterCounts(*map(int, values))
 
 
 def _matches(names: Sequence[str], fact: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ FIXED = (*PIXELS, "image_size", "selection", "recipe", "epochs")
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredProtocol:
     """A protocol as far as a reader must know it to compare two numbers."""
 
     name: str
@@ -36,7 +36,7 @@ class Declared:
         }
 
 
-def declared(name: str) -> Declared:
+def declared(name: str) -> DeclaredProtocol:
     """The protocol called `name`; `UnknownName` where `conf/protocol` has no such file."""
     known = shipped_entries("protocol")
     if name not in known:
@@ -58,7 +58,7 @@ def declared(name: str) -> Declared:
         }
         for suite, changed in shipped_entries(f"suite/{name}").items()
     }
-    return Declared(
+    return DeclaredProtocol(
         name=name,
         seeds=rules.reporting.seeds,
         average=rules.reporting.average,
@@ -70,7 +70,7 @@ def declared(name: str) -> Declared:
 
 
 def differences(
-    paper: Declared, protocol: str, settings: Mapping[str, str], suite: str
+    paper: DeclaredProtocol, protocol: str, settings: Mapping[str, str], suite: str
 ) -> tuple[str, ...]:
     """What of `FIXED` a run did otherwise, a line each; empty where it followed the protocol.
 
@@ -87,7 +87,7 @@ def differences(
     return tuple(lines)
 
 
-def describe(paper: Declared) -> str:
+def describe(paper: DeclaredProtocol) -> str:
     """One line of what is declared."""
     settings = settings_text(
         {key: value for key, value in paper.settings.items() if value}

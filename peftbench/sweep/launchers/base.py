@@ -186,7 +186,7 @@ class JobLauncher(Launcher):
 
 
 @dataclass(frozen=True)
-class Place:
+class JobPlace:
     """Where the jobs of a sweep run."""
 
     title: str  # like "2 at a time"
@@ -204,7 +204,7 @@ class QueueLauncher(JobLauncher):
     options: QueueConfig
 
     @abstractmethod
-    def place(self, store: ResultsStore) -> Callable[[int], Place]:
+    def place(self, store: ResultsStore) -> Callable[[int], JobPlace]:
         """Where jobs run when so many could run at a time; checks the options of the launcher."""
 
     @abstractmethod

@@ -20,7 +20,7 @@ from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Attempt, Job
 from peftbench.sweep.launchers.base import (
     PLUGINS,
-    Place,
+    JobPlace,
     QueueConfig,
     QueueLauncher,
     register_launcher,
@@ -91,7 +91,7 @@ class _ClusterLauncher(QueueLauncher):
         slots = self.options.jobs or 1  # how many more there are is known there
         show(jobs, store, slots, missing=self.missing)
 
-    def open(self, store: ResultsStore, make: Callable[[Path], Engine], detach: bool) -> Place:
+    def open(self, store: ResultsStore, make: Callable[[Path], Engine], detach: bool) -> JobPlace:
         """The queue over an engine that `make` makes when there is something to run."""
 
         def release(output: Path, submission: str) -> None:
@@ -103,7 +103,7 @@ class _ClusterLauncher(QueueLauncher):
             terms = Terms(self.options.timeout, self.options.retry_lost_machine, detach)
             return RemoteQueue(make(folder), folder, terms, release=release)
 
-        return Place(self.title(), (), queue)
+        return JobPlace(self.title(), (), queue)
 
     @abstractmethod
     def title(self) -> str:
@@ -124,7 +124,7 @@ class SlurmLauncher(_ClusterLauncher):
             return "on Slurm"
         return f"on this machine through submitit's {self.executor} executor"
 
-    def place(self, store: ResultsStore) -> Callable[[int], Place]:
+    def place(self, store: ResultsStore) -> Callable[[int], JobPlace]:
         _require("submitit", "slurm")
         options = self.options
         check_launcher(options)
@@ -196,7 +196,7 @@ class RayLauncher(_ClusterLauncher):
     def gpus_of_a_job(self) -> int:
         return int(self.options.gpus_per_job or 0)
 
-    def place(self, store: ResultsStore) -> Callable[[int], Place]:
+    def place(self, store: ResultsStore) -> Callable[[int], JobPlace]:
         _require("ray", "ray")
         options = self.options
         check_launcher(options)

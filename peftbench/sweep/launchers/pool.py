@@ -11,7 +11,7 @@ from peftbench.results.store import ResultsStore
 from peftbench.sweep.jobs import Attempt, Job
 from peftbench.sweep.launchers.base import (
     PLUGINS,
-    Place,
+    JobPlace,
     QueueConfig,
     QueueLauncher,
     register_launcher,
@@ -49,17 +49,17 @@ class PoolLauncher(QueueLauncher):
         slots = len(slots_of(self.options))
         show(jobs, store, slots, device=self.config.device, missing=self.missing)
 
-    def place(self, store: ResultsStore) -> Callable[[int], Place]:
+    def place(self, store: ResultsStore) -> Callable[[int], JobPlace]:
         options, every = self.options, slots_of(self.options)
 
-        def choose(at_most: int) -> Place:
+        def choose(at_most: int) -> JobPlace:
             slots = every[:at_most] or every[:1]
 
             def queue() -> Queue[Attempt]:
                 return Pool(slots, timeout=options.timeout, stagger=options.stagger)
 
             names = tuple(slot.name for slot in slots)
-            return Place(f"{len(slots)} at a time", names, queue)
+            return JobPlace(f"{len(slots)} at a time", names, queue)
 
         return choose
 

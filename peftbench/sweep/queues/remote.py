@@ -23,8 +23,8 @@ from peftbench.sweep.queues.submission import (
     TIME_LIMIT,
     Gone,
     Handle,
-    Progress,
     Submission,
+    SubmissionProgress,
     launcher_lives,
     note_launcher,
     progress,
@@ -246,7 +246,7 @@ class RemoteQueue(Generic[T]):
             if not known and not lives:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _cause(self, active: _Active[T], so_far: Progress) -> Gone | None:
+    def _cause(self, active: _Active[T], so_far: SubmissionProgress) -> Gone | None:
         """Why a submission is over, by its own word or that of its engine; `None` if it is not."""
         if so_far.over is not None:
             return Gone(so_far.over)
@@ -319,7 +319,9 @@ class RemoteQueue(Generic[T]):
             return False  # it may have told of its end after we looked
         return time.monotonic() - active.gone >= self.engine.grace
 
-    def _over(self, active: _Active[T], gone: Gone, so_far: Progress) -> Iterator[Finished[T]]:
+    def _over(
+        self, active: _Active[T], gone: Gone, so_far: SubmissionProgress
+    ) -> Iterator[Finished[T]]:
         """A submission is over: the job that it was at, and those behind it.
 
         Those run in another one, unless it was cancelled or died before it began its first. So

@@ -81,7 +81,7 @@ class Gone:
 
 
 @dataclass
-class Progress:
+class SubmissionProgress:
     """What a submission has told so far; jobs go by their index."""
 
     begun: dict[int, str] = field(default_factory=dict)  # host on which a job runs or ran
@@ -101,9 +101,9 @@ def tell(path: Path, **event: Any) -> None:
         os.fsync(file.fileno())
 
 
-def progress(path: Path) -> Progress:
+def progress(path: Path) -> SubmissionProgress:
     """What the events in `path` amount to; a line that is being written is not there yet."""
-    so_far = Progress()
+    so_far = SubmissionProgress()
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -33,7 +33,7 @@ TUNERS = ("none", "grid", "optuna")
 
 
 @dataclass
-class Cell:
+class TunedCell:
     """Final jobs that wait for one search."""
 
     overrides: tuple[str, ...]  # shared by its jobs: all but their seed
@@ -88,7 +88,7 @@ class Cell:
 
 def make_cells(
     jobs: Sequence[tuple[tuple[str, ...], RunSpec]], tuner: TunerConfig, journals: str
-) -> list[Cell]:
+) -> list[TunedCell]:
     """Cells of the final jobs of a sweep, each with a search of its own.
 
     Args:
@@ -116,7 +116,7 @@ def make_cells(
         shared = tuple(o for o in overrides if not o.startswith("seed=") and not _is_of_tuner(o))
         search = _paper_search(tuner, shared, spec) if tuner.grid else _search(tuner, journals, key)
         finals = [tuple(o for o in final if not _is_of_tuner(o)) for final, _ in members]
-        cells.append(Cell(shared, finals, search, tuner, spec.recipe.total_epochs, pruner))
+        cells.append(TunedCell(shared, finals, search, tuner, spec.recipe.total_epochs, pruner))
     if not tuner.grid:  # papers searched their methods with budgets of their own
         check_budgets({f"{c.overrides}": c.search for c in cells})
     return cells
@@ -130,7 +130,7 @@ def score_of(record: RunRecord | None) -> float | None:
 
 
 def advance(
-    cell: Cell,
+    cell: TunedCell,
     start: Callable[[tuple[str, ...]], tuple[str, RunRecord | None]],
     at_a_time: int | None,
 ) -> None:
