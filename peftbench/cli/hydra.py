@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +75,7 @@ def run_with_hydra(
             parser = get_args_parser()
             parser.prog = "peftbench"
             options = parser.parse_args(checked)
-            if options.experimental_rerun is not None:
-                raise ConfigError(
-                    "--experimental-rerun would read a pickle, which can run code. "
-                    "Give the overrides of the run."
-                )
+            _check_options(options)
             _run_hydra(
                 args=options,
                 args_parser=parser,
@@ -88,6 +85,8 @@ def run_with_hydra(
             )
         except (HydraException, OmegaConfBaseException) as e:
             raise ConfigError(one_line(e)) from e
+        except BrokenPipeError:  # whoever read the output has gone: no error of ours
+            raise
         except OSError as e:
             if full_number(e) is not None:
                 raise explained(e) from e
@@ -98,6 +97,20 @@ def run_with_hydra(
     if refusals:
         raise refusals[0]
     return FAILED if task.unfinished else next((s for s in statuses if s != OK), OK)
+
+
+def _check_options(options: Namespace) -> None:
+    """Refuse what Hydra offers and would do badly here."""
+    if options.hydra_help:  # it lists every folder beside `experiments/` first, for minutes
+        raise ConfigError(
+            "--hydra-help is left out. `peftbench run --help` has the options, and "
+            "https://hydra.cc explains those of Hydra."
+        )
+    if options.experimental_rerun is not None:
+        raise ConfigError(
+            "--experimental-rerun would read a pickle, which can run code. "
+            "Give the overrides of the run."
+        )
 
 
 def _of_system(error: OSError, arguments: Sequence[str]) -> str:

@@ -227,3 +227,8 @@ def test_every_command_has_help(cli, command: str) -> None:
     done = cli(command, "--help")
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith(f"usage: peftbench {command}")
+
+
+def test_the_help_of_hydra_is_refused_at_once_and_says_where_the_options_are(cli) -> None:
+    refused = cli("run", "--hydra-help")
+    assert refused.status == 2 and "`peftbench run --help` has the options" in refused.err
