@@ -158,6 +158,22 @@ def test_a_launcher_of_an_installed_package_gets_the_jobs_of_a_sweep(
     assert "got 4 jobs" not in planned
 
 
+# the test split, whose pictures have the colour of their class and number, and the size of train
+LOAD = """
+from peftbench import data
+from peftbench.config.build import dataset_specs
+from peftbench.config.hydra import register
+from peftbench.spec import Phase, Preprocessing
+register()
+how = Preprocessing(size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+splits = data.load(dataset_specs("data")["garden/leaves"], Phase.FINAL, how)
+test = splits.report.open_once()
+print(test.labels.tolist())
+print([test.images[test.labels == label][..., 0].mean().item() // 4 for label in (0, 1)])
+print(len(splits.train))
+"""
+
+
 def test_a_data_set_of_an_installed_package_is_read_in_the_layout_of_another(
     site: Path, tmp_path: Path
 ) -> None:
@@ -171,10 +187,9 @@ def test_a_data_set_of_an_installed_package_is_read_in_the_layout_of_another(
     listed = told(site, tmp_path, "-m", "peftbench", "list", "datasets")
     (line,) = [line for line in listed if line.startswith("garden/leaves ")]
     assert "yes (digit_first)" in line
-    run = ("run", "dataset=garden/leaves", "method=linear", "recipe.epochs=1", "device=cpu")
-    first, _ = told(site, tmp_path, "-m", "peftbench", *run)
-    assert first.startswith("linear x vit_mini x garden/leaves, seed 0: ")
-    assert " of 4 test images, " in first
+    (planned, *_) = told(site, tmp_path, "-m", "peftbench", "plan", "dataset=garden/leaves")
+    assert planned.endswith("  to run       linear x vit_mini x garden/leaves, seed 0")
+    assert told(site, tmp_path, "-c", LOAD) == ["[0, 0, 1, 1]", "[0.0, 25.0]", "20"]
 
 
 def test_a_folder_conf_of_the_working_directory_goes_before_that_of_a_package(

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from peftbench.artefacts import task_file
-from peftbench.backbones.describe import describe, weightless_copy
+from peftbench.backbones.describe import weightless_copy
 from peftbench.backbones.load import load
 from peftbench.errors import NotMergeable, WeightsError
 from peftbench.results.record import Cost
@@ -113,8 +113,8 @@ def _check_reload(bench: Bench, store: ResultsStore, kept: Kept) -> dict[str, fl
             f"backbone {spec.backbone.name!r} gave other weights when it was loaded again "
             f"({bench.backbone.sha256[:12]}, then {fresh.sha256[:12]})."
         )
-    anatomy = describe(fresh.model, fresh.image_size)
-    again = attach(spec, fresh, anatomy, bench.splits.num_classes)
+    # the same weights in the same architecture, of which the anatomy is known
+    again = attach(spec, fresh, bench.tuned.anatomy, bench.splits.num_classes)
     task_file.load(again, store.artefacts((spec.method.name, spec.run_id)))
     reloaded = predict(again.model, kept.images, fresh.preprocessing, compute, kept.task)
     before, after = kept.score_of(kept.reference), kept.score_of(reloaded)

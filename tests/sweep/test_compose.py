@@ -108,7 +108,7 @@ def test_jobs_that_differ_in_values_are_composed_once(
 
 SETS = ("vtab/dtd", "vtab/svhn", "fgvc/cub200", "fgvc/stanford_cars", "mini/digits")
 METHODS = ("linear", "lora", "vpt_deep")
-RECIPES = ("vpt", "vpetl")
+RECIPES = ("vpetl",)
 
 
 def product(recipes: Sequence[str]) -> list[tuple[str, ...]]:
