@@ -88,7 +88,7 @@ def build(
 
 
 def _missing(values: Any, path: str = "") -> Iterator[str]:
-    """Where `???` stands in for a value; as `OmegaConf.missing_keys`, in a tenth of its time."""
+    """The keys that `???` stands behind; interpolations are left to those that read them."""
     if values == "???":
         yield path
     elif isinstance(values, dict):
