@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from peftbench.sweep import experiments, hours
 
 if __name__ == "__main__":
-    for path in experiments.paths():
-        if experiments.read(path).gpu_hours:
+    known = hours.Known.now()
+    for path, sweep in experiments.every().items():
+        if sweep.card.gpu_hours:
             continue
-        both, alone = hours.hours(experiments.sweep(path))
+        both, alone = hours.hours(sweep, known)
         print(f"{path.stem:20} {hours.rounded(both):>8} {hours.rounded(alone):>8}")

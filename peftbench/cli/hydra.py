@@ -15,6 +15,8 @@ from peftbench.results.disk import explained, full_number
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from peftbench.sweep.launchers.handover import Handover
+
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
 VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
 GROUPS = (
@@ -76,13 +78,16 @@ def run_with_hydra(
             parser.prog = "peftbench"
             options = parser.parse_args(checked)
             _check_options(options)
-            _run_hydra(
-                args=options,
-                args_parser=parser,
-                task_function=task,
-                config_path=str(config_dir()),
-                config_name="config",
-            )
+            if _is_plain_sweep(options):
+                _sweep(options.overrides, task)
+            else:
+                _run_hydra(
+                    args=options,
+                    args_parser=parser,
+                    task_function=task,
+                    config_path=str(config_dir()),
+                    config_name="config",
+                )
         except (HydraException, OmegaConfBaseException) as e:
             raise ConfigError(one_line(e)) from e
         except BrokenPipeError:  # whoever read the output has gone: no error of ours
@@ -97,6 +102,31 @@ def run_with_hydra(
     if refusals:
         raise refusals[0]
     return FAILED if task.unfinished else next((s for s in statuses if s != OK), OK)
+
+
+def _is_plain_sweep(options: Namespace) -> bool:
+    """Whether `--multirun` is all that is asked of Hydra."""
+    others = {k: v for k, v in vars(options).items() if k not in ("multirun", "overrides")}
+    mode = any(o.lstrip("+~").startswith("hydra.mode") for o in options.overrides)
+    return options.multirun and not mode and not any(others.values())
+
+
+def _sweep(overrides: Sequence[str], task: Handover) -> None:
+    """What Hydra does for `--multirun`, but that it composes everything twice to read its mode."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from peftbench.config.choices import config_dir
+
+    name = type(task).__module__.rpartition(".")[2]  # as Hydra names a job
+    with hydra.initialize_config_dir(str(config_dir()), job_name=name, version_base="1.3"):
+        started = GlobalHydra.instance().hydra
+        assert started is not None  # it was initialised
+        started.multirun(
+            config_name="config",
+            task_function=task,
+            overrides=[*overrides, "hydra.mode=MULTIRUN"],
+        )
 
 
 def _check_options(options: Namespace) -> None:

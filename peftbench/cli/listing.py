@@ -166,15 +166,16 @@ def _protocols() -> str:
 def _experiments() -> str:
     from peftbench.config.choices import is_local
     from peftbench.sweep import experiments
-    from peftbench.sweep.hours import hours, rounded
+    from peftbench.sweep.hours import Known, hours, rounded
 
     rows: list[tuple[object, ...]] = [("EXPERIMENT", "RUNS", "GPU HOURS", "QUESTION", "TABLE")]
-    for path in experiments.paths():
-        card, sweep = experiments.read(path), experiments.sweep(path)
-        counted = f"{len(sweep)} + {sweep.trials} trials" if sweep.trials else len(sweep)
+    known = Known.now()
+    for path, sweep in experiments.every().items():
+        card, trials = sweep.card, sweep.trials
+        counted = f"{len(sweep)} + {trials} trials" if trials else len(sweep)
         spent = card.gpu_hours
         if not spent and not is_local(path.parent):  # of others' backbones nothing is known
-            spent = rounded(hours(sweep)[0])
+            spent = rounded(hours(sweep, known)[0])
         rows.append((card.name, counted, spent or "-", card.question or "-", card.table or "-"))
     return columns(rows)
 

@@ -6,15 +6,14 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from peftbench import data, loggers, methods
+from peftbench import loggers, methods
 from peftbench.backbones.hashes import hash_checkpoint
 from peftbench.config.choices import catalogue, in_data_dir
 from peftbench.config.schema import RunConfig
-from peftbench.data.sources import Source, source_of
 from peftbench.errors import ConfigError
 from peftbench.loggers import LoggerSettings
 from peftbench.protocols import rule_of
@@ -32,10 +31,20 @@ from peftbench.spec import (
 )
 from peftbench.untrusted import printable
 
+if TYPE_CHECKING:
+    from peftbench.data.sources import Source
+
+
+def identify_now(dataset: DatasetSpec) -> DatasetSpec:
+    """As `data.identify`, whose imports names and keys that are refused need not wait for."""
+    from peftbench import data
+
+    return data.identify(dataset)
+
 
 def build(
     cfg: DictConfig,
-    identify: Callable[[DatasetSpec], DatasetSpec] = data.identify,
+    identify: Callable[[DatasetSpec], DatasetSpec] = identify_now,
     hash_file: Callable[[Path], str] = hash_checkpoint,
 ) -> RunSpec:
     """The run that a composed configuration declares, with the hashes that are its identity.
@@ -120,6 +129,8 @@ def dataset_specs(data_dir: str | None) -> dict[str, DatasetSpec]:
 
 def sources() -> dict[str, Source]:
     """Where data sets come from, by name; `ConfigError` where a file makes no sense."""
+    from peftbench.data.sources import source_of
+
     return {name: source_of(name, entry) for name, entry in catalogue("source").items()}
 
 

@@ -115,7 +115,7 @@ def _read(
             if name in entries:
                 continue
             try:
-                entries[name] = foreign.read_of_group(group, path)
+                entries[name] = foreign.read_of_group(group, path, trusted=not local)
             except ConfigError as error:
                 if not local:
                     raise

@@ -45,12 +45,22 @@ class Experiment:
 class Sweep:
     """What the body of a file runs."""
 
+    name: str
     axes: Mapping[str, tuple[str, ...]]  # by key, as Hydra expands them
     body: Mapping[str, Any]
 
     def __len__(self) -> int:
         """Final runs."""
         return math.prod(map(len, self.axes.values()))
+
+    @property
+    def card(self) -> Experiment:
+        """What the file says of itself."""
+        declared = self.body.get("experiments") or {}
+        question, table, gpu_hours = (
+            str(declared.get(key, "")) for key in ("question", "table", "gpu_hours")
+        )
+        return Experiment(self.name, question, table, gpu_hours)
 
     def choice(self, group: str) -> str | None:
         """What the file chooses of a group for all of its runs."""
@@ -87,15 +97,6 @@ class Sweep:
         return len(grid_points(space_of(settings.get("space") or {})))
 
 
-def read(path: Path) -> Experiment:
-    """What a file that `sweep` accepts says of itself."""
-    declared = mappings.read(path).get("experiments") or {}
-    question, table, gpu_hours = (
-        str(declared.get(key, "")) for key in ("question", "table", "gpu_hours")
-    )
-    return Experiment(path.stem, question, table, gpu_hours)
-
-
 def sweep(path: Path) -> Sweep:
     """The product that a file declares.
 
@@ -105,7 +106,7 @@ def sweep(path: Path) -> Sweep:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    body = mappings.read(path)
+    body = mappings.read(path, trusted=not is_local(path.parent))
     try:
         params = body.get("hydra", {}).get("sweeper", {}).get("params", {})
         texts = [f"{key}={value}" for key, value in params.items()]
@@ -125,35 +126,36 @@ def sweep(path: Path) -> Sweep:
         else (str(override.get_value_element_as_str()),)
         for override in overrides
     }
-    return Sweep(axes, body)
+    return Sweep(path.stem, axes, body)
 
 
-def paths() -> list[Path]:
-    """The files of all experiments, ours and those of the working directory.
+def every() -> dict[Path, Sweep]:
+    """All experiments by their files, ours and those of the working directory.
 
     What lies there and is no experiment is told of and left out.
     """
     names = choices("experiments")
-    result = []
+    result = {}
     for folder in group_dirs("experiments"):
         for path in sorted(folder.glob("*.yaml")):
             if path.stem not in names:
                 continue
             try:
-                _check_search(path)
+                declared = _searchable(path)
             except ConfigError as error:
                 if not is_local(folder):
                     raise
                 _log.warning("peftbench: left out: %s", error)
             else:
-                result.append(path)
+                result[path] = declared
     return result
 
 
-def _check_search(path: Path) -> None:
-    """Raise `ConfigError` with the path of what is no experiment, or searches what is not there."""
+def _searchable(path: Path) -> Sweep:
+    """As `sweep`; `ConfigError` with the path where it searches what is not there."""
     declared = sweep(path)
     try:
         _ = declared.trials
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return declared

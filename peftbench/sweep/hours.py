@@ -37,10 +37,14 @@ PASSES |= {"vpt_shallow": 2.6, "vpt_deep": 2.6}
 BESIDE_FROZEN = 2.0
 
 
-def hours(sweep: Sweep) -> tuple[float, float]:
-    """Hours of trials and final runs together, and of the final runs alone."""
+def hours(sweep: Sweep, known: Known | None = None) -> tuple[float, float]:
+    """Hours of trials and final runs together, and of the final runs alone.
+
+    Args:
+        known: of several sweeps, what one has read for all.
+    """
     cells = sweep.cells()
-    known = Known.now()
+    known = Known.now() if known is None else known
     seeds = len(sweep) / len(cells)
     budgets = {method: sweep.budget(method) for method in sweep.axes["method"]}
     trials = finals = 0.0

@@ -450,7 +450,7 @@ def test_jobs_share_what_is_composed_and_read_for_them(
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(ConfigLoaderImpl, "load_sweep_config")
+    count(ConfigLoaderImpl, "load_configuration")
     count(data, "identify")
     count(launcher, "hash_checkpoint")
     write_images(work / "pets")
@@ -459,8 +459,8 @@ def test_jobs_share_what_is_composed_and_read_for_them(
     done = cli("plan", *files, "method=linear,lora", "seed=0,1,2", "recipe.lr=1e-2,1e-3")
     assert (done.status, done.err) == (0, "")
     assert done.out.splitlines()[12] == "12 jobs: 0 done, 0 unsupported, 12 to run"
-    # a configuration of each method, whatever is set in it
-    assert counts == {"load_sweep_config": 2, "identify": 1, "hash_checkpoint": 1}
+    # a configuration of the sweep and one of each method, whatever is set in it
+    assert counts == {"load_configuration": 3, "identify": 1, "hash_checkpoint": 1}
 
 
 def test_one_run_under_two_names_is_one_job(cli, nothing_runs) -> None:

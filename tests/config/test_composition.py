@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 from support.tiny_runs import compose, write_images
 
-from peftbench.config import build as config
 from peftbench.config.build import build
 from peftbench.config.choices import (
     catalogue,
@@ -23,7 +22,7 @@ from peftbench.config.choices import (
     config_dirs,
     group_dirs,
 )
-from peftbench.errors import ConfigError, UnknownName, WeightsError
+from peftbench.errors import ConfigError, DataError, UnknownName, WeightsError
 from peftbench.methods import METHODS
 from peftbench.methods.lora import LoRA
 from peftbench.methods.vpt import VPTDeep
@@ -159,7 +158,7 @@ def test_the_largest_seed_is_accepted() -> None:
 def test_a_folder_without_a_root_says_how_to_give_one() -> None:
     with pytest.raises(Exception, match=r"dataset\.root") as refused:
         build(compose("dataset=folder"))
-    assert isinstance(refused.value, config.ConfigError | config.data.DataError)
+    assert isinstance(refused.value, ConfigError | DataError)
     assert "\n" not in str(refused.value)
 
 

@@ -47,7 +47,8 @@ def test_an_experiment_is_the_product_of_its_axes(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     command = rf"peftbench run -m experiments={path.stem}|make demo|make sweep"
     assert re.match(rf"# @package _global_\n# ({command})\n", text)
-    card, sweep = experiments.read(path), experiments.sweep(path)
+    sweep = experiments.sweep(path)
+    card = sweep.card
     assert card.question.endswith("?") and card.table
 
     # the product, counted without composing it
@@ -99,16 +100,16 @@ def test_trials_and_hours_of_an_experiment_are_computed(name: str) -> None:
 
 def test_every_experiment_states_its_hours_or_has_an_estimate() -> None:
     for path in FILES:
-        stated = experiments.read(path).gpu_hours
+        stated = experiments.sweep(path).card.gpu_hours
         assert stated == "0" or hours.hours(experiments.sweep(path))[0] > 1
 
 
 def test_a_file_that_says_nothing_of_itself_is_an_experiment(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("# @package _global_\nexperiments:\nseed: 5\n")
-    assert experiments.read(path) == experiments.Experiment("mine", "", "", "")
+    assert experiments.sweep(path).card == experiments.Experiment("mine", "", "", "")
     path.write_text('experiments: {question: "why?", gpu_hours: 3}\n')
-    assert experiments.read(path) == experiments.Experiment("mine", "why?", "", "3")
+    assert experiments.sweep(path).card == experiments.Experiment("mine", "why?", "", "3")
 
 
 def test_an_estimate_is_epochs_times_images_times_passes() -> None:

@@ -18,12 +18,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from peftbench import data
 from peftbench.backbones.hashes import hash_checkpoint
 from peftbench.canonical import digest
 from peftbench.config.limits import MOST_PROCESSES, check_launcher, check_micro_batch, check_number
 from peftbench.config.schema import TunerConfig
-from peftbench.data.public import Absent, Incomplete
 from peftbench.errors import ConfigError
 from peftbench.loggers.guard import WARNING
 from peftbench.registry import Registry, unknown_name
@@ -142,6 +140,9 @@ class JobLauncher(Launcher):
 
     def _identify(self, dataset: DatasetSpec) -> DatasetSpec:
         """As `data.identify`; a plan goes on without what is absent."""
+        from peftbench import data  # keys that are refused need not wait for it
+        from peftbench.data.public import Absent, Incomplete
+
         try:
             return data.identify(
                 dataset, lambda listing: self.found.update(dict.fromkeys(data.describe(listing)))
