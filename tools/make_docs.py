@@ -31,7 +31,9 @@ from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa
 
 from peftbench.artefacts import task_file as tuned  # noqa: E402
 from peftbench.backbones import anatomies  # noqa: E402
+from peftbench.backbones.shipped import SHIPPED  # noqa: E402
 from peftbench.cli import method_pages  # noqa: E402
+from peftbench.config.choices import catalogue  # noqa: E402
 from peftbench.errors import NotMergeable, Unsupported  # noqa: E402
 from peftbench.methods import METHODS, Method, Tuned, apply, discover  # noqa: E402
 from peftbench.spec import BackboneSpec  # noqa: E402
@@ -274,10 +276,21 @@ def looks() -> str:
 
 
 def known_anatomies() -> str:
-    """Anatomies of the shipped ViT, and of the backbones that `list methods --long` counts for."""
-    specs = [BackboneSpec("vit_mini")]
-    specs += [BackboneSpec(e.architecture, pretrained=False) for e in method_pages.examples()]
-    return anatomies.written({spec.name: anatomies.described(spec) for spec in specs})
+    """Anatomies of the configured backbones, and of those that `list methods --long` counts for."""
+    sizes: dict[str, list[int | None]] = {"vit_mini": []}  # beside their own
+    sizes |= {example.architecture: [] for example in method_pages.examples()}
+    for entry in catalogue("backbone").values():
+        if entry["name"] == "vit_mini" or entry["name"] not in SHIPPED:  # others are installed
+            sizes.setdefault(entry["name"], []).append(entry.get("image_size"))
+    return anatomies.written(
+        {
+            name: tuple(
+                anatomies.described(BackboneSpec(name, name == "vit_mini", image_size=size))
+                for size in dict.fromkeys((None, *others))
+            )
+            for name, others in sizes.items()
+        }
+    )
 
 
 def readme() -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,19 @@ def anatomy_of(spec: BackboneSpec) -> Anatomy:
     Raises:
         PeftbenchError: there is no such backbone, or not at this size.
     """
-    plugins.load("families")
-    origin, known = _read()
-    found = known.get(spec.name) if origin == _origin() else None
-    if found is not None and spec.image_size in (None, found.image_size):
-        return found
+    for known in of_name(spec.name):
+        if spec.image_size in (None, known.image_size):
+            return known
     return described(spec)
+
+
+def of_name(name: str) -> tuple[Anatomy, ...]:
+    """What is known of the backbone that is called so exactly, first that at its own image size."""
+    plugins.load("families")
+    content = _read()
+    if content["origin"] != _origin():
+        return ()
+    return tuple(map(_kept, content["names"].get(name, ())))
 
 
 def described(spec: BackboneSpec) -> Anatomy:
@@ -47,22 +55,37 @@ def described(spec: BackboneSpec) -> Anatomy:
     return describe(loaded.model, loaded.image_size)
 
 
-def written(anatomies: Mapping[str, Anatomy]) -> str:
-    """The text of the file with these `anatomies`: JSON with a site a line."""
+def written(anatomies: Mapping[str, Sequence[Anatomy]]) -> str:
+    """The text of the file with these `anatomies` of each name: JSON with a site a line.
+
+    What several names have in common is there once.
+    """
+    numbers: dict[Anatomy, int] = {}
     entries = []
-    for name, anatomy in anatomies.items():
+    for anatomy in itertools.chain(*anatomies.values()):
+        if anatomy in numbers:
+            continue
+        numbers[anatomy] = len(numbers)
         rest = dataclasses.asdict(anatomy)
         rows = ",\n".join(json.dumps(list(site.values())) for site in rest.pop("sites"))
-        entries.append(f'"{name}": {{"rest": {json.dumps(rest)}, "sites": [\n{rows}]}}')
+        entries.append(f'{{"rest": {json.dumps(rest)}, "sites": [\n{rows}]}}')
+    names = {name: [numbers[anatomy] for anatomy in known] for name, known in anatomies.items()}
+    head = f'"origin": {json.dumps(_origin())},\n"names": {json.dumps(names)}'
     together = ",\n".join(entries)
-    return f'{{"origin": {json.dumps(_origin())}, "anatomies": {{\n{together}}}}}\n'
+    return f'{{{head},\n"anatomies": [\n{together}]}}\n'
 
 
 @cache
-def _read() -> tuple[dict[str, str], dict[str, Anatomy]]:
-    """What the file was written with, and the anatomies in it by the name of the backbone."""
-    content = json.loads(FILE.read_text(encoding="utf-8"))
-    return content["origin"], {n: _anatomy(**entry) for n, entry in content["anatomies"].items()}
+def _read() -> dict[str, Any]:
+    """What the file was written with, the numbers of anatomies by name, and the anatomies."""
+    content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return content
+
+
+@cache
+def _kept(number: int) -> Anatomy:
+    """The anatomy of that number in the file."""
+    return _anatomy(**_read()["anatomies"][number])
 
 
 def _anatomy(rest: dict[str, Any], sites: list[list[Any]]) -> Anatomy:

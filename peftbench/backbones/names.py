@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from peftbench.backbones.anatomies import of_name
 from peftbench.backbones.shipped import SHIPPED
 from peftbench.errors import UnknownName, WeightsError
 from peftbench.registry import unknown_name
@@ -18,7 +19,7 @@ def check_name(spec: BackboneSpec) -> None:
     where hub weights are asked for.
     """
     name = spec.name
-    if name in SHIPPED:
+    if name in SHIPPED or ("." in name and of_name(name)):
         return
     import timm
     from timm.models._registry import _deprecated_models

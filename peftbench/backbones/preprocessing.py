@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftbench.backbones.anatomies import of_name
 from peftbench.backbones.shipped import SHIPPED
 from peftbench.data.images import backend
 from peftbench.errors import ConfigError
@@ -27,6 +28,8 @@ def image_size(spec: BackboneSpec) -> int:
         return spec.image_size
     if spec.name in SHIPPED:
         return SHIPPED[spec.name].image_size
+    for known in of_name(spec.name):
+        return known.image_size
     return int(pretrained_cfg(spec).get("input_size", (3, 224, 224))[-1])
 
 

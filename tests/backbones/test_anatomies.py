@@ -11,10 +11,16 @@ from support.tiny_backbones import anatomy_of as tiny
 
 from peftbench.backbones import anatomies
 from peftbench.backbones.families import FAMILIES, register_family
+from peftbench.backbones.names import check_name
+from peftbench.backbones.preprocessing import image_size
+from peftbench.backbones.shipped import SHIPPED
 from peftbench.cli.method_pages import examples
+from peftbench.config.choices import catalogue
 from peftbench.spec import BackboneSpec
 
 KNOWN = ("vit_mini", *(example.architecture for example in examples()))
+CONFIGURED = {entry["name"] for entry in catalogue("backbone").values()} - SHIPPED.keys()
+SMALL_DINO = BackboneSpec("vit_base_patch14_dinov2.lvd142m", image_size=224)  # as in conf/backbone
 
 
 def spec_of(name: str) -> BackboneSpec:
@@ -43,15 +49,35 @@ def test_a_kept_anatomy_is_that_of_the_model(name: str, built: list[str]) -> Non
 
 
 def test_anatomies_are_read_as_they_were_written(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    kept = {name: tiny(name) for name in ("vit", "swin_v2", "resnet_basic", "regnet")}
+    kept = {name: (tiny(name),) for name in ("vit", "swin_v2", "resnet_basic", "regnet")}
+    kept |= {"both": (*kept["swin_v2"], *kept["vit"])}
     file = tmp_path / "anatomies.json"
     file.write_text(anatomies.written(kept), encoding="utf-8")
     monkeypatch.setattr(anatomies, "FILE", file)
-    anatomies._read.cache_clear()
+    for cached in (anatomies._read, anatomies._kept):
+        cached.cache_clear()
     try:
-        assert anatomies._read() == (anatomies._origin(), kept)
+        assert {name: anatomies.of_name(name) for name in kept} == kept
+        assert len(anatomies._read()["anatomies"]) == 4
     finally:
-        anatomies._read.cache_clear()
+        for cached in (anatomies._read, anatomies._kept):
+            cached.cache_clear()
+
+
+def test_a_configured_backbone_needs_no_timm(built: list[str]) -> None:
+    for entry in catalogue("backbone").values():
+        if entry["name"] in CONFIGURED and "." in entry["name"]:
+            spec = BackboneSpec(entry["name"], image_size=entry.get("image_size"))
+            check_name(spec)
+            assert anatomies.anatomy_of(spec).image_size == image_size(spec)
+    assert built == []
+    kept, at_its_own = (
+        anatomies.anatomy_of(SMALL_DINO),
+        dataclasses.replace(SMALL_DINO, image_size=None),
+    )
+    assert kept.tokens is not None and kept.tokens.grid == (16, 16)  # of patches of 14 pixels
+    assert kept == anatomies.described(dataclasses.replace(SMALL_DINO, pretrained=False))
+    assert image_size(at_its_own) == 518  # timm's pretrained_cfg
 
 
 def test_another_size_is_described_anew(built: list[str]) -> None:
@@ -87,4 +113,4 @@ def test_a_family_that_somebody_adds_counts(
 def test_the_file_says_what_it_was_written_with() -> None:
     content = json.loads(anatomies.FILE.read_text(encoding="utf-8"))
     assert set(content["origin"]) == {"timm", "families"}
-    assert tuple(content["anatomies"]) == KNOWN
+    assert content["names"].keys() == {*KNOWN, *CONFIGURED}
