@@ -17,11 +17,13 @@ from typing import Any
 
 from peftbench import plugins
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site, Tokens
-from peftbench.backbones.families import FAMILIES
+from peftbench.backbones.families import FAMILIES, Family
 from peftbench.canonical import digest
 from peftbench.spec import BackboneSpec
 
 FILE = Path(__file__).parent / "anatomies.json"
+# by the ids of families, which stay theirs while they are kept here beside their hash
+_DIGESTS: dict[tuple[int, ...], tuple[tuple[Family, ...], str]] = {}
 COLUMNS = tuple(field.name for field in dataclasses.fields(Site))
 
 
@@ -106,8 +108,20 @@ def _frozen(value: Any) -> Any:
 
 def _origin() -> dict[str, str]:
     """What an anatomy depends on beside the code that describes."""
-    families = []
-    for name in FAMILIES:
-        family = dataclasses.asdict(FAMILIES[name])
-        families.append({**family, "optional": sorted(family["optional"])})
-    return {"timm": importlib.metadata.version("timm"), "families": digest(families)}
+    return {"timm": _timm(), "families": _digest(tuple(FAMILIES[name] for name in FAMILIES))}
+
+
+@cache
+def _timm() -> str:
+    """The version of timm, which is not imported."""
+    return importlib.metadata.version("timm")
+
+
+def _digest(families: tuple[Family, ...]) -> str:
+    """A hash of all that they look for, worked out once."""
+    key = tuple(map(id, families))
+    if key not in _DIGESTS:
+        entries = [dataclasses.asdict(family) for family in families]
+        plain = [{**entry, "optional": sorted(entry["optional"])} for entry in entries]
+        _DIGESTS[key] = families, digest(plain)
+    return _DIGESTS[key][1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 
 import pytest
@@ -71,13 +70,10 @@ def test_a_configured_backbone_needs_no_timm(built: list[str]) -> None:
             check_name(spec)
             assert anatomies.anatomy_of(spec).image_size == image_size(spec)
     assert built == []
-    kept, at_its_own = (
-        anatomies.anatomy_of(SMALL_DINO),
-        dataclasses.replace(SMALL_DINO, image_size=None),
-    )
+    kept = anatomies.anatomy_of(SMALL_DINO)
     assert kept.tokens is not None and kept.tokens.grid == (16, 16)  # of patches of 14 pixels
     assert kept == anatomies.described(dataclasses.replace(SMALL_DINO, pretrained=False))
-    assert image_size(at_its_own) == 518  # timm's pretrained_cfg
+    assert image_size(BackboneSpec(SMALL_DINO.name)) == 518  # timm's pretrained_cfg
 
 
 def test_another_size_is_described_anew(built: list[str]) -> None:
@@ -96,7 +92,7 @@ def test_the_own_size_by_its_number_is_known(built: list[str]) -> None:
 def test_another_version_of_timm_is_asked_itself(
     built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(anatomies, "_timm", lambda: "0.0.1")
     anatomies.anatomy_of(spec_of("vit_mini"))
     assert built == ["vit_mini"]
 
