@@ -30,7 +30,7 @@ import printed_counts  # noqa: E402 - beside this file
 from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa: E402
 
 from peftbench.artefacts import task_file as tuned  # noqa: E402
-from peftbench.backbones import anatomies  # noqa: E402
+from peftbench.backbones import anatomies, known  # noqa: E402
 from peftbench.backbones.shipped import SHIPPED  # noqa: E402
 from peftbench.cli import method_pages  # noqa: E402
 from peftbench.config.choices import catalogue  # noqa: E402
@@ -220,8 +220,8 @@ HEAD_CLASSES = 100
 def parameters() -> str:
     """Counts on the standard backbones, and beside what papers print."""
     discover()
-    known = {title: method_pages.anatomy_of(name) for title, name in BACKBONES.items()}
-    heads = {title: (a.head_width + 1) * HEAD_CLASSES for title, a in known.items()}
+    counted = {title: method_pages.anatomy_of(name) for title, name in BACKBONES.items()}
+    heads = {title: (a.head_width + 1) * HEAD_CLASSES for title, a in counted.items()}
     lines = [
         GENERATED + "# Parameters that train",
         "",
@@ -235,7 +235,7 @@ def parameters() -> str:
     for title, name, options in SETTINGS:
         method = METHODS[name](**options)
         cells = []
-        for backbone, anatomy in known.items():
+        for backbone, anatomy in counted.items():
             try:
                 method.check(anatomy)
             except Unsupported:
@@ -250,7 +250,7 @@ def parameters() -> str:
         "| --- | --- | --- | --- | ---: | ---: | --- |",
     ]
     for row in printed_counts.ROWS:
-        ours = printed_counts.ours(row, known[row.backbone])
+        ours = printed_counts.ours(row, counted[row.backbone])
         lines.append(
             f"| {row.title} | {row.backbone} | {row.tasks} | {row.convention} | {row.printed} | "
             f"{ours} | {row.source} |"
@@ -282,7 +282,7 @@ def known_anatomies() -> str:
     for entry in catalogue("backbone").values():
         if entry["name"] == "vit_mini" or entry["name"] not in SHIPPED:  # others are installed
             sizes.setdefault(entry["name"], []).append(entry.get("image_size"))
-    return anatomies.written(
+    return known.written(
         {
             name: tuple(
                 anatomies.described(BackboneSpec(name, name == "vit_mini", image_size=size))
@@ -316,7 +316,7 @@ def _counted(text: str, lead: str) -> str:
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Path and text of each generated document."""
-    yield anatomies.FILE, known_anatomies()  # first: other documents read it
+    yield known.FILE, known_anatomies()  # first: other documents read it
     yield DOCS / "methods.md", methods()
     yield DOCS / "parameters.md", parameters()
     yield DOCS / "support.md", support()

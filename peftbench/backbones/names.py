@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from peftbench.backbones.anatomies import of_name
+from peftbench.backbones.known import of_name
 from peftbench.backbones.shipped import SHIPPED
 from peftbench.errors import UnknownName, WeightsError
 from peftbench.registry import unknown_name

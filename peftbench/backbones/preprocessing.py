@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftbench.backbones.anatomies import of_name
+from peftbench.backbones.known import of_name
 from peftbench.backbones.shipped import SHIPPED
 from peftbench.data.images import backend
 from peftbench.errors import ConfigError

@@ -8,7 +8,7 @@ import json
 import pytest
 from support.tiny_backbones import anatomy_of as tiny
 
-from peftbench.backbones import anatomies
+from peftbench.backbones import anatomies, known
 from peftbench.backbones.families import FAMILIES, register_family
 from peftbench.backbones.names import check_name
 from peftbench.backbones.preprocessing import image_size
@@ -51,15 +51,15 @@ def test_anatomies_are_read_as_they_were_written(monkeypatch: pytest.MonkeyPatch
     kept = {name: (tiny(name),) for name in ("vit", "swin_v2", "resnet_basic", "regnet")}
     kept |= {"both": (*kept["swin_v2"], *kept["vit"])}
     file = tmp_path / "anatomies.json"
-    file.write_text(anatomies.written(kept), encoding="utf-8")
-    monkeypatch.setattr(anatomies, "FILE", file)
-    for cached in (anatomies._read, anatomies._kept):
+    file.write_text(known.written(kept), encoding="utf-8")
+    monkeypatch.setattr(known, "FILE", file)
+    for cached in (known._read, known._kept):
         cached.cache_clear()
     try:
-        assert {name: anatomies.of_name(name) for name in kept} == kept
-        assert len(anatomies._read()["anatomies"]) == 4
+        assert {name: known.of_name(name) for name in kept} == kept
+        assert len(known._read()["anatomies"]) == 4
     finally:
-        for cached in (anatomies._read, anatomies._kept):
+        for cached in (known._read, known._kept):
             cached.cache_clear()
 
 
@@ -92,7 +92,7 @@ def test_the_own_size_by_its_number_is_known(built: list[str]) -> None:
 def test_another_version_of_timm_is_asked_itself(
     built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(anatomies, "_timm", lambda: "0.0.1")
+    monkeypatch.setattr(known, "_timm", lambda: "0.0.1")
     anatomies.anatomy_of(spec_of("vit_mini"))
     assert built == ["vit_mini"]
 
@@ -107,6 +107,6 @@ def test_a_family_that_somebody_adds_counts(
 
 
 def test_the_file_says_what_it_was_written_with() -> None:
-    content = json.loads(anatomies.FILE.read_text(encoding="utf-8"))
+    content = json.loads(known.FILE.read_text(encoding="utf-8"))
     assert set(content["origin"]) == {"timm", "families"}
     assert content["names"].keys() == {*KNOWN, *CONFIGURED}
