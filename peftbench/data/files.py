@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
 
-from peftbench.data import images, pixels
+from peftbench.data import images, pixels, threads
 from peftbench.data.images import FULL, Extent, Levels
 from peftbench.data.listing import Pictures, SplitList
 from peftbench.errors import DataError
@@ -103,9 +103,10 @@ def each(act: Callable[[Item], Result], items: Sequence[Item], title: str) -> It
 
     What has not begun when the caller stops is never done.
     """
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(threads.count())
     try:
-        yield from tqdm(pool.map(act, items), total=len(items), desc=title, disable=None)
+        done = threads.in_order(pool, act, items)
+        yield from tqdm(done, total=len(items), desc=title, disable=None)
     finally:
         pool.shutdown(cancel_futures=True)
 

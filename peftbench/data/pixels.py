@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
 from tqdm import tqdm
 
+from peftbench.data import threads
 from peftbench.data.images import (
     BESIDE,
     FULL,
@@ -156,34 +157,19 @@ def _build(path: Path, rows: PixelRows) -> None:
         _check_space(path.parent, rows.count * kind.itemsize)
     array = np.lib.format.open_memmap(
         part,
-        mode="r+" if done else "w+",
+        mode="r" if done else "w+",  # the header, and room for all rows
         dtype=kind.base,
         shape=None if done else (rows.count, *kind.shape),
     )
-    digest = _digest_of_rows(part, array, done)
+    digest, start = _digest_of_rows(part, array, done), array.offset + done * kind.itemsize
+    del array
     try:
-        saved = time.monotonic()
-        left = range(done, rows.count)
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            images = tqdm(  # None: shown when stderr is a terminal
-                pool.map(rows.make, left),
-                total=rows.count,
-                initial=done,
-                desc=rows.title,
-                disable=None,
-            )
-            for number, image in zip(left, images, strict=True):
-                array[number] = image
-                digest.update(array[number].tobytes())
-                if time.monotonic() - saved > _SAVED_EVERY:
-                    array.flush()
-                    note_progress(part, number + 1, digest.hexdigest())
-                    saved = time.monotonic()
-        array.flush()
+        with part.open("r+b") as file:  # pages of a map would stay in memory
+            file.seek(start)
+            _write_rows(file, digest, rows, done)
     except Exception:  # the key of repaired images is another one; nobody would take this up
         forget(part)
         raise
-    del array
     side = (kind["pixels"] if kind.names else kind).shape[0]
     facts = {"title": rows.title, "images": rows.count, "size": side, "pillow": PIL.__version__}
     sha256 = digest.hexdigest()  # of what was decoded, whatever is on the disk now
@@ -193,6 +179,39 @@ def _build(path: Path, rows: PixelRows) -> None:
     os.replace(part, path)
     forget(part)
     remember(path, sha256)
+
+
+def _write_rows(file: BinaryIO, digest: Any, rows: PixelRows, done: int) -> None:
+    """Make the rows that are left, and take them into a file and the `digest` of its bytes."""
+    left, saved = range(done, rows.count), time.monotonic()
+    with ThreadPoolExecutor(threads.count()) as pool:
+        images = tqdm(  # None: shown when stderr is a terminal
+            threads.in_order(pool, rows.make, left),
+            total=rows.count,
+            initial=done,
+            desc=rows.title,
+            disable=None,
+        )
+        for number, image in zip(left, images, strict=True):
+            row = _bytes_of(image, rows.kind)
+            file.write(row)
+            digest.update(row)
+            if time.monotonic() - saved > _SAVED_EVERY:
+                _to_disk(file)
+                note_progress(Path(file.name), number + 1, digest.hexdigest())
+                saved = time.monotonic()
+    _to_disk(file)
+
+
+def _bytes_of(image: Any, kind: np.dtype[Any]) -> bytes:
+    row = np.empty(1, dtype=kind)
+    row[0] = image
+    return row.tobytes()
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _digest_of_rows(part: Path, array: np.memmap, rows: int) -> Any:
@@ -276,7 +295,7 @@ def _compared(paths: Sequence[Path], rows: PixelRows) -> np.ndarray | None:
             rows.title, path.parent, cache_dir(), f"{rows.count:,}",
         )  # fmt: skip
         digest = _digest_of_rows(path, array, rows.count)  # type: ignore[arg-type]
-        if _holds(array, rows):
+        if _holds(path, array.offset, rows):  # type: ignore[attr-defined]
             remember(path, digest.hexdigest())
             return array if _is_known(path) else None
         _log.warning("%s: %s does not hold its images, and is not used", rows.title, path)
@@ -307,15 +326,18 @@ def verify(beside: Path | None) -> list[str]:
     ]
 
 
-def _holds(array: np.ndarray, rows: PixelRows) -> bool:
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        numbers = range(rows.count)
-        desc = f"check {rows.title}"
-        images = tqdm(pool.map(rows.make, numbers), total=rows.count, desc=desc, disable=None)
-        for number, image in zip(numbers, images, strict=True):
-            row = np.empty(1, dtype=rows.kind)
-            row[0] = image
-            if row.tobytes() != array[number : number + 1].tobytes():
+def _holds(path: Path, start: int, rows: PixelRows) -> bool:
+    """Whether a file has what `rows` are made of, from byte `start` on."""
+    with path.open("rb") as file, ThreadPoolExecutor(threads.count()) as pool:
+        file.seek(start)
+        images = tqdm(
+            threads.in_order(pool, rows.make, range(rows.count)),
+            total=rows.count,
+            desc=f"check {rows.title}",
+            disable=None,
+        )
+        for image in images:
+            if _bytes_of(image, rows.kind) != file.read(rows.kind.itemsize):
                 pool.shutdown(cancel_futures=True)
                 return False
     return True
