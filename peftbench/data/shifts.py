@@ -21,6 +21,7 @@ from peftbench.data.files import FilePictures
 from peftbench.data.layouts.classes import class_folders, images_of
 from peftbench.data.listing import Home, Listing, SplitList, read_dataset, rollup_of
 from peftbench.data.public import Absent, Ambiguous
+from peftbench.data.rows import take
 from peftbench.data.tree import folders
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Preprocessing
@@ -62,22 +63,33 @@ def _test_only(spec: DatasetSpec) -> DataError:
 
 
 class DecodedImages:
-    """Images that are decoded when they are sliced; a million of them would fill a disk."""
+    """Images that are decoded when they are read; a million of them would fill a disk."""
+
+    waits, dtype = True, np.dtype(np.uint8)
 
     def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
         self.paths = paths
         self.preprocessing = preprocessing
+        self.shape = (len(paths), preprocessing.size, preprocessing.size, 3)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """(N, S, S, 3) uint8."""
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            return np.stack(list(pool.map(self._picture, self.paths[rows])))
+        return take(self, np.arange(len(self))[rows])
 
-    def _picture(self, path: Path) -> np.ndarray:
-        return images.to_square(images.decode(path, str(path)), self.preprocessing)
+    def read(self, index: np.ndarray, out: np.ndarray) -> None:
+        """Decode the images at `index` (B,) into `out` (B, S, S, 3) uint8, in threads."""
+
+        def decode(place: int) -> None:
+            path = self.paths[index[place]]
+            picture = images.decode(path, str(path))
+            out[place] = images.to_square(picture, self.preprocessing)
+
+        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(decode, range(len(index))):
+                pass
 
 
 @dataclass(frozen=True, eq=False)
