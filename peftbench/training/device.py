@@ -1,22 +1,18 @@
-"""Devices, arithmetic and images on their way to the device."""
+"""Devices and arithmetic."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
 from peftbench.training.hardware import is_bfloat16_fast
 from peftbench.training.world import ALONE, World
-
-RESIDENT_BYTES = 24 * 2**30  # 170,000 images of 224 pixels; a GPU of 80 GB has room for them
 
 
 @dataclass(frozen=True)
@@ -88,45 +84,6 @@ def seeded(seed: int, compute: Compute) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed((seed + (compute.world.rank << 32)) % 2**63)
         yield
-
-
-class Pixels:
-    """uint8 images (N, S, S, 3) kept on the device and normalised batch by batch.
-
-    More than `RESIDENT_BYTES` of them stay on the host, in the file that they are mapped from.
-    """
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-    ) -> None:
-        self.device = device
-        self.host = images if images.nbytes > RESIDENT_BYTES else None
-        kept = images[:0] if self.host is not None else images
-        self.images = torch.from_numpy(np.array(kept)).to(device)  # splits are read-only
-        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
-        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
-
-    def __len__(self) -> int:
-        return len(self.images if self.host is None else self.host)
-
-    @property
-    def limits(self) -> tuple[Tensor, Tensor]:
-        """What 0 and 255 become by normalisation: (1, 3, 1, 1) each."""
-        return -self.mean / self.std, (255 - self.mean) / self.std
-
-    def batch(self, index: Tensor | slice) -> Tensor:
-        """(B, 3, S, S) float32, channels first, normalised."""
-        if self.host is None:
-            rows = self.images[index]
-        else:
-            chosen = index if isinstance(index, slice) else index.cpu().numpy()
-            rows = torch.from_numpy(np.array(self.host[chosen])).to(self.device)
-        images = rows.permute(0, 3, 1, 2).contiguous().float()
-        return images.sub_(self.mean).div_(self.std)  # in place: 3 to 7 times as fast on a CPU
 
 
 def synchronise(device: torch.device) -> None:

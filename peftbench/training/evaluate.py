@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,7 +11,8 @@ from torch import nn
 from peftbench.data import DecodedImages
 from peftbench.spec import Preprocessing
 from peftbench.tasks import CLASSIFICATION, Task
-from peftbench.training.device import Compute, Pixels, autocast
+from peftbench.training.device import Compute, autocast
+from peftbench.training.pixels import Pixels
 
 
 @torch.inference_mode()
@@ -27,12 +30,14 @@ def predict(
     them get all outputs: bit for bit what one process gets. Nothing is padded or seen twice.
     """
     model.eval()
+    mean, std = preprocessing.mean, preprocessing.std
+    pixels = Pixels(images, mean, std, compute.device, keep=False)
+    asked = torch.arange(len(images)).split(batch_size)[compute.world.rank :: compute.world.size]
     own: dict[int, np.ndarray] = {}
-    for start in range(0, len(images), batch_size)[compute.world.rank :: compute.world.size]:
-        chunk = images[start : start + batch_size]
-        pixels = Pixels(chunk, preprocessing.mean, preprocessing.std, compute.device)
-        with autocast(compute):
-            own[start] = task.outputs(model(pixels.batch(slice(None)))).cpu().numpy()
+    with contextlib.closing(pixels.batches(asked)) as batches:
+        for index, x in zip(asked, batches, strict=True):
+            with autocast(compute):
+                own[int(index[0])] = task.outputs(model(x)).cpu().numpy()
     outputs = {
         start: part for parts in compute.world.all_gather(own) for start, part in parts.items()
     }

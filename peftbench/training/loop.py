@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from peftbench.data import TrainSplit
+from peftbench.data.rows import RowSource, rows_of, take
 from peftbench.errors import Diverged, SplitRoleError
 from peftbench.results.record import EpochRow
 from peftbench.spec import Preprocessing, Recipe
@@ -20,8 +22,9 @@ from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.augment import Augmentation
 from peftbench.training.average import WeightAverage
 from peftbench.training.checkpoint import Checkpoints, Stateful
-from peftbench.training.device import Compute, Pixels, autocast, synchronise
+from peftbench.training.device import Compute, autocast, synchronise
 from peftbench.training.optim import Schedule, make_optimizer
+from peftbench.training.pixels import Pixels
 from peftbench.training.progress import Progress, Timing, Weights
 from peftbench.training.world import Part
 
@@ -66,17 +69,34 @@ class Callbacks:
 
 
 @dataclass(frozen=True)
+class _Share:
+    """What of a batch one process computes."""
+
+    parts: list[Part]
+    rows: list[int]  # of all parts
+    needed: list[int]  # rows from which these are made
+
+    @classmethod
+    def of(cls, size: int, compute: Compute, augment: Augmentation) -> _Share:
+        """Of a batch of so many images."""
+        parts = [compute.world.part(piece) for piece in pieces(size, compute.micro_batch)]
+        rows = [row for part in parts for row in part.rows]
+        return cls(parts, rows, augment.needed(rows, size))
+
+
+@dataclass(frozen=True)
 class _Training:
     """All that the steps of one training work with."""
 
     fittable: Fittable
-    train: TrainSplit
     recipe: Recipe
     compute: Compute
     pixels: Pixels
+    sizes: RowSource | None  # (N, 2) of pictures that are cropped
     labels: Tensor  # (N,) on the device
     augment: Augmentation
     bounds: list[tuple[int, int]]  # (start, stop) of each batch of an epoch
+    shares: Mapping[int, _Share]  # by the number of images in a batch
     optimizer: Optimizer
     schedule: Schedule
     objective: nn.Module
@@ -150,13 +170,14 @@ def fit(
     objective = Objective(fittable, recipe.label_smoothing)
     training = _Training(
         fittable=fittable,
-        train=train,
         recipe=recipe,
         compute=compute,
         pixels=pixels,
+        sizes=None if train.sizes is None else rows_of(train.sizes),
         labels=labels,
         augment=augment,
         bounds=bounds,
+        shares={size: _Share.of(size, compute, augment) for size in {b - a for a, b in bounds}},
         optimizer=optimizer,
         schedule=Schedule(recipe, optimizer, len(bounds)),
         objective=compute.world.wrap(objective, compute.device),
@@ -202,15 +223,17 @@ def _epoch(
     shuffled = torch.randperm(len(training.pixels), generator=progress.order)
     flip_draws = torch.rand(len(training.pixels), generator=progress.order)
     order = _Order(shuffled, shuffled.to(device), flip_draws.to(device))
-    for start, stop in training.bounds[progress.position :]:
-        tick = time.perf_counter()
-        _step(training, order, slice(start, stop))
-        timing.end_step(progress.step, time.perf_counter() - tick, stop - start)
-        if checkpoints is not None and checkpoints.due(progress.step):
-            progress.epoch_seconds += time.perf_counter() - began
-            began = time.perf_counter()
-            progress.sum_to_leader(world)
-            checkpoints.save(kept)
+    left = [slice(*ends) for ends in training.bounds[progress.position :]]
+    with contextlib.closing(training.pixels.batches(_asked(training, order, left))) as images:
+        for batch in left:
+            tick = time.perf_counter()
+            _step(training, order, batch, next(images))
+            timing.end_step(progress.step, time.perf_counter() - tick, batch.stop - batch.start)
+            if checkpoints is not None and checkpoints.due(progress.step):
+                progress.epoch_seconds += time.perf_counter() - began
+                began = time.perf_counter()
+                progress.sum_to_leader(world)
+                checkpoints.save(kept)
     synchronise(device)  # the only wait for the device in an epoch
     seconds = progress.epoch_seconds + time.perf_counter() - began
     used = training.bounds[-1][1]  # images of an epoch
@@ -230,14 +253,26 @@ def _epoch(
     )
 
 
-def _step(training: _Training, order: _Order, batch: slice) -> None:
-    """One step of the optimiser on the images at `batch` of the epoch's order."""
+def _asked(training: _Training, order: _Order, batches: Sequence[slice]) -> Iterator[Tensor]:
+    """The numbers of the images (B,) that this process needs of each batch."""
+    pixels = training.pixels
+    numbers = order.host if pixels.indexed_on == order.host.device else order.device
+    for batch in batches:
+        index = numbers[batch]
+        yield _pick(index, training.shares[len(index)].needed)
+
+
+def _step(training: _Training, order: _Order, batch: slice, images: Tensor) -> None:
+    """One step of the optimiser on the images at `batch` of the epoch's order.
+
+    images: (B, 3, R, R), those that this process needs of them.
+    """
     progress, compute = training.progress, training.compute
     trainable, task = training.fittable.trainable, training.fittable.task
     size = batch.stop - batch.start
     training.schedule.begin_step(progress.epoch, progress.step)
-    parts = [compute.world.part(piece) for piece in pieces(size, compute.micro_batch)]
-    x, y, target = _batch(training, order, batch, parts)
+    parts = training.shares[size].parts
+    x, y, target = _batch(training, order, batch, images)
     training.optimizer.zero_grad(set_to_none=True)
     for part, own in zip(parts, _places(parts), strict=True):
         with compute.world.passing(training.objective, part, last=part is parts[-1]):
@@ -277,28 +312,25 @@ class Objective(nn.Module):
 
 
 def _batch(
-    training: _Training, order: _Order, batch: slice, parts: Sequence[Part]
+    training: _Training, order: _Order, batch: slice, images: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, classes and targets of one process's parts of a batch.
+    """Augmented `images`, classes and targets of one process's parts of a batch.
 
     Each image gets what it would get in one process alone.
     """
     index, labels = order.device[batch], training.labels
+    share = training.shares[len(index)]
     sizes = None
-    if training.train.sizes is not None:
-        sizes = training.train.sizes[order.host[batch].numpy()].tolist()
-    rows = [row for part in parts for row in part.rows]
-    needed = training.augment.needed(rows, len(index))
-    own = _pick(index, needed)
-    flip_draws = _pick(order.flip_draws[batch], needed)
-    x, target = training.augment(
-        training.pixels.batch(own), labels[own], flip_draws, rows, len(index), sizes
-    )
-    return x, labels[_pick(index, rows)], target
+    if training.sizes is not None:
+        sizes = take(training.sizes, order.host[batch].numpy()).tolist()
+    own = _pick(index, share.needed)
+    flip_draws = _pick(order.flip_draws[batch], share.needed)
+    x, target = training.augment(images, labels[own], flip_draws, share.rows, len(index), sizes)
+    return x, labels[_pick(index, share.rows)], target
 
 
 def _pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Rows of a tensor, sorted and each once; without waiting for the device."""
+    """RowSource of a tensor, sorted and each once; without waiting for the device."""
     if len(rows) == len(tensor):
         return tensor
     return tensor[torch.tensor(rows).to(tensor.device, non_blocking=True)]

@@ -1,66 +1,19 @@
-"""Devices, arithmetic, and images as a model sees them."""
+"""Devices and arithmetic."""
 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from support.tiny_runs import cpu_of
 
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
-from peftbench.training import device
-from peftbench.training.device import Compute, Pixels, autocast, choose_device, choose_dtype, seeded
+from peftbench.training.device import Compute, autocast, choose_device, choose_dtype, seeded
 
 pytestmark = pytest.mark.arithmetic
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-
-
-def test_pixels_are_normalised_channel_by_channel() -> None:
-    images = np.zeros((2, 1, 2, 3), dtype=np.uint8)
-    images[0, 0, 0] = (255, 51, 0)
-    images[1, 0, 1] = (102, 0, 204)
-    pixels = Pixels(images, mean=(0.5, 0.2, 0.0), std=(0.25, 0.1, 2.0), device=CPU)
-    assert len(pixels) == 2
-    x = pixels.batch(torch.tensor([1, 0]))
-    assert x.shape == (2, 3, 1, 2)
-    assert x.dtype is torch.float32
-    # (value / 255 - mean) / std; 255, 51, 102 and 204 are 1, 0.2, 0.4 and 0.8
-    expected = [
-        [[[-2.0, (0.4 - 0.5) / 0.25]], [[-2.0, -2.0]], [[0.0, 0.4]]],
-        [[[(1 - 0.5) / 0.25, -2.0]], [[0.0, -2.0]], [[0.0, 0.0]]],
-    ]
-    torch.testing.assert_close(x, torch.tensor(expected), rtol=0, atol=1e-6)
-    lowest, highest = pixels.limits
-    torch.testing.assert_close(lowest, torch.tensor([-2.0, -2.0, 0.0]).view(1, 3, 1, 1))
-    torch.testing.assert_close(highest, torch.tensor([2.0, 8.0, 0.5]).view(1, 3, 1, 1))
-
-
-def test_images_that_are_too_many_for_the_device_stay_in_their_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    index = torch.tensor([3, 0, 3])
-    kept = Pixels(mapped, (0.5,) * 3, (0.25,) * 3, CPU)
-    monkeypatch.setattr(device, "RESIDENT_BYTES", images.nbytes - 1)
-    streamed = Pixels(mapped, (0.5,) * 3, (0.25,) * 3, CPU)
-    assert (len(kept.images), len(streamed.images)) == (5, 0)
-    assert len(streamed) == 5
-    assert torch.equal(streamed.batch(index), kept.batch(index))
-    assert torch.equal(streamed.batch(slice(1, 4)), kept.batch(slice(1, 4)))
-
-
-def test_a_batch_is_a_copy_that_a_model_may_write_into() -> None:
-    images = np.full((1, 2, 2, 3), 255, dtype=np.uint8)
-    pixels = Pixels(images, (0.0,) * 3, (1.0,) * 3, CPU)
-    pixels.batch(slice(None)).zero_()
-    assert (pixels.batch(slice(None)) == 1).all()
-    assert (images == 255).all()
 
 
 @pytest.mark.parametrize(
