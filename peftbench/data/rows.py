@@ -1,4 +1,4 @@
-"""RowSource of an array in any order: from memory, or from its file without mapping its pages.
+"""Rows of an array in any order: from memory, or from its file without mapping its pages.
 
 A page of a map that was touched counts as memory of the process, and one epoch touches them all.
 Telling the system to forget them (`MADV_DONTNEED`) makes the next rows fault again: 1.2 GB/s where
@@ -41,7 +41,7 @@ class RowSource(Protocol):
 
 
 class ArrayRows:
-    """RowSource of an array (N, ...) that is in memory, or small."""
+    """Rows of an array (N, ...) that is in memory, or small."""
 
     waits = False
 
@@ -50,7 +50,7 @@ class ArrayRows:
         self.shape, self.dtype = array.shape, array.dtype
 
     def read(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Copy them."""
+        """Copy the rows at `index` (B,) into `out` (B, ...)."""
         if self.array.flags.c_contiguous:  # `take` copies all of another array first
             np.take(self.array, index, axis=0, out=out, mode="clip")
         else:
@@ -58,7 +58,7 @@ class ArrayRows:
 
 
 class FileRows:
-    """RowSource of an array (N, ...) as they are in its file.
+    """Rows of an array (N, ...) as they are in its file.
 
     Args:
         path: the file.
@@ -80,7 +80,10 @@ class FileRows:
             os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Read them in the order of the file; the disk hears of all before the first."""
+        """Read the rows at `index` (B,) into `out` (B, ...), in the order of the file.
+
+        The disk hears of all of them before the first.
+        """
         places = np.argsort(index, kind="stable")
         starts = self.start + index[places].astype(np.int64) * self.distance
         if hasattr(os, "posix_fadvise"):

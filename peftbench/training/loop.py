@@ -330,7 +330,7 @@ def _batch(
 
 
 def _pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """RowSource of a tensor, sorted and each once; without waiting for the device."""
+    """Rows of a tensor, sorted and each once; without waiting for the device."""
     if len(rows) == len(tensor):
         return tensor
     return tensor[torch.tensor(rows).to(tensor.device, non_blocking=True)]
