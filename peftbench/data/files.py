@@ -151,8 +151,7 @@ def digests(root: Path, names: Sequence[str]) -> tuple[str, ...]:
         return [status.st_size, status.st_mtime_ns, images.file_digest(root / name)]
 
     try:
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            digest_of = dict(zip(names, pool.map(digest, names), strict=True))
+        digest_of = dict(zip(names, threads.of_all(digest, names), strict=True))
     except OSError as error:
         raise DataError(
             f"Cannot read {error.filename}: {error.strerror}. Repair or remove it."

@@ -359,15 +359,14 @@ def _listed(root: Path, layout: _ClassFolders) -> tuple[tuple[str, ...], dict[st
                 f"{', '.join(files.SUFFIXES)}. {_instead(layout.tree, folder)}Add images or remove "
                 "the folder."
             )
-    lists = {}
-    for split in layout.parts:
-        names: list[str] = []
-        labels: list[int] = []
-        for (part, label, _), paths in zip(asked, members, strict=True):
-            if part == split:
-                names += [path.relative_to(root).as_posix() for path in paths]
-                labels += [label] * len(paths)
-        lists[split] = SplitList(tuple(names), tuple(labels), files.digests(root, names))
+    rows: dict[str, list[tuple[str, int]]] = {split: [] for split in layout.parts}
+    for (split, label, _), paths in zip(asked, members, strict=True):
+        rows[split] += [(path.relative_to(root).as_posix(), label) for path in paths]
+    # of all splits together: the file that remembers them is read and written once
+    known = iter(files.digests(root, [name for part in rows.values() for name, _ in part]))
+    lists = {
+        split: SplitList.of([(*row, next(known)) for row in part]) for split, part in rows.items()
+    }
     return tuple(next(iter(layout.parts.values()))), lists
 
 

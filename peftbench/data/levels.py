@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from peftbench.data import images
+from peftbench.data import images, threads
 from peftbench.data.images import FULL, Extent, Levels
 from peftbench.data.listing import Pictures, SplitList
 from peftbench.errors import DataError
@@ -90,8 +88,7 @@ class Finder:
 
     def _measured(self) -> Extremes:
         names = list(dict.fromkeys(name for part in self.parts for name in part.names))
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            extents = [e for e in pool.map(self._extent, names) if e is not None]
+        extents = [e for e in threads.of_all(self._extent, names) if e is not None]
         cut = [e for e in extents if e.cut]
         if cut and all(e.lost for e in cut):
             raise DataError(

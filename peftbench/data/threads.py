@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD = 4  # results for each thread that may wait to be taken
+TOGETHER = 64  # short items that are one task: a task of its own costs 50 microseconds
 
 
 def count() -> int:
@@ -43,3 +44,14 @@ def in_order(
     finally:
         for left in begun:
             left.cancel()
+
+
+def of_all(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`act`, which is short, on every item by threads, in order; the first error is raised."""
+
+    def several(start: int) -> list[Result]:
+        return [act(item) for item in items[start : start + TOGETHER]]
+
+    with ThreadPoolExecutor(count()) as pool:
+        parts = in_order(pool, several, range(0, len(items), TOGETHER))
+        return [result for part in parts for result in part]

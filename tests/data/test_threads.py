@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from peftbench.data.threads import in_order
+from peftbench.data.threads import in_order, of_all
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -80,3 +80,16 @@ def test_what_has_not_begun_when_the_caller_stops_is_never_done() -> None:
         results.close()
         go_on.set()
     assert done in ([0], [0, 1])  # the second may have begun
+
+
+def test_short_work_is_done_on_every_item_in_order_and_its_first_error_is_raised() -> None:
+    assert of_all(str, range(200)) == [str(item) for item in range(200)]
+    assert of_all(str, []) == []
+
+    def act(item: int) -> int:
+        if item in (70, 199):
+            raise ZeroDivisionError(item)
+        return item
+
+    with pytest.raises(ZeroDivisionError, match=r"^70$"):
+        of_all(act, range(200))
