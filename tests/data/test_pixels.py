@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from peftbench import data
-from peftbench.data import SplitList, files, images, pixel_memory, pixels
+from peftbench.data import SplitList, files, images, pixel_memory, pixels, threads
 from peftbench.data.pixels import PixelRows
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Phase, Preprocessing
@@ -82,6 +82,28 @@ def test_a_build_that_was_interrupted_goes_on_where_it_stopped(
     ]  # fmt: skip
     facts = json.loads((cache / "pixels" / "name.json").read_text())
     assert (facts["images"], facts["size"]) == (90, 4)
+
+
+def test_pictures_are_not_made_far_ahead_of_what_is_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    made_when_written: list[int] = []
+
+    def make(row: int) -> np.ndarray:
+        made.append(row)
+        return picture(row % 250)
+
+    def counted(image: np.ndarray, kind: np.dtype) -> bytes:
+        made_when_written.append(len(made))
+        return bytes_of(image, kind)
+
+    bytes_of = pixels._bytes_of
+    monkeypatch.setattr(pixels, "_bytes_of", counted)
+    monkeypatch.setattr(threads, "count", lambda: 2)
+    found = pixels.stored("name", PixelRows(400, 4, make, ""))
+    assert found[:, 0, 0, 0].tolist() == [row % 250 for row in range(400)]
+    assert max(made - row for row, made in enumerate(made_when_written)) <= 8  # 4 for each thread
 
 
 @pytest.mark.parametrize("note", ["0", "90", "91", "-3", "many", ""])
