@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
 
+from peftbench.caches import cache_dir
 from peftbench.data import images, pixels, threads
 from peftbench.data.images import FULL, Extent, Levels
 from peftbench.data.listing import Pictures, SplitList
@@ -133,7 +134,7 @@ def readable(name: str) -> str:
 def digests(root: Path, names: Sequence[str]) -> tuple[str, ...]:
     """SHA-256 of each file. Files whose size and time are unchanged are not read again."""
     key = hashlib.sha256(os.fsencode(root)).hexdigest()[:32]
-    memory = images.cache_dir() / "digests" / f"{key}.json"
+    memory = cache_dir() / "digests" / f"{key}.json"
     known: dict[str, list[object]] = {}
     try:
         loaded = json.loads(memory.read_text(encoding="utf-8"))

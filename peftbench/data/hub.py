@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from peftbench.caches import cache_dir
 from peftbench.data import alike, images, own
 from peftbench.data.hub_load import check_names, load
 from peftbench.data.images import FULL, Extent, Levels
@@ -225,7 +226,7 @@ def _memory(table: Any, column: str) -> Path | None:
     if len(lines) == 2:
         return None
     key = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
-    return images.cache_dir() / "digests" / f"hub-{key}.json"
+    return cache_dir() / "digests" / f"hub-{key}.json"
 
 
 def _columns(tables: Mapping[str, Any], spec: DatasetSpec, place: str) -> tuple[str, str]:

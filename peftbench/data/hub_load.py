@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from peftbench import network
-from peftbench.data import images
+from peftbench.caches import cache_dir
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec
 from peftbench.untrusted import check_plain_file
@@ -141,7 +141,7 @@ def _load_folder(datasets: Any, folder: Path, spec: DatasetSpec) -> dict[str, An
             datasets.load_dataset(
                 str(folder),
                 name=spec.config_name,
-                cache_dir=str(images.cache_dir() / "arrow"),
+                cache_dir=str(cache_dir() / "arrow"),
                 trust_remote_code=False,  # what newer versions refuse anyway
             )
         )

@@ -425,12 +425,6 @@ def geometry_key(preprocessing: Preprocessing) -> str:
     return "|".join(fields)
 
 
-def cache_dir() -> Path:
-    """Where what is derived from data is kept: `PEFTBENCH_CACHE`, or `~/.cache/peftbench`."""
-    named = os.environ.get("PEFTBENCH_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "peftbench"
-
-
 def file_digest(path: Path) -> str:
     """SHA-256 of the bytes of a file, in hexadecimal."""
     with path.open("rb") as file:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from peftbench.caches import cache_dir
 from peftbench.data import images, threads
 from peftbench.data.images import FULL, Extent, Levels
 from peftbench.data.listing import Pictures, SplitList
@@ -71,7 +72,7 @@ class Finder:
     def _remembered(self) -> Extremes:
         digests = sorted({digest for part in self.parts for digest in part.digests})
         key = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
-        memory = images.cache_dir() / "levels" / f"{key}.json"
+        memory = cache_dir() / "levels" / f"{key}.json"
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             extremes = Extremes(*json.loads(memory.read_text(encoding="utf-8")))
             if all(

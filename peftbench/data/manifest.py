@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from peftbench.caches import cache_dir
 from peftbench.data.files import each
-from peftbench.data.images import BESIDE, cache_dir, file_digest, replaced
+from peftbench.data.images import BESIDE, file_digest, replaced
 from peftbench.data.listing import Home, Listing, SplitList, rollup_of
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec

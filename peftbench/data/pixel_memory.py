@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from peftbench.caches import cache_dir
 from peftbench.data.images import (
-    cache_dir,
     file_digest,
     replaced,
 )

@@ -30,12 +30,12 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from peftbench.caches import cache_dir
 from peftbench.data import threads
 from peftbench.data.images import (
     BESIDE,
     FULL,
     Levels,
-    cache_dir,
     file_digest,
     geometry_key,
     replaced,
