@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 
+import pytest
+
 # what the shell of a user or a job of a cluster may have set: tests have a world of their own, but
 # for the arithmetic that they are to be run in
 FOREIGN = ("PEFTBENCH_", "SLURM_", "SUBMITIT_", "RAY_", "WANDB_", "HYDRA_")
@@ -37,3 +39,9 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # else libraries report at the exit that these objects leaked
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that a test derives goes into the cache of who runs it."""
+    os.environ["PEFTBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -128,10 +129,17 @@ def array_of(values: Iterable[Any], dtype: Any, convert: Callable[[Any], Any] | 
         plain = np.array(listed, dtype=float)  # at once: epochs are a million numbers
         finite = np.isfinite(plain)
         return pd.arrays.FloatingArray(np.where(finite, plain, np.nan), ~finite)
+    if convert is None and dtype == "Int64" and kinds <= {int, type(None)}:
+        with contextlib.suppress(OverflowError):
+            whole = np.array([0 if value is None else value for value in listed], dtype=np.int64)
+            return pd.arrays.IntegerArray(
+                whole, np.array([value is None for value in listed], bool)
+            )
     convert = convert or _CONVERT[dtype]
-    if kinds <= {str, type(None)}:  # an id stands in every epoch of its run
-        once = {value: convert(value) for value in set(listed)}
-        return pd.array([once[value] for value in listed], dtype=dtype)
+    if listed and kinds <= {str, type(None)}:  # an id stands in every epoch of its run
+        places = {value: place for place, value in enumerate(dict.fromkeys(listed))}
+        once = pd.array([convert(value) for value in places], dtype=dtype)
+        return once.take(np.array([places[value] for value in listed]))
     return pd.array([convert(value) for value in listed], dtype=dtype)
 
 

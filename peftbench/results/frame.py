@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -21,10 +22,11 @@ from peftbench.results.columns import (
     array_of,
     lines_of,
 )
+from peftbench.results.index import Row, rows_of
 from peftbench.results.privacy import public_text
-from peftbench.results.record import Cost, RunRecord, Status, current
+from peftbench.results.record import Cost, RunRecord, Status, current, preferred
 from peftbench.results.settings import cached_settings_text, settings_text
-from peftbench.results.store import ResultsStore
+from peftbench.results.store import ResultsStore, StoreWarning
 from peftbench.results.table_files import read_table, spell
 
 # with the columns and the files, so that one import reads results
@@ -45,6 +47,10 @@ REPORTED = ("test/", "val/", "last_epoch/")  # metrics of the data set itself; o
 # which list of a few-shot set trains is not among them: it varies as the seed does
 DATA_SETTINGS = ("shots", "keep_repeats", "final_trains_on", "shifts")
 
+_COLUMN_VALUES = itemgetter(*DTYPES)
+_RUN_ID = itemgetter(list(DTYPES).index("run_id"))
+_ENDING = itemgetter(list(DTYPES).index("status"), list(DTYPES).index("finished"))
+
 
 def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
     """One row a run with the columns, order and dtypes of `COLUMNS`, failures kept.
@@ -52,8 +58,16 @@ def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
     Rows are sorted by `ORDER`. Of several records of one run id, the current one counts. A store
     gives a `StoreWarning` for each broken file.
     """
-    records = source.records(history=False) if isinstance(source, ResultsStore) else source
-    rows = map(itemgetter(*DTYPES), map(_row, current(records)))
+    if isinstance(source, ResultsStore):
+        rows, broken = rows_of(source, tuple(DTYPES), _values)
+        for error in broken:
+            warnings.warn(str(error), StoreWarning, stacklevel=2)
+        return _table(_current(rows))
+    return _table(map(_values, current(source)))
+
+
+def _table(rows: Iterable[Row]) -> pd.DataFrame:
+    """One row each, with the names and dtypes of `COLUMNS`, in the order of `ORDER`."""
     values = list(zip(*rows, strict=True)) or [()] * len(DTYPES)
     columns = zip(DTYPES.items(), values, strict=True)
     table = pd.DataFrame(
@@ -167,6 +181,27 @@ def public_table(table: pd.DataFrame) -> pd.DataFrame:
         host=array_of([None] * len(table), DTYPES["host"]),
         error=array_of(errors, DTYPES["error"], lambda text: text),
     )
+
+
+def _current(rows: Sequence[Row]) -> Sequence[Row]:
+    """One row per run id, as `record.current` chooses among records."""
+    if len(set(map(_RUN_ID, rows))) == len(rows):
+        return rows
+    best: dict[str, Row] = {}
+    for row in rows:
+        known = best.get(_RUN_ID(row))
+        if known is None or _preference(row) > _preference(known):
+            best[_RUN_ID(row)] = row
+    return list(best.values())
+
+
+def _preference(row: Row) -> tuple[bool, bool, str]:
+    return preferred(*_ENDING(row))
+
+
+def _values(record: RunRecord) -> Row:
+    """The plain values of the columns, in their order."""
+    return tuple(_COLUMN_VALUES(_row(record)))
 
 
 def _row(record: RunRecord) -> dict[str, Any]:

@@ -240,7 +240,13 @@ def method_of(record: RunRecord) -> str:
 
 def preference(record: RunRecord) -> tuple[bool, bool, str]:
     """Sorts records of one run id; the greatest is the current one: `OK`, settled, then newest."""
-    return (record.status is Status.OK, record.status.settled, record.finished)
+    return preferred(record.status, record.finished)
+
+
+def preferred(status: str, finished: str) -> tuple[bool, bool, str]:
+    """The same of what a record says."""
+    ended = Status(status)
+    return (ended is Status.OK, ended.settled, finished)
 
 
 def current(records: Iterable[RunRecord]) -> list[RunRecord]:

@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,17 +121,12 @@ class ResultsStore:
 
         Without `history` no record has its epochs, which saves most of time and memory.
         """
-        records: list[RunRecord] = []
-        broken: list[StoreError] = []
-        with _uncollected():
-            for path in self._files():
-                try:
-                    records.append(_read(path, history=history))
-                except FileNotFoundError:  # deleted since it was listed
-                    continue
-                except StoreError as error:
-                    broken.append(error)
-        return Scan(tuple(records), tuple(broken))
+        with uncollected():
+            found = [one for path in self._files() if (one := read(path, history=history))]
+        return Scan(
+            tuple(one for one in found if isinstance(one, RunRecord)),
+            tuple(one for one in found if isinstance(one, StoreError)),
+        )
 
     def records(self, *, history: bool = True) -> Iterator[RunRecord]:
         """Every readable record; a `StoreWarning` for each file that `broken()` would list."""
@@ -271,15 +267,11 @@ class ResultsStore:
                 f"{path} does not hold predictions: {error}. Delete it and rerun {run_id}."
             ) from error
 
-    def _files(self) -> list[Path]:
+    def entries(self) -> list[os.DirEntry[str]]:
+        """Every file that should be a record, in the order of folders and names."""
         try:
-            folders = [path for path in self.runs.iterdir() if path.is_dir()]
-            return sorted(
-                path
-                for folder in folders
-                for path in folder.iterdir()
-                if path.suffix == ".json" and not path.name.startswith(".")
-            )
+            folders = sorted(path for path in self.runs.iterdir() if path.is_dir())
+            return [entry for folder in folders for entry in _named_as_records(folder)]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -287,6 +279,9 @@ class ResultsStore:
                 f"Records are read from {self.runs}, which cannot be listed: {reason(error)}. "
                 "Make the folder readable."
             ) from error
+
+    def _files(self) -> list[Path]:
+        return [Path(entry.path) for entry in self.entries()]
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[float]:
@@ -329,6 +324,22 @@ def _part(kind: str, name: str) -> str:
     return name
 
 
+def _named_as_records(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as found:
+        named = [one for one in found if one.name.endswith(".json") and one.name[0] != "."]
+    return sorted(named, key=attrgetter("name"))
+
+
+def read(path: Path, *, history: bool = True) -> RunRecord | StoreError | None:
+    """The record in `path`, or the error that names it; `None` where it is gone by now."""
+    try:
+        return _read(path, history=history)
+    except FileNotFoundError:
+        return None
+    except StoreError as error:
+        return error
+
+
 def _read(path: Path, *, history: bool = True) -> RunRecord:
     """The record in `path`; `FileNotFoundError` where there is none, `StoreError` if broken."""
     try:
@@ -346,7 +357,7 @@ def _read(path: Path, *, history: bool = True) -> RunRecord:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Without the garbage collector, which walks over all records again and again: a quarter of
     the time of a large store. Nothing of a record refers to itself."""
     enabled = gc.isenabled()
