@@ -38,7 +38,7 @@ Row = tuple[Any, ...]
 State = tuple[int, ...]
 
 
-class Known(NamedTuple):
+class Entry(NamedTuple):
     """The row of a record, and the state of the file that it was read from."""
 
     state: State
@@ -69,7 +69,7 @@ def rows_of(
         }
         rows = {name: row for name, row in found.items() if isinstance(row, tuple)}
         new = {
-            name: Known(state, row)
+            name: Entry(state, row)
             for name, row in rows.items()
             if (state := states[name]) and (name in same or _last_touched(state) < began)
         }
@@ -133,7 +133,7 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _loaded(place: Path, names: Sequence[str]) -> dict[str, Known]:
+def _loaded(place: Path, names: Sequence[str]) -> dict[str, Entry]:
     """What the index holds; nothing where it is absent, damaged, or of others or other code."""
     try:
         if hasattr(os, "geteuid") and place.stat().st_uid != os.geteuid():
@@ -143,7 +143,7 @@ def _loaded(place: Path, names: Sequence[str]) -> dict[str, Known]:
             return {}
         files, states, columns = orjson.loads(body)
         rows = zip(*map(_decoded, columns), strict=True)
-        return dict(zip(files, map(Known, map(tuple, states), rows), strict=True))
+        return dict(zip(files, map(Entry, map(tuple, states), rows), strict=True))
     except (OSError, ValueError, TypeError, LookupError):
         return {}
 
@@ -155,7 +155,7 @@ def _head(body: bytes, place: Path, names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _save(place: Path, names: Sequence[str], new: Mapping[str, Known]) -> None:
+def _save(place: Path, names: Sequence[str], new: Mapping[str, Entry]) -> None:
     try:
         body = _body(new)
     except TypeError:  # halves of surrogate pairs, integers of more than 64 bits
@@ -168,13 +168,13 @@ def _save(place: Path, names: Sequence[str], new: Mapping[str, Known]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _body(new: Mapping[str, Known]) -> bytes:
+def _body(new: Mapping[str, Entry]) -> bytes:
     """Files, their states and the columns of their rows."""
     columns = zip(*(one.row for one in new.values()), strict=True)
     return orjson.dumps([list(new), [one.state for one in new.values()], [*map(_coded, columns)]])
 
 
-def _storable(name: str, one: Known) -> bool:
+def _storable(name: str, one: Entry) -> bool:
     try:
         orjson.dumps([name, one.row])
     except TypeError:
