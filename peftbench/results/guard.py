@@ -24,7 +24,7 @@ class Busy(StoreError):
     """A run that another process holds."""
 
 
-def write_lock(lock: Path, owner: Owner) -> None:
+def write_lock(lock: Path, owner: Owner, *, synced: bool = True) -> None:
     """A new lock file that names a process; `StoreError` where it cannot be made."""
     try:
         with writing(lock):
@@ -35,7 +35,8 @@ def write_lock(lock: Path, owner: Owner) -> None:
                 with open(descriptor, "w", encoding="utf-8") as file:
                     file.write(owner.text())
                     file.flush()
-                    os.fsync(file.fileno())
+                    if synced:
+                        os.fsync(file.fileno())
             except OSError:  # such as a full disk
                 lock.unlink(missing_ok=True)
                 raise

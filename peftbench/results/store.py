@@ -159,13 +159,14 @@ class ResultsStore:
             ) from error
 
     @contextlib.contextmanager
-    def claim(self, run_id: str, method: str) -> Iterator[Path]:
+    def claim(self, run_id: str, method: str, *, brief: bool = False) -> Iterator[Path]:
         """Hold the run; `Busy` when a living process already does.
 
         Another process may have finished the run before this one got hold of it: look it up again
         inside the block. A lock whose process is gone is taken over; where that cannot be seen (a
         process on another host), it is taken over when its process has not touched the lock file,
-        which this yields, for `SILENT_SECONDS`: those who hold a lock touch it all the time.
+        which this yields, for `SILENT_SECONDS`: those who hold a lock touch it all the time. A
+        `brief` one, of milliseconds, is neither touched nor synchronised with the disk.
         """
         lock = self.path(method, run_id).with_suffix(".lock")
         owner = Owner.current()
@@ -176,9 +177,9 @@ class ResultsStore:
                     f"Run {run_id} of {method} is already running: {held or CUT_SHORT}. "
                     f"Wait for it, or delete {lock} if that process is gone."
                 )
-            write_lock(lock, owner)
+            write_lock(lock, owner, synced=not brief)
         try:
-            with beating(lock, owner):
+            with contextlib.nullcontext() if brief else beating(lock, owner):
                 yield lock
         finally:
             if os.getpid() == owner.pid and Owner.read(lock) == owner:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -26,12 +25,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from peftbench._version import __version__
 from peftbench.errors import StoreError
 from peftbench.results.arithmetic import arithmetic
-from peftbench.results.atomic import write_atomic
+from peftbench.results.barrier import MOST_FILES, MOST_WAITING, barrier
 from peftbench.results.bundles.contents import (
     CARD,
     EXTRA_NAME,
@@ -45,6 +44,7 @@ from peftbench.results.bundles.contents import (
     sha256_of,
     short,
 )
+from peftbench.results.disk import writing
 from peftbench.results.identity import run_id_of
 from peftbench.results.locks import temporary_tag
 from peftbench.results.predictions import UNREADABLE, predictions_of
@@ -106,8 +106,8 @@ def import_results(
             data = read_file(path, archive, name, index)
             if RECORD_NAME.fullmatch(name):
                 record = _record(path, data, name)
-                fates[name] = _fate(store, record)
-                records[name] = dataclasses.replace(record, history=[])  # most of its memory
+                fates[name] = _fate(store, record, data)
+                records[name] = record
         _check_extras(path, archive, index, records)
         _check_rows(path, read_file(path, archive, ROWS, index), list(records.values()))
         clashes = [name for name, fate in fates.items() if fate == "conflict"]
@@ -116,10 +116,9 @@ def import_results(
         added = [name for name, fate in fates.items() if fate == "new"]
         if added and not dry_run:
             with _staging(store) as folder:
-                for name in added:
-                    for member in (*_extras(index, name), name):
-                        data = read_file(path, archive, member, index)
-                        _stage(path, folder, member, data)
+                members = [member for name in added for member in (*_extras(index, name), name)]
+                read = partial(read_file, path, archive, index=index)
+                _stage(path, folder, {member: partial(read, member) for member in members})
                 _move_in(store, folder, [records[name] for name in added])
     ids = {name: record.run_id for name, record in records.items()}
     return Imported(
@@ -131,9 +130,12 @@ def import_results(
 
 
 def _record(path: Path, data: bytes, name: str) -> RunRecord:
-    """The record in one file of the bundle, which fits its name and its run id."""
+    """The record in one file of the bundle, which fits its name and its run id.
+
+    Without its epochs, which are most of its memory; they are checked.
+    """
     try:
-        record = RunRecord.from_json(data.decode())
+        record = RunRecord.from_json(data.decode(), history=False)
         if not 1 <= record.schema <= SCHEMA:
             raise ValueError(
                 f"its schema is {record.schema}, and peftbench {__version__} knows 1 to "
@@ -245,12 +247,12 @@ def _check_rows(path: Path, data: bytes, records: Sequence[RunRecord]) -> None:
         raise StoreError(f"{path} was altered: {ROWS} does not say what its records say.")
 
 
-def _fate(store: ResultsStore, record: RunRecord) -> str:
+def _fate(store: ResultsStore, record: RunRecord, data: bytes) -> str:
     """`new`, `present`, `kept` or `conflict`, by the record of the run that is here already."""
     here = store.get(record.run_id, method_of(record))
     if here is None:
         return "new"
-    if _told(here) == _told(record):
+    if _told(here) == _told(RunRecord.from_json(data)):
         return "present"
     if here.status is Status.OK and record.status is Status.OK:
         return "conflict"
@@ -292,15 +294,28 @@ def _extras(index: Mapping[str, Any], record_name: str) -> list[str]:
     return [f"{folder}/{name}" for name in (CARD, PREDICTIONS) if f"{folder}/{name}" in index]
 
 
-def _stage(path: Path, folder: Path, name: str, data: bytes) -> None:
-    try:
-        write_atomic(folder / name, partial(_write, data))
-    except StoreError as error:
-        reason = getattr(error.__cause__, "strerror", None) or str(error)
-        raise StoreError(
-            f"{path} is not imported, none of its runs: {short(name)} cannot be written to "
-            f"{folder.parent}: {reason}."
-        ) from error
+def _stage(path: Path, folder: Path, files: Mapping[str, Callable[[], bytes]]) -> None:
+    """Write files into the staging folder; all of them are on the disk when this returns."""
+    waiting: list[Path] = []
+    size = 0
+    for number, (name, read) in enumerate(files.items(), 1):
+        data, target = read(), folder / name
+        size += len(data)
+        waiting.append(target)
+        try:
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(target, "xb") as file:
+                    file.write(data)
+                if len(waiting) == MOST_FILES or size >= MOST_WAITING or number == len(files):
+                    barrier(waiting)
+                    waiting, size = [], 0
+        except StoreError as error:
+            reason = getattr(error.__cause__, "strerror", None) or str(error)
+            raise StoreError(
+                f"{path} is not imported, none of its runs: {short(name)} cannot be written to "
+                f"{folder.parent}: {reason}."
+            ) from error
 
 
 @contextmanager
@@ -326,14 +341,16 @@ def _staging(store: ResultsStore) -> Iterator[Path]:
 def _move_in(store: ResultsStore, folder: Path, records: Sequence[RunRecord]) -> None:
     """Put staged runs where they belong; whatever goes wrong, what was there before is there again.
 
-    The record of a run comes last: one that is here has all its files.
+    The record of a run comes last: one that is here has all its files. They are there to stay when
+    this returns.
     """
     undo: list[Callable[[], object]] = []
+    touched = {store.root, store.root.parent}
     try:
         for number, record in enumerate(records):
             method, run_id = method_of(record), record.run_id
             staged = folder / "runs" / method
-            with store.claim(run_id, method):
+            with store.claim(run_id, method, brief=True):
                 artefacts = store.artefacts(record)
                 new = artefacts if not artefacts.exists() else None
                 if new is not None:
@@ -342,8 +359,10 @@ def _move_in(store: ResultsStore, folder: Path, records: Sequence[RunRecord]) ->
                 moves.append((staged / f"{run_id}.json", store.path(method, run_id)))
                 for source, target in moves:
                     if source.is_file():
+                        touched |= {target.parent, target.parent.parent}
                         before = folder / "before" / f"{number}-{target.name}"
                         _replace(source, target, before, undo)
+        barrier([], [store.runs, *sorted(touched)])
     except BaseException:
         for step in reversed(undo):
             with contextlib.suppress(OSError):
@@ -381,7 +400,3 @@ def _remove_empty(root: Path) -> None:
             (runs / ".store.lock").unlink(missing_ok=True)
     for folder in (runs, root):
         _rmdir(folder)
-
-
-def _write(data: bytes, file: IO[bytes]) -> None:
-    file.write(data)
