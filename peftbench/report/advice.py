@@ -12,9 +12,11 @@ from peftbench.report.verdict import seeds_it_would_take
 from peftbench.report.view import View
 from peftbench.report.words import counted, scaled
 from peftbench.results.frame import select
-from peftbench.statistics import best, scores
+from peftbench.statistics import ranks, scores
+from peftbench.statistics.best import Best
 from peftbench.statistics.coverage import describe
-from peftbench.statistics.intervals import DATASETS, SEEDS, Interval, mean_interval
+from peftbench.statistics.intervals import Interval, mean_interval
+from peftbench.statistics.leaders import leaders
 
 FEW_SEEDS = 3  # with fewer, one lucky seed decides
 
@@ -121,8 +123,8 @@ def _advice(runs: pd.DataFrame, budget: Budget, remarks: Sequence[str]) -> Advic
             within.append(one)
     within.sort(key=lambda one: (-one.interval.estimate, one.label))
     rows = kept[kept["label"].isin([one.label for one in within])]
-    leaders = best.not_distinguishable(rows, over=SEEDS)
-    members = set(leaders.members) if leaders else set()
+    leading = leaders(rows)
+    members = set(leading.members) if leading else set()
     front = {one.label for one in unbeaten(within, list(budget.limits()) or ["params"])}
     return Advice(
         heading=str(runs["heading"].iloc[0]),
@@ -133,7 +135,7 @@ def _advice(runs: pd.DataFrame, budget: Budget, remarks: Sequence[str]) -> Advic
         dearer=tuple(x for x in within if x.label in members - front),
         worse=tuple(x for x in within if x.label not in members),
         refused=tuple(refused),
-        doubts=tuple([*remarks, *_doubts(rows, leaders, len(within))]),
+        doubts=tuple([*remarks, *_doubts(leading, len(within))]),
     )
 
 
@@ -166,8 +168,8 @@ def _over(one: Candidate, budget: Budget, device: str) -> str:
     return ""
 
 
-def _doubts(rows: pd.DataFrame, leaders: best.Best | None, within: int) -> list[str]:
-    if leaders is None:
+def _doubts(leading: Best | None, within: int) -> list[str]:
+    if leading is None:
         return []
     doubts = []
     if within == 1:
@@ -175,21 +177,21 @@ def _doubts(rows: pd.DataFrame, leaders: best.Best | None, within: int) -> list[
             "one method only is within the budget and has runs: nothing to compare it with"
         )
         return doubts
-    if leaders.seeds < FEW_SEEDS:
-        doubts.append(f"some method has {counted(leaders.seeds, 'seed')} only on a data set")
-    if not leaders.conclusive:
+    if leading.seeds < FEW_SEEDS:
+        doubts.append(f"some method has {counted(leading.seeds, 'seed')} only on a data set")
+    if not leading.conclusive:
         doubts.append(
             "so few runs cannot tell any two methods apart; the order may be luck. "
-            + seeds_it_would_take(leaders)
+            + seeds_it_would_take(leading)
         )
-    elif len(leaders.members) > 1:
+    elif len(leading.members) > 1:
         doubts.append(
-            f"{leaders.best} and {counted(len(leaders.members) - 1, 'other')} cannot be told "
-            "apart. " + seeds_it_would_take(leaders)
+            f"{leading.best} and {counted(len(leading.members) - 1, 'other')} cannot be told "
+            "apart. " + seeds_it_would_take(leading)
         )
-    new = best.not_distinguishable(rows, over=DATASETS)
-    if new is not None and not new.conclusive:
-        sets = counted(new.datasets, "data set")
+    pairs = within * (within - 1) // 2
+    if ranks.smallest_signed_rank_p(leading.datasets) * pairs > leading.alpha:
+        sets = counted(leading.datasets, "data set")
         doubts.append(f"{sets} cannot tell how {within} methods compare on others")
     return doubts
 
