@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peftbench.errors import ConfigError, DataError
-from peftbench.results.record import RunRecord, Status
+from peftbench.results.record import Status
+from peftbench.results.rows import NAMES, stored_rows
 from peftbench.results.store import ResultsStore
 from peftbench.spec import DatasetSpec
 from peftbench.untrusted import printable
+
+SHOWN = ("run_id", "status", "method", "backbone", "dataset", "seed")  # of a run, by column
 
 
 def text(what: str, results_dir: str, status: str | None, data_dir: str | None = None) -> str:
@@ -196,27 +199,15 @@ def _runs(results_dir: str, status: str | None) -> str:
     rows: list[tuple[object, ...]] = [
         ("RUN", "STATUS", "METHOD", "BACKBONE", "DATASET", "SEED", "")
     ]
-    scan = store.scan(history=False)
-    for record in scan.records:
-        if record.status not in wanted:
+    runs, broken = stored_rows(store)
+    for run in (dict(zip(NAMES, values, strict=True)) for values in runs):
+        if run["status"] not in wanted:
             continue
-        spec: dict[str, Any] = record.spec
-        where = store.artefacts(record) / "log.txt"
-        log = f" ({where})" if where.is_file() and str(where) not in (record.error or "") else ""
-        about = f"{record.error}{log}" if record.error else _score(record)
-        backbone = spec["backbone"]
-        rows.append(
-            (
-                record.run_id,
-                record.status,
-                spec["method"]["name"],
-                backbone.get("title") or backbone["name"],
-                spec["dataset"]["name"],
-                spec["seed"],
-                about,
-            )
+        shown = (
+            run[name] for name in ("run_id", "status", "method", "backbone", "dataset", "seed")
         )
-    for error in scan.broken:
+        rows.append((*shown, _outcome(store, run)))
+    for error in broken:
         rows.append(("?", "BROKEN", "", "", "", "", error))
     if len(rows) == 1:
         return f"no runs of that kind in {results_dir}\n"
@@ -235,7 +226,12 @@ def _wanted(status: str | None) -> set[Status]:
         raise ConfigError(f"Unknown status {status!r}. Use one of: {names}.") from e
 
 
-def _score(record: RunRecord) -> str:
-    if record.score is None:
+def _outcome(store: ResultsStore, run: Mapping[str, Any]) -> str:
+    """The score of a run, or why it has none and where its log is."""
+    if run["error"]:
+        where = store.artefacts((run["method"], run["run_id"])) / "log.txt"
+        there = where.is_file() and str(where) not in run["error"]
+        return f"{run['error']} ({where})" if there else run["error"]
+    if run["score"] is None:
         return ""
-    return f"{100 * record.score:.1f} % {record.split} {record.task.score.short}"
+    return f"{100 * run['score']:.1f} % {run['split']} {run['judged_by']}"

@@ -83,7 +83,7 @@ class _Sources:
     """Where a report comes from and goes to."""
 
     store: ResultsStore
-    scan: Scan
+    scan: Scan  # without records where rows are enough
     folder: Path
     everything: pd.DataFrame  # one row a run, also those that the conditions leave out
 
@@ -101,20 +101,20 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
     """
     from peftbench.report import papers
     from peftbench.report.view import Views
-    from peftbench.results.frame import committed, frame, public_table, select
+    from peftbench.results.frame import committed, public_table, select
 
     options = ReportOptions(where=tuple(where), **choices)
     root = Path(root)
     folder = root if options.out is None else Path(options.out)
     layouts = [] if options.experiment is None else papers.layouts(options.experiment)
     store = ResultsStore(root)
-    scan = store.scan()
+    scan, everything = _read(store, options)
     notes = [f"Unreadable: {error}" for error in scan.broken]
-    if not scan.records:
+    if everything.empty:
         command = f"-m experiments={layouts[0].experiment}" if layouts else "method=linear"
         hint = f"No runs in {root / 'runs'} yet. Run: peftbench run {command}"
         return Report("\n".join([*notes, hint]), broken=scan.broken)
-    sources = _Sources(store, scan, folder, frame(scan.records))
+    sources = _Sources(store, scan, folder, everything)
     chosen = public_table(select(sources.everything, where))
     matching = len(chosen)
     left_out: list[str] = []
@@ -137,6 +137,17 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
     text = front.text + printed
     text = _text(text, paths, notes) if options.style == "text" else text.rstrip("\n")
     return Report(text, paths, scan.broken)
+
+
+def _read(store: ResultsStore, options: ReportOptions) -> tuple[Scan, pd.DataFrame]:
+    """The records, as far as the parts of the report need more than their rows, and the rows."""
+    from peftbench.results.frame import frame, stored_frame
+
+    if options.experiment is None and set(options.parts) == {TABLES}:
+        table, broken = stored_frame(store)
+        return Scan((), tuple(broken)), table
+    scan = store.scan()
+    return scan, frame(scan.records)
 
 
 def _products(sources: _Sources, views: Views, options: ReportOptions) -> list[Product]:

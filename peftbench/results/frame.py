@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from peftbench.errors import ConfigError, StoreError
 from peftbench.registry import unknown_name
-from peftbench.results.columns import (
-    COLUMNS,
-    DTYPES,
-    EPOCH_COLUMNS,
-    METRICS,
-    ORDER,
-    array_of,
-    lines_of,
-)
-from peftbench.results.index import Row, rows_of
+from peftbench.results.arrays import array_of, lines_of
+from peftbench.results.columns import COLUMNS, DTYPES, EPOCH_COLUMNS, ORDER
+from peftbench.results.index import Row
 from peftbench.results.privacy import public_text
-from peftbench.results.record import Cost, RunRecord, Status, current, preferred
-from peftbench.results.settings import cached_settings_text, settings_text
+from peftbench.results.record import RunRecord, Status, current, preferred
+from peftbench.results.rows import NAMES, stored_rows, values_of
 from peftbench.results.store import ResultsStore, StoreWarning
 from peftbench.results.table_files import read_table, spell
 
@@ -41,15 +32,9 @@ __all__ = [
     "select",
 ]
 
-DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
 _AGAIN = "Write it again with `peftbench report`."
-REPORTED = ("test/", "val/", "last_epoch/")  # metrics of the data set itself; others are of shifts
-# which list of a few-shot set trains is not among them: it varies as the seed does
-DATA_SETTINGS = ("shots", "keep_repeats", "final_trains_on", "shifts")
-
-_COLUMN_VALUES = itemgetter(*DTYPES)
-_RUN_ID = itemgetter(list(DTYPES).index("run_id"))
-_ENDING = itemgetter(list(DTYPES).index("status"), list(DTYPES).index("finished"))
+_RUN_ID = itemgetter(NAMES.index("run_id"))
+_ENDING = itemgetter(NAMES.index("status"), NAMES.index("finished"))
 
 
 def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
@@ -59,21 +44,26 @@ def frame(source: ResultsStore | Iterable[RunRecord]) -> pd.DataFrame:
     gives a `StoreWarning` for each broken file.
     """
     if isinstance(source, ResultsStore):
-        rows, broken = rows_of(source, tuple(DTYPES), _values)
+        table, broken = stored_frame(source)
         for error in broken:
             warnings.warn(str(error), StoreWarning, stacklevel=2)
-        return _table(_current(rows))
-    return _table(map(_values, current(source)))
+        return table
+    return _table(map(values_of, current(source)))
+
+
+def stored_frame(store: ResultsStore) -> tuple[pd.DataFrame, list[StoreError]]:
+    """The frame of a store, and an error for each broken file."""
+    rows, broken = stored_rows(store)
+    return _table(_current(rows)), broken
 
 
 def _table(rows: Iterable[Row]) -> pd.DataFrame:
     """One row each, with the names and dtypes of `COLUMNS`, in the order of `ORDER`."""
-    values = list(zip(*rows, strict=True)) or [()] * len(DTYPES)
-    columns = zip(DTYPES.items(), values, strict=True)
+    values = dict(zip(NAMES, zip(*rows, strict=True), strict=False))  # none where no row is
     table = pd.DataFrame(
         {
-            name: array_of(column, dtype, lines_of if name == "error" else None)
-            for (name, dtype), column in columns
+            name: array_of(values.get(name, ()), dtype, lines_of if name == "error" else None)
+            for name, dtype in DTYPES.items()
         }
     )
     return table.sort_values(list(ORDER), kind="stable", ignore_index=True)
@@ -197,106 +187,3 @@ def _current(rows: Sequence[Row]) -> Sequence[Row]:
 
 def _preference(row: Row) -> tuple[bool, bool, str]:
     return preferred(*_ENDING(row))
-
-
-def _values(record: RunRecord) -> Row:
-    """The plain values of the columns, in their order."""
-    return tuple(_COLUMN_VALUES(_row(record)))
-
-
-def _row(record: RunRecord) -> dict[str, Any]:
-    spec, parameters, cost, origin = (
-        record.spec,
-        record.parameters,
-        record.cost,
-        record.provenance,
-    )
-    method, backbone, dataset, recipe = (
-        _mapping(spec.get(key)) for key in ("method", "backbone", "dataset", "recipe")
-    )
-    metrics = {name: record.reported(name) for name in METRICS}
-    versions = origin.versions if origin else {}
-    tuning = _mapping(record.tuning)
-    return {
-        "schema": record.schema,
-        "run_id": record.run_id,
-        "status": str(record.status),
-        "error": record.error,
-        "method": method.get("name"),
-        "method_version": method.get("version"),
-        "hyperparameters": cached_settings_text(_mapping(method.get("hyperparameters"))),
-        "backbone": backbone.get("title") or backbone.get("name"),
-        "backbone_tag": _tag(backbone),
-        "dataset": dataset.get("name"),
-        "suite": dataset.get("suite"),
-        "suite_version": dataset.get("suite_version"),
-        "group": dataset.get("group"),
-        "shots": dataset.get("shots"),
-        "seed": spec.get("seed"),
-        "phase": spec.get("phase"),
-        "protocol": _mapping(spec.get("protocol")).get("name") or DEFAULT_PROTOCOL,
-        "recipe": recipe.get("name"),
-        "recipe_settings": cached_settings_text({k: v for k, v in recipe.items() if k != "name"}),
-        "epochs": recipe.get("epochs"),
-        "lr": recipe.get("lr"),
-        "weight_decay": recipe.get("weight_decay"),
-        "batch_size": recipe.get("batch_size"),
-        "preprocessing": cached_settings_text(_mapping(spec.get("preprocessing"))),
-        "image_size": backbone.get("image_size"),
-        "drop_path": backbone.get("drop_path"),
-        "precision": spec.get("precision"),
-        "selection": record.selection,
-        "selected_epoch": record.selected_epoch,
-        "top1_last": record.metrics.get("last_epoch/top1"),
-        "tuner": tuning.get("tuner"),
-        "trials": tuning.get("trials"),
-        "trial_epochs": tuning.get("epochs"),
-        "split": record.split,
-        **metrics,
-        "params_method": parameters and parameters.method,
-        "params_head": parameters and parameters.head,
-        "params_unfrozen": parameters and parameters.unfrozen,
-        "params_backbone": parameters and parameters.backbone,
-        "params_tuned": parameters and parameters.method + parameters.unfrozen,
-        "stored_bytes": parameters and parameters.stored_bytes,
-        **_cost(cost),
-        "merge_max_logit_diff": _mapping(record.merge).get("max_logit_difference"),
-        "backbone_sha256": origin and origin.backbone_sha256,
-        "manifest": (origin and origin.data.get("manifest")) or dataset.get("manifest"),
-        "train_images": origin and origin.data.get("train_images"),
-        "classes": origin and origin.data.get("classes"),
-        "git_commit": origin and origin.git_commit,
-        "git_dirty": origin and origin.git_dirty,
-        "peftbench": origin and origin.peftbench,
-        "torch": versions.get("torch"),
-        "timm": versions.get("timm"),
-        "host": origin and origin.host,
-        "limit": dataset.get("limit"),
-        "data_settings": settings_text({k: dataset[k] for k in DATA_SETTINGS if k in dataset}),
-        "shift_metrics": settings_text(
-            {k: v for k, v in record.metrics.items() if not k.startswith(REPORTED)}
-        ),
-        "started": record.started,
-        "finished": record.finished,
-    }
-
-
-def _cost(cost: Cost | None) -> dict[str, Any]:
-    return {f.name: cost and getattr(cost, f.name) for f in dataclasses.fields(Cost)}
-
-
-def _tag(backbone: Mapping[str, Any]) -> str | None:
-    """Exact weights that were asked for, as one text."""
-    name = backbone.get("name")
-    if backbone.get("checkpoint"):
-        return f"{name} (file {str(backbone.get('checkpoint_sha256', ''))[:8]})"
-    if backbone.get("pretrained") is False:
-        return f"{name} (random, seed {backbone.get('seed', 0)})"
-    return name
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-# The four see a million values of a large store, so the usual case comes first.

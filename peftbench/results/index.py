@@ -26,6 +26,7 @@ from peftbench.results.atomic import write_atomic
 from peftbench.results.locks import time_at
 from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore, read, uncollected
+from peftbench.tasks import TASKS
 from peftbench.untrusted import read_bounded
 
 FEWEST = 50  # files; fewer are read in a hundredth of a second
@@ -150,7 +151,7 @@ def _loaded(place: Path, names: Sequence[str]) -> dict[str, Entry]:
 
 def _head(body: bytes, place: Path, names: Sequence[str]) -> str:
     """Hash of a body, and of what it is the index of."""
-    digest = hashlib.sha256(" ".join([place.stem, _code(), *names]).encode())
+    digest = hashlib.sha256(" ".join([place.stem, _code(), *sorted(TASKS), *names]).encode())
     digest.update(body)
     return digest.hexdigest()
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from peftbench.results.arrays import array_of, lines_of
 from peftbench.results.atomic import write_atomic
-from peftbench.results.columns import DTYPES, array_of, lines_of
+from peftbench.results.columns import DTYPES
 from peftbench.untrusted import guarded, unguarded
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from peftbench import report
+from peftbench.cli import listing
 from peftbench.results import index
 from peftbench.results.frame import frame
 from peftbench.results.record import RunRecord, Status
@@ -80,6 +82,27 @@ def test_all_files_are_read_once_and_then_none(store, reads):
     assert read_by(reads, store) == IDS
     assert read_by(reads, store) == []
     assert read_by(reads, ResultsStore(store.root)) == []
+
+
+def test_lists_and_tables_of_a_folder_that_was_read_read_no_record(store, reads, make_record):
+    failed = make_record(IDS[3], status=Status.ERROR, error="boom", metrics={})
+    store.add(failed, replace=True)
+    first = listing.text("runs", str(store.root), None)
+    assert reads == IDS
+    assert [line.split()[:2] for line in first.splitlines()] == [
+        ["RUN", "STATUS"],
+        *([run_id, "OK"] for run_id in IDS[:3]),
+        [IDS[3], "ERROR"],
+    ]
+    assert first.splitlines()[1].endswith("50.0 % test top-1")
+    assert first.splitlines()[4].endswith("boom")
+    reads.clear()
+    assert listing.text("runs", str(store.root), None) == first
+    built = report.build(store.root, parts=[report.TABLES])
+    assert reads == [] and "lora" in built.text
+    assert built.text == report.build(store.root, parts=[report.TABLES, report.PAGE]).text.replace(
+        f"\n  {store.root / 'report.html'}", ""
+    )
 
 
 def test_a_replaced_record_alone_is_read_again(store, reads, make_record):

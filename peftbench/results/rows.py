@@ -1,0 +1,132 @@
+"""The row of a record in the table of runs, as plain values and without pandas."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any
+
+from peftbench.errors import StoreError
+from peftbench.results.columns import DTYPES, METRICS
+from peftbench.results.index import Row, rows_of
+from peftbench.results.record import Cost, RunRecord
+from peftbench.results.settings import cached_settings_text, settings_text
+from peftbench.results.store import ResultsStore
+
+# of the values of a row: beside the columns, what the run is judged by, and the name of that
+NAMES = (*DTYPES, "score", "judged_by")
+DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
+REPORTED = ("test/", "val/", "last_epoch/")  # metrics of the data set itself; others are of shifts
+# which list of a few-shot set trains is not among them: it varies as the seed does
+DATA_SETTINGS = ("shots", "keep_repeats", "final_trains_on", "shifts")
+
+_IN_ORDER = itemgetter(*NAMES)
+
+
+def stored_rows(store: ResultsStore) -> tuple[list[Row], list[StoreError]]:
+    """The values of `NAMES` of every readable record, and an error for each broken file."""
+    return rows_of(store, NAMES, values_of)
+
+
+def values_of(record: RunRecord) -> Row:
+    """The values of `NAMES` of a record."""
+    return tuple(_IN_ORDER(_row(record)))
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    """The plain values of `NAMES`."""
+    spec, parameters, cost, origin = (
+        record.spec,
+        record.parameters,
+        record.cost,
+        record.provenance,
+    )
+    method, backbone, dataset, recipe = (
+        _mapping(spec.get(key)) for key in ("method", "backbone", "dataset", "recipe")
+    )
+    metrics = {name: record.reported(name) for name in METRICS}
+    versions = origin.versions if origin else {}
+    tuning = _mapping(record.tuning)
+    return {
+        "schema": record.schema,
+        "run_id": record.run_id,
+        "status": str(record.status),
+        "error": record.error,
+        "method": method.get("name"),
+        "method_version": method.get("version"),
+        "hyperparameters": cached_settings_text(_mapping(method.get("hyperparameters"))),
+        "backbone": backbone.get("title") or backbone.get("name"),
+        "backbone_tag": _tag(backbone),
+        "dataset": dataset.get("name"),
+        "suite": dataset.get("suite"),
+        "suite_version": dataset.get("suite_version"),
+        "group": dataset.get("group"),
+        "shots": dataset.get("shots"),
+        "seed": spec.get("seed"),
+        "phase": spec.get("phase"),
+        "protocol": _mapping(spec.get("protocol")).get("name") or DEFAULT_PROTOCOL,
+        "recipe": recipe.get("name"),
+        "recipe_settings": cached_settings_text({k: v for k, v in recipe.items() if k != "name"}),
+        "epochs": recipe.get("epochs"),
+        "lr": recipe.get("lr"),
+        "weight_decay": recipe.get("weight_decay"),
+        "batch_size": recipe.get("batch_size"),
+        "preprocessing": cached_settings_text(_mapping(spec.get("preprocessing"))),
+        "image_size": backbone.get("image_size"),
+        "drop_path": backbone.get("drop_path"),
+        "precision": spec.get("precision"),
+        "selection": record.selection,
+        "selected_epoch": record.selected_epoch,
+        "top1_last": record.metrics.get("last_epoch/top1"),
+        "tuner": tuning.get("tuner"),
+        "trials": tuning.get("trials"),
+        "trial_epochs": tuning.get("epochs"),
+        "split": record.split,
+        **metrics,
+        "params_method": parameters and parameters.method,
+        "params_head": parameters and parameters.head,
+        "params_unfrozen": parameters and parameters.unfrozen,
+        "params_backbone": parameters and parameters.backbone,
+        "params_tuned": parameters and parameters.method + parameters.unfrozen,
+        "stored_bytes": parameters and parameters.stored_bytes,
+        **_cost(cost),
+        "merge_max_logit_diff": _mapping(record.merge).get("max_logit_difference"),
+        "backbone_sha256": origin and origin.backbone_sha256,
+        "manifest": (origin and origin.data.get("manifest")) or dataset.get("manifest"),
+        "train_images": origin and origin.data.get("train_images"),
+        "classes": origin and origin.data.get("classes"),
+        "git_commit": origin and origin.git_commit,
+        "git_dirty": origin and origin.git_dirty,
+        "peftbench": origin and origin.peftbench,
+        "torch": versions.get("torch"),
+        "timm": versions.get("timm"),
+        "host": origin and origin.host,
+        "limit": dataset.get("limit"),
+        "data_settings": settings_text({k: dataset[k] for k in DATA_SETTINGS if k in dataset}),
+        "shift_metrics": settings_text(
+            {k: v for k, v in record.metrics.items() if not k.startswith(REPORTED)}
+        ),
+        "started": record.started,
+        "finished": record.finished,
+        "score": record.score,
+        "judged_by": record.task.score.short,
+    }
+
+
+def _cost(cost: Cost | None) -> dict[str, Any]:
+    return {f.name: cost and getattr(cost, f.name) for f in dataclasses.fields(Cost)}
+
+
+def _tag(backbone: Mapping[str, Any]) -> str | None:
+    """Exact weights that were asked for, as one text."""
+    name = backbone.get("name")
+    if backbone.get("checkpoint"):
+        return f"{name} (file {str(backbone.get('checkpoint_sha256', ''))[:8]})"
+    if backbone.get("pretrained") is False:
+        return f"{name} (random, seed {backbone.get('seed', 0)})"
+    return name
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
