@@ -20,6 +20,7 @@ import signal
 import sys
 from typing import IO, Any
 
+from peftbench.errors import ConfigError
 from peftbench.results.disk import full_number
 from peftbench.sweep.queues.processes import STOP_SECONDS, die_with, end_group
 
@@ -35,9 +36,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print must not look like a reply
 
-    import peftbench.config.build
-    import peftbench.run.experiment  # noqa: F401 - what every job needs; 6 s of one core
-
+    warm_up()
     _reply(replies, ready=os.getpid())
     unread = b""
     while True:
@@ -50,6 +49,16 @@ def main() -> None:
         _reply(replies, started=pid)
         status = _wait(pid, requests)
         _reply(replies, exited=status)
+
+
+def warm_up() -> None:
+    """Load what every job needs, so that no job does: 5 s of one core."""
+    import peftbench.config.build
+    import peftbench.run.measure  # with torch and timm
+    from peftbench.sweep.launchers.register import register
+
+    with contextlib.suppress(ConfigError):  # of an installed package; every job tells of it
+        register()
 
 
 def _run_jobs(jobs: list[dict[str, Any]], replies: IO[str], requests: int) -> None:

@@ -107,3 +107,12 @@ def test_what_builds_a_model_is_seen_to_load_it() -> None:
     code = "import sys, peftbench.methods as m; m.apply; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_a_slot_of_a_sweep_loads_the_model_libraries_before_it_takes_a_job() -> None:
+    code = (
+        "import sys; from peftbench.cli import server; server.warm_up(); "
+        "print(sorted({'torch', 'timm', 'hydra', 'peftbench.run.keep'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['hydra', 'peftbench.run.keep', 'timm', 'torch']\n"
