@@ -54,7 +54,7 @@ def main() -> None:
 def warm_up() -> None:
     """Load what every job needs, so that no job does: 5 s of one core."""
     import peftbench.config.build
-    import peftbench.run.measure  # with torch and timm
+    import peftbench.run.measure  # noqa: F401 - with torch and timm
     from peftbench.sweep.launchers.register import register
 
     with contextlib.suppress(ConfigError):  # of an installed package; every job tells of it
