@@ -52,13 +52,17 @@ def main() -> None:
 
 
 def warm_up() -> None:
-    """Load what every job needs, so that no job does: 5 s of one core."""
+    """Load and read what every job needs, so that no job does: 5 s of one core."""
     import peftbench.config.build
     import peftbench.run.measure  # noqa: F401 - with torch and timm
+    from peftbench.cli.hydra import GROUPS
+    from peftbench.config.choices import only_ours, read_group
     from peftbench.sweep.launchers.register import register
 
     with contextlib.suppress(ConfigError):  # of an installed package; every job tells of it
         register()
+        for group in GROUPS if only_ours() else ():  # what others write may change meanwhile
+            read_group(group)
 
 
 def _run_jobs(jobs: list[dict[str, Any]], replies: IO[str], requests: int) -> None:

@@ -45,6 +45,13 @@ def group_dirs(group: str) -> list[Path]:
     return [folder / group for folder in config_dirs() if os.path.isdir(folder / group)]
 
 
+def only_ours() -> bool:
+    """Whether all that can be chosen comes with peftbench."""
+    ours = config_dir()
+    experiments = {folder.parent for folder in group_dirs("experiments")}
+    return config_dirs() == [ours] and experiments <= {ours.parent}
+
+
 def method_of(choice: str) -> str:
     """The method that a choice is a row of: "mlp" of "mlp/5"; else the choice itself."""
     return choice.partition("/")[0]

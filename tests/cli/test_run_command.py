@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from support.tiny_runs import QUICK
 from torch import nn
 
 from peftbench import __version__
+from peftbench.cli.hydra import is_one_run
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import measure
@@ -232,3 +234,27 @@ def test_every_command_has_help(cli, command: str) -> None:
 def test_the_help_of_hydra_is_refused_at_once_and_says_where_the_options_are(cli) -> None:
     refused = cli("run", "--hydra-help")
     assert refused.status == 2 and "`peftbench run --help` has the options" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "one"),
+    [
+        (("seed=1",), True),
+        (("method=lora", "experiments=mini"), True),
+        (("-m", "seed=1"), False),
+        (("--cfg", "job"), False),
+        (("--config-dir", "more", "seed=1"), False),
+        (("hydra.mode=MULTIRUN",), False),
+        (("+hydra.job.chdir=true",), False),
+    ],
+)
+def test_what_is_one_run_for_sure_is_composed_once(
+    work: Path, arguments: tuple[str, ...], one: bool
+) -> None:
+    assert is_one_run(get_args_parser().parse_args(arguments)) is one
+
+
+@pytest.mark.parametrize("folder", ["conf", "experiments"])
+def test_a_configuration_of_somebody_else_may_ask_for_many_runs(work: Path, folder: str) -> None:
+    (work / folder).mkdir()
+    assert not is_one_run(get_args_parser().parse_args(["seed=1"]))
