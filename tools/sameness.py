@@ -59,6 +59,10 @@ VARYING = {
     "provenance.git_commit": "the commit",
     "provenance.git_dirty": "the commit",
 }
+# What a record has or lacks by chance: whether a like run was timed before it, on a calm machine.
+PASSING = "cost.latency_measured"
+DISTURBED = re.compile(r"(?:step_ms|latency|merged latency): disturbed, ")
+
 # The page leaves out runs on a part of the images, so the reported copies do not say they are such.
 LIMIT = "spec.dataset.limit"
 
@@ -95,7 +99,13 @@ def normalised(record: Mapping[str, Any]) -> dict[str, Any]:
 def _normalised(value: Any, path: str, run_id: str) -> Any:
     if isinstance(value, Mapping):
         below = f"{path}." if path else ""
-        return {key: _normalised(item, f"{below}{key}", run_id) for key, item in value.items()}
+        return {
+            key: _normalised(item, f"{below}{key}", run_id)
+            for key, item in value.items()
+            if below + key != PASSING
+        }
+    if path == "notes":
+        return [note for note in value if not DISTURBED.match(note)]
     if isinstance(value, list):
         return [_normalised(item, f"{path}.{i}", run_id) for i, item in enumerate(value)]
     if any(fnmatchcase(path, pattern) for pattern in VARYING):

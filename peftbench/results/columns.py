@@ -62,11 +62,14 @@ COLUMNS = (
     Column("stored_bytes", "Int64", "size of the file that holds one tuned task"),
     Column("train_images_per_second", "Float64", "throughput of training"),
     Column("step_ms", "Float64", "median duration of a training step after warm-up"),
-    Column("latency_ms_batch1", "Float64", "inference of one image, as trained"),
+    Column(
+        "latency_ms_batch1", "Float64", "inference of one image, as trained"
+    ),
     Column("latency_ms_batch", "Float64", "inference of latency_batch_size images, as trained"),
     Column("latency_batch_size", "Int64", "images of that batch"),
     Column("merged_latency_ms_batch1", "Float64", "inference of one image, after merging"),
     Column("merged_latency_ms_batch", "Float64", "inference of the batch, after merging"),
+    Column("latency_measured", "string", "when another run measured these four, ISO 8601, UTC"),
     Column("forward_gmacs", "Float64", "1e9 multiply-adds of one image"),
     Column("peak_bytes", "Int64", "device memory on a GPU, resident set on a CPU"),
     Column("seconds_load", "Float64", "wall time of loading"),

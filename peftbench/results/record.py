@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from peftbench.canonical import declared, later
 from peftbench.errors import StoreError
 from peftbench.results.validation import check_record
 from peftbench.spec import SPLIT_OF_PHASE
@@ -76,6 +77,8 @@ class Cost:
     seconds_total: float | None = None
     processes: int = 1  # that trained together
     resumed: int = 0  # times that the training was taken up from a checkpoint
+    # when latencies that another run measured were (ISO 8601, UTC), the oldest of them
+    latency_measured: str | None = later(None)
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,10 @@ class RunRecord:
 
     def to_json(self) -> str:
         """Indented JSON; floats keep every digit, non-finite values become null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
+        raw = dataclasses.asdict(self)
+        if self.cost is not None:
+            raw["cost"] = declared(self.cost)
+        return json.dumps(_finite(raw), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, history: bool = True) -> RunRecord:

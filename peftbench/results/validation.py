@@ -69,6 +69,7 @@ def check_record(raw: Mapping[str, Any], kind: Any, epoch: Any) -> None:
     _check_numbers(raw)
     for name in ("started", "finished"):
         _check_time(raw.get(name) or "", name)
+    _check_time((raw.get("cost") or {}).get("latency_measured") or "", "cost.latency_measured")
 
 
 def check_plain(value: Any) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from peftbench.run.timing import Clock, disturbance
 from peftbench.training.device import Compute, autocast, synchronise
 
 LATENCY_BATCH = 64
@@ -20,9 +21,17 @@ MAX_RUNS = 30
 BUDGET_SECONDS = 0.5  # of timed runs for one latency
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Repetitions of one forward pass."""
+
+    seconds: list[float]
+    disturbed: str | None  # by what, in a few words
+
+
 @torch.inference_mode()
-def latency_ms(model: nn.Module, batch_size: int, image_size: int, compute: Compute) -> float:
-    """Median milliseconds of one forward pass on random images, after a warm-up."""
+def time_forward(model: nn.Module, batch_size: int, image_size: int, compute: Compute) -> Timed:
+    """Forward passes on random images, after a warm-up."""
     model.eval()
     x = torch.randn(batch_size, 3, image_size, image_size, device=compute.device)
     runs: list[float] = []
@@ -30,12 +39,19 @@ def latency_ms(model: nn.Module, batch_size: int, image_size: int, compute: Comp
         for _ in range(WARMUP_RUNS):
             model(x)
         synchronise(compute.device)
+        before = clock(compute.device)
         while len(runs) < MAX_RUNS and (len(runs) < 3 or sum(runs) < BUDGET_SECONDS):
             tick = time.perf_counter()
             model(x)
             synchronise(compute.device)
             runs.append(time.perf_counter() - tick)
-    return statistics.median(runs) * 1e3
+        after = clock(compute.device)
+    return Timed(runs, disturbance(runs, before, after, torch.get_num_threads()))
+
+
+def clock(device: torch.device) -> Clock | None:
+    """The clocks that tell what else this machine does; `None` of a GPU."""
+    return Clock.now() if device.type == "cpu" else None
 
 
 def forward_gmacs(model: nn.Module, image_size: int, weightless: Callable[..., nn.Module]) -> float:

@@ -15,6 +15,7 @@ from peftbench.config.limits import check_threads
 from peftbench.errors import StoreError
 from peftbench.loggers.guard import Guard
 from peftbench.results import told
+from peftbench.results.latencies import Latencies
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run.ending import (
@@ -63,7 +64,8 @@ def run(
     """The record of `spec`: the stored one if it is settled, else that of a new run.
 
     An exception inside the run becomes the status of the record, never a gap in the table. What
-    `logger` does changes neither; it hears of new runs only. Where the environment names several
+    `logger` does changes neither; it hears of new runs only. With `force` neither a stored record
+    nor a latency that another run measured counts. Where the environment names several
     processes, this is the one that leads; the others call `run_worker`.
     """
     logger = Guard(None) if logger is None else logger
@@ -72,7 +74,7 @@ def run(
     if stored is not None and world.is_single:
         return stored
     check(spec, options.device, options.threads)
-    from peftbench.run.measure import measure_run
+    from peftbench.run.measure import Watching, measure_run
 
     store.check_writable()
     device = _device(world, options)
@@ -96,9 +98,9 @@ def run(
                 with recording(pending, store):
                     compute = _compute(spec, device, world, options)
                     checkpoints = options.saving.to(state, world)
-                    measure_run(
-                        pending, scratch, compute, checkpoints, options.progress, logger.epoch
-                    )
+                    watching = Watching(options.progress, logger.epoch)
+                    known = Latencies(store.root, renew=force)
+                    measure_run(pending, scratch, compute, checkpoints, watching, known)
                     _move(scratch.artefacts(key), artefacts)
                 _explain(pending, scratch, world)
                 record = pending.record()
@@ -116,7 +118,7 @@ def run_worker(spec: RunSpec, store: ResultsStore, options: RunOptions = DEFAULT
     """
     world = from_environment()
     check(spec, options.device, options.threads)
-    from peftbench.run.measure import measure_run
+    from peftbench.run.measure import Watching, measure_run
 
     device = _device(world, options)
     try:
@@ -127,7 +129,8 @@ def run_worker(spec: RunSpec, store: ResultsStore, options: RunOptions = DEFAULT
         with reporting(scratch.root, world, spec):
             pending = PendingRecord(spec, started=now())
             compute = _compute(spec, device, world, options)
-            measure_run(pending, scratch, compute, checkpoints, False, lambda row: None)
+            known = Latencies(store.root)
+            measure_run(pending, scratch, compute, checkpoints, Watching(), known)
     finally:
         leave(world)
 

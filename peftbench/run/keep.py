@@ -14,11 +14,13 @@ from peftbench.artefacts import task_file
 from peftbench.backbones.describe import weightless_copy
 from peftbench.backbones.load import load
 from peftbench.errors import NotMergeable, WeightsError
+from peftbench.results.latencies import Latencies
 from peftbench.results.record import Cost
 from peftbench.results.store import ResultsStore
 from peftbench.run import cost
 from peftbench.run.bench import Bench, attach
 from peftbench.run.ending import PendingRecord
+from peftbench.run.latency import Found, latency_of
 from peftbench.spec import RunSpec
 from peftbench.tasks import ImageRows, Task
 from peftbench.training.evaluate import predict
@@ -59,15 +61,18 @@ def keep(pending: PendingRecord, bench: Bench, store: ResultsStore) -> Kept:
     return kept
 
 
-def time_tuned(bench: Bench, spent: Cost) -> Cost:
+def time_tuned(pending: PendingRecord, bench: Bench, known: Latencies, spent: Cost) -> Cost:
     """`spent` with the latencies and multiply-adds of the model as it was trained."""
-    model, size = bench.tuned.model, bench.backbone.image_size
+    model = bench.tuned.model
+    found = latency_of(model, bench, known, merged=False)
+    _note(pending, "latency", found)
     return dataclasses.replace(
         spent,
-        latency_ms_batch1=cost.latency_ms(model, 1, size, bench.compute),
-        latency_ms_batch=cost.latency_ms(model, cost.LATENCY_BATCH, size, bench.compute),
+        latency_ms_batch1=found.latency.one_ms,
+        latency_ms_batch=found.latency.batch_ms,
         latency_batch_size=cost.LATENCY_BATCH,
-        forward_gmacs=cost.forward_gmacs(model, size, weightless_copy),
+        latency_measured=found.since,
+        forward_gmacs=cost.forward_gmacs(model, bench.backbone.image_size, weightless_copy),
     )
 
 
@@ -94,14 +99,23 @@ def merge(pending: PendingRecord, bench: Bench, kept: Kept) -> nn.Module | None:
     return merged
 
 
-def time_merged(merged: nn.Module, bench: Bench, spent: Cost) -> Cost:
+def time_merged(
+    pending: PendingRecord, bench: Bench, known: Latencies, merged: nn.Module, spent: Cost
+) -> Cost:
     """`spent` with the latencies of the merged model."""
-    size = bench.backbone.image_size
+    found = latency_of(merged, bench, known, merged=True)
+    _note(pending, "merged latency", found)
     return dataclasses.replace(
         spent,
-        merged_latency_ms_batch1=cost.latency_ms(merged, 1, size, bench.compute),
-        merged_latency_ms_batch=cost.latency_ms(merged, cost.LATENCY_BATCH, size, bench.compute),
+        merged_latency_ms_batch1=found.latency.one_ms,
+        merged_latency_ms_batch=found.latency.batch_ms,
+        latency_measured=min(filter(None, (spent.latency_measured, found.since)), default=None),
     )
+
+
+def _note(pending: PendingRecord, what: str, found: Found) -> None:
+    if found.latency.disturbed is not None:
+        pending.notes.append(f"{what}: disturbed, {found.latency.disturbed}")
 
 
 def _check_reload(bench: Bench, store: ResultsStore, kept: Kept) -> dict[str, float]:

@@ -14,6 +14,7 @@ import torch
 import peftbench
 from peftbench.errors import NoEffect
 from peftbench.methods.applied import Tuned
+from peftbench.results.latencies import Latencies
 from peftbench.results.record import Cost, EpochRow
 from peftbench.results.store import ResultsStore
 from peftbench.run import cost, robustness
@@ -21,6 +22,7 @@ from peftbench.run.bench import Bench, prepare
 from peftbench.run.ending import PendingRecord
 from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
+from peftbench.run.timing import disturbance
 from peftbench.spec import SPLIT_OF_PHASE, Phase, RunSpec
 from peftbench.tasks import ImageRows
 from peftbench.training.checkpoint import Checkpoints
@@ -57,26 +59,33 @@ class Scored:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Watching:
+    """Who follows the epochs of a run."""
+
+    terminal: bool = False  # whether one shows them
+    log: Callable[[EpochRow], object] = lambda row: None  # is told of each
+
+
 def measure_run(
     pending: PendingRecord,
     store: ResultsStore,
     compute: Compute,
     checkpoints: Checkpoints | None,
-    show: bool,
-    log: Callable[[EpochRow], None],
+    watching: Watching,
+    known: Latencies,
 ) -> None:
     """Fill `pending` with all that a run measures, and `store` with its files.
 
     Each step notes down what it knows at once, so that a run which fails keeps it.
 
     Args:
-        show: whether a terminal shows the epochs.
-        log: is told of each epoch.
+        known: latencies that other runs measured, to take over and to add to.
     """
     began = time.perf_counter()
     cost.reset_peak(compute.device)
     bench = prepare(pending, compute)
-    trained = train(pending, bench, checkpoints, show, log)
+    trained = train(pending, bench, checkpoints, watching)
     predicted = predict_report(pending, bench, trained)
     if not compute.world.is_main:  # what is left is done once
         return
@@ -87,10 +96,10 @@ def measure_run(
     spent = _spent(bench, trained, predicted.seconds + scored.seconds)
     if bench.spec.phase is Phase.FINAL:  # of hundreds of trials, all but one are never used
         kept = keep(pending, bench, store)
-        spent = pending.cost = time_tuned(bench, spent)
+        spent = pending.cost = time_tuned(pending, bench, known, spent)
         merged = merge(pending, bench, kept)
         if merged is not None:
-            spent = time_merged(merged, bench, spent)
+            spent = time_merged(pending, bench, known, merged, spent)
     pending.cost = dataclasses.replace(spent, seconds_total=time.perf_counter() - began)
 
 
@@ -98,8 +107,7 @@ def train(
     pending: PendingRecord,
     bench: Bench,
     checkpoints: Checkpoints | None,
-    show: bool,
-    log: Callable[[EpochRow], None],
+    watching: Watching,
 ) -> Trained:
     """Fit the tuned model; `pending` has each epoch as soon as it is over.
 
@@ -118,7 +126,8 @@ def train(
             peftbench=peftbench.__version__,
             torch=torch.__version__,
         )
-    with _shown(spec, show, log) as tell, seeded(spec.seed, compute):
+    before = cost.clock(compute.device)
+    with _shown(spec, watching) as tell, seeded(spec.seed, compute):
 
         def on_epoch(row: EpochRow) -> bool:
             tell(row)
@@ -143,6 +152,11 @@ def train(
                 on_epoch, checkpoints, {"best": best, "looks": checks}, pending.history
             ),
         )
+    disturbed = disturbance(
+        fitted.whole_steps, before, cost.clock(compute.device), torch.get_num_threads()
+    )
+    if disturbed is not None and fitted.step_seconds:
+        pending.notes.append(f"step_ms: disturbed, {disturbed}")
     if fitted.steps:  # none is left where a run was killed after its last one
         _check_executed(tuned)
     seconds = time.perf_counter() - began + fitted.seconds_before
@@ -213,17 +227,15 @@ def _check_executed(tuned: Tuned) -> None:
 
 
 @contextlib.contextmanager
-def _shown(
-    spec: RunSpec, show: bool, log: Callable[[EpochRow], None]
-) -> Iterator[Callable[[EpochRow], None]]:
+def _shown(spec: RunSpec, watching: Watching) -> Iterator[Callable[[EpochRow], None]]:
     """What is told of each epoch: the logger keeps it, and a terminal shows it."""
     from tqdm import tqdm
 
-    total = spec.recipe.total_epochs
-    with tqdm(total=total, desc=printable(str(spec)), unit="epoch", disable=not show) as bar:
+    total, hidden = spec.recipe.total_epochs, not watching.terminal
+    with tqdm(total=total, desc=printable(str(spec)), unit="epoch", disable=hidden) as bar:
 
         def on_epoch(row: EpochRow) -> None:
-            log(row)
+            watching.log(row)
             bar.set_postfix(loss=f"{row.loss:.3f}", train=f"{100 * row.accuracy:.1f}")
             bar.update(row.epoch - bar.n)  # more than one after a run was taken up again
 

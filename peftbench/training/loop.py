@@ -38,6 +38,7 @@ class Fit:
     images_per_second: float | None  # over the same steps
     seconds_before: float = 0.0  # in earlier processes, where the run was taken up again
     steps: int = 0  # in this process
+    whole_steps: Sequence[float] = ()  # `step_seconds` of those with as many images as any
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,14 @@ def _all_epochs(training: _Training, callbacks: Callbacks) -> Fit:
             break
     training.average.keep()
     steps = progress.step - timing.first_step
-    return Fit(progress.history, timing.step_seconds, timing.rate(), progress.seconds_before, steps)
+    return Fit(
+        progress.history,
+        timing.step_seconds,
+        timing.rate(),
+        progress.seconds_before,
+        steps,
+        timing.whole,
+    )
 
 
 def _epoch(

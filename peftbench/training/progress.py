@@ -111,18 +111,23 @@ class Timing:
     per_epoch: bool
     first_step: int = 0  # of this process
     step_seconds: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)  # of those, the steps of whole batches
     images: int = 0
+    most_images: int = 0  # of a step so far
 
     def end_step(self, step: int, seconds: float, images: int) -> None:
         """Take in a step; `step` of them are done in all processes before and in this one."""
+        self.most_images = max(self.most_images, images)
         if not self.per_epoch and step > self.first_step + WARMUP_STEPS:
             self.step_seconds.append(seconds)
+            self.whole += [seconds] if images == self.most_images else []
             self.images += images
 
     def end_epoch(self, step: int, seconds: float, images: int) -> None:
         """Take in an epoch, at the end of which `step` steps are done."""
         if self.per_epoch and step > self.first_step + self.steps_per_epoch:
             self.step_seconds.append(seconds / self.steps_per_epoch)
+            self.whole.append(seconds / self.steps_per_epoch)
             self.images += images
 
     def rate(self) -> float | None:

@@ -208,10 +208,10 @@ def test_a_rerun_that_fails_after_saving_keeps_the_files_of_the_result(
     folder = store.artefacts(good)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def broken(*args: object) -> float:
+    def broken(*args: object) -> cost.Timed:
         raise ZeroDivisionError("no clock")
 
-    monkeypatch.setattr(cost, "latency_ms", broken)
+    monkeypatch.setattr(cost, "time_forward", broken)
     assert experiment.run(spec, store, force=True).status is Status.ERROR
     assert {name: (folder / name).read_bytes() for name in before} == before
 

@@ -76,6 +76,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "latency_batch_size": NA,
         "merged_latency_ms_batch1": NA,
         "merged_latency_ms_batch": NA,
+        "latency_measured": NA,
         "forward_gmacs": NA,
         "peak_bytes": 2**40,
         "seconds_load": NA,

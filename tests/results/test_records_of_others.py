@@ -141,6 +141,7 @@ ODD: dict[str, Change] = {
     "a cost of text": put("cost", "step_ms", to="1 ms"),
     "a negative cost": put("cost", "seconds_train", to=-1.0),
     "a device that is a number": put("cost", "device", to=3),
+    "a latency that was measured at no time": put("cost", "latency_measured", to="then"),
     "provenance without facts": put("provenance", "data", to="x"),
     "a negative number of classes": put("provenance", "data", "classes", to=-3),
     "versions that are numbers": put("provenance", "versions", to={"torch": 2}),

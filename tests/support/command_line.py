@@ -30,9 +30,10 @@ _mode_of_hydra = Hydra.get_mode
 
 # `short_timings` for the processes of sweeps: imported there as installed packages of methods are
 SHORT = """
-from peftbench.run import cost
+from peftbench.run import cost, timing
 
 cost.BUDGET_SECONDS, cost.WARMUP_RUNS, cost.LATENCY_BATCH = 0.0, 0, 2
+timing.LEAST_SECONDS = timing.LEAST_TIMINGS = float("inf")
 """
 
 

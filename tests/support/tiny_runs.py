@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from peftbench.config.choices import config_dir
 from peftbench.methods import METHODS, Method, discover
 from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
-from peftbench.run import cost
+from peftbench.run import cost, timing
 from peftbench.spec import BackboneSpec, DatasetSpec, Recipe, RunSpec
 from peftbench.sweep.launchers.register import register
 
@@ -48,6 +49,7 @@ UNREPEATABLE = frozenset(
         "cost.step_ms",
         "cost.latency_ms_batch1",
         "cost.latency_ms_batch",
+        "cost.latency_measured",
         "cost.merged_latency_ms_batch1",
         "cost.merged_latency_ms_batch",
         "cost.peak_bytes",
@@ -112,12 +114,17 @@ def statuses(root: Path) -> Counter[str]:
 
 @contextmanager
 def short_timings() -> Iterator[pytest.MonkeyPatch]:
-    """Latencies are measured over three forward passes of two images, on one CPU thread."""
+    """Latencies are measured over three forward passes of two images, on one CPU thread.
+
+    Whether the machine was calm meanwhile is not asked.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(cost, "BUDGET_SECONDS", 0.0)
         patch.setattr(cost, "WARMUP_RUNS", 0)
         patch.setattr(cost, "LATENCY_BATCH", 2)
+        patch.setattr(timing, "LEAST_SECONDS", math.inf)
+        patch.setattr(timing, "LEAST_TIMINGS", math.inf)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # two would spend their time waiting for each other
         yield patch

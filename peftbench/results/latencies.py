@@ -1,0 +1,84 @@
+"""Latencies that runs share: measured once for a network on a machine, kept beside the records.
+
+root/latencies/<digest>.json    two medians, when they were measured, and of what
+
+A cache of this machine: no record is made of it, and no bundle carries it. A file that is damaged
+or is not what its name says is measured anew and replaced. Runs at the same time may both measure;
+the last one wins, and nobody waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from peftbench.canonical import digest
+from peftbench.errors import StoreError
+from peftbench.results.atomic import write_atomic
+from peftbench.untrusted import printable, read_bounded
+
+MOST_BYTES = 2**16
+LONGEST_LINE = 200  # of what disturbed a latency
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median milliseconds of one forward pass."""
+
+    one_ms: float  # of one image
+    batch_ms: float  # of a batch
+    measured: str  # ISO 8601, UTC
+    disturbed: str | None = None  # how, where other programs were at work
+
+
+class Latencies:
+    """The latencies that are known in one results folder."""
+
+    def __init__(self, root: Path | str, *, renew: bool = False) -> None:
+        """Those below the folder `root`; with `renew` none is taken over, and new ones are kept."""
+        self.folder = Path(root) / "latencies"
+        self.renew = renew
+
+    def find(self, of: Mapping[str, Any]) -> Latency | None:
+        """What was measured of exactly `of`; `None` where nothing was, or nothing readable."""
+        if self.renew:
+            return None
+        try:
+            raw = json.loads(read_bounded(self._path(of), MOST_BYTES))
+            if raw.pop("of") != of:
+                return None
+            found = Latency(**raw)
+            return found if _plausible(found) else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+
+    def keep(self, of: Mapping[str, Any], latency: Latency) -> None:
+        """Let other runs know; where that cannot be written, they measure for themselves."""
+        text = json.dumps({"of": of, **asdict(latency)}, indent=1) + "\n"
+        with contextlib.suppress(StoreError, OSError):
+            write_atomic(self._path(of), lambda file: file.write(text.encode()))
+
+    def _path(self, of: Mapping[str, Any]) -> Path:
+        return self.folder / f"{digest(dict(of))}.json"
+
+
+def _plausible(found: Latency) -> bool:
+    """Whether these can be two durations, a time and a line of a record.
+
+    Raises:
+        ValueError, TypeError: it is no time.
+    """
+    datetime.fromisoformat(found.measured)
+    line = "" if found.disturbed is None else found.disturbed
+    return (
+        all(type(ms) is float and 0 < ms < math.inf for ms in (found.one_ms, found.batch_ms))
+        and isinstance(line, str)
+        and len(line) <= LONGEST_LINE
+        and printable(line) == line
+    )

@@ -1,0 +1,116 @@
+"""The latencies of a finished model: those that a run before it measured, or its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import peftbench
+from peftbench.canonical import digest, plain
+from peftbench.results.latencies import Latencies, Latency
+from peftbench.run import cost
+from peftbench.run.bench import Bench
+from peftbench.run.ending import now
+from peftbench.training.device import Compute
+
+ATTEMPTS = 3  # to measure a latency that is not disturbed
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The latency of a model, and whether this run measured it."""
+
+    latency: Latency
+    taken_over: bool
+
+    @property
+    def since(self) -> str | None:
+        """When it was measured, where another run did; ISO 8601, UTC."""
+        return self.latency.measured if self.taken_over else None
+
+
+def latency_of(model: nn.Module, bench: Bench, known: Latencies, *, merged: bool) -> Found:
+    """The latency of `model`: a known one of the same network on this machine, or a new one.
+
+    A new one that other programs disturbed is measured again at once. One that stays disturbed is
+    taken over for as long as the machine is no calmer, which one image tells.
+    """
+    of, size = _network(model, bench, merged), bench.backbone.image_size
+    found = known.find(of)
+    if found is not None and (
+        found.disturbed is None
+        or cost.time_forward(model, 1, size, bench.compute).disturbed is not None
+    ):
+        return Found(found, taken_over=True)
+    measured = measure(model, size, bench.compute)
+    known.keep(of, measured)
+    return Found(measured, taken_over=False)
+
+
+def measure(model: nn.Module, image_size: int, compute: Compute) -> Latency:
+    """Latencies of one image and of `LATENCY_BATCH`: the least disturbed of some attempts."""
+    medians, disturbed = [], []
+    for size in (1, cost.LATENCY_BATCH):
+        median, cause = _measure_batch(model, size, image_size, compute)
+        medians.append(median)
+        disturbed += [] if cause is None else [cause]
+    return Latency(medians[0], medians[1], now(), next(iter(disturbed), None))
+
+
+def _measure_batch(
+    model: nn.Module, batch_size: int, image_size: int, compute: Compute
+) -> tuple[float, str | None]:
+    """Median milliseconds, and what disturbed them in every attempt."""
+    tried: list[tuple[float, str | None]] = []
+    for _ in range(ATTEMPTS):
+        timed = cost.time_forward(model, batch_size, image_size, compute)
+        tried.append((1e3 * statistics.median(timed.seconds), timed.disturbed))
+        if timed.disturbed is None:
+            return tried[-1]
+    return min(tried, key=lambda attempt: attempt[0])
+
+
+def _network(model: nn.Module, bench: Bench, merged: bool) -> dict[str, Any]:
+    """All that decides what a forward pass takes, as plain values; what is learned does not."""
+    method, compute, origin = bench.tuned.method, bench.compute, bench.provenance
+    structure = [repr(model), *(f"{k} {tuple(v.shape)}" for k, v in model.state_dict().items())]
+    described: dict[str, Any] = plain(
+        {
+            "method": bench.spec.method.identity(),
+            "backbone": bench.spec.backbone.name,
+            "image_size": bench.backbone.image_size,
+            "outputs": bench.splits.num_classes,
+            "merged": merged,
+            "structure": digest({"lines": structure}),
+            "batch_sizes": [1, cost.LATENCY_BATCH],
+            "host": origin.host,
+            "device": cost.device_name(compute.device),
+            "driver": origin.driver,
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "dtype": str(compute.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "torch": origin.versions.get("torch"),
+            "timm": origin.versions.get("timm"),
+            "peftbench": origin.peftbench,
+            "code": _code(type(method).__module__),
+        }
+    )
+    return described
+
+
+@cache
+def _code(module: str) -> str:
+    """A digest of the state of our files and of the method's: what is edited is timed anew."""
+    root = Path(peftbench.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    own = getattr(sys.modules.get(module), "__file__", None)
+    files += [] if own is None or Path(own).is_relative_to(root) else [Path(own)]
+    states = [(str(file), *file.stat()[6:9:2]) for file in files if file.is_file()]
+    return digest({"files": plain(states)})
