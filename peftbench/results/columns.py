@@ -62,9 +62,7 @@ COLUMNS = (
     Column("stored_bytes", "Int64", "size of the file that holds one tuned task"),
     Column("train_images_per_second", "Float64", "throughput of training"),
     Column("step_ms", "Float64", "median duration of a training step after warm-up"),
-    Column(
-        "latency_ms_batch1", "Float64", "inference of one image, as trained"
-    ),
+    Column("latency_ms_batch1", "Float64", "inference of one image, as trained"),
     Column("latency_ms_batch", "Float64", "inference of latency_batch_size images, as trained"),
     Column("latency_batch_size", "Int64", "images of that batch"),
     Column("merged_latency_ms_batch1", "Float64", "inference of one image, after merging"),

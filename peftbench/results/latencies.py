@@ -1,6 +1,6 @@
 """Latencies that runs share: measured once for a network on a machine, kept beside the records.
 
-root/latencies/<digest>.json    two medians, when they were measured, and of what
+root/latencies/<digest>.json    two medians, when they were measured, of what, its multiply-adds
 
 A cache of this machine: no record is made of it, and no bundle carries it. A file that is damaged
 or is not what its name says is measured anew and replaced. Runs at the same time may both measure;
@@ -35,6 +35,7 @@ class Latency:
     batch_ms: float  # of a batch
     measured: str  # ISO 8601, UTC
     disturbed: str | None = None  # how, where other programs were at work
+    forward_gmacs: float | None = None  # multiply-adds of one image, in 1e9; `None` after merging
 
 
 class Latencies:
@@ -76,8 +77,10 @@ def _plausible(found: Latency) -> bool:
     """
     datetime.fromisoformat(found.measured)
     line = "" if found.disturbed is None else found.disturbed
+    numbers = [found.one_ms, found.batch_ms]
+    numbers += [] if found.forward_gmacs is None else [found.forward_gmacs]
     return (
-        all(type(ms) is float and 0 < ms < math.inf for ms in (found.one_ms, found.batch_ms))
+        all(type(number) is float and 0 < number < math.inf for number in numbers)
         and isinstance(line, str)
         and len(line) <= LONGEST_LINE
         and printable(line) == line

@@ -11,7 +11,6 @@ import numpy as np
 from torch import nn
 
 from peftbench.artefacts import task_file
-from peftbench.backbones.describe import weightless_copy
 from peftbench.backbones.load import load
 from peftbench.errors import NotMergeable, WeightsError
 from peftbench.results.latencies import Latencies
@@ -63,8 +62,7 @@ def keep(pending: PendingRecord, bench: Bench, store: ResultsStore) -> Kept:
 
 def time_tuned(pending: PendingRecord, bench: Bench, known: Latencies, spent: Cost) -> Cost:
     """`spent` with the latencies and multiply-adds of the model as it was trained."""
-    model = bench.tuned.model
-    found = latency_of(model, bench, known, merged=False)
+    found = latency_of(bench.tuned.model, bench, known, merged=False)
     _note(pending, "latency", found)
     return dataclasses.replace(
         spent,
@@ -72,7 +70,7 @@ def time_tuned(pending: PendingRecord, bench: Bench, known: Latencies, spent: Co
         latency_ms_batch=found.latency.batch_ms,
         latency_batch_size=cost.LATENCY_BATCH,
         latency_measured=found.since,
-        forward_gmacs=cost.forward_gmacs(model, bench.backbone.image_size, weightless_copy),
+        forward_gmacs=found.latency.forward_gmacs,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import peftbench
+from peftbench.backbones.describe import weightless_copy
 from peftbench.canonical import digest, plain
 from peftbench.results.latencies import Latencies, Latency
 from peftbench.run import cost
@@ -49,7 +50,8 @@ def latency_of(model: nn.Module, bench: Bench, known: Latencies, *, merged: bool
         or cost.time_forward(model, 1, size, bench.compute).disturbed is not None
     ):
         return Found(found, taken_over=True)
-    measured = measure(model, size, bench.compute)
+    gmacs = None if merged else cost.forward_gmacs(model, size, weightless_copy)
+    measured = dataclasses.replace(measure(model, size, bench.compute), forward_gmacs=gmacs)
     known.keep(of, measured)
     return Found(measured, taken_over=False)
 

@@ -57,6 +57,7 @@ def test_a_run_that_is_forced_finds_nothing_and_replaces_it(tmp_path: Path) -> N
         {"measured": None},
         {"disturbed": 3},
         {"disturbed": "spread\x1b[31m 34 %"},
+        {"forward_gmacs": 0.0},
         {"more": 1},
     ],
 )
