@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
 VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
+HYDRA_OWN = re.compile(r"[+~]*hydra(?!\.sweep\.dir=)")  # which `run` adds, and one run ignores
 GROUPS = (
     "method",
     "backbone",
@@ -157,7 +159,7 @@ def is_one_run(options: Namespace) -> bool:
     return (
         not any(others)
         and not any(folders)
-        and not any(o.lstrip("+~").startswith("hydra") for o in options.overrides)
+        and not any(HYDRA_OWN.match(override) for override in options.overrides)
         and only_ours()
     )
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig
 from support.tiny_runs import QUICK
 from torch import nn
 
@@ -240,7 +243,7 @@ def test_the_help_of_hydra_is_refused_at_once_and_says_where_the_options_are(cli
     ("arguments", "one"),
     [
         (("seed=1",), True),
-        (("method=lora", "experiments=mini"), True),
+        (("method=lora", "experiments=mini", "hydra.sweep.dir=scratch"), True),
         (("-m", "seed=1"), False),
         (("--cfg", "job"), False),
         (("--config-dir", "more", "seed=1"), False),
@@ -252,6 +255,21 @@ def test_what_is_one_run_for_sure_is_composed_once(
     work: Path, arguments: tuple[str, ...], one: bool
 ) -> None:
     assert is_one_run(get_args_parser().parse_args(arguments)) is one
+
+
+def test_a_run_is_composed_once(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = []
+    compose = Hydra.compose_config
+
+    def counted(*arguments: Any, **options: Any) -> DictConfig:
+        composed.append(arguments)
+        return compose(*arguments, **options)
+
+    monkeypatch.setattr(Hydra, "compose_config", counted)
+    monkeypatch.setattr(Hydra, "get_mode", None)  # which composes too
+    refused = cli("run", "method=lora", "method.rank=0")
+    assert refused.err.startswith("peftbench: method=lora: rank=0; use 1 or more.")
+    assert len(composed) == 1
 
 
 @pytest.mark.parametrize("folder", ["conf", "experiments"])
