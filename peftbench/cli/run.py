@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peftbench.errors import ConfigError, StoreError
+from peftbench.training.hardware import share_cores
 from peftbench.untrusted import printable
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def run(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(RUN_HELP, end="")
         return OK
+    share_cores(os.environ)
     with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
         composing = [*arguments, f"hydra.sweep.dir={scratch}"]
         return run_with_hydra(lambda cfg: _run_one(cfg, arguments), composing)

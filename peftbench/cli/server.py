@@ -23,11 +23,13 @@ from typing import IO, Any
 from peftbench.errors import ConfigError
 from peftbench.results.disk import full_number
 from peftbench.sweep.queues.processes import STOP_SECONDS, die_with, end_group
+from peftbench.training.hardware import share_cores
 
 
 def main() -> None:
     """Serve requests until standard input ends."""
     die_with(os.getppid())
+    share_cores(os.environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches jobs through the launcher
     # a cluster that ends an allocation asks every process of it; jobs need their server meanwhile
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import sys
 from functools import cache
@@ -20,6 +21,7 @@ from peftbench.run import cost
 from peftbench.run.bench import Bench
 from peftbench.run.ending import now
 from peftbench.training.device import Compute
+from peftbench.training.hardware import WAITING
 
 ATTEMPTS = 3  # to measure a latency that is not disturbed
 
@@ -98,6 +100,7 @@ def _network(model: nn.Module, bench: Bench, merged: bool) -> dict[str, Any]:
             "capability": torch.backends.cpu.get_cpu_capability(),
             "dtype": str(compute.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "waiting": [os.environ.get(name) for name in WAITING],
             "torch": origin.versions.get("torch"),
             "timm": origin.versions.get("timm"),
             "peftbench": origin.peftbench,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from support.tiny_runs import QUICK, compose
 from peftbench.config.build import build
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.training.hardware import WAITING
 
 HEAVY = ("torch", "torchvision", "timm", "wandb", "scipy", "matplotlib")
 ON_A_CPU = "device=cpu hydra.launcher.gpus=0"  # a GPU is torch's to look for
@@ -116,3 +118,24 @@ def test_a_slot_of_a_sweep_loads_the_model_libraries_before_it_takes_a_job() -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "['hydra', 'peftbench.run.keep', 'timm', 'torch']\n"
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "from peftbench.cli import run as at; at.run_with_hydra = told; at.run([])",
+        "from peftbench.cli import server as at; at.die_with = print; at.warm_up = told; at.main()",
+    ],
+    ids=["a run", "a slot"],
+)
+def test_how_threads_wait_is_said_before_torch_is_there_to_hear_it(begin: str) -> None:
+    code = f"""
+import os, sys
+def told(*_):
+    print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'], file=sys.stderr)
+    sys.exit()
+{begin}
+"""
+    kept = {name: value for name, value in os.environ.items() if name not in WAITING}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=kept)
+    assert (done.returncode, done.stderr) == (0, "False 1000\n")

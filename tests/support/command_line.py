@@ -13,6 +13,7 @@ from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
 from peftbench.cli.main import main
+from peftbench.training.hardware import SPINS
 from support.tiny_runs import short_timings
 
 
@@ -57,6 +58,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes of sweeps
+    monkeypatch.setenv("GOMP_SPINCOUNT", SPINS)  # as the command does, but for one test
     shorten_timings_of_processes(tmp_path / "site", monkeypatch)
     return folder
 
