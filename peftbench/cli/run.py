@@ -98,6 +98,7 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
     from peftbench import data, loggers
+    from peftbench.cli.libraries import load_libraries
     from peftbench.cli.processes import check_count, run_together
     from peftbench.config.build import build, logger_settings
     from peftbench.config.limits import check_micro_batch
@@ -140,9 +141,10 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
             store.tidy()
     if not cfg.force and experiment.finished_record(spec, store) is not None:
         print(printable(f"{spec}: already done (force=true runs it again)"), flush=True)
-    elif not cfg.quiet:
-        for line in lines:
+    else:
+        for line in lines if not cfg.quiet else ():
             print(printable(line), file=sys.stderr, flush=True)
+        load_libraries()
     record = experiment.run(
         spec,
         store,

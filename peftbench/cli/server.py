@@ -55,12 +55,13 @@ def main() -> None:
 
 def warm_up() -> None:
     """Load and read what every job needs, so that no job does: 5 s of one core."""
-    import peftbench.config.build
-    import peftbench.run.measure  # noqa: F401 - with torch and timm
+    import peftbench.config.build  # noqa: F401 - for its effect
     from peftbench.cli.hydra import GROUPS
+    from peftbench.cli.libraries import load_libraries
     from peftbench.config.choices import only_ours, read_group
     from peftbench.sweep.launchers.register import register
 
+    load_libraries()
     with contextlib.suppress(ConfigError):  # of an installed package; every job tells of it
         register()
         for group in GROUPS if only_ours() else ():  # what others write may change meanwhile

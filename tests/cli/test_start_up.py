@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import shlex
@@ -13,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from support.tiny_runs import QUICK, compose
 
+from peftbench.cli.libraries import load_libraries
 from peftbench.config.build import build
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
@@ -139,3 +142,18 @@ def told(*_):
     kept = {name: value for name, value in os.environ.items() if name not in WAITING}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=kept)
     assert (done.returncode, done.stderr) == (0, "False 1000\n")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_waits_for_an_import_and_is_left_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    seen = []
+    monkeypatch.setattr(importlib, "import_module", lambda name: seen.append(gc.isenabled()))
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        load_libraries()
+        assert (seen, gc.isenabled()) == ([False], enabled)
+    finally:
+        (gc.enable if before else gc.disable)()
