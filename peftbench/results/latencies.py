@@ -45,6 +45,7 @@ class Latencies:
         """Those below the folder `root`; with `renew` none is taken over, and new ones are kept."""
         self.folder = Path(root) / "latencies"
         self.renew = renew
+        self.busy = False  # whether other programs have disturbed a timing of this run
 
     def find(self, of: Mapping[str, Any]) -> Latency | None:
         """What was measured of exactly `of`; `None` where nothing was, or nothing readable."""

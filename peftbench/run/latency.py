@@ -43,14 +43,13 @@ def latency_of(model: nn.Module, bench: Bench, known: Latencies, *, merged: bool
     """The latency of `model`: a known one of the same network on this machine, or a new one.
 
     A new one that other programs disturbed is measured again at once. One that stays disturbed is
-    taken over for as long as the machine is no calmer, which one image tells.
+    taken over for as long as the machine is no calmer: the run has seen so, or one image tells.
     """
     of, size = _network(model, bench, merged), bench.backbone.image_size
     found = known.find(of)
-    if found is not None and (
-        found.disturbed is None
-        or cost.time_forward(model, 1, size, bench.compute).disturbed is not None
-    ):
+    if found is not None and found.disturbed is not None and not known.busy:
+        known.busy = cost.time_forward(model, 1, size, bench.compute).disturbed is not None
+    if found is not None and (found.disturbed is None or known.busy):
         return Found(found, taken_over=True)
     gmacs = None if merged else cost.forward_gmacs(model, size, weightless_copy)
     measured = dataclasses.replace(measure(model, size, bench.compute), forward_gmacs=gmacs)

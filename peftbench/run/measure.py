@@ -41,6 +41,7 @@ class Trained:
     resumed: int  # times that the training was taken up from a checkpoint
     peak_bytes: int
     seconds: float  # with those of earlier processes
+    disturbed: bool  # whether other programs made the steps longer
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def measure_run(
     cost.reset_peak(compute.device)
     bench = prepare(pending, compute)
     trained = train(pending, bench, checkpoints, watching)
+    known.busy = trained.disturbed
     predicted = predict_report(pending, bench, trained)
     if not compute.world.is_main:  # what is left is done once
         return
@@ -163,7 +165,8 @@ def train(
     if checkpoints is not None:
         pending.notes += checkpoints.notes
     resumed = 0 if checkpoints is None else checkpoints.resumed
-    return Trained(fitted, best, checks, resumed, cost.peak_bytes(compute.device), seconds)
+    peak = cost.peak_bytes(compute.device)
+    return Trained(fitted, best, checks, resumed, peak, seconds, disturbed is not None)
 
 
 def predict_report(pending: PendingRecord, bench: Bench, trained: Trained) -> Predicted:

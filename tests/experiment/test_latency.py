@@ -163,6 +163,19 @@ def test_a_disturbed_latency_is_taken_over_while_the_machine_is_no_calmer(
     assert latencies(third)[0] != latencies(first)[0]
 
 
+def test_a_machine_that_one_timing_shows_to_be_busy_is_not_asked_again(
+    store: ResultsStore, stopwatch: Stopwatch
+) -> None:
+    stopwatch.disturbed = ["spread 34 %"] * 3 + [None] + ["spread 34 %"] * 3
+    first = run(tiny_spec("linear"), store)
+    assert [note.partition(":")[0] for note in first.notes] == ["latency", "merged latency"]
+    stopwatch.batches.clear()
+    stopwatch.disturbed = ["spread 60 %"]
+    second = run(tiny_spec("linear", seed=1), store)
+    assert stopwatch.batches == [1]
+    assert (second.notes, latencies(second)) == (first.notes, latencies(first))
+
+
 def test_steps_that_were_disturbed_are_noted(
     store: ResultsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
