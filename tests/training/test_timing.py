@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peftbench.run.timing import Clock, disturbance
+from peftbench.training.progress import Timing
 
 EVEN = [0.1] * 20  # two seconds
 
@@ -84,3 +85,12 @@ def test_a_system_that_does_not_tell_what_it_does_is_not_asked_again(
 ) -> None:
     monkeypatch.setattr("pathlib.Path.read_text", lambda path, **options: text)
     assert Clock.now().busy is None
+
+
+def test_steps_of_a_smaller_last_batch_are_not_held_against_the_others() -> None:
+    timing = Timing(steps_per_epoch=2, per_epoch=False)
+    for step, (seconds, images) in enumerate([(0.2, 8), (0.1, 3)] * 3, 1):
+        timing.end_step(step, seconds, images)
+    # three steps warm up
+    assert timing.step_seconds == [0.1, 0.2, 0.1]
+    assert timing.whole == [0.2]
