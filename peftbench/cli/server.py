@@ -20,7 +20,7 @@ import signal
 import sys
 from typing import IO, Any
 
-from peftbench.errors import ConfigError
+from peftbench.cli.libraries import warm_up
 from peftbench.results.disk import full_number
 from peftbench.sweep.queues.processes import STOP_SECONDS, die_with, end_group
 from peftbench.training.hardware import share_cores
@@ -51,21 +51,6 @@ def main() -> None:
         _reply(replies, started=pid)
         status = _wait(pid, requests)
         _reply(replies, exited=status)
-
-
-def warm_up() -> None:
-    """Load and read what every job needs, so that no job does: 5 s of one core."""
-    import peftbench.config.build  # noqa: F401 - for its effect
-    from peftbench.cli.hydra import GROUPS
-    from peftbench.cli.libraries import load_libraries
-    from peftbench.config.choices import only_ours, read_group
-    from peftbench.sweep.launchers.register import register
-
-    load_libraries()
-    with contextlib.suppress(ConfigError):  # of an installed package; every job tells of it
-        register()
-        for group in GROUPS if only_ours() else ():  # what others write may change meanwhile
-            read_group(group)
 
 
 def _run_jobs(jobs: list[dict[str, Any]], replies: IO[str], requests: int) -> None:

@@ -116,7 +116,7 @@ def test_what_builds_a_model_is_seen_to_load_it() -> None:
 
 def test_a_slot_of_a_sweep_loads_the_model_libraries_before_it_takes_a_job() -> None:
     code = (
-        "import sys; from peftbench.cli import server; server.warm_up(); "
+        "import sys; from peftbench.cli.libraries import warm_up; warm_up(); "
         "print(sorted({'torch', 'timm', 'hydra', 'peftbench.run.keep'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

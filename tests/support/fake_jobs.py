@@ -47,11 +47,13 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     package = tmp_path / "fake" / "peftbench"
     package.mkdir(parents=True)
     real = Path(peftbench.__file__).parent
-    for name in ("", "config", "run", "cli"):
+    for name in ("", "config", "cli"):
         (package / name).mkdir(exist_ok=True)
         (package / name / "__init__.py").write_text("")
-    for name in ("config/build", "run/experiment"):  # what a server loads before its jobs
-        (package / f"{name}.py").write_text("")
+    # what a server loads before its jobs
+    (package / "cli" / "libraries.py").write_text("def warm_up(): ...\n")
+    (package / "training").mkdir()
+    (package / "training" / "hardware.py").write_text("def share_cores(variables): ...\n")
     (package / "cli" / "main.py").write_text(FAKE_CLI)
     kept = (
         "errors.py",
