@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peftbench.errors import ConfigError, StoreError
-from peftbench.training.hardware import share_cores
 from peftbench.untrusted import printable
+from peftbench.waiting import share_cores
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -23,7 +23,7 @@ from typing import IO, Any
 from peftbench.cli.libraries import warm_up
 from peftbench.results.disk import full_number
 from peftbench.sweep.queues.processes import STOP_SECONDS, die_with, end_group
-from peftbench.training.hardware import share_cores
+from peftbench.waiting import share_cores
 
 
 def main() -> None:

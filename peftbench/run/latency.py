@@ -21,7 +21,7 @@ from peftbench.run import cost
 from peftbench.run.bench import Bench
 from peftbench.run.ending import now
 from peftbench.training.device import Compute
-from peftbench.training.hardware import WAITING
+from peftbench.waiting import WAITING
 
 ATTEMPTS = 3  # to measure a latency that is not disturbed
 

@@ -19,7 +19,7 @@ from peftbench.cli.libraries import load_libraries
 from peftbench.config.build import build
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.training.hardware import WAITING
+from peftbench.waiting import WAITING
 
 HEAVY = ("torch", "torchvision", "timm", "wandb", "scipy", "matplotlib")
 ON_A_CPU = "device=cpu hydra.launcher.gpus=0"  # a GPU is torch's to look for

@@ -13,7 +13,7 @@ from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
 from peftbench.cli.main import main
-from peftbench.training.hardware import SPINS
+from peftbench.waiting import SPINS
 from support.tiny_runs import short_timings
 
 

@@ -52,12 +52,11 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (package / name / "__init__.py").write_text("")
     # what a server loads before its jobs
     (package / "cli" / "libraries.py").write_text("def warm_up(): ...\n")
-    (package / "training").mkdir()
-    (package / "training" / "hardware.py").write_text("def share_cores(variables): ...\n")
     (package / "cli" / "main.py").write_text(FAKE_CLI)
     kept = (
         "errors.py",
         "registry.py",
+        "waiting.py",
         "results",
         "sweep",
         "cli/server.py",

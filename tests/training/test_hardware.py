@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from peftbench.training import hardware
+from peftbench.waiting import share_cores
 
 
 @pytest.fixture(autouse=True)
@@ -83,12 +84,12 @@ def test_torch_is_asked_where_the_kernel_names_no_amx(
 
 def test_threads_that_wait_leave_their_core_to_others_soon() -> None:
     variables = {"HOME": "/home/me"}
-    hardware.share_cores(variables)
+    share_cores(variables)
     assert variables == {"HOME": "/home/me", "GOMP_SPINCOUNT": "1000"}
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
 def test_how_threads_wait_is_the_users_choice_where_there_is_one(name: str) -> None:
     variables = {name: "as I say"}
-    hardware.share_cores(variables)
+    share_cores(variables)
     assert variables == {name: "as I say"}
