@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,8 @@ from peftbench.results.disk import explained, full_number
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from peftbench.sweep.launchers.handover import Handover
-
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
 VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
-HYDRA_OWN = re.compile(r"[+~]*hydra(?!\.sweep\.dir=)")  # which `run` adds, and one run ignores
 GROUPS = (
     "method",
     "backbone",
@@ -44,14 +40,14 @@ def run_with_hydra(
         ConfigError: what Hydra refuses, in one line.
         PeftbenchError: what `do` or a launcher refuses.
     """
-    from hydra._internal.utils import _run_hydra, get_args_parser
+    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from hydra.version import setbase
     from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     from peftbench.cli import quoting
-    from peftbench.config.choices import config_dir
+    from peftbench.cli.start import start
     from peftbench.sweep.launchers.handover import Handover
     from peftbench.sweep.launchers.register import register
 
@@ -80,18 +76,7 @@ def run_with_hydra(
             parser.prog = "peftbench"
             options = parser.parse_args(checked)
             _check_options(options)
-            if is_one_run(options):
-                _run_once(task, options.overrides)
-            elif _is_plain_sweep(options):
-                _sweep(options.overrides, task)
-            else:
-                _run_hydra(
-                    args=options,
-                    args_parser=parser,
-                    task_function=task,
-                    config_path=str(config_dir()),
-                    config_name="config",
-                )
+            start(options, parser, task)
         except (HydraException, OmegaConfBaseException) as e:
             raise ConfigError(one_line(e)) from e
         except BrokenPipeError:  # whoever read the output has gone: no error of ours
@@ -108,31 +93,6 @@ def run_with_hydra(
     return FAILED if task.unfinished else next((s for s in statuses if s != OK), OK)
 
 
-def _is_plain_sweep(options: Namespace) -> bool:
-    """Whether `--multirun` is all that is asked of Hydra."""
-    others = {k: v for k, v in vars(options).items() if k not in ("multirun", "overrides")}
-    mode = any(o.lstrip("+~").startswith("hydra.mode") for o in options.overrides)
-    return options.multirun and not mode and not any(others.values())
-
-
-def _sweep(overrides: Sequence[str], task: Handover) -> None:
-    """What Hydra does for `--multirun`, but that it composes everything twice to read its mode."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    from peftbench.config.choices import config_dir
-
-    name = type(task).__module__.rpartition(".")[2]  # as Hydra names a job
-    with hydra.initialize_config_dir(str(config_dir()), job_name=name, version_base="1.3"):
-        started = GlobalHydra.instance().hydra
-        assert started is not None  # it was initialised
-        started.multirun(
-            config_name="config",
-            task_function=task,
-            overrides=[*overrides, "hydra.mode=MULTIRUN"],
-        )
-
-
 def _check_options(options: Namespace) -> None:
     """Refuse what Hydra offers and would do badly here."""
     if options.hydra_help:  # it lists every folder beside `experiments/` first, for minutes
@@ -145,41 +105,6 @@ def _check_options(options: Namespace) -> None:
             "--experimental-rerun would read a pickle, which can run code. "
             "Give the overrides of the run."
         )
-
-
-def is_one_run(options: Namespace) -> bool:
-    """Whether these options of Hydra ask for one run, whatever the configuration says.
-
-    A configuration that is none of ours may set `hydra.mode`, as an override may.
-    """
-    from peftbench.config.choices import only_ours
-
-    others = (options.multirun, options.cfg, options.info, options.help, options.shell_completion)
-    folders = (options.config_dir, options.config_path, options.config_name)
-    return (
-        not any(others)
-        and not any(folders)
-        and not any(HYDRA_OWN.match(override) for override in options.overrides)
-        and only_ours()
-    )
-
-
-def _run_once(task: Handover, overrides: Sequence[str]) -> None:
-    """What `_run_hydra` does for one run; it composes the whole configuration first for its mode.
-
-    That is half of the time between a command and its run, 0.2 s of one core.
-    """
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.global_hydra import GlobalHydra
-
-    from peftbench.config.choices import config_dir
-
-    hydra = Hydra.create_main_hydra2("app", create_config_search_path(str(config_dir())))
-    try:
-        hydra.run("config", task, [*overrides, "hydra.mode=RUN"])
-    finally:
-        GlobalHydra.instance().clear()
 
 
 def _of_system(error: OSError, arguments: Sequence[str]) -> str:

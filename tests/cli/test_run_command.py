@@ -15,7 +15,7 @@ from support.tiny_runs import QUICK
 from torch import nn
 
 from peftbench import __version__
-from peftbench.cli.hydra import is_one_run
+from peftbench.cli.start import is_one_run
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import measure
