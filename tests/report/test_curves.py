@@ -24,7 +24,7 @@ from peftbench.results.frame import epochs, frame
 def curve(axes, name):
     """Places of the line whose name stands at its end."""
     names = [text.get_text() for text in axes.texts]
-    line = axes.containers[names.index(name)].lines[0]
+    line = axes.lines[names.index(name)]
     return [tuple(map(float, pair)) for pair in zip(*line.get_data(), strict=True)]
 
 

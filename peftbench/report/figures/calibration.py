@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbench.report.figures.style import GREY, STYLE, empty, style_of
+from peftbench.report.figures.style import GREY, STYLE, empty, entitle_panel, style_of
 from peftbench.statistics.images import calibration_error
 
 COLUMNS = 4  # panels side by side
@@ -37,7 +37,7 @@ def calibration(bins: pd.DataFrame) -> Figure:
         for axes, label in zip(grid.flat, order, strict=False):
             _draw(axes, parts[label])
             title = f"{label}  {100 * errors[label]:.1f}"
-            axes.set_title(title, loc="left", fontsize=8.5, pad=3)
+            entitle_panel(axes, title, fontsize=8.5, pad=3)
         first = bins.iloc[0]
         heading = " · ".join(str(first[name]) for name in ("backbone", "suite") if first[name])
         figure.suptitle(heading, x=0.01, ha="left", fontsize=10, fontweight="bold")

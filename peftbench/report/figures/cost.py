@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from peftbench.registry import unknown_name
 from peftbench.report.costs import COSTS
 from peftbench.report.figures.points import Panel, Point, frontier, panels
-from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, style_of
+from peftbench.report.figures.style import GREY, STYLE, darker, empty, entitle, settle, style_of
 from peftbench.report.labels import Box, place
 from peftbench.report.scores import SCORES
 from peftbench.report.view import View, view_of
@@ -59,8 +59,7 @@ def accuracy_against(runs: View | pd.DataFrame, cost: str) -> Figure:
         axes = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
         for place_of, panel in zip(axes, drawn, strict=True):
             _draw(place_of, panel, cost, SCORES[view.metric])
-        figure.draw_without_rendering()  # settles the layout that the labels are placed in
-        figure.set_layout_engine("none")
+        settle(figure)  # labels are placed in it
         for place_of, panel in zip(axes, drawn, strict=True):
             _label(place_of, panel.points)
     return figure

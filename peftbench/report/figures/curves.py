@@ -14,14 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from peftbench.registry import unknown_name
-from peftbench.report.figures.lines import Line, Score, draw, lines, name_ends
-from peftbench.report.figures.style import STYLE, empty
+from peftbench.report.figures.lines import BEFORE, NAME, Line, Score, draw, lines, name_ends
+from peftbench.report.figures.style import STYLE, empty, entitle_panel, text_width
 from peftbench.report.scores import SCORE, SCORES
 from peftbench.results.record import Status
 from peftbench.results.settings import settings_of
 
 COLUMNS = 2  # panels side by side
 SETTINGS = {"lr": "learning rate", "weight_decay": "weight decay"}
+PLACE = ("backbone", "suite", "dataset", "method", "seed")
+READ = (*PLACE, "split", "hyperparameters", "lr", "weight_decay", "shots", "train_images")
 RunFields = Mapping[str, Any]
 
 
@@ -91,7 +93,7 @@ def _rows(table: pd.DataFrame, metric: str, phase: str) -> list[dict[str, Any]]:
     chosen = chosen[~chosen["selection"].fillna("").str.contains("test")].dropna(subset=metric)
     return [
         {str(name): None if pd.isna(value) else value for name, value in row.items()}
-        for row in chosen.to_dict("records")
+        for row in chosen[[*READ, metric]].to_dict("records")
     ]
 
 
@@ -99,7 +101,7 @@ def _best(rows: Iterable[RunFields], setting: str, metric: str) -> list[RunField
     """The best run of each method, data set, seed and value of the setting."""
     best: dict[Any, RunFields] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("backbone", "suite", "dataset", "method", "seed"))
+        key = tuple(row[name] for name in PLACE)
         known = best.get((*key, row[setting]))
         if known is None or row[metric] > known[metric]:
             best[*key, row[setting]] = row
@@ -165,24 +167,44 @@ def _figure(
             scores[f"{backbone}, {score.dataset} ({split})"].append(score)
     panels = {title: lines(known) for title, known in sorted(scores.items(), key=_means_first)}
     panels = {title: drawn for title, drawn in panels.items() if drawn}
+    return _drawn(panels, metric, heading)
+
+
+def _drawn(panels: Mapping[str, Sequence[Line]], metric: str, heading: str) -> Figure:
+    """The panels, placed by hand: a layout engine would draw them all several times."""
     wide = min(COLUMNS, len(panels))
     high = math.ceil(len(panels) / wide)
+    names = (text_width(line.name, NAME) for drawn in panels.values() for line in drawn)
+    beside = max(names, default=0.0) + (BEFORE + 4) / 72
+    size = (wide * max(5.2, 2.5 + beside), 0.4 + 3.1 * high)  # inches
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * wide, 0.4 + 3.1 * high), layout="constrained")
-        grid = figure.subplots(high, wide, squeeze=False)
+        figure = Figure(figsize=size)
+        edges = {"bottom": 0.6 / size[1], "top": 1 - 0.3 / size[1]}
+        gaps = {"hspace": 0.6 * high / (size[1] - 0.9 - 0.6 * (high - 1))}
+        grid = figure.subplots(high, wide, squeeze=False, gridspec_kw=edges | gaps)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes, (title, drawn) in zip(grid.flat, panels.items(), strict=False):
             draw(axes, drawn)
-            axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+            entitle_panel(axes, title, fontsize=9, fontweight="bold")
             _ticks(axes, drawn)
-        figure.supxlabel(f"{heading}; {_seeds(panels.values())}", fontsize=9)
-        figure.supylabel(f"{SCORES[metric]} in %", fontsize=9)
-        figure.get_layout_engine().set(rect=(0, 0, 0.9 if wide == 1 else 0.94, 1))  # type: ignore
-        figure.draw_without_rendering()
-        for axes, drawn in zip(grid.flat, panels.values(), strict=False):
+        ticks = max(map(_tick_width, grid.flat[: len(panels)])) + 8 / 72
+        figure.supxlabel(f"{heading}; {_seeds(panels.values())}", fontsize=9, y=0.06 / size[1])
+        figure.supylabel(f"{SCORES[metric]} in %", fontsize=9, x=0.06 / size[0], ha="left")
+        between = 0.12 + ticks + beside
+        each = (size[0] - 0.3 - ticks - beside - between * (wide - 1)) / wide
+        for i, (axes, drawn) in enumerate(zip(grid.flat, panels.values(), strict=False)):
+            left = 0.3 + ticks + i % wide * (each + between)
+            place = axes.get_position()
+            axes.set_position((left / size[0], place.y0, each / size[0], place.height))
             name_ends(axes, drawn)
     return figure
+
+
+def _tick_width(axes: Axes) -> float:
+    """Inches that the widest number of the vertical axis takes."""
+    numbers = axes.yaxis.get_major_formatter().format_ticks(axes.get_yticks().tolist())
+    return max((text_width(number, mpl.rcParams["font.size"]) for number in numbers), default=0.0)
 
 
 def _means_first(item: tuple[str, object]) -> tuple[str, bool, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -15,11 +17,21 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from peftbench.report.figures.histories import QUANTITIES, histories, in_order
 from peftbench.report.figures.lines import Line
-from peftbench.report.figures.style import GREY, STYLE, empty, style_of
+from peftbench.report.figures.style import GREY, STYLE, empty, entitle_panel, style_of
 from peftbench.report.view import View, view_of
 
 COLUMNS = 5  # panels side by side
 HEADING: Any = {"fontsize": 10, "fontweight": "bold"}
+
+
+@dataclass(frozen=True)
+class Window:
+    """Ends and ticks of both axes."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    x_ticks: list[float]
+    y_ticks: list[float]
 
 
 def learning_curves(
@@ -50,11 +62,12 @@ def learning_curves(
         )
         for axes in grid.flat[len(drawn) :]:
             axes.set_axis_off()
-        others = [list(zip(*_curve(line), strict=True)) for line in drawn]
+        others = [np.column_stack(_curve(line)) for line in drawn]
+        window = _window(drawn)
         for i, (axes, line) in enumerate(zip(grid.flat, drawn, strict=False)):
             axes.add_collection(LineCollection(others, colors="#dddddd", linewidths=0.6, zorder=1))
             _draw(axes, line)
-            _frame(axes, drawn, left=i % wide == 0, bottom=i >= len(drawn) - wide)
+            _frame(axes, window, left=i % wide == 0, bottom=i >= len(drawn) - wide)
         tasks = int(table["dataset"].nunique())
         over = f"mean of {tasks} tasks" if tasks > 1 else str(table["dataset"].iloc[0])
         seeds = max(place.n for line in drawn for place in line.places)
@@ -84,21 +97,31 @@ def _draw(axes: Axes, line: Line) -> None:
         zorder=2,
     )
     axes.plot(epochs, means, color=colour, linewidth=1.6, zorder=3)
-    axes.set_title(line.name, loc="left", fontsize=8.5, pad=3)
+    entitle_panel(axes, line.name, fontsize=8.5, pad=3)
 
 
-def _frame(axes: Axes, drawn: Sequence[Line], *, left: bool, bottom: bool) -> None:
-    """The same window for every panel; numbers only where nothing is left of it or below."""
+def _window(drawn: Sequence[Line]) -> Window:
+    """What every panel shows."""
     places = [place for line in drawn for place in line.places]
     low, high = min(place.mean for place in places), max(place.mean for place in places)
     margin = 0.05 * (high - low) or 1.0
-    last = max(place.x for place in places)
+    first, last = min(place.x for place in places), max(place.x for place in places)
     ticks = MaxNLocator(4, integer=True).tick_values(0, last)
     heights = MaxNLocator(4).tick_values(low, high)
-    axes.set_xlim(min(place.x for place in places) - 0.02 * last, 1.02 * last)
-    axes.set_ylim(low - margin, high + margin)
-    axes.xaxis.set_major_locator(FixedLocator([x for x in ticks if 0 < x <= last]))
-    axes.yaxis.set_major_locator(FixedLocator([y for y in heights if low <= y <= high + margin]))
+    return Window(
+        x=(first - 0.02 * last, 1.02 * last),
+        y=(low - margin, high + margin),
+        x_ticks=[x for x in ticks if 0 < x <= last],
+        y_ticks=[y for y in heights if low <= y <= high + margin],
+    )
+
+
+def _frame(axes: Axes, window: Window, *, left: bool, bottom: bool) -> None:
+    """The same window for every panel; numbers only where nothing is left of it or below."""
+    axes.set_xlim(*window.x)
+    axes.set_ylim(*window.y)
+    axes.xaxis.set_major_locator(FixedLocator(window.x_ticks))
+    axes.yaxis.set_major_locator(FixedLocator(window.y_ticks))
     axes.tick_params(labelleft=left, labelbottom=bottom, length=2)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 from collections.abc import Sequence
 from functools import partial
 from importlib.resources import files
@@ -15,7 +14,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextToPath
 
+from peftbench.report.figures.recording import RecordedFigure, recorded
 from peftbench.results.atomic import write_atomic
 
 # Okabe and Ito's colours without yellow, which is too light for thin marks on white.
@@ -48,6 +50,12 @@ STYLE: Any = {  # matplotlib's own annotation lists every key
 GREY = "#8a8a8a"
 EMPTY = "empty"
 FORMATS = ("png", "pdf", "svg")
+OUTLINED = ("png",)  # holds pixels; in the others a text is one
+OF_FORMAT: dict[str, Any] = {
+    "png": {"pil_kwargs": {"compress_level": 1}},  # of a third of the time, and hardly larger
+    "pdf": {"metadata": {"CreationDate": None}},
+    "svg": {"metadata": {"Date": None}},
+}
 
 
 def style_of(method: str) -> tuple[str, str]:
@@ -66,6 +74,14 @@ def darker(colour: str) -> tuple[float, ...]:
     return tuple(0.75 * channel for channel in to_rgb(colour))
 
 
+def text_width(text: str, size: float) -> float:
+    """Inches that a line of text takes in a size of `size` typographic points."""
+    width, _, _ = TextToPath().get_text_width_height_descent(
+        text, FontProperties(size=size), ismath=False
+    )
+    return float(width) / 72
+
+
 def empty(text: str) -> Figure:
     """A figure that says why there is nothing to draw."""
     with mpl.rc_context(STYLE):
@@ -79,6 +95,17 @@ def empty(text: str) -> Figure:
 def is_empty(figure: Figure) -> bool:
     """Whether `empty` made the figure."""
     return figure.get_label() == EMPTY
+
+
+def entitle_panel(axes: Axes, title: str, **looks: Any) -> None:
+    """The title of one of many panels, whose axes have no labels of their own.
+
+    Titles and labels stand where they are told: to find a place for them, matplotlib measures all
+    ticks of a panel each time it draws it.
+    """
+    axes.set_title(title, loc="left", y=1.0, **looks)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_label_coords(0.5, 0.0)
 
 
 def entitle(axes: Axes, title: str, remarks: Sequence[str]) -> None:
@@ -97,26 +124,30 @@ def entitle(axes: Axes, title: str, remarks: Sequence[str]) -> None:
 
 
 def save(figure: Figure, stem: Path | str, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Files `stem.png`, `stem.pdf`, ..., each replaced as a whole; no dates inside."""
+    """Files `stem.png`, `stem.pdf`, ..., each replaced as a whole; no dates inside.
+
+    The same figure gives the same bytes.
+    """
     paths = []
-    for kind in formats:
-        path = Path(f"{stem}.{kind}")  # a dot in the stem is not a suffix
-        write_atomic(path, partial(_copy, encoded(figure, kind)))
-        paths.append(path)
+    with mpl.rc_context(STYLE):
+        settle(figure)
+        drawn = recorded(figure)
+        for kind in formats:
+            path = Path(f"{stem}.{kind}")  # a dot in the stem is not a suffix
+            write_atomic(path, partial(_write, drawn, kind))
+            paths.append(path)
     return paths
 
 
-def encoded(figure: Figure, kind: str) -> bytes:
-    """The figure as a file of this kind; the same figure gives the same bytes."""
-    dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        if figure.get_layout_engine() is not None:  # settled once, not once for each file
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-        figure.savefig(buffer, format=kind, dpi=200, metadata=dates)
-    return buffer.getvalue()
+def settle(figure: Figure) -> None:
+    """Lay the figure out for good, if it is not yet: once, not once for each file."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # "none" would still draw the figure twice for each file
 
 
-def _copy(data: bytes, file: IO[bytes]) -> None:
-    file.write(data)
+def _write(figure: Figure, kind: str, file: IO[bytes]) -> None:
+    if isinstance(figure, RecordedFigure):
+        figure.outlines = kind in OUTLINED
+    figure.savefig(file, format=kind, dpi=200, **OF_FORMAT.get(kind, {}))

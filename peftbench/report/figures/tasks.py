@@ -8,19 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection
+from matplotlib.collections import LineCollection, PatchCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from peftbench.report.figures.style import GREY, STYLE, empty, style_of
+from peftbench.report.figures.style import GREY, STYLE, empty, entitle_panel, style_of, text_width
 from peftbench.report.scores import SCORES
 from peftbench.report.tables.cells import MEAN_OF_GROUPS, MEAN_OF_TASKS, OK, TASK, overall
 from peftbench.report.tables.text import SHOWN
 from peftbench.report.view import View, view_of
 
 COLUMNS = 4  # panels side by side
+WIDTH = 10.0  # inches of all of them
 LINE = 0.19  # inches for one method
 DARK = 0.62  # a cell whose shade is beyond this gets white text
 # numbers inside the axes need no room of their own, and measuring them takes time
@@ -40,56 +42,83 @@ def bars(runs: View | pd.DataFrame) -> Figure:
         return empty("no finished final run")
     with mpl.rc_context(STYLE):
         heights = [
-            (0.75 + LINE * len(_ranking(rows))) * math.ceil(len(_columns(rows, (TASK,))) / COLUMNS)
+            0.3
+            + (0.75 + LINE * len(_ranking(rows)))
+            * math.ceil(len(_columns(rows, (TASK,))) / COLUMNS)
             for _, rows in sections
         ]
-        figure = Figure(figsize=(10.0, 0.3 * len(sections) + sum(heights)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, sum(heights)))
         parts = figure.subfigures(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for part, (title, rows) in zip(parts, sections, strict=True):
-            part.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-            _bar_panels(part, rows)
-            remark = f"{SCORES[view.metric]} in %; whiskers ± 1 sample sd over seeds"
-            part.supxlabel(remark + _absent(rows), fontsize=8, color=GREY)
+        for part, (title, rows), height in zip(parts, sections, heights, strict=True):
+            head: Any = {"fontsize": 10, "fontweight": "bold", "x": 0.01, "ha": "left", "va": "top"}
+            part.suptitle(title, y=1 - 0.06 / height, **head)
+            remark = f"{SCORES[view.metric]} in %; whiskers ± 1 sample sd over seeds{_absent(rows)}"
+            part.supxlabel(remark, fontsize=8, color=GREY, y=0.06 / height)
+            _bar_panels(part, rows, height, 0.06 + 0.135 * len(remark.splitlines()))
     return figure
 
 
-def _bar_panels(part: Any, rows: pd.DataFrame) -> None:
+def _height(rows: pd.DataFrame) -> float:
+    """Inches of the panels of a part."""
+    high = math.ceil(len(_columns(rows, (TASK,))) / COLUMNS)
+    return high * (0.75 + LINE * len(_ranking(rows)))
+
+
+def _bar_panels(part: Any, rows: pd.DataFrame, height: float, below: float) -> None:
+    """The panels of a part, placed by hand: a layout engine would draw them several times.
+
+    Args:
+        height: of the part, in inches.
+        below: inches that stay free below the panels and their numbers.
+    """
     tasks = [name for _, name in _columns(rows, (TASK,))]
     labels = _ranking(rows)
     wide = min(COLUMNS, len(tasks))
-    grid = part.subplots(math.ceil(len(tasks) / wide), wide, sharey=True, squeeze=False)
+    high = math.ceil(len(tasks) / wide)
+    left, gap = 0.15 + max(text_width(label, 8) for label in labels), (0.25, 0.55)
+    bottom, top = below + 0.25, 0.55
+    each = (
+        (WIDTH - 0.15 - left - gap[0] * (wide - 1)) / wide,
+        (height - bottom - top - gap[1] * (high - 1)) / high,
+    )
+    places = {"left": left / WIDTH, "right": 1 - 0.15 / WIDTH, "wspace": gap[0] / each[0]}
+    places |= {"bottom": bottom / height, "top": 1 - top / height, "hspace": gap[1] / each[1]}
+    grid = part.subplots(high, wide, squeeze=False, gridspec_kw=places)
     for axes in grid.flat[len(tasks) :]:
         axes.set_axis_off()
-    for axes, task in zip(grid.flat, tasks, strict=False):
+    for i, (axes, task) in enumerate(zip(grid.flat, tasks, strict=False)):
         mine = {r["label"]: r for r in rows[rows["column"] == task].to_dict("records")}
-        done = [y for y, label in enumerate(labels) if mine[label]["state"] == OK]
-        values = [100 * float(mine[labels[y]]["mean"]) for y in done]
-        spreads = [100 * _or_zero(mine[labels[y]]["sd"]) for y in done]
-        colours = [style_of(str(mine[labels[y]]["method"]))[0] for y in done]
-        axes.barh(
-            done,
-            values,
-            xerr=spreads if any(spreads) else None,
-            height=0.72,
-            color=colours,
-            alpha=0.6,
-            error_kw={"ecolor": "#444444", "elinewidth": 0.9, "capsize": 1.8},
-        )
-        texts = {y: (v + s, f" {v:.1f}") for y, v, s in zip(done, values, spreads, strict=True)}
-        for y, label in enumerate(labels):
-            x, text = texts.get(y, (0.0, f" {SHOWN.get(mine[label]['state'], '')}"))
-            grey = "#333333" if y in texts else GREY
-            axes.text(x, y, text, va="center", fontsize=7, color=grey, in_layout=False)
-        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        _bars(axes, [mine[label] for label in labels])
+        first = i % wide == 0
+        axes.set_yticks(range(len(labels)) if first else [], labels if first else [], fontsize=8)
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
         axes.set_ylim(len(labels) - 0.4, -0.6)  # the best on top
-        axes.margins(x=0.16)
-        axes.set_xlim(left=0)
         seeds = sorted({int(cell["n"]) for cell in mine.values() if cell["state"] == OK})
-        axes.set_title(
-            f"{task}  (n = {_range(seeds)})" if seeds else task, loc="left", fontsize=8.5
-        )
+        entitle_panel(axes, f"{task}  (n = {_range(seeds)})" if seeds else task, fontsize=8.5)
+
+
+def _bars(axes: Axes, cells: Sequence[dict[Any, Any]]) -> None:
+    """A bar with a whisker and a number for each cell, from the top; all bars in one piece."""
+    bars, colours, whiskers = [], [], []
+    for y, cell in enumerate(cells):
+        x, text, grey = 0.0, f" {SHOWN.get(cell['state'], '')}", GREY
+        if cell["state"] == OK:
+            value, spread = 100 * float(cell["mean"]), 100 * _or_zero(cell["sd"])
+            bars.append([(0, y - 0.36), (value, y - 0.36), (value, y + 0.36), (0, y + 0.36)])
+            colours.append(style_of(str(cell["method"]))[0])
+            whiskers.append([(value - spread, y), (value + spread, y)])
+            x, text, grey = value + spread, f" {value:.1f}", "#333333"
+        axes.text(x, y, text, va="center", fontsize=7, color=grey)
+    axes.add_collection(
+        PolyCollection(bars, facecolors=colours, alpha=0.6, linewidths=0), autolim=False
+    )
+    if any(low != high for low, high in whiskers):
+        dark: Any = {"color": "#444444", "zorder": 2}
+        axes.add_collection(LineCollection(whiskers, linewidths=0.9, **dark), autolim=False)
+        ends = np.array(whiskers).reshape(-1, 2)
+        axes.plot(*ends.T, linestyle="none", marker="|", markersize=3.6, **dark)
+    axes.set_xlim(0, 1.16 * max((high for _, (high, _) in whiskers), default=1.0))
 
 
 def heat_map(runs: View | pd.DataFrame) -> Figure:
