@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from peftbench.report.comparison import Comparison
-    from peftbench.report.figures.background import BackgroundDrawing
     from peftbench.report.papers.description import PaperTable
     from peftbench.report.view import Views
 
@@ -78,7 +76,7 @@ class Product:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Sources:
     """Where a report comes from and goes to."""
 
@@ -86,6 +84,13 @@ class _Sources:
     scan: Scan  # without records where rows are enough
     folder: Path
     everything: pd.DataFrame  # one row a run, also those that the conditions leave out
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """One row an epoch of these runs."""
+        from peftbench.results.frame import epochs
+
+        return epochs(self.scan.records)
 
 
 def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report:
@@ -152,11 +157,10 @@ def _read(store: ResultsStore, options: ReportOptions) -> tuple[Scan, pd.DataFra
 
 def _products(sources: _Sources, views: Views, options: ReportOptions) -> list[Product]:
     """Tables, figures and page, in the order in which a reader is told of them."""
-    begun = _begin_figures(sources, views, options)  # they take longest
-    with contextlib.nullcontext() if begun is None else contextlib.closing(begun):
-        table = _table(sources, views, options) if TABLES in options.parts else Product()
-        page = _page(sources, views, options) if PAGE in options.parts else Product()
-        figures = Product() if begun is None else _finished(begun, views.table)
+    table = _table(sources, views, options) if TABLES in options.parts else Product()
+    drawn = FIGURES in options.parts and options.formats
+    figures = _figures(sources, views, options) if drawn else Product()
+    page = _page(sources, views, options) if PAGE in options.parts else Product()
     return [table, figures, page]
 
 
@@ -217,35 +221,22 @@ def _statistics(comparisons: Sequence[Comparison], stem: Path, metric: str) -> l
     return paths
 
 
-def _begin_figures(
-    sources: _Sources, views: Views, options: ReportOptions
-) -> BackgroundDrawing | None:
-    """The figures, which another process draws meanwhile; `None` where none are asked for."""
-    if FIGURES not in options.parts or not options.formats:
-        return None
+def _figures(sources: _Sources, views: Views, options: ReportOptions) -> Product:
     from peftbench.report.figures import KINDS
-    from peftbench.report.figures.background import BackgroundDrawing, Order
-    from peftbench.results.frame import epochs
+    from peftbench.report.figures.orders import Order, draw
 
     order = Order(
-        root=str(sources.store.root),
-        where=list(options.where),
-        dirty=options.dirty,
-        place=str(sources.folder / "figures" / options.name),
-        formats=list(options.formats),
+        place=sources.folder / "figures" / options.name,
+        formats=options.formats,
         kinds=list(KINDS if options.kinds is None else options.kinds),
         metric=options.metric,
         limited=options.limited,
     )
-    return BackgroundDrawing(order, views, epochs(sources.scan.records))
-
-
-def _finished(begun: BackgroundDrawing, table: pd.DataFrame) -> Product:
-    figures = begun.finish()
+    figures = draw(order, views, sources.epochs, sources.store)
     drawn = {figure.backbone for figure in figures}
     notes = [
         f"No figure for {backbone}: no method has all data sets yet."
-        for backbone in sorted(set(map(str, table["backbone"].dropna())) - drawn)
+        for backbone in sorted(set(map(str, views.table["backbone"].dropna())) - drawn)
     ]
     paths = tuple(path for figure in figures for path in figure.paths)
     return Product(paths=paths, notes=tuple(notes))
@@ -253,12 +244,11 @@ def _finished(begun: BackgroundDrawing, table: pd.DataFrame) -> Product:
 
 def _page(sources: _Sources, views: Views, options: ReportOptions) -> Product:
     from peftbench.report.page import render
-    from peftbench.results.frame import epochs
     from peftbench.results.privacy import public_text
 
     path = sources.folder / f"{options.named('report')}.html"
     broken = [public_text(str(error)) for error in sources.scan.broken]
-    html = render(views, epochs(sources.scan.records), sources.store, broken=broken)
+    html = render(views, sources.epochs, sources.store, broken=broken)
     write_atomic(path, partial(_write, text=html))
     return Product(paths=(path,))
 

@@ -85,15 +85,17 @@ def csv_text(table: pd.DataFrame) -> str:
 
 def _cells(column: Any) -> list[Any]:
     """What each value of a column is written as; `pd.NA` is an empty field."""
-    if str(column.dtype) == "Float64":  # no number is a formula
-        there = ~column.isna()
-        numbers = column.to_numpy(dtype=float, na_value=0.0).tolist()
+    kind = str(column.dtype)
+    if kind in ("Float64", "Int64"):  # no number is a formula
+        there = (~column.isna()).tolist()
+        numbers = column.to_numpy(dtype=kind.lower(), na_value=0).tolist()
         return [
             repr(number) if known else pd.NA for number, known in zip(numbers, there, strict=True)
         ]
-    if str(column.dtype) == "string":  # an id stands in every epoch of its run
-        once = {value: value if value is pd.NA else guarded(value) for value in set(column)}
-        return [once[value] for value in column]
+    if kind == "string":  # an id stands in every epoch of its run
+        texts = column.to_numpy(dtype=object, na_value=pd.NA).tolist()
+        once = {text: text if text is pd.NA else guarded(text) for text in set(texts)}
+        return [once[text] for text in texts]
     return [value if value is pd.NA else guarded(spell(value)) for value in column]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
-import sys
 
 import pandas as pd
 import pytest
@@ -14,7 +12,7 @@ from peftbench.report import figures
 from peftbench.report.figures import (
     METHOD_STYLES,
     accuracy_against_parameters,
-    background,
+    orders,
     save,
     style_of,
 )
@@ -185,24 +183,11 @@ def test_an_unknown_method_keeps_its_look_and_takes_no_known_one():
     assert len({style_of(f"method_{i}") for i in range(30)}) > 15
 
 
-def test_a_failure_beside_is_drawn_and_raised_here(tmp_path, make_record, monkeypatch):
-    store = ResultsStore(tmp_path / "results")
-    store.add(make_record("linear", "a", 0, 0.5, tuned=0))
-    kinds = ["{score}_vs_parameters", "tasks_{score}", "heat_map_{score}"]
-    about = {"root": str(store.root), "where": [], "dirty": False, "metric": "top1"}
-    order = background.Order(
-        **about, place=str(tmp_path), formats=["svg"], kinds=kinds, limited=False
-    )
-    frames = (Views(frame(store)), pd.DataFrame())
-    whole = background.BackgroundDrawing(order, *frames).finish()
-    assert [(one.backbone, one.kind) for one in whole] == [("vit_mini", kind) for kind in kinds]
-    files = {path.name: path.read_bytes() for one in whole for path in one.paths}
-    assert len(files) == 3
-    monkeypatch.setattr(sys, "executable", "/bin/false")  # a process that ends at once
-    again = background.BackgroundDrawing(
-        dataclasses.replace(order, place=str(tmp_path / "again")), *frames
-    ).finish()
-    assert {path.name: path.read_bytes() for one in again for path in one.paths} == files
-    begun = background.BackgroundDrawing(order, *frames)
-    begun.close()  # as where another part of the report fails
-    assert begun.process is not None and begun.process.returncode is not None
+def test_figures_are_told_by_backbone_and_in_the_order_of_their_kinds(tmp_path, table):
+    kinds = ["heat_map_{score}", "tasks_{score}"]
+    order = orders.Order(tmp_path, ["svg"], kinds, metric="top1", limited=False)
+    drawn = orders.draw(order, Views(table), pd.DataFrame(), ResultsStore(tmp_path / "results"))
+    assert [(one.backbone, one.kind) for one in drawn] == [
+        (backbone, kind) for backbone in ("resnet_mini", "vit_mini") for kind in kinds[::-1]
+    ]
+    assert [path.exists() for one in drawn for path in one.paths] == [True] * 4

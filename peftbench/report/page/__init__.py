@@ -138,7 +138,8 @@ def _download(name: str, content: bytes, meaning: str) -> Download:
     kind = "text/csv"
     if len(content) > COMPRESSED:
         name, kind = f"{name}.gz", "application/gzip"
-        content = gzip.compress(content, mtime=0)  # no time, so that the same data is the same file
+        # level 9 saves 3 % in eight times as long; without a time equal data are equal files
+        content = gzip.compress(content, compresslevel=4, mtime=0)
     size = f"{len(content) / 1000:,.0f} kB" if len(content) >= 1000 else f"{len(content)} bytes"
     uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
     return Download(name, meaning, size, uri)

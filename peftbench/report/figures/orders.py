@@ -1,0 +1,58 @@
+"""The figures of a report, drawn and written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from peftbench.report.comparison import reliability
+from peftbench.report.figures.catalogue import KINDS, all_figures
+from peftbench.report.figures.style import save
+from peftbench.report.names import slug
+from peftbench.report.view import Views
+from peftbench.results.store import ResultsStore
+
+OF_IMAGES = "calibration"  # the kind that reads the predictions of single images
+
+
+@dataclass(frozen=True)
+class Order:
+    """Figures to draw, and where their files go."""
+
+    place: Path
+    formats: Sequence[str]
+    kinds: Sequence[str]
+    metric: str
+    limited: bool
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on disk."""
+
+    backbone: str
+    kind: str
+    paths: tuple[Path, ...]
+
+
+def draw(order: Order, views: Views, rows: pd.DataFrame, store: ResultsStore) -> list[Drawn]:
+    """All figures of an order, written, by backbone and in the order of `KINDS`.
+
+    `views` are of the runs to show and `rows` their epochs; predictions come from `store`.
+    """
+    bins = None
+    if OF_IMAGES in order.kinds:
+        bins = reliability(views.view(limited=order.limited), store)
+    drawn = []
+    for kind in order.kinds:
+        figures = all_figures(
+            views, rows, bins, metric=order.metric, limited=order.limited, kinds=[kind]
+        )
+        for backbone, name, figure in figures:
+            paths = save(figure, order.place / slug(name), order.formats)
+            drawn.append(Drawn(backbone, kind, tuple(paths)))
+    places = {kind: i for i, kind in enumerate(KINDS)}
+    return sorted(drawn, key=lambda one: (one.backbone, places[one.kind]))
