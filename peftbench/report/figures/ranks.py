@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from peftbench.statistics import ranks, scores
 
 LINE = 0.21  # inches for one name
 BAR = 0.07  # inches between two bars
+REMARK = 0.155  # inches for one more line below a title
 DARK = 0.6  # a cell whose shade is beyond this gets white text
 
 
@@ -50,8 +52,12 @@ def critical_difference(runs: View | pd.DataFrame) -> Figure:
         return empty("no two methods have all data sets")
     with mpl.rc_context(STYLE):
         heights = [0.95 + LINE * ((len(r.labels) + 1) // 2) + BAR * len(r.bars) for r in panels]
-        figure = Figure(figsize=(7.5, sum(heights)), layout="constrained")
-        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+        whole = [
+            height + REMARK * (len(_remarks(ranking)) - 1)
+            for height, ranking in zip(heights, panels, strict=True)
+        ]
+        figure = Figure(figsize=(7.5, sum(whole)), layout="constrained")
+        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=whole)[:, 0]
         for axes, ranking, height in zip(grid, panels, heights, strict=True):
             _diagram(axes, ranking, height)
     return figure
@@ -142,10 +148,10 @@ def _diagram(axes: Axes, ranking: Ranking, height: float) -> None:
             fontsize=8,
             color=darker(colour),
         )
-    entitle(axes, ranking.title, _remark(ranking).splitlines())
+    entitle(axes, ranking.title, _remarks(ranking))
 
 
-def _remark(ranking: Ranking) -> str:
+def _remarks(ranking: Ranking) -> list[str]:
     parts = [f"average rank over {ranking.datasets} data sets, 1 is best"]
     if ranking.p is not None:
         parts.append(f"Friedman p = {ranking.p:.2g}")
@@ -155,7 +161,7 @@ def _remark(ranking: Ranking) -> str:
         parts.append("too few data sets to tell any two apart")
     if ranking.left_out:
         parts.append(f"incomplete: {', '.join(ranking.left_out)}")
-    return "; ".join(parts)
+    return textwrap.wrap("; ".join(parts), 110)
 
 
 def _matrix(axes: Axes, ranking: Ranking) -> None:
