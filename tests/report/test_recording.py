@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from peftbench.report.figures import save
+from peftbench.report.figures.fonts import for_embedding
 from peftbench.report.figures.recording import RecordedFigure, recorded
 from peftbench.report.figures.style import STYLE
 
@@ -83,3 +84,17 @@ def test_a_figure_with_pixels_is_drawn_for_each_resolution(figure, tmp_path):
     figure.axes[0].imshow(np.arange(4.0).reshape(2, 2))
     assert recorded(figure) is figure and figure.dpi == 100
     assert all(path.stat().st_size for path in save(figure, tmp_path / "image"))
+
+
+def test_a_pdf_embeds_the_usual_font_once_without_joined_letters(figure, tmp_path):
+    (path,) = save(figure, tmp_path / "fonts", ["pdf"])
+    content = path.read_bytes()
+    # matplotlib would add a second font for the `ff` of "difference"
+    assert content.count(b"/FontFile2") == 1 and b"+DejaVuSans" in content
+    assert b"peftbench-fonts" not in content
+
+
+def test_another_font_that_matplotlib_is_told_to_take_is_taken():
+    with mpl.rc_context({"font.sans-serif": ["DejaVu Serif"]}):
+        assert for_embedding() == {}
+    assert for_embedding()["font.sans-serif"][1:] == mpl.rcParams["font.sans-serif"]

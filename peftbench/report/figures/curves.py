@@ -179,8 +179,8 @@ def _drawn(panels: Mapping[str, Sequence[Line]], metric: str, heading: str) -> F
     size = (wide * max(5.2, 2.5 + beside), 0.4 + 3.1 * high)  # inches
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size)
-        edges = {"bottom": 0.6 / size[1], "top": 1 - 0.3 / size[1]}
-        gaps = {"hspace": 0.6 * high / (size[1] - 0.9 - 0.6 * (high - 1))}
+        edges = {"bottom": 0.5 / size[1], "top": 1 - 0.25 / size[1]}
+        gaps = {"hspace": 0.52 * high / (size[1] - 0.75 - 0.52 * (high - 1))}
         grid = figure.subplots(high, wide, squeeze=False, gridspec_kw=edges | gaps)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
+from peftbench.report.figures.fonts import for_embedding
 from peftbench.report.figures.recording import RecordedFigure, recorded
 from peftbench.results.atomic import write_atomic
 
@@ -150,4 +151,5 @@ def settle(figure: Figure) -> None:
 def _write(figure: Figure, kind: str, file: IO[bytes]) -> None:
     if isinstance(figure, RecordedFigure):
         figure.outlines = kind in OUTLINED
-    figure.savefig(file, format=kind, dpi=200, **OF_FORMAT.get(kind, {}))
+    with mpl.rc_context(for_embedding() if kind == "pdf" else None):
+        figure.savefig(file, format=kind, dpi=200, **OF_FORMAT.get(kind, {}))

@@ -76,7 +76,7 @@ def _bar_panels(part: Any, rows: pd.DataFrame, height: float, below: float) -> N
     wide = min(COLUMNS, len(tasks))
     high = math.ceil(len(tasks) / wide)
     left, gap = 0.15 + max(text_width(label, 8) for label in labels), (0.25, 0.55)
-    bottom, top = below + 0.25, 0.55
+    bottom, top = below + 0.25, 0.5
     each = (
         (WIDTH - 0.15 - left - gap[0] * (wide - 1)) / wide,
         (height - bottom - top - gap[1] * (high - 1)) / high,
