@@ -62,12 +62,14 @@ def test_learning_curves_have_a_panel_for_each_method_with_all_others_behind(mak
     figure = learning_curves(frame(records), epochs(records))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["lora", "ssf"]
     lora, ssf = figure.axes
-    assert [list(map(float, data)) for data in lora.lines[0].get_data()] == [[1, 2], [50, 60]]
-    assert [float(y) for y in ssf.lines[0].get_ydata()] == [25, 35]
-    assert all(len(axes.collections[0].get_segments()) == 2 for axes in (lora, ssf))
-    assert lora.get_ylim() == ssf.get_ylim() and lora.lines[0].get_color() == "#0072B2"
+    assert [list(map(float, data)) for data in lora.lines[1].get_data()] == [[1, 2], [50, 60]]
+    assert [float(y) for y in ssf.lines[1].get_ydata()] == [25, 35]
+    both = [50, 60, None, 25, 35, None]  # with a gap behind each curve
+    for axes in (lora, ssf):
+        assert [y if y == y else None for y in map(float, axes.lines[0].get_ydata())] == both
+    assert lora.get_ylim() == ssf.get_ylim() and lora.lines[1].get_color() == "#0072B2"
     loss = learning_curves(frame(records), epochs(records), quantity="loss")
-    assert [float(y) for y in loss.axes[0].lines[0].get_ydata()] == [0.75, 0.65]  # ssf ends higher
+    assert [float(y) for y in loss.axes[0].lines[1].get_ydata()] == [0.75, 0.65]  # ssf ends higher
     assert is_empty(learning_curves(frame(records), epochs([])))
     with pytest.raises(ConfigError, match="Unknown quantity 'los'"):
         learning_curves(frame(records), epochs(records), quantity="los")

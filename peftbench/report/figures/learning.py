@@ -11,7 +11,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
@@ -21,6 +20,7 @@ from peftbench.report.figures.style import GREY, STYLE, empty, entitle_panel, st
 from peftbench.report.view import View, view_of
 
 COLUMNS = 5  # panels side by side
+GAP = (np.nan, np.nan)
 HEADING: Any = {"fontsize": 10, "fontweight": "bold"}
 
 
@@ -62,10 +62,11 @@ def learning_curves(
         )
         for axes in grid.flat[len(drawn) :]:
             axes.set_axis_off()
-        others = [np.column_stack(_curve(line)) for line in drawn]
+        # all curves as one, with gaps between them, which is drawn several times as fast
+        others = np.concatenate([[*zip(*_curve(line), strict=True), GAP] for line in drawn]).T
         window = _window(drawn)
         for i, (axes, line) in enumerate(zip(grid.flat, drawn, strict=False)):
-            axes.add_collection(LineCollection(others, colors="#dddddd", linewidths=0.6, zorder=1))
+            axes.plot(*others, color="#dddddd", linewidth=0.6, zorder=1)
             _draw(axes, line)
             _frame(axes, window, left=i % wide == 0, bottom=i >= len(drawn) - wide)
         tasks = int(table["dataset"].nunique())
