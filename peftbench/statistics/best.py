@@ -186,10 +186,9 @@ def exchange_p(
                 [np.concatenate([runs[pairs[i][0]][d], runs[pairs[i][1]][d]]) for i in members]
             )
             pooled -= pooled.mean(axis=1, keepdims=True)
-            first = np.zeros((permutations, n + m))
-            order = np.argsort(generator.random(first.shape), axis=-1)
-            np.put_along_axis(first, order[:, :n], 1.0, axis=-1)
-            drawn.add(first, pooled, n, m)
+            numbers = generator.random((permutations, n + m))
+            first = numbers <= np.sort(numbers, axis=-1)[:, n - 1 : n]  # the n least of each row
+            drawn.add(first.astype(float), pooled, n, m)
             observed.add(np.repeat([[1.0, 0.0]], [n, m], axis=1), pooled, n, m)
         studentised = min(min(counts) for counts in shape) > 1
         extreme = drawn.statistic(studentised) >= observed.statistic(studentised) * (1 - TIE) - TIE
