@@ -75,6 +75,7 @@ def simulated(
 ) -> RunRecord:
     """One finished run with scores from a generator of its own."""
     draw = random.Random(f"{backbone} {seed} {dataset} {method}")
+    tuned = random.Random(f"{backbone} {dataset} {method}")  # once for all seeds
     spec = {
         "method": {
             "name": f"method{method:02}",
@@ -88,7 +89,7 @@ def simulated(
             )
         ),
         "preprocessing": dataclasses.asdict(PreprocessingSpec()),
-        "recipe": Recipe(lr=10 ** -draw.choice((2.0, 3.0))).canonical(),
+        "recipe": Recipe(lr=10 ** -tuned.choice((2.0, 3.0))).canonical(),
         "seed": seed,
         "phase": "final",
         "precision": "auto",

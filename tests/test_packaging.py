@@ -49,7 +49,8 @@ def test_every_package_of_the_tree_is_listed(settings: configparser.ConfigParser
 def test_every_import_of_the_package_is_required(settings: configparser.ConfigParser) -> None:
     import ast
 
-    distributions = {"PIL": "pillow", "hydra": "hydra-core", "yaml": "", "sklearn": ""}
+    distributions = {"PIL": "pillow", "hydra": "hydra-core", "fontTools": "fonttools"}
+    distributions |= {"yaml": "", "sklearn": ""}
     optional = {
         "google_crc32c",
         "h5py",

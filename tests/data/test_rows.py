@@ -119,4 +119,5 @@ def test_reading_all_rows_brings_no_pages_into_memory(tmp_path: Path) -> None:
     lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
     start = next(i for i, line in enumerate(lines) if line.endswith(str(path)))
     resident = next(line for line in lines[start:] if line.startswith("Rss:"))
-    assert int(resident.split()[1]) < 2**10  # KiB; the ends were compared, with pages around them
+    # the ends were compared; a page comes with those around it, 2 MiB on some machines
+    assert int(resident.split()[1]) < 6 * 2**10  # KiB, half of them

@@ -150,7 +150,7 @@ def test_a_record_of_an_unknown_task_is_told_and_left_out(
 
 def test_only_the_task_knows_what_its_metrics_are_called() -> None:
     """Beside it: the columns of the tables of runs and of published numbers, which are formats."""
-    formats = {"results/columns.py", "results/frame.py", "results/published.py"}
+    formats = {"results/columns.py", "results/published.py", "results/rows.py"}
     formats |= {"results/bundles/incoming.py", "report/papers/printed.py"}
     metrics = {metric.name for metric in CLASSIFICATION.scores} | {"ece"}
     found = {
