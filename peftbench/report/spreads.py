@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from peftbench.report.view import View
-from peftbench.statistics import best, intervals, scores
+from peftbench.statistics import intervals, scores
 from peftbench.statistics.averages import weightings
 from peftbench.statistics.best import Best
 from peftbench.statistics.intervals import Interval
+from peftbench.statistics.leaders import leaders as leaders_of
 
 RowKey = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
 
@@ -45,8 +46,11 @@ def equals_of_the_best(view: View) -> dict[tuple[str, str], tuple[str, ...]]:
 
 
 def leaders(view: View) -> dict[tuple[str, str], Best]:
-    """By backbone and suite, the best over seeds by the mean of all data sets, and its equals."""
-    by_section = {key: best.not_distinguishable(kept) for key, kept in _parts(view)}
+    """By backbone and suite, the best over seeds by the mean of all data sets, and its equals.
+
+    Without p-values, most of which decide nothing here.
+    """
+    by_section = {key: leaders_of(kept) for key, kept in _parts(view)}
     return {key: one for key, one in by_section.items() if one is not None}
 
 

@@ -23,7 +23,7 @@ no difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -35,6 +35,7 @@ from peftbench.statistics.intervals import DATASETS, MOST_SKEW_T, SEEDS
 from peftbench.statistics.scores import Array
 
 PERMUTATIONS = 20_000
+ROWS_AT_ONCE = 2_000  # exchanges whose numbers are in memory together
 TIE = 1e-9  # statistics nearer than this, or this share of them, are equal
 NO_SPREAD = 1e-6  # added to standard errors: seeds that all agree would divide by zero
 
@@ -93,7 +94,7 @@ def not_distinguishable(
     elif over == SEEDS:
         exchanged = exchange_p(kept, pairs, permutations=permutations, seed=seed)
         p = list(np.maximum(exchanged, unequal_p(kept, pairs)))
-        least = _smallest_exchange_p(kept, permutations)
+        least = smallest_exchange_p(kept, permutations)
     else:
         raise ValueError(f"over is {over!r}, neither {SEEDS!r} nor {DATASETS!r}")
     against = against_best(best, pairs, p)
@@ -109,11 +110,11 @@ def not_distinguishable(
         seeds=fewest,
         alpha=alpha,
         means={name: float(overall[name]) for name in order},
-        needed=_needed(kept, overall, order, alpha),
+        needed=needed(kept, overall, order, alpha),
     )
 
 
-def _needed(
+def needed(
     kept: pd.DataFrame, overall: pd.Series[float], order: Sequence[str], alpha: float
 ) -> dict[str, int | None]:
     """`Best.needed`, from the spread of seeds inside each method and data set.
@@ -179,21 +180,36 @@ def exchange_p(
     for shape in sorted({(sizes[a], sizes[b]) for a, b in pairs}):
         members = [i for i, (a, b) in enumerate(pairs) if (sizes[a], sizes[b]) == shape]
         generator = np.random.default_rng(seed)
-        drawn = _Sums(permutations, len(members))
-        observed = _Sums(1, len(members))
+        tasks = []
         for d, (n, m) in enumerate(zip(*shape, strict=True)):
             pooled = np.array(
                 [np.concatenate([runs[pairs[i][0]][d], runs[pairs[i][1]][d]]) for i in members]
             )
             pooled -= pooled.mean(axis=1, keepdims=True)
-            numbers = generator.random((permutations, n + m))
-            first = numbers <= np.sort(numbers, axis=-1)[:, n - 1 : n]  # the n least of each row
-            drawn.add(first.astype(float), pooled, n, m)
-            observed.add(np.repeat([[1.0, 0.0]], [n, m], axis=1), pooled, n, m)
+            tasks.append(_Exchanges.of(pooled, n, _drawn(generator, permutations, n, m)))
         studentised = min(min(counts) for counts in shape) > 1
-        extreme = drawn.statistic(studentised) >= observed.statistic(studentised) * (1 - TIE) - TIE
-        out[members] = (extreme.sum(axis=0) + 1) / (permutations + 1)
+        observed = _statistic([(one.difference[0], one.error[0]) for one in tasks], studentised)
+        extreme = np.zeros(len(members))
+        for start in range(0, permutations, ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            parts = ((one.difference[one.which[rows]], one.error[one.which[rows]]) for one in tasks)
+            drawn = _statistic(parts, studentised)
+            extreme += (drawn >= observed * (1 - TIE) - TIE).sum(axis=0)
+        out[members] = (extreme + 1) / (permutations + 1)
     return out
+
+
+def _drawn(generator: np.random.Generator, permutations: int, n: int, m: int) -> Array:
+    """Whether each run belongs to the first method, (permutations, n + m): n of each row, drawn.
+
+    Those with the n least of random numbers.
+    """
+    first = np.empty((permutations, n + m), bool)
+    for start in range(0, permutations, ROWS_AT_ONCE):  # which stay in the cache
+        block = first[start : start + ROWS_AT_ONCE]
+        numbers = generator.random(block.shape)
+        np.less_equal(numbers, np.partition(numbers, n - 1, axis=-1)[:, n - 1 : n], out=block)
+    return first
 
 
 def unequal_p(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> Array:
@@ -223,30 +239,50 @@ def unequal_p(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> Array:
     return out
 
 
-class _Sums:
-    """Sums over data sets of differences of means and of their squared standard errors."""
+@dataclass(frozen=True)
+class _Exchanges:
+    """The exchanges of the runs on one data set; three seeds of each method have twenty.
 
-    def __init__(self, exchanges: int, pairs: int) -> None:
-        self.difference = np.zeros((exchanges, pairs))
-        self.squared_error = np.zeros((exchanges, pairs))
+    The first of them is that which was observed.
+    """
 
-    def add(self, first: Array, pooled: Array, n: int, m: int) -> None:
-        """One data set: who belongs to the first method, (exchanges, n + m), and its runs."""
+    difference: Array  # (exchanges, pairs) of the means
+    error: Array  # (exchanges, pairs) its squared standard error
+    which: np.ndarray  # (permutations,) the exchange that was drawn
+
+    @classmethod
+    def of(cls, pooled: Array, n: int, drawn: Array) -> _Exchanges:
+        """Of the runs of both methods (pairs, n + m), whose mean is 0, and of who is of the first.
+
+        drawn: (permutations, n + m).
+        """
+        m = pooled.shape[1] - n
+        observed = np.repeat([[True, False]], [n, m], axis=1)
+        packed = np.packbits(np.concatenate([observed, drawn]), axis=1)
+        keys = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}")[:, 0]
+        _, places, which = np.unique(keys, return_index=True, return_inverse=True)
+        order = np.argsort(places, kind="stable")  # as they first occur
+        first = np.concatenate([observed, drawn])[places[order]].astype(float)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
         total = first @ pooled.T  # the sum of all is zero
         squares = first @ (pooled**2).T
         all_squares = (pooled**2).sum(axis=1)
-        self.difference += total / n + total / m
+        error = np.zeros_like(total)
         if n > 1 and m > 1:
-            self.squared_error += np.maximum(squares - total**2 / n, 0) / (n - 1) / n
-            rest = np.maximum(all_squares - squares - total**2 / m, 0)
-            self.squared_error += rest / (m - 1) / m
-
-    def statistic(self, studentised: bool) -> Array:
-        size = np.abs(self.difference)
-        return size / (np.sqrt(self.squared_error) + NO_SPREAD) if studentised else size
+            error += np.maximum(squares - total**2 / n, 0) / (n - 1) / n
+            error += np.maximum(all_squares - squares - total**2 / m, 0) / (m - 1) / m
+        return cls(total / n + total / m, error, rank[which[1:]])
 
 
-def _smallest_exchange_p(table: pd.DataFrame, permutations: int) -> float:
+def _statistic(parts: Iterable[tuple[Array, Array]], studentised: bool) -> Array:
+    """Of differences of means and their squared standard errors on each data set."""
+    difference, error = (sum(values) for values in zip(*parts, strict=True))
+    size: Array = np.abs(difference)
+    return size / (np.sqrt(error) + NO_SPREAD) if studentised else size
+
+
+def smallest_exchange_p(table: pd.DataFrame, permutations: int) -> float:
     """The least p-value of any pair: both directions of the clearest of all exchanges."""
     number = scores.counts(table)
     ways = []

@@ -35,7 +35,7 @@ def leaders(
     overall = means.mean(axis=1)
     order = [str(x) for x in sorted(means.index, key=lambda name: (-overall[name], name))]
     pairs = list(combinations(order, 2))
-    least = best._smallest_exchange_p(kept, permutations)
+    least = best.smallest_exchange_p(kept, permutations)
     smallest = min(1.0, least * len(pairs)) if pairs else 1.0
     told = _told_from_best(kept, order[0], pairs, alpha, permutations, seed)
     return best.Best(
@@ -49,7 +49,7 @@ def leaders(
         seeds=int(scores.counts(kept).to_numpy().min()),
         alpha=alpha,
         means={name: float(overall[name]) for name in order},
-        needed=best._needed(kept, overall, order, alpha),
+        needed=best.needed(kept, overall, order, alpha),
     )
 
 
