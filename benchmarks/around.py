@@ -5,8 +5,9 @@ python benchmarks/around.py [--only NAME ...] [--large] [--repeats 3]
 Each row is a command in a process of its own; `cpu_seconds` are those of it and its children, which
 other programs on the machine lengthen less than the time on the clock, and the least of `--repeats`
 where the command is short. `counts` come from the same command once more, in a process that counts:
-compositions by Hydra, records read, barriers (fsync and syncfs), latencies measured. `--large`
-adds 15,000 records. Prints JSON and, when all rows were measured, writes
+compositions by Hydra, records read, barriers (fsync and syncfs), models whose latency is measured.
+`loop_seconds` is a loop of 10 million additions, for machines whose speed changes within the hour.
+`--large` adds 15,000 records. Prints JSON and, when all rows were measured, writes
 `results/benchmarks/around_cpu.json`. Records are made up (see `large_results.py`); runs are real.
 """
 
@@ -61,12 +62,19 @@ def counted(owner, name, what):
         return original(*args, **options)
     setattr(owner, name, call)
 counted(os, "fsync", "barriers")
+from peftbench.results import barrier
+together = barrier._sync_all_at
+def synchronised(path):
+    done = together(path)
+    counts["barriers"] += done
+    return done
+barrier._sync_all_at = synchronised
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 counted(ConfigLoaderImpl, "load_configuration", "compositions")
 kind, *arguments = sys.argv[1:]
 if kind == "run":
-    from peftbench.run import cost
-    counted(cost, "latency_ms", "latencies")
+    from peftbench.run import latency
+    counted(latency, "measure", "latencies")
 with contextlib.redirect_stdout(sys.stderr):
     if kind == "python":
         exec(arguments[0])
@@ -88,6 +96,8 @@ class Row:
     short: bool = True  # whether it is measured several times
     ends_well: bool = True
     goal_mib: float | None = None
+    counted: tuple[str, ...] | None = None  # the command again, for the counts; `()`: none
+    cold: bool = False  # whether the caches of the user are empty
 
     @property
     def argv(self) -> list[str]:
@@ -97,8 +107,9 @@ class Row:
 
     @property
     def counting(self) -> list[str]:
-        kind = self.command[0] if self.command[0] in ("python", "run") else "other"
-        arguments = self.command[1:] if kind == "python" else self.command
+        command = self.command if self.counted is None else self.counted
+        kind = command[0] if command[0] in ("python", "run") else "other"
+        arguments = command[1:] if kind == "python" else command
         return [sys.executable, "-c", COUNTING, kind, *arguments]
 
 
@@ -137,46 +148,60 @@ def rows(work: Path, large: bool) -> Iterator[Row]:
     yield Row("plan of 1 job", ("plan", "method=lora"), 1.0)
     yield Row("plan of 1,440 jobs", GRID, 10.0, short=False, goal_mib=300)
     several = str(work / "r1440")
-    yield Row("report of 1,440 records", ("report", "--results-dir", several), 15.0, short=False)
-    frame = ("python", FRAME.format(folder=several))
-    yield Row("results() of 1,440 records", frame, 1.0)
-    yield Row(
-        "export of 1,440 records",
-        ("export-results", str(work / "all.zip"), "--results-dir", several),
-        2.0,
-        short=False,
-    )
-    yield Row(
-        "import of 1,440 records",
-        ("import-results", str(work / "all.zip"), "--results-dir", str(work / "imported")),
-        5.0,
-        short=False,
-    )
+    report = ("report", "--results-dir", several)
+    yield Row("report of 1,440 records", report, 15.0, short=False, counted=())
+    yield Row("results() of 1,440 records", ("python", FRAME.format(folder=several)), 2.0)
+    bundle = str(work / "all.zip")
+    export = ("export-results", bundle, "--results-dir", several)
+    yield Row("export of 1,440 records", export, 5.0, short=False, counted=())
+    bring = ("import-results", bundle, "--results-dir")
+    again = (*bring, str(work / "again"))
+    imported = (*bring, str(work / "imported"))
+    yield Row("import of 1,440 records", imported, 5.0, short=False, counted=again)
     many = str(work / "r14400")
-    first = ("python", FRAME.format(folder=many))
-    yield Row("results() of 14,400 records, the first time", first, 4.0, short=False)
-    yield Row("results() of 14,400 records", first, 1.5)
+    frame = ("python", FRAME.format(folder=many))
+    yield Row("results() of 14,400 records, none known", frame, 8.0, short=False, cold=True)
+    yield Row("results() of 14,400 records", frame, 3.0)
     yield Row("advise at 14,400 records", ("advise", "--results-dir", many), 5.0, goal_mib=500)
     if large:
-        huge = str(work / "r15000")
-        yield Row("report of 15,000 records", ("report", "--results-dir", huge), 60.0, short=False)
+        report = ("report", "--results-dir", str(work / "r15000"))
+        yield Row("report of 15,000 records", report, 60.0, short=False, counted=())
     results = f"results_dir={work / 'tiny'}"
-    yield Row("a run, the first of its kind", ("run", *TINY, "seed=0", results), 8.0, short=False)
-    yield Row("a run, the second of its kind", ("run", *TINY, "seed=1", results), 6.0, short=False)
-    yield Row("a run that is done", ("run", *TINY, "seed=1", results), 1.5)
-    sweep = ("run", "-m", *TINY, "seed=range(2,10)", results)
-    yield Row("a sweep of 8 tiny jobs", sweep, 20.0, short=False)
+    first, second, done = (("run", *TINY, f"seed={seed}", results) for seed in (0, 1, 0))
+    yield Row("a run, the first of its network", first, 8.0, short=False, counted=())
+    third = ("run", *TINY, "seed=2", results)
+    yield Row("a run, the second of its network", second, 6.0, short=False, counted=third)
+    yield Row("a run that is done", done, 2.0)
+    sweep = ("run", "-m", *TINY, "seed=range(10,18)", results)
+    yield Row("a sweep of 8 tiny jobs", sweep, 20.0, short=False, counted=())
+
+
+def environment(work: Path, cache: str) -> dict[str, str]:
+    """Of a command whose user has no data, and caches in a folder of that name."""
+    own = {"PEFTBENCH_DATA": str(work / "no-data"), "PEFTBENCH_CACHE": str(work / cache)}
+    return {**os.environ, **own, "OMP_NUM_THREADS": "1"}
+
+
+def loop_seconds() -> float:
+    """Processor seconds of ten million additions: how fast the machine is just now."""
+    began, total = time.process_time(), 0
+    for i in range(10_000_000):
+        total += i * i
+    return round(time.process_time() - began, 2)
 
 
 def measured(row: Row, work: Path, repeats: int) -> dict[str, Any]:
     """The row with what it took."""
-    environment = {**os.environ, "PEFTBENCH_DATA": str(work / "no-data"), "OMP_NUM_THREADS": "1"}
     took: list[dict[str, float]] = []
     for _ in range(repeats if row.short else 1):
         began = time.perf_counter()
         with (work / "output").open("w") as output:
             process = subprocess.Popen(
-                row.argv, cwd=work / "cwd", env=environment, stdout=output, stderr=output
+                row.argv,
+                cwd=work / "cwd",
+                env=environment(work, "cache"),
+                stdout=output,
+                stderr=output,
             )
             _, status, usage = os.wait4(process.pid, 0)
         if row.ends_well != (os.waitstatus_to_exitcode(status) == 0):
@@ -189,14 +214,19 @@ def measured(row: Row, work: Path, repeats: int) -> dict[str, Any]:
             }
         )
     best = min(took, key=lambda each: each["cpu_seconds"])
-    return {"name": row.name, **best, "goal_cpu_seconds": row.goal, "goal_mib": row.goal_mib}
+    goals = {"goal_cpu_seconds": row.goal, "goal_mib": row.goal_mib}
+    return {"name": row.name, **best, **goals, "loop_seconds": loop_seconds()}
 
 
 def counts(row: Row, work: Path) -> dict[str, int]:
     """What the command does how often; where it is repeated, as the last time."""
-    environment = {**os.environ, "PEFTBENCH_DATA": str(work / "no-data"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        row.counting, cwd=work / "cwd", env=environment, capture_output=True, text=True, check=True
+        row.counting,
+        cwd=work / "cwd",
+        env=environment(work, "another-cache" if row.cold else "cache"),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -222,7 +252,7 @@ def main() -> None:
             if options.only and row.name not in options.only:
                 continue
             found.append(measured(row, work, options.repeats))
-            if row.short:  # others would find what the first time left behind
+            if row.counted != ():
                 found[-1]["counts"] = counts(row, work)
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     text = json.dumps({"rows": found, "python": platform.python_version(), "cpu": _cpu()}, indent=1)

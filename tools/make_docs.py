@@ -31,6 +31,8 @@ from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa
 
 from peftbench.artefacts import task_file as tuned  # noqa: E402
 from peftbench.backbones import anatomies, known  # noqa: E402
+from peftbench.backbones.families import classes_of  # noqa: E402
+from peftbench.backbones.load import load  # noqa: E402
 from peftbench.backbones.shipped import SHIPPED  # noqa: E402
 from peftbench.cli import method_pages  # noqa: E402
 from peftbench.config.choices import catalogue  # noqa: E402
@@ -282,14 +284,17 @@ def known_anatomies() -> str:
     for entry in catalogue("backbone").values():
         if entry["name"] == "vit_mini" or entry["name"] not in SHIPPED:  # others are installed
             sizes.setdefault(entry["name"], []).append(entry.get("image_size"))
+    specs = {
+        name: [
+            BackboneSpec(name, name == "vit_mini", image_size=size)
+            for size in dict.fromkeys((None, *others))
+        ]
+        for name, others in sizes.items()
+    }
+    models = [load(each[0], 2, device="meta").model for each in specs.values()]
     return known.written(
-        {
-            name: tuple(
-                anatomies.described(BackboneSpec(name, name == "vit_mini", image_size=size))
-                for size in dict.fromkeys((None, *others))
-            )
-            for name, others in sizes.items()
-        }
+        {name: tuple(map(anatomies.described, each)) for name, each in specs.items()},
+        classes=[name for model in models for name in classes_of(model)],
     )
 
 

@@ -42,7 +42,7 @@ SWIN = Family(
     position_biases=("relative_position_bias_table",),
 )
 
-_DESCRIBED = (  # in the order in which the pages of methods go through them
+OURS = (  # in the order in which the pages of methods go through them
     Family(
         name="vit",
         classes=("VisionTransformer",),
@@ -180,7 +180,7 @@ def register_family(family: Family) -> Family:
     return FAMILIES.register(family.name)(family)
 
 
-for _family in _DESCRIBED:
+for _family in OURS:
     register_family(_family)
 
 
@@ -190,10 +190,14 @@ def every_family() -> tuple[Family, ...]:
     return (*FAMILIES.entries(), GENERIC)
 
 
+def classes_of(backbone: nn.Module) -> tuple[str, ...]:
+    """Names by which a family can be that of the model: its class and timm's base classes."""
+    kinds = type(backbone).__mro__
+    return tuple(kind.__name__ for kind in kinds if kind.__module__.startswith("timm."))
+
+
 def family_of(backbone: nn.Module) -> Family:
     """The family of the model's class or of its nearest described base class, else `GENERIC`."""
     by_class = {name: family for family in every_family() for name in family.classes}
-    for kind in type(backbone).__mro__:
-        if kind.__name__ in by_class and kind.__module__.startswith("timm."):
-            return by_class[kind.__name__]
-    return GENERIC
+    named = (by_class[name] for name in classes_of(backbone) if name in by_class)
+    return next(named, GENERIC)

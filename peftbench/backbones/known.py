@@ -1,7 +1,7 @@
 """Anatomies that are known without building a model: of the backbones that every user asks about.
 
 They are what `describe` found, in a file that `make docs` writes. They count only where the version
-of timm and the described families are those of the file.
+of timm and our families are those of the file, and no other family could be that of one of them.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from peftbench import plugins
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site, Tokens
-from peftbench.backbones.families import FAMILIES, Family
+from peftbench.backbones.families import FAMILIES, OURS
 from peftbench.canonical import digest
 
 FILE = Path(__file__).parent / "anatomies.json"
-# by the ids of families, which stay theirs while they are kept here beside their hash
-_DIGESTS: dict[tuple[int, ...], tuple[tuple[Family, ...], str]] = {}
 COLUMNS = tuple(field.name for field in dataclasses.fields(Site))
 
 
@@ -30,15 +28,18 @@ def of_name(name: str) -> tuple[Anatomy, ...]:
     """What is known of the backbone that is called so exactly, first that at its own image size."""
     plugins.load("families")
     content = _read()
-    if content["origin"] != _origin():
+    if content["origin"] != _origin() or not _others().isdisjoint(content["classes"]):
         return ()
     return tuple(map(_kept, content["names"].get(name, ())))
 
 
-def written(anatomies: Mapping[str, Sequence[Anatomy]]) -> str:
+def written(anatomies: Mapping[str, Sequence[Anatomy]], classes: Iterable[str]) -> str:
     """The text of the file with these `anatomies` of each name: JSON with a site a line.
 
     What several names have in common is there once.
+
+    Args:
+        classes: names by which a family can be that of one of them; see `families.classes_of`.
     """
     numbers: dict[Anatomy, int] = {}
     entries = []
@@ -50,7 +51,8 @@ def written(anatomies: Mapping[str, Sequence[Anatomy]]) -> str:
         rows = ",\n".join(json.dumps(list(site.values())) for site in rest.pop("sites"))
         entries.append(f'{{"rest": {json.dumps(rest)}, "sites": [\n{rows}]}}')
     names = {name: [numbers[anatomy] for anatomy in known] for name, known in anatomies.items()}
-    head = f'"origin": {json.dumps(_origin())},\n"names": {json.dumps(names)}'
+    head = f'"origin": {json.dumps(_origin())},\n"classes": {json.dumps(sorted(set(classes)))},\n'
+    head += f'"names": {json.dumps(names)}'
     together = ",\n".join(entries)
     return f'{{{head},\n"anatomies": [\n{together}]}}\n'
 
@@ -86,7 +88,13 @@ def _frozen(value: Any) -> Any:
 
 def _origin() -> dict[str, str]:
     """What an anatomy depends on beside the code that describes."""
-    return {"timm": _timm(), "families": _digest(tuple(FAMILIES[name] for name in FAMILIES))}
+    return {"timm": _timm(), "families": _families()}
+
+
+def _others() -> set[str]:
+    """Classes whose family is none of ours."""
+    ours = {family.name for family in OURS}
+    return {kind for name in FAMILIES if name not in ours for kind in FAMILIES[name].classes}
 
 
 @cache
@@ -95,11 +103,8 @@ def _timm() -> str:
     return importlib.metadata.version("timm")
 
 
-def _digest(families: tuple[Family, ...]) -> str:
-    """A hash of all that they look for, worked out once."""
-    key = tuple(map(id, families))
-    if key not in _DIGESTS:
-        entries = [dataclasses.asdict(family) for family in families]
-        plain = [{**entry, "optional": sorted(entry["optional"])} for entry in entries]
-        _DIGESTS[key] = families, digest(plain)
-    return _DIGESTS[key][1]
+@cache
+def _families() -> str:
+    """A hash of all that our families look for."""
+    entries = [dataclasses.asdict(family) for family in OURS]
+    return digest([{**entry, "optional": sorted(entry["optional"])} for entry in entries])

@@ -51,7 +51,7 @@ def test_anatomies_are_read_as_they_were_written(monkeypatch: pytest.MonkeyPatch
     kept = {name: (tiny(name),) for name in ("vit", "swin_v2", "resnet_basic", "regnet")}
     kept |= {"both": (*kept["swin_v2"], *kept["vit"])}
     file = tmp_path / "anatomies.json"
-    file.write_text(known.written(kept), encoding="utf-8")
+    file.write_text(known.written(kept, ["VisionTransformer"]), encoding="utf-8")
     monkeypatch.setattr(known, "FILE", file)
     for cached in (known._read, known._kept):
         cached.cache_clear()
@@ -97,16 +97,22 @@ def test_another_version_of_timm_is_asked_itself(
     assert built == ["vit_mini"]
 
 
-def test_a_family_that_somebody_adds_counts(
-    built: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    # the class of the model, the class of another known one, a class of none of them
+    [("VisionTransformer", True), ("RegNet", True), ("VGG", False)],
+)
+def test_a_family_that_somebody_adds_counts_where_it_could_be_that_of_a_known_backbone(
+    built: list[str], monkeypatch: pytest.MonkeyPatch, name: str, counts: bool
 ) -> None:
     monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
-    register_family(dataclasses.replace(FAMILIES["vit"], name="vit_of_others", classes=()))
+    register_family(dataclasses.replace(FAMILIES["vit"], name="of_others", classes=(name,)))
     anatomies.anatomy_of(spec_of("vit_mini"))
-    assert built == ["vit_mini"]
+    assert built == ["vit_mini"] * counts
 
 
 def test_the_file_says_what_it_was_written_with() -> None:
     content = json.loads(known.FILE.read_text(encoding="utf-8"))
     assert set(content["origin"]) == {"timm", "families"}
+    assert {"VisionTransformer", "ResNet", "RegNet"} <= set(content["classes"])
     assert content["names"].keys() == {*KNOWN, *CONFIGURED}

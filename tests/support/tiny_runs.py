@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,9 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -26,6 +28,7 @@ from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
 from peftbench.run import cost, timing
 from peftbench.spec import BackboneSpec, DatasetSpec, Recipe, RunSpec
+from peftbench.sweep.copies import ReadOnce, copier
 from peftbench.sweep.launchers.register import register
 
 discover()
@@ -85,20 +88,34 @@ def tiny_spec(method: str | Method = "linear", **changes: Any) -> RunSpec:
 def compose(*overrides: str) -> DictConfig:
     """What `peftbench run OVERRIDES` composes, always a new one.
 
-    Hydra takes 0.1 s for it, so that it composes the same only once, unless the working directory
-    has choices of its own: they may change.
+    Hydra takes 0.1 s for it, so that it composes the same only once and reads each file once,
+    unless the working directory has choices of its own: they may change.
     """
     here = Path.cwd()
     own = any((here / name).is_dir() for name in ("conf", "experiments"))
     if own and here != config_dir().parent:
-        return _composed.__wrapped__(overrides)
-    return copy.deepcopy(_composed(overrides))
+        return _by_hydra(overrides)
+    return _composed(overrides)()
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
+def _composed(overrides: tuple[str, ...]) -> Callable[[], DictConfig]:
+    return copier(_by_hydra(overrides, _files(tuple(METHODS))))
+
+
+@cache
+def _files(methods: tuple[str, ...]) -> ReadOnce:
+    """The files of the configuration, read once while these are the methods that have a schema."""
+    register()  # where they lie
+    return ReadOnce(create_config_search_path(str(config_dir())))
+
+
+def _by_hydra(overrides: tuple[str, ...], files: ReadOnce | None = None) -> DictConfig:
     register()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        loader.repository = files or loader.repository
         return hydra.compose("config", overrides=list(overrides))
 
 
