@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 GAPS = (7.0, 10.0, 14.0, 20.0, 28.0, 38.0, 50.0, 64.0)  # between a point and its name
 LEADER_FROM = 11.0  # a name further away than this is joined to its point by a line
@@ -19,6 +21,7 @@ DOUBTFUL = 0.2  # another point is as near
 STEP = 0.02  # the next wider gap
 
 XY = tuple[float, float]
+Array = npt.NDArray[Any]
 Segment = tuple[XY, XY]
 
 
@@ -41,10 +44,6 @@ class Box:
             return 0.0
         width = min(self.x1, other.x1) - max(self.x0, other.x0)
         return width * (min(self.y1, other.y1) - max(self.y0, other.y0))
-
-    def nearest(self, point: XY) -> XY:
-        """The point of the box closest to `point`."""
-        return min(max(point[0], self.x0), self.x1), min(max(point[1], self.y0), self.y1)
 
     def crossed(self, line: Segment) -> bool:
         """Whether a part of the line is inside."""
@@ -92,14 +91,65 @@ def _options(
 ) -> list[Label]:
     """Places for one name, cheapest first; wide gaps only where near ones leave little choice."""
     (w, h), (x, y) = size, points[i]
-    labels: list[Label] = []
-    for step, places in itertools.groupby(_offsets(w, h), key=itemgetter(0)):
-        for _, (dx, dy) in places:
-            box = Box(x + dx, y + dy, x + dx + w, y + dy + h)
-            labels.append(_option(box, step, i, points, obstacles, window))
-        if sum(label.price < STEP * w * h * (step + 1) for label in labels) >= CHOICE:
-            break
+    steps, corners = zip(*_offsets(w, h), strict=True)
+    step, corner = np.array(steps), np.array(corners) + (x, y)
+    boxes = np.concatenate([corner, corner + (w, h)], axis=1)
+    others = np.array([point for k, point in enumerate(points) if k != i]).reshape(-1, 2)
+    in_the_way = np.array([(o.x0, o.y0, o.x1, o.y1) for o in obstacles]).reshape(-1, 4)
+    ends = _nearest(boxes, np.array([[x, y]]))[:, 0]
+    gaps = np.hypot(*(ends - (x, y)).T)
+    away = np.hypot(*np.moveaxis(_nearest(boxes, others) - others, 2, 0))
+    doubtful = (away < gaps[:, None] + 2).any(axis=1)
+    lines = (gaps > LEADER_FROM) | (doubtful & (gaps > 0))
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)  # w * h but for rounding, as overlaps are
+    frame = np.array([[window.x0, window.y0, window.x1, window.y1]])
+    price = _overlaps(boxes, in_the_way) + 10 * (area - _overlaps(boxes, frame))
+    price += STEP * area * step + DOUBTFUL * area * doubtful
+    own = (_nearest(in_the_way, np.array([[x, y]]))[:, 0] == (x, y)).all(axis=1)
+    price += CROSSED * area * lines * _crossings((x, y), ends, in_the_way[~own])
+    last = _last_step(step, price / (STEP * w * h))
+    labels = [
+        Label(Box(*box), ((x, y), (end[0], end[1])) if line else None, cost)
+        for box, end, line, cost in zip(
+            *(array[step <= last].tolist() for array in (boxes, ends, lines, price)), strict=True
+        )
+    ]
     return sorted(labels, key=lambda label: label.price)
+
+
+def _last_step(step: Array, price: Array) -> int:
+    """The first gap that leaves enough choice; prices (places,) are those of one wider gap."""
+    for last in range(len(GAPS)):
+        if np.sum(price[step <= last] < last + 1) >= CHOICE:
+            return last
+    return len(GAPS) - 1
+
+
+def _nearest(boxes: Array, points: Array) -> Array:
+    """For each of boxes (n, 4) its places closest to points (m, 2), as (n, m, 2)."""
+    nearest: Array = np.clip(points, boxes[:, None, :2], boxes[:, None, 2:])
+    return nearest
+
+
+def _overlaps(boxes: Array, others: Array) -> Array:
+    """Area of each of boxes (n, 4) that others (m, 4) cover, summed over them, as (n,)."""
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
+    covered: Array = np.maximum(0.0, high - low).prod(axis=2).sum(axis=1)
+    return covered
+
+
+def _crossings(start: XY, ends: Array, boxes: Array) -> Array:
+    """Into how many of boxes (m, 4) each line from `start` to `ends` (n, 2) goes, as (n,)."""
+    way = (ends - start)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):  # lines along an axis, told apart below
+        low, high = (boxes[:, :2] - start) / way, (boxes[:, 2:] - start) / way
+    between = (boxes[:, :2] < start) & (start < boxes[:, 2:])
+    enters = np.where(way == 0, np.where(between, -np.inf, np.inf), np.minimum(low, high))
+    leaves = np.where(way == 0, np.inf, np.maximum(low, high))
+    first, last = np.maximum(0.0, enters.max(axis=2)), np.minimum(1.0, leaves.min(axis=2))
+    crossed: Array = (first < last).sum(axis=1)
+    return crossed
 
 
 def _best(labels: Sequence[Label], others: Sequence[Label]) -> Label:
@@ -112,24 +162,6 @@ def _best(labels: Sequence[Label], others: Sequence[Label]) -> Label:
         if price < lowest:
             best, lowest = label, price
     return best
-
-
-def _option(
-    box: Box, step: int, i: int, points: Sequence[XY], obstacles: Sequence[Box], window: Box
-) -> Label:
-    end = box.nearest(points[i])
-    gap = math.dist(points[i], end)
-    doubtful = any(
-        math.dist(point, box.nearest(point)) < gap + 2 for k, point in enumerate(points) if k != i
-    )
-    line = (points[i], end) if gap > LEADER_FROM or (doubtful and gap > 0) else None
-    price = sum(box.overlap(other) for other in obstacles)
-    price += 10 * (box.area - box.overlap(window)) + STEP * box.area * step
-    price += DOUBTFUL * box.area * doubtful
-    if line:
-        far = [other for other in obstacles if other.nearest(points[i]) != points[i]]
-        price += CROSSED * box.area * sum(other.crossed(line) for other in far)
-    return Label(box, line, price)
 
 
 def _quarrel(label: Label, others: Sequence[Label]) -> float:
