@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+
 import pandas as pd
 
 from peftbench.report.view import View
@@ -14,7 +17,8 @@ from peftbench.statistics.leaders import leaders as leaders_of
 RowKey = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
 
 
-def spreads(view: View) -> dict[RowKey, dict[str, Interval]]:
+@functools.lru_cache(maxsize=1)  # the figures of a view ask one after the other
+def spreads(view: View) -> Mapping[RowKey, Mapping[str, Interval]]:
     """By row and name of the average, its 95 % interval over seeds.
 
     A row on a single data set has an interval under the name of that data set. Rows that lack a
