@@ -6,6 +6,8 @@ file and what to do about it.
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 import os
 import re
@@ -195,7 +197,8 @@ def read_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.d
     try:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(file, max_header_size=MOST_HEADER)
+            size = file.read(2)
+            header = _header(size + file.read(int.from_bytes(size, "little")))
         elif version == (2, 0):
             header = np.lib.format.read_array_header_2_0(file, max_header_size=MOST_HEADER)
         else:
@@ -208,6 +211,18 @@ def read_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.d
     if any(not isinstance(side, int) or side < 0 for side in shape):
         raise ValueError(f"{name} has the shape {shape}")
     return shape, fortran, dtype
+
+
+@functools.lru_cache(maxsize=256)
+def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """What a header with its size before it says; many files have the same, and numpy is slow."""
+    import numpy as np
+
+    read = np.lib.format.read_array_header_1_0
+    header: tuple[tuple[int, ...], bool, np.dtype] = read(
+        io.BytesIO(content), max_header_size=MOST_HEADER
+    )
+    return header
 
 
 def _array(file: IO[bytes], info: zipfile.ZipInfo) -> np.ndarray:

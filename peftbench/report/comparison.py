@@ -215,14 +215,14 @@ def _read(
     order = runs[runs["seed"].isin(shared)].sort_values(["label", "seed", "dataset"])
     for (label, _), part in order.groupby(["label", "seed"], sort=True):
         parts = []
-        for row in part.itertuples():
+        for method, run_id in zip(part["method"].tolist(), part["run_id"].tolist(), strict=True):
             try:
-                predictions = store.load_predictions(str(row.method), str(row.run_id))
+                predictions = store.load_predictions(str(method), str(run_id))
             except StoreError as error:
                 notes.append(f"single images are not compared: {error}")
                 return None
             if predictions is None:
-                notes.append(f"single images are not compared: run {row.run_id} saved none")
+                notes.append(f"single images are not compared: run {run_id} saved none")
                 return None
             parts.append(predictions)
         whole = Predictions(
