@@ -165,6 +165,7 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
 
     A name that had to move away is joined to its point by a thin line.
     """
+    axes.autoscale(False)  # so that all stays where names and lines are placed by
     most = max((point.n for point in points), default=0)
     texts = [
         axes.annotate(
