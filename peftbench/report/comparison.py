@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -204,9 +205,10 @@ def _read(
 ) -> _Read | None:
     """`None`, and a remark, where the predictions that are there cannot be compared."""
     runs = kept[kept["label"].isin(labels)]
-    shared = set.intersection(
-        *(set(part["seed"]) for _, part in runs.groupby(["label", "dataset"]))
-    )
+    seeds: dict[Any, set[Any]] = defaultdict(set)
+    for *place, seed in zip(*(runs[x].tolist() for x in ("label", "dataset", "seed")), strict=True):
+        seeds[tuple(place)].add(seed)
+    shared = set.intersection(*seeds.values())
     if not shared:
         notes.append("single images are not compared: no seed is shared by all methods")
         return None
