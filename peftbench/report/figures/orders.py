@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from peftbench.report.figures.catalogue import KINDS, all_figures
 from peftbench.report.figures.style import save
 from peftbench.report.names import slug
 from peftbench.report.view import Views
-from peftbench.results.store import ResultsStore
+from peftbench.results.store import ResultsStore, uncollected
 
 OF_IMAGES = "calibration"  # the kind that reads the predictions of single images
 
@@ -45,14 +46,22 @@ def draw(order: Order, views: Views, rows: pd.DataFrame, store: ResultsStore) ->
     """
     bins = None
     if OF_IMAGES in order.kinds:
-        bins = reliability(views.view(limited=order.limited), store)
+        with uncollected():
+            bins = reliability(views.view(limited=order.limited), store)
     drawn = []
     for kind in order.kinds:
         figures = all_figures(
             views, rows, bins, metric=order.metric, limited=order.limited, kinds=[kind]
         )
-        for backbone, name, figure in figures:
-            paths = save(figure, order.place / slug(name), order.formats)
-            drawn.append(Drawn(backbone, kind, tuple(paths)))
+        more = True
+        while more:
+            # a figure is many objects, and what is known of the runs more; the collector, which
+            # walks over them again and again, waits until one is done
+            with uncollected():
+                more = False
+                for backbone, name, figure in itertools.islice(figures, 1):
+                    paths = save(figure, order.place / slug(name), order.formats)
+                    drawn.append(Drawn(backbone, kind, tuple(paths)))
+                    more = True
     places = {kind: i for i, kind in enumerate(KINDS)}
     return sorted(drawn, key=lambda one: (one.backbone, places[one.kind]))
