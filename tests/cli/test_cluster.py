@@ -49,7 +49,7 @@ def test_submitit_runs_a_sweep_on_this_machine_and_a_rerun_what_failed(
     assert again.out.splitlines()[-1] == "1 of 1 jobs ended: 1 DIVERGED"
     after = {r.run_id: r for r in ResultsStore(work / "results").records()}
     assert {str(r.status) for i, r in after.items() if r == before[i]} == {"OK"}
-    assert sorted(path.name for path in (work / "results").iterdir()) == ["runs"]
+    assert sorted(path.name for path in (work / "results").iterdir()) == ["latencies", "runs"]
 
 
 @pytest.mark.slow
