@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,15 @@ from peftbench.errors import ConfigError
 from peftbench.untrusted import printable, read_bounded
 
 MOST_BYTES = 2**22
-# libyaml, where PyYAML has it: 8 times as fast. Of what lies deep within itself it overflows the
-# stack of the process, which Python's own parser refuses
-FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read(path: Path, *, trusted: bool = False) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """The mapping in a file of YAML; an empty file is an empty one.
 
     Raises:
         ConfigError: one line with the file: it cannot be read, or is no YAML, or no mapping.
     """
-    return parsed(text_of(path), path, trusted=trusted)
+    return parsed(text_of(path), path)
 
 
 def text_of(path: Path) -> str:
@@ -42,15 +38,11 @@ def text_of(path: Path) -> str:
         raise ConfigError(f"Cannot read {shown}: {error.strerror}.") from error
 
 
-def parsed(text: str, path: Path, *, trusted: bool = False) -> dict[str, Any]:
-    """The mapping in the text of a file; `ConfigError` with one line where it is none.
-
-    Args:
-        trusted: whether the file came with peftbench or a package that was installed.
-    """
+def parsed(text: str, path: Path) -> dict[str, Any]:
+    """The mapping in the text of a file; `ConfigError` with one line where it is none."""
     shown = printable(str(path))
     try:
-        found = _loaded(text, trusted)
+        found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -68,11 +60,3 @@ def parsed(text: str, path: Path, *, trusted: bool = False) -> dict[str, Any]:
         kind = "keys that are no words" if isinstance(found, dict) else f"a {type(found).__name__}"
         raise ConfigError(f"{shown} holds {kind}, not keys with values. Correct the file.")
     return found
-
-
-def _loaded(text: str, trusted: bool) -> Any:
-    """The values in a text of YAML, with the errors of Python's own parser."""
-    if trusted:
-        with contextlib.suppress(yaml.YAMLError):
-            return yaml.load(text, Loader=FAST)  # builds plain values alone, as safe_load does
-    return yaml.safe_load(text)

@@ -203,10 +203,7 @@ def _runs(results_dir: str, status: str | None) -> str:
     for run in (dict(zip(NAMES, values, strict=True)) for values in runs):
         if run["status"] not in wanted:
             continue
-        shown = (
-            run[name] for name in ("run_id", "status", "method", "backbone", "dataset", "seed")
-        )
-        rows.append((*shown, _outcome(store, run)))
+        rows.append((*(run[name] for name in SHOWN), _outcome(store, run)))
     for error in broken:
         rows.append(("?", "BROKEN", "", "", "", "", error))
     if len(rows) == 1:

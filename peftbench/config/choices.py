@@ -122,7 +122,7 @@ def _read(
             if name in entries:
                 continue
             try:
-                entries[name] = foreign.read_of_group(group, path, trusted=not local)
+                entries[name] = foreign.read_of_group(group, path)
             except ConfigError as error:
                 if not local:
                     raise

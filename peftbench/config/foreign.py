@@ -16,14 +16,14 @@ FIELDS: Mapping[str, type] = {"backbone": BackboneSpec, "dataset": DatasetSpec}
 PACKAGE = "# @package"  # a file that sets keys of other groups begins with it
 
 
-def read_of_group(group: str, path: Path, *, trusted: bool) -> dict[str, Any]:
+def read_of_group(group: str, path: Path) -> dict[str, Any]:
     """As `mappings.read`, of a choice of `group`.
 
     Raises:
         ConfigError: it has keys that no choice of the group has, or lacks what each of them has.
     """
     text = mappings.text_of(path)
-    entry = mappings.parsed(text, path, trusted=trusted)
+    entry = mappings.parsed(text, path)
     whole = any(line.startswith(PACKAGE) for line in text.splitlines())
     if not whole:
         _check(group, entry, path)

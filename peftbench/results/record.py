@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,8 +21,6 @@ from peftbench.results.validation import check_record
 from peftbench.spec import SPLIT_OF_PHASE
 from peftbench.tasks import Task, task_of
 
-if sys.platform != "win32":
-    pass
 SCHEMA = 1  # raised when a field changes its meaning
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from peftbench import mappings
 from peftbench.config.choices import config_dir, entries
 from peftbench.config.hydra import suite_of
-from peftbench.sweep.copies import ReadOnce, copier
+from peftbench.sweep.read_once import ReadOnce
 
 Choices = tuple[str, ...]  # overrides that choose files: "method=lora"
 # groups whose choices may be put together with those of data sets
@@ -30,7 +31,7 @@ BY_SUITE = "${suite_of:${dataset}}"
 class Composed:
     """What Hydra made of choices, and its values as they are written, before any is resolved."""
 
-    copy: Callable[[], DictConfig]  # gives a new configuration at each call
+    cfg: DictConfig
     data_set: Any  # values of the part `dataset`
     rest: dict[str, Any]
 
@@ -38,7 +39,7 @@ class Composed:
     def of(cls, cfg: DictConfig) -> Composed:
         """The values beside the configuration that holds them."""
         plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-        return cls(copier(cfg), plain.pop("dataset", None), plain)
+        return cls(cfg, plain.pop("dataset", None), plain)
 
 
 class Composer:
@@ -93,7 +94,7 @@ class Composer:
             others, data_set = _split(choices)
             if data_set is not None:
                 self._composed.setdefault(others, {})[data_set] = composed
-        return self._chosen[choices].copy()
+        return copy.deepcopy(self._chosen[choices].cfg)
 
     def _of_parts(self, choices: Choices) -> DictConfig | None:
         """The same, put together of what is known; `None` where that does not suffice."""
@@ -122,9 +123,9 @@ class Composer:
                 continue
             before, after = known[start], known[data_set]
             if before.data_set == mine.data_set and before.rest == after.rest:
-                cfg = mine.copy()
+                cfg = copy.deepcopy(mine.cfg)
                 with flag_override(cfg, ["struct", "no_deepcopy_set_nodes"], [False, True]):
-                    cfg.dataset = after.copy().dataset
+                    cfg.dataset = copy.deepcopy(after.cfg.dataset)
                 return cfg
         return None
 

@@ -106,7 +106,7 @@ def sweep(path: Path) -> Sweep:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    body = mappings.read(path, trusted=not is_local(path.parent))
+    body = mappings.read(path)
     try:
         params = body.get("hydra", {}).get("sweeper", {}).get("params", {})
         texts = [f"{key}={value}" for key, value in params.items()]

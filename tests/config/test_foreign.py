@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 
 from peftbench import mappings
 from peftbench.cli import listing
@@ -119,25 +118,9 @@ def test_a_file_or_a_circle_in_place_of_the_folders_is_no_folder(work: Path) -> 
     assert "demo" in choices("experiments")
 
 
-def test_our_own_files_mean_the_same_to_the_fast_parser() -> None:
-    folders = (config_dir(), config_dir().parent / "experiments")
-    paths = [path for folder in folders for path in folder.rglob("*.yaml")]
-    assert len(paths) > 100 and mappings.FAST is not yaml.SafeLoader
-    for path in paths:
-        fast = mappings.read(path, trusted=True)
-        assert repr(fast) == repr(mappings.read(path)), path  # values, their types, their order
-
-
-@pytest.mark.parametrize("trusted", [True, False])
-def test_both_parsers_refuse_in_the_same_words(tmp_path: Path, trusted: bool) -> None:
-    path = put(tmp_path / "a.yaml", b"name: [vit\n")
-    with pytest.raises(ConfigError, match="line 2 is no YAML: expected ',' or ']', but got"):
-        mappings.read(path, trusted=trusted)
-
-
 def test_our_own_files_are_held_to_the_same_keys(tmp_path: Path) -> None:
     for group in ("backbone", "dataset", "method"):
         for path in (config_dir() / group).rglob("*.yaml"):
-            foreign.read_of_group(group, path, trusted=False)
+            foreign.read_of_group(group, path)
     bare = put(tmp_path / "a.yaml", b"")
     assert mappings.read(bare) == {}

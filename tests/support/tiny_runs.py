@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -28,8 +29,8 @@ from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
 from peftbench.run import cost, timing
 from peftbench.spec import BackboneSpec, DatasetSpec, Recipe, RunSpec
-from peftbench.sweep.copies import ReadOnce, copier
 from peftbench.sweep.launchers.register import register
+from peftbench.sweep.read_once import ReadOnce
 
 discover()
 
@@ -95,12 +96,12 @@ def compose(*overrides: str) -> DictConfig:
     own = any((here / name).is_dir() for name in ("conf", "experiments"))
     if own and here != config_dir().parent:
         return _by_hydra(overrides)
-    return _composed(overrides)()
+    return copy.deepcopy(_composed(overrides))
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> Callable[[], DictConfig]:
-    return copier(_by_hydra(overrides, _files(tuple(METHODS))))
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    return _by_hydra(overrides, _files(tuple(METHODS)))
 
 
 @cache

@@ -11,27 +11,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from peftbench.sweep.copies import ReadOnce, copier
-
-
-def test_copies_are_of_the_value_as_it_was_and_apart_from_one_another() -> None:
-    value = OmegaConf.create({"a": [1, 2]})
-    new = copier(value)
-    value.a.append(3)
-    first = new()
-    first.a.append(4)
-    assert (value, first, new()) == ({"a": [1, 2, 3]}, {"a": [1, 2, 4]}, {"a": [1, 2]})
-
-
-def test_what_has_no_pickle_is_copied_all_the_same() -> None:
-    class Local:  # as a method that a notebook defines
-        def __init__(self) -> None:
-            self.values = [1]
-
-    value = Local()
-    new = copier(value)
-    value.values.append(2)
-    assert new().values == [1] and new() is not new()
+from peftbench.sweep.read_once import ReadOnce
 
 
 def test_a_file_is_read_once_whatever_it_is_composed_into(
