@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from peftbench.report.comparison import reliability
 from peftbench.report.figures.catalogue import KINDS, all_figures
@@ -48,20 +49,21 @@ def draw(order: Order, views: Views, rows: pd.DataFrame, store: ResultsStore) ->
     if OF_IMAGES in order.kinds:
         with uncollected():
             bins = reliability(views.view(limited=order.limited), store)
-    drawn = []
+    drawn: list[Drawn] = []
     for kind in order.kinds:
         figures = all_figures(
             views, rows, bins, metric=order.metric, limited=order.limited, kinds=[kind]
         )
-        more = True
-        while more:
-            # a figure is many objects, and what is known of the runs more; the collector, which
-            # walks over them again and again, waits until one is done
-            with uncollected():
-                more = False
-                for backbone, name, figure in itertools.islice(figures, 1):
-                    paths = save(figure, order.place / slug(name), order.formats)
-                    drawn.append(Drawn(backbone, kind, tuple(paths)))
-                    more = True
+        drawn += iter(partial(_next, figures, kind, order), None)
     places = {kind: i for i, kind in enumerate(KINDS)}
     return sorted(drawn, key=lambda one: (one.backbone, places[one.kind]))
+
+
+@uncollected()  # which would walk over all runs again and again; a figure is many objects
+def _next(figures: Iterator[tuple[str, str, Figure]], kind: str, order: Order) -> Drawn | None:
+    """The next figure, drawn and written; `None` behind the last one."""
+    one = next(figures, None)
+    if one is None:
+        return None
+    backbone, name, figure = one
+    return Drawn(backbone, kind, tuple(save(figure, order.place / slug(name), order.formats)))
