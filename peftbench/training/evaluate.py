@@ -12,10 +12,9 @@ from peftbench.data import DecodedImages
 from peftbench.spec import Preprocessing
 from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.device import Compute, autocast
-from peftbench.training.pixels import Pixels
+from peftbench.training.pixels import ModelInputs, Pixels
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     images: np.ndarray | DecodedImages,
@@ -29,12 +28,23 @@ def predict(
     The processes of `compute` share out the batches, which are those of one process, and all of
     them get all outputs: bit for bit what one process gets. Nothing is padded or seen twice.
     """
+    pixels = Pixels(images, preprocessing.mean, preprocessing.std, compute.device, keep=False)
+    return predict_inputs(model, pixels, compute, task, batch_size)
+
+
+@torch.inference_mode()
+def predict_inputs(
+    model: nn.Module,
+    inputs: ModelInputs,
+    compute: Compute,
+    task: Task = CLASSIFICATION,
+    batch_size: int = 128,
+) -> np.ndarray:
+    """The same (N, ...) of what a model takes in place of the images."""
     model.eval()
-    mean, std = preprocessing.mean, preprocessing.std
-    pixels = Pixels(images, mean, std, compute.device, keep=False)
-    asked = torch.arange(len(images)).split(batch_size)[compute.world.rank :: compute.world.size]
+    asked = torch.arange(len(inputs)).split(batch_size)[compute.world.rank :: compute.world.size]
     own: dict[int, np.ndarray] = {}
-    with contextlib.closing(pixels.batches(asked)) as batches:
+    with contextlib.closing(inputs.batches(asked)) as batches:
         for index, x in zip(asked, batches, strict=True):
             with autocast(compute):
                 own[int(index[0])] = task.outputs(model(x)).cpu().numpy()

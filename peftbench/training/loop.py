@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from peftbench.training.average import WeightAverage
 from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.device import Compute, autocast, synchronise
 from peftbench.training.optim import Schedule, make_optimizer
-from peftbench.training.pixels import Pixels
+from peftbench.training.pixels import ModelInputs, Pixels
 from peftbench.training.progress import Progress, Timing, Weights
 from peftbench.training.world import Part
 
@@ -51,6 +52,7 @@ class Fittable:
     preprocessing: Preprocessing
     regulariser: Callable[[], Tensor] | None = None
     num_classes: int | None = None  # where images are mixed; what the labels show unless given
+    inputs: ModelInputs | None = None  # what the model sees of the images, if not they themselves
     task: Task = CLASSIFICATION
 
 
@@ -92,7 +94,7 @@ class _Training:
     fittable: Fittable
     recipe: Recipe
     compute: Compute
-    pixels: Pixels
+    pixels: ModelInputs
     sizes: RowSource | None  # (N, 2) of pictures that are cropped
     labels: Tensor  # (N,) on the device
     augment: Augmentation
@@ -143,6 +145,9 @@ def fit(
     processes together, and their gradients add up to that of the batch; batch normalisation in
     train mode then sees the smaller number.
 
+    With `inputs`, the model takes those in place of the images, which then must be the same in each
+    epoch: no augmentation changes them.
+
     Images that are not of the preprocessing's size must be whole pictures in `train`, from which
     the recipe's crops are cut: see `Preprocessing.of_training`.
 
@@ -157,7 +162,9 @@ def fit(
     if not isinstance(train, TrainSplit):
         raise SplitRoleError(f"fit takes a TrainSplit, not a {type(train).__name__}.")
     callbacks, preprocessing = callbacks or Callbacks(), fittable.preprocessing
-    pixels = Pixels(train.images, preprocessing.mean, preprocessing.std, compute.device)
+    pixels = fittable.inputs or Pixels(
+        train.images, preprocessing.mean, preprocessing.std, compute.device
+    )
     labels = torch.tensor(train.labels, device=compute.device)
     augment = Augmentation(
         recipe,
@@ -270,10 +277,10 @@ def _asked(training: _Training, order: _Order, batches: Sequence[slice]) -> Iter
         yield _pick(index, training.shares[len(index)].needed)
 
 
-def _step(training: _Training, order: _Order, batch: slice, images: Tensor) -> None:
+def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None:
     """One step of the optimiser on the images at `batch` of the epoch's order.
 
-    images: (B, 3, R, R), those that this process needs of them.
+    images: (B, 3, R, R), those that this process needs of them, or what the model sees of them.
     """
     progress, compute = training.progress, training.compute
     trainable, task = training.fittable.trainable, training.fittable.task
@@ -320,8 +327,8 @@ class Objective(nn.Module):
 
 
 def _batch(
-    training: _Training, order: _Order, batch: slice, images: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    training: _Training, order: _Order, batch: slice, images: Any
+) -> tuple[Any, Tensor, Tensor]:
     """Augmented `images`, classes and targets of one process's parts of a batch.
 
     Each image gets what it would get in one process alone.
@@ -332,6 +339,8 @@ def _batch(
     if training.sizes is not None:
         sizes = take(training.sizes, order.host[batch].numpy()).tolist()
     own = _pick(index, share.needed)
+    if not isinstance(images, Tensor):  # made of the images once; nothing changes them
+        return images, labels[own], labels[own]
     flip_draws = _pick(order.flip_draws[batch], share.needed)
     x, target = training.augment(images, labels[own], flip_draws, share.rows, len(index), sizes)
     return x, labels[_pick(index, share.rows)], target
