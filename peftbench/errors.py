@@ -44,6 +44,10 @@ class NoEffect(PeftbenchError):
     """A method that touched nothing or whose parameters cannot change the output."""
 
 
+class ActivationsChanged(PeftbenchError):
+    """Training changed what a part of the network gives that was computed once."""
+
+
 class NotMergeable(PeftbenchError):
     """A method whose change cannot be folded into the weights of the backbone."""
 

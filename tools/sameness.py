@@ -59,8 +59,17 @@ VARYING = {
     "provenance.git_commit": "the commit",
     "provenance.git_dirty": "the commit",
 }
-# What a record has or lacks by chance: whether a like run was timed before it, on a calm machine.
-PASSING = "cost.latency_measured"
+# What a record has or lacks by chance: whether a like run was timed before it, on a calm machine, and
+# had computed the same activations.
+PASSING = frozenset(
+    {
+        "cost.latency_measured",
+        "cost.frozen_until",
+        "cost.activations_found",
+        "cost.activations_computed",
+        "cost.seconds_saved",
+    }
+)
 DISTURBED = re.compile(r"(?:step_ms|latency|merged latency): disturbed, ")
 
 # The page leaves out runs on a part of the images, so the reported copies do not say they are such.
@@ -102,7 +111,7 @@ def _normalised(value: Any, path: str, run_id: str) -> Any:
         return {
             key: _normalised(item, f"{below}{key}", run_id)
             for key, item in value.items()
-            if below + key != PASSING
+            if below + key not in PASSING
         }
     if path == "notes":
         return [note for note in value if not DISTURBED.match(note)]

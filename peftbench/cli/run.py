@@ -39,7 +39,7 @@ choices:
 keys:
   seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
   results_dir=PATH data_dir=PATH force=true quiet=true threads=N processes=N
-  checkpoint.minutes=N
+  checkpoint.minutes=N cache=auto|off cache_gigabytes=N
   method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
@@ -101,10 +101,11 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     from peftbench.cli.libraries import load_libraries
     from peftbench.cli.processes import check_count, run_together
     from peftbench.config.build import build, logger_settings
-    from peftbench.config.limits import check_micro_batch
+    from peftbench.config.limits import activation_bytes, check_micro_batch
     from peftbench.results.record import Status
     from peftbench.results.store import ResultsStore
     from peftbench.run import experiment
+    from peftbench.sweep.beside import runs_beside
     from peftbench.sweep.jobs import outcome
     from peftbench.training.saving import CheckpointPolicy
     from peftbench.training.world import from_environment
@@ -125,7 +126,13 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     saving = OmegaConf.to_object(cfg.checkpoint)
     assert isinstance(saving, CheckpointPolicy)
     options = experiment.RunOptions(
-        cfg.device, cfg.threads, cfg.micro_batch, saving, progress=sys.stderr.isatty()
+        device=cfg.device,
+        threads=cfg.threads,
+        micro_batch=cfg.micro_batch,
+        saving=saving,
+        progress=sys.stderr.isatty(),
+        activations=activation_bytes(cfg.cache, cfg.cache_gigabytes),
+        beside=runs_beside(spec, cfg.one_pass),
     )
     if world.is_single and cfg.processes != 1:
         experiment.check(spec, cfg.device, cfg.threads)

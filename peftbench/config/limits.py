@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 from peftbench.errors import ConfigError
+from peftbench.registry import unknown_name
 
 MOST_PROCESSES = 1024  # of one run, on the largest machine
 MOST_THREADS = 4096  # of one process, on the largest machine that a sweep may be sent to
+MOST_GIGABYTES = 1e6  # of kept activations
 LEAST_BOUND = 64  # threads that any machine takes, however few its cores
 THREADS_PER_CORE = 4
 
@@ -62,6 +64,20 @@ def check_micro_batch(images: int | None) -> None:
     """Raise `ConfigError` for a number of images that is none."""
     if images is not None and images < 1:
         raise ConfigError(f"micro_batch={images}; use 1 or more, or null.")
+
+
+def activation_bytes(cache: str, gigabytes: float) -> int | None:
+    """Bytes that kept activations may take; `None` where none are kept.
+
+    Raises:
+        ConfigError: the choice or the number is none.
+    """
+    if cache.lower() in ("off", "false"):  # YAML reads a bare `off` as false
+        return None
+    if cache != "auto":
+        raise unknown_name("cache", cache, ("auto", "off"))
+    check_number("cache_gigabytes", gigabytes, 0, MOST_GIGABYTES)
+    return int(gigabytes * 1e9)
 
 
 def _plain(number: float) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -46,6 +47,53 @@ def freeze_except(model: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
     chosen = {id(parameter) for parameter in trainable}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
+
+
+Hook = Callable[..., None]
+
+
+@contextlib.contextmanager
+def watched(
+    model: nn.Module,
+    paths: Iterable[str],
+    before: Callable[[str], Hook] | None = None,
+    after: Callable[[str], Hook] | None = None,
+) -> Iterator[None]:
+    """Inside, calls of the modules at `paths` are told.
+
+    Args:
+        before: gives, of a path, what is called with the module and its arguments.
+        after: the same with the output besides.
+    """
+    handles = []
+    try:
+        for path in paths:
+            module = model.get_submodule(path)
+            if before is not None:
+                handles.append(module.register_forward_pre_hook(before(path)))
+            if after is not None:
+                handles.append(module.register_forward_hook(after(path)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def standing_in(model: nn.Module, outputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the modules at some paths give these tensors (B, ...) and compute nothing."""
+    replaced: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    try:
+        for path, output in outputs.items():
+            attributes = vars(model.get_submodule(path))
+            own = {"forward": attributes["forward"]} if "forward" in attributes else {}
+            replaced.append((attributes, own))
+            attributes["forward"] = lambda *args, _output=output, **kwargs: _output
+        yield
+    finally:
+        for attributes, own in replaced:
+            del attributes["forward"]
+            attributes.update(own)
 
 
 class OutputAdapter(nn.Module):

@@ -76,6 +76,12 @@ class Cost:
     resumed: int = 0  # times that the training was taken up from a checkpoint
     # when latencies that another run measured were (ISO 8601, UTC), the oldest of them
     latency_measured: str | None = later(None)
+    # of a frozen part whose activations were kept: the module at its end, images whose activations
+    # were found and computed, and the seconds of passes that were not made
+    frozen_until: str | None = later(None)
+    activations_found: int | None = later(None)
+    activations_computed: int | None = later(None)
+    seconds_saved: float | None = later(None)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from peftbench.methods.applied import Tuned, apply
 from peftbench.methods.base import as_method
 from peftbench.results.record import Parameters, Provenance
 from peftbench.run import provenance, robustness
+from peftbench.run.caching import FrozenPart
 from peftbench.run.ending import PendingRecord
 from peftbench.spec import DatasetSpec, Phase, RunSpec
 from peftbench.tasks import ImageRows
 from peftbench.training.device import Compute
-from peftbench.training.evaluate import predict
+from peftbench.training.evaluate import predict, predict_inputs
 
 CHECK_IMAGES = 256  # about as many of the train split, for the reload and merge checks
 
@@ -43,24 +44,27 @@ class Bench:
     tuned: Tuned
     parameters: Parameters
     seconds: float
+    frozen: FrozenPart | None = None  # what is in front of everything that trains, if it is kept
 
     def predict(
         self, images: np.ndarray | data.DecodedImages, compute: Compute | None = None
     ) -> np.ndarray:
         """Outputs (N, ...) of `images` (N, S, S, 3) uint8 by the model as it is now.
 
-        All processes share the images out, unless `compute` is another one.
+        All processes share the images out, unless `compute` is another one. Of images whose
+        activations are kept, only what trains is computed.
 
         Raises:
             Diverged: an output is not finite.
         """
-        outputs = predict(
-            self.tuned.model,
-            images,
-            self.backbone.preprocessing,
-            compute or self.compute,
-            self.spec.task,
-        )
+        compute, task = compute or self.compute, self.spec.task
+        kept = None
+        if self.frozen is not None and isinstance(images, np.ndarray):
+            kept = self.frozen.inputs(images)
+        if self.frozen is not None and kept is not None:
+            outputs = predict_inputs(self.frozen.suffix, kept, compute, task)
+        else:
+            outputs = predict(self.tuned.model, images, self.backbone.preprocessing, compute, task)
         if not np.isfinite(outputs).all():
             raise Diverged(
                 "the trained model predicts values that are not finite. Lower recipe.lr."
@@ -72,6 +76,14 @@ class Bench:
     ) -> ImageRows:
         """What is kept of each of `images` (N, S, S, 3), by the model as it is; labels: (N,)."""
         return self.spec.task.rows(self.predict(images, compute), labels)
+
+    def rows_of_report(
+        self, images: np.ndarray, labels: np.ndarray, often: bool = True
+    ) -> ImageRows:
+        """The same of the images (N, S, S, 3) that are reported, looked at `often` or once."""
+        if self.frozen is not None:
+            self.frozen.offer(images, often)
+        return self.rows(images, labels)
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, S, S, 3) of the train split as the model takes them, and their labels (N,)."""

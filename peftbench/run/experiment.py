@@ -34,6 +34,7 @@ from peftbench.training.world import World, from_environment, join, leave
 if TYPE_CHECKING:
     import torch
 
+    from peftbench.run.activation_store import ActivationStore
     from peftbench.training.device import Compute
 
 
@@ -46,6 +47,8 @@ class RunOptions:
     micro_batch: int | None = None  # images in memory at a time
     saving: CheckpointPolicy = NO_SAVING
     progress: bool = False  # whether a terminal shows the epochs
+    beside: tuple[RunSpec, ...] = ()  # trials that may train in one pass with this run
+    activations: int | None = None  # bytes that activations of frozen parts may take; None: off
 
 
 DEFAULTS = RunOptions()
@@ -74,7 +77,7 @@ def run(
     if stored is not None and world.is_single:
         return stored
     check(spec, options.device, options.threads)
-    from peftbench.run.measure import Watching, measure_run
+    from peftbench.run.measure import Shared, Watching, measure_run
 
     store.check_writable()
     device = _device(world, options)
@@ -100,7 +103,8 @@ def run(
                     checkpoints = options.saving.to(state, world)
                     watching = Watching(options.progress, logger.epoch)
                     known = Latencies(store.root, renew=force)
-                    measure_run(pending, scratch, compute, checkpoints, watching, known)
+                    shared = Shared(known, _activations(options), options.beside)
+                    measure_run(pending, scratch, compute, checkpoints, watching, shared)
                     _move(scratch.artefacts(key), artefacts)
                 _explain(pending, scratch, world)
                 record = pending.record()
@@ -118,7 +122,7 @@ def run_worker(spec: RunSpec, store: ResultsStore, options: RunOptions = DEFAULT
     """
     world = from_environment()
     check(spec, options.device, options.threads)
-    from peftbench.run.measure import Watching, measure_run
+    from peftbench.run.measure import Shared, Watching, measure_run
 
     device = _device(world, options)
     try:
@@ -129,8 +133,8 @@ def run_worker(spec: RunSpec, store: ResultsStore, options: RunOptions = DEFAULT
         with reporting(scratch.root, world, spec):
             pending = PendingRecord(spec, started=now())
             compute = _compute(spec, device, world, options)
-            known = Latencies(store.root)
-            measure_run(pending, scratch, compute, checkpoints, Watching(), known)
+            shared = Shared(Latencies(store.root), _activations(options))
+            measure_run(pending, scratch, compute, checkpoints, Watching(), shared)
     finally:
         leave(world)
 
@@ -151,6 +155,14 @@ def _compute(spec: RunSpec, device: torch.device, world: World, options: RunOpti
     from peftbench.training.device import Compute, choose_dtype
 
     return Compute(device, choose_dtype(spec.precision, device), world, options.micro_batch)
+
+
+def _activations(options: RunOptions) -> ActivationStore | None:
+    from peftbench.run.activation_store import ActivationStore
+
+    if options.activations is None:
+        return None
+    return ActivationStore.of_user(options.activations)
 
 
 def _state(spec: RunSpec, store: ResultsStore) -> Path:

@@ -103,14 +103,14 @@ def _network(model: nn.Module, bench: Bench, merged: bool) -> dict[str, Any]:
             "torch": origin.versions.get("torch"),
             "timm": origin.versions.get("timm"),
             "peftbench": origin.peftbench,
-            "code": _code(type(method).__module__),
+            "code": code_digest(type(method).__module__),
         }
     )
     return described
 
 
 @cache
-def _code(module: str) -> str:
+def code_digest(module: str) -> str:
     """A digest of the state of our files and of the method's: what is edited is timed anew."""
     root = Path(peftbench.__file__).parent
     files = sorted(root.rglob("*.py"))

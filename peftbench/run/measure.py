@@ -17,9 +17,11 @@ from peftbench.methods.applied import Tuned
 from peftbench.results.latencies import Latencies
 from peftbench.results.record import Cost, EpochRow
 from peftbench.results.store import ResultsStore
-from peftbench.run import cost, robustness
+from peftbench.run import cost, robustness, trials
+from peftbench.run.activation_store import ActivationStore
 from peftbench.run.bench import Bench, prepare
 from peftbench.run.ending import PendingRecord
+from peftbench.run.freezing import with_frozen_part
 from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
 from peftbench.run.timing import disturbance
@@ -61,6 +63,15 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What runs have from one another."""
+
+    latencies: Latencies
+    activations: ActivationStore | None = None  # of frozen parts; without it none are kept
+    beside: tuple[RunSpec, ...] = ()  # trials that may train in one pass with this run
+
+
+@dataclass(frozen=True)
 class Watching:
     """Who follows the epochs of a run."""
 
@@ -74,19 +85,21 @@ def measure_run(
     compute: Compute,
     checkpoints: Checkpoints | None,
     watching: Watching,
-    known: Latencies,
+    shared: Shared,
 ) -> None:
     """Fill `pending` with all that a run measures, and `store` with its files.
 
     Each step notes down what it knows at once, so that a run which fails keeps it.
 
     Args:
-        known: latencies that other runs measured, to take over and to add to.
+        shared: what other runs measured and computed, to take over and to add to.
     """
     began = time.perf_counter()
     cost.reset_peak(compute.device)
-    bench = prepare(pending, compute)
-    trained = train(pending, bench, checkpoints, watching)
+    bench, known = prepare(pending, compute), shared.latencies
+    if shared.activations is not None:
+        bench = with_frozen_part(bench, shared.activations)
+    trained = train(pending, bench, checkpoints, watching, shared.beside)
     known.busy = trained.disturbed
     predicted = predict_report(pending, bench, trained)
     if not compute.world.is_main:  # what is left is done once
@@ -110,16 +123,19 @@ def train(
     bench: Bench,
     checkpoints: Checkpoints | None,
     watching: Watching,
+    beside: tuple[RunSpec, ...] = (),
 ) -> Trained:
     """Fit the tuned model; `pending` has each epoch as soon as it is over.
+
+    With the runs `beside` it in one pass, where they can be.
 
     Raises:
         NoEffect: no tensor of the method got a gradient.
     """
     began = time.perf_counter()
     spec, tuned, compute = bench.spec, bench.tuned, bench.compute
-    best = BestOnTest(spec, tuned, bench.splits, bench.rows)
-    checks = ValChecks(spec, bench.splits, bench.rows)
+    best = BestOnTest(spec, tuned, bench.splits, bench.rows_of_report)
+    checks = ValChecks(spec, bench.splits, bench.rows_of_report)
     if checkpoints is not None:
         checkpoints.belongs_to(
             run_id=spec.run_id,
@@ -136,37 +152,57 @@ def train(
             best(row.epoch)
             return checks(row.epoch)
 
-        fitted = fit(
-            Fittable(
-                tuned.model,
-                list(tuned.trainable.values()),
-                lambda: tuned.train(spec.recipe.frozen_mode),
-                bench.backbone.preprocessing,
-                tuned.regulariser,
-                bench.splits.num_classes,
-                spec.task,
-            ),
-            bench.splits.train,
-            spec.recipe,
-            seed=spec.seed,
-            compute=compute,
-            callbacks=Callbacks(
-                on_epoch, checkpoints, {"best": best, "looks": checks}, pending.history
-            ),
-        )
+        together = trials.trained(bench, beside)
+        if together is not None:
+            fitted = trials.take_over(pending, bench, together)
+            for row in fitted.history:
+                tell(row)
+        else:
+            fitted = fit(
+                _fittable(bench),
+                bench.splits.train,
+                spec.recipe,
+                seed=spec.seed,
+                compute=compute,
+                callbacks=Callbacks(
+                    on_epoch, checkpoints, {"best": best, "looks": checks}, pending.history
+                ),
+            )
     disturbed = disturbance(
         fitted.whole_steps, before, cost.clock(compute.device), torch.get_num_threads()
     )
     if disturbed is not None and fitted.step_seconds:
         pending.notes.append(f"step_ms: disturbed, {disturbed}")
+    if bench.frozen is not None:
+        bench.frozen.check()
     if fitted.steps:  # none is left where a run was killed after its last one
         _check_executed(tuned)
     seconds = time.perf_counter() - began + fitted.seconds_before
+    if together is not None:
+        seconds = together.seconds
     if checkpoints is not None:
         pending.notes += checkpoints.notes
     resumed = 0 if checkpoints is None else checkpoints.resumed
     peak = cost.peak_bytes(compute.device)
     return Trained(fitted, best, checks, resumed, peak, seconds, disturbed is not None)
+
+
+def _fittable(bench: Bench) -> Fittable:
+    """The tuned model, or what follows its frozen part where that is kept."""
+    tuned, frozen, model, inputs = bench.tuned, bench.frozen, bench.tuned.model, None
+    if frozen is not None:
+        inputs = frozen.inputs(bench.splits.train.images)
+        model = model if inputs is None else frozen.suffix
+    return Fittable(
+        model,
+        list(tuned.trainable.values()),
+        lambda: tuned.train(bench.spec.recipe.frozen_mode),
+        bench.backbone.preprocessing,
+        tuned.regulariser,
+        bench.splits.num_classes,
+        inputs,
+        bench.spec.task,
+    )
 
 
 def predict_report(pending: PendingRecord, bench: Bench, trained: Trained) -> Predicted:
@@ -179,7 +215,7 @@ def predict_report(pending: PendingRecord, bench: Bench, trained: Trained) -> Pr
         pending.selected_epoch = selected.epoch
         pending.metrics = {f"last_epoch/{k}": v for k, v in trained.best.last.items()}
     else:
-        rows = bench.rows(*report_split(bench.splits))
+        rows = bench.rows_of_report(*report_split(bench.splits), often=False)
     return Predicted(rows, time.perf_counter() - began)
 
 
@@ -203,7 +239,7 @@ def score(pending: PendingRecord, bench: Bench, predicted: Predicted) -> Scored:
 
 def _spent(bench: Bench, trained: Trained, seconds_evaluate: float) -> Cost:
     """What training and evaluation took."""
-    steps = trained.fit.step_seconds
+    steps, frozen = trained.fit.step_seconds, bench.frozen
     return Cost(
         device=cost.device_name(bench.compute.device),
         dtype=str(bench.compute.dtype).removeprefix("torch."),
@@ -215,6 +251,7 @@ def _spent(bench: Bench, trained: Trained, seconds_evaluate: float) -> Cost:
         seconds_evaluate=seconds_evaluate,
         processes=bench.compute.world.size,
         resumed=trained.resumed,
+        **({} if frozen is None else frozen.spared()),
     )
 
 

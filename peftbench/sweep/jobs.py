@@ -32,6 +32,7 @@ class Attempt:
     job: Job
     before: RunRecord | None
     retries: int = 0
+    beside: tuple[Job, ...] = ()  # jobs behind it that train in one pass with it
 
     @property
     def micro_batch(self) -> int:

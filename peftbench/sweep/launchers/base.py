@@ -20,7 +20,13 @@ from tqdm import tqdm
 
 from peftbench.backbones.hashes import hash_checkpoint
 from peftbench.canonical import digest
-from peftbench.config.limits import MOST_PROCESSES, check_launcher, check_micro_batch, check_number
+from peftbench.config.limits import (
+    MOST_PROCESSES,
+    activation_bytes,
+    check_launcher,
+    check_micro_batch,
+    check_number,
+)
 from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
 from peftbench.loggers.guard import WARNING
@@ -28,6 +34,7 @@ from peftbench.registry import Registry, unknown_name
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import DatasetSpec
+from peftbench.sweep.beside import override, passes
 from peftbench.sweep.compose import Composer
 from peftbench.sweep.jobs import (
     Attempt,
@@ -178,6 +185,7 @@ class JobLauncher(Launcher):
         spec = build(cfg, self.identify, self.hash_file)
         check(spec, self.device(cfg.device), self.threads(cfg.threads))
         check_micro_batch(cfg.micro_batch)
+        activation_bytes(cfg.cache, cfg.cache_gigabytes)  # refused before the first job
         check_number("processes", cfg.processes, 1, MOST_PROCESSES)
         kept = [o for o in filter_overrides(overrides) if not o.startswith("hydra")]
         logger = logger_settings(cfg)
@@ -266,9 +274,14 @@ class QueueLauncher(JobLauncher):
                 view.begin(str(attempt.job.spec), slot, estimate(attempt.job.spec))
 
             queue.on_begin = begin
-            for batch in batches(todo, self.options.jobs_per_process):
+            for batch in self._batches(todo, len(slots)):
                 queue.add(
-                    [self._command(Attempt(job, record_of(job, store)), store) for job in batch]
+                    [
+                        self._command(
+                            Attempt(job, record_of(job, store), beside=tuple(batch[place:])), store
+                        )
+                        for place, job in enumerate(batch, 1)
+                    ]
                 )
             try:
                 for finished in queue.run():
@@ -295,8 +308,22 @@ class QueueLauncher(JobLauncher):
                 raise
         return endings
 
+    def _batches(self, jobs: list[Job], slots: int) -> list[list[Job]]:
+        """Jobs that share a process: those that train in one pass, or as many as were asked for."""
+        kept = activation_bytes(self.config.cache, self.config.cache_gigabytes) is not None
+        packed = passes(jobs, slots) if kept else [[job] for job in jobs]
+        alone = [batch[0] for batch in packed if len(batch) == 1]
+        together = [batch for batch in packed if len(batch) > 1]
+        return [*together, *batches(alone, self.options.jobs_per_process)]
+
     def _command(self, attempt: Attempt, store: ResultsStore) -> Command[Attempt]:
-        overrides = ("quiet=true", *attempt.job.overrides, *attempt.extra, *self._processes())
+        overrides = (
+            "quiet=true",
+            *attempt.job.overrides,
+            *attempt.extra,
+            *override(attempt.beside if not attempt.retries else ()),
+            *self._processes(),
+        )
         arguments = ("run", *self.task.flags, *overrides)
         return Command(attempt, arguments, output_of(attempt.job, store))
 

@@ -1,0 +1,157 @@
+"""What of a run is computed once: the frozen part in front of everything that trains."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from peftbench.data.rows import SMALL
+from peftbench.errors import ActivationsChanged
+from peftbench.run.activation_store import ActivationStore
+from peftbench.run.prefix import Prefix, Suffix, activations_of
+from peftbench.spec import Preprocessing
+from peftbench.training.activations import AT_ONCE, ActivationRows, RowLayout
+from peftbench.training.device import Compute, autocast
+from peftbench.training.pixels import ModelInputs, Pixels
+
+CHECKED = 4  # images, after training
+# of outputs, for roundings in batches of another shape
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+@dataclass
+class FrozenPart:
+    """The prefix of one tuned model, and its activations of the images of a run."""
+
+    model: nn.Module
+    prefix: Prefix
+    compute: Compute
+    preprocessing: Preprocessing
+    facts: dict[str, Any]  # that decide its activations, but for the images
+    store: ActivationStore
+    found: int = 0  # images whose activations were stored already
+    computed: int = 0
+    passes: float | None = None  # over the images that train, where they were made elsewhere
+    suffix: nn.Module = field(init=False)
+    _trains: int | None = None  # which of the images train
+    _offered: dict[int, tuple[np.ndarray, bool]] = field(default_factory=dict)
+    _inputs: dict[int, ActivationRows | None] = field(default_factory=dict)
+    _spent: dict[int, tuple[float, bool]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.suffix = Suffix(self.model, self.prefix)
+
+    def offer(self, images: np.ndarray, often: bool, trains: bool = False) -> None:
+        """Images (N, S, S, 3) that the model will see; those that it sees `often` may be large."""
+        self._trains = id(images) if trains else self._trains
+        known = self._offered.get(id(images), (images, False))
+        self._offered[id(images)] = images, often or known[1]
+
+    def inputs(self, images: np.ndarray) -> ModelInputs | None:
+        """The activations of offered images (N, S, S, 3); `None` where they are not kept."""
+        if id(images) not in self._offered:
+            return None
+        if id(images) not in self._inputs:
+            self._inputs[id(images)] = self._stored(*self._offered[id(images)])
+        return self._inputs[id(images)]
+
+    def _stored(self, images: np.ndarray, often: bool) -> ActivationRows | None:
+        prefix, size = self.prefix, len(images) * self.prefix.row_bytes
+        if not self.store.takes(size) or not (often or size <= SMALL):
+            return None
+        layout = RowLayout.of(prefix.row)
+        norm, device = self.preprocessing, self.compute.device
+        pixels = Pixels(images, norm.mean, norm.std, device, keep=prefix.needs_images)
+        entry = self.store.entry(
+            {**self.facts, "images": _digest(images)},
+            (len(images), prefix.row_bytes),
+            lambda: _computed(self.model, prefix, pixels, layout, self.compute),
+        )
+        if entry is None:
+            return None
+        self._spent[id(images)] = entry.seconds, entry.found
+        if entry.found:
+            self.found += len(images)
+        else:
+            self.computed += len(images)
+        return ActivationRows(entry.rows, layout, pixels if prefix.needs_images else None, device)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Compare what the trained model gives for a few images with the rest on their activations.
+
+        A gradient shows what trains; this shows what changed all the same.
+
+        Raises:
+            ActivationsChanged: they differ by more than rounding.
+        """
+        images = self._offered[self._trains][0] if self._trains is not None else None
+        inputs = None if images is None else self.inputs(images)
+        if images is None or inputs is None:
+            return
+        self.model.eval()
+        norm, index = self.preprocessing, torch.arange(min(CHECKED, len(images)))
+        pixels = Pixels(images[: len(index)], norm.mean, norm.std, self.compute.device, keep=False)
+        (whole,), (kept,) = pixels.batches([index]), inputs.batches([index])
+        with autocast(self.compute):
+            expected, found = self.model(whole).float(), self.suffix(kept).float()
+        tolerance = TOLERANCE[self.compute.dtype] * float(expected.abs().max().clamp(min=1))
+        difference = float((expected - found).abs().max())
+        if difference > tolerance:  # of outputs that are not finite the run itself will say so
+            raise ActivationsChanged(
+                f"training changed what {self.prefix.path!r} gives, which nothing that trains "
+                f"seemed to reach: outputs differ by {difference:.2g}. Run it with cache=off, and "
+                "report this as a bug."
+            )
+
+    def spared(self) -> dict[str, Any]:
+        """What the record says of it, by fields of `Cost`; nothing where nothing was kept."""
+        if not self._spent:
+            return {}
+        return {
+            "frozen_until": self.prefix.path,
+            "activations_found": self.found,
+            "activations_computed": self.computed,
+            "seconds_saved": self._seconds_saved(),
+        }
+
+    def _seconds_saved(self) -> float:
+        """Of the passes of training that were not made, less the one that was."""
+        total = 0.0
+        for key, (seconds, was_found) in self._spent.items():
+            rows = self._inputs[key]
+            if rows is not None and key == self._trains:
+                served = rows.served / max(1, len(rows))
+                passes = served if self.passes is None else self.passes
+                total += seconds * (passes - (0 if was_found else 1))
+        return max(0.0, total)
+
+
+def _computed(
+    model: nn.Module, prefix: Prefix, pixels: Pixels, layout: RowLayout, compute: Compute
+) -> Iterator[np.ndarray]:
+    """Rows of bytes (n, bytes) of the activations of all images, in their order."""
+    model.eval()
+    asked = torch.arange(len(pixels)).split(AT_ONCE)
+    with contextlib.closing(pixels.batches(asked)) as batches:
+        for images in batches:
+            with torch.inference_mode(), autocast(compute):
+                values = activations_of(model, prefix, images)
+            if RowLayout.of(values[:1]) != layout:
+                raise ValueError("the activations of a frozen prefix change their layout")
+            yield layout.to_bytes(values).cpu().numpy()
+
+
+def _digest(images: np.ndarray) -> str:
+    """SHA-256 of the bytes of images (N, S, S, 3), and of how many there are."""
+    digest = hashlib.sha256(f"{images.dtype} {images.shape}\n".encode())
+    for start in range(0, len(images), AT_ONCE):
+        digest.update(np.ascontiguousarray(images[start : start + AT_ONCE]).data)
+    return digest.hexdigest()
