@@ -59,8 +59,8 @@ VARYING = {
     "provenance.git_commit": "the commit",
     "provenance.git_dirty": "the commit",
 }
-# What a record has or lacks by chance: whether a like run was timed before it, on a calm machine, and
-# had computed the same activations.
+# What a record has or lacks by chance: whether a like run was timed before it, on a calm machine,
+# and had computed the same activations.
 PASSING = frozenset(
     {
         "cost.latency_measured",
