@@ -13,7 +13,12 @@ from peftbench.errors import PeftbenchError, Unsupported
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import BackboneSpec, DatasetSpec, Precision, RunSpec
-from peftbench.training.hardware import gpus_are_possible, has_amx, is_bfloat16_fast
+from peftbench.training.hardware import (
+    gpus_are_possible,
+    has_amx,
+    has_avx512_bf16,
+    is_bfloat16_fast,
+)
 from peftbench.untrusted import printable
 
 RECORD_BYTES = 40_000  # record, card, predictions and head of a small run
@@ -130,7 +135,7 @@ def arithmetic(device: str | None) -> str:
     if device is None:
         return "precision=auto is decided on the node that a job runs on"
     if device == "cpu" or (device == "auto" and not gpus_are_possible()):
-        fast, reason = is_bfloat16_fast(has_amx)
+        fast, reason = is_bfloat16_fast(has_amx, has_avx512_bf16)
         kind, dtype = "CPU", "bfloat16" if fast else "float32"
     else:
         from peftbench.training.device import choose_device, explain_dtype

@@ -23,6 +23,14 @@ WITHOUT_AMX = frozenset(
         *("AVX10_1", "AVX10_1_512", "AVX10_2", "AVX10_2_512"),
     }
 )
+# those with which it has no products of bfloat16 at all
+WITHOUT_AVX512_BF16 = frozenset(
+    {
+        *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+        *("AVX512_CORE", "AVX512_CORE_VNNI"),
+    }
+)
+MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # oneDNN takes the first that is set
 ROCM_DEVICES = ("/dev/kfd", "/dev/dxg")  # of the kernel, and of Windows below it
 
 
@@ -46,21 +54,37 @@ def gpus_are_possible() -> bool:
 @cache
 def has_amx() -> bool:
     """Whether this CPU has AMX; torch is asked where the system does not show it."""
+    return _has("amx_tile", "_is_amx_tile_supported")
+
+
+@cache
+def has_avx512_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in its vectors (Zen 4, Cooper Lake and newer)."""
+    return _has("avx512_bf16", "_is_avx512_bf16_supported")
+
+
+def _has(flag: str, question: str) -> bool:
+    """Whether the system lists `flag` for this CPU, or torch says yes to `question`."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     try:
         listed = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):
         listed = []
-    if "amx_tile" in listed:
+    if flag in listed:
         return True
     import torch  # an older kernel does not name all that a CPU has
 
-    return bool(torch.cpu._is_amx_tile_supported())
+    return bool(getattr(torch.cpu, question, lambda: False)())  # torch 2.4 knows fewer
 
 
-def is_bfloat16_fast(amx: Callable[[], bool]) -> tuple[bool, str]:
-    """Whether products of bfloat16 are to be used on this CPU, and why; `amx` says if it has AMX.
+def is_bfloat16_fast(
+    amx: Callable[[], bool], avx512_bf16: Callable[[], bool] = lambda: False
+) -> tuple[bool, str]:
+    """Whether products of bfloat16 are to be used on this CPU, and why.
+
+    The instruction set decides, not a stopwatch: all processes of a sweep, on all machines of one
+    kind, come to the same arithmetic. Each function says whether the CPU has an instruction set.
 
     Raises:
         ConfigError: the environment asks for an arithmetic that is none.
@@ -70,11 +94,18 @@ def is_bfloat16_fast(amx: Callable[[], bool]) -> tuple[bool, str]:
         if asked not in (Precision.FLOAT32, Precision.BFLOAT16):
             raise ConfigError(f"{CPU_PRECISION}={asked!r} is no arithmetic. Use float32, bfloat16.")
         return asked == Precision.BFLOAT16, f"{CPU_PRECISION}={asked}"
-    if not amx():
-        return False, "no AMX"
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):  # oneDNN takes the first that is set
-        highest = os.environ.get(name, "")
+    if amx():
+        return _unless_hidden("AMX", WITHOUT_AMX)
+    if avx512_bf16():
+        return _unless_hidden("AVX512_BF16", WITHOUT_AVX512_BF16)
+    return False, "no AMX"
+
+
+def _unless_hidden(name: str, hiding: frozenset[str]) -> tuple[bool, str]:
+    """Whether oneDNN may use the instruction set `name`, and in which words."""
+    for variable in MAX_ISA:
+        highest = os.environ.get(variable, "")
         if highest:
-            hidden = highest.upper() in WITHOUT_AMX
-            return (False, f"AMX is hidden by {name}={highest}") if hidden else (True, "AMX")
-    return True, "AMX"
+            hidden = highest.upper() in hiding
+            return (False, f"{name} is hidden by {variable}={highest}") if hidden else (True, name)
+    return True, name

@@ -392,6 +392,11 @@ def test_a_plan_needs_no_data_and_says_what_is_missing_and_how_to_get_it(
         ({"amx": False}, (), "is float32 on this machine's CPU (no AMX)"),
         ({"amx": True}, (), "is bfloat16 on this machine's CPU (AMX)"),
         (
+            {"amx": False, "avx512_bf16": True},
+            (),
+            "is bfloat16 on this machine's CPU (AVX512_BF16)",
+        ),
+        (
             {"amx": True, "ONEDNN_MAX_CPU_ISA": "AVX2"},
             (),
             "is float32 on this machine's CPU (AMX is hidden by ONEDNN_MAX_CPU_ISA=AVX2)",

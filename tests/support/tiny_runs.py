@@ -152,11 +152,15 @@ def short_timings() -> Iterator[pytest.MonkeyPatch]:
         torch.set_num_threads(threads)
 
 
-def cpu_of(patch: pytest.MonkeyPatch, *, amx: bool, **variables: str) -> None:
-    """A machine without a GPU, with or without AMX, and only these of the variables about it."""
+def cpu_of(
+    patch: pytest.MonkeyPatch, *, amx: bool, avx512_bf16: bool = False, **variables: str
+) -> None:
+    """A machine without a GPU, with these instructions and only these variables about it."""
     patch.setattr(torch.cuda, "is_available", lambda: False)
     patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     patch.setattr("peftbench.sweep.plan.has_amx", lambda: amx)
+    for module in ("sweep.plan", "training.device"):
+        patch.setattr(f"peftbench.{module}.has_avx512_bf16", lambda: avx512_bf16)
     for name in ("PEFTBENCH_CPU_PRECISION", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         patch.delenv(name, raising=False)
     for name, value in variables.items():

@@ -10,7 +10,14 @@ from support.tiny_runs import cpu_of
 
 from peftbench.errors import ConfigError
 from peftbench.spec import Precision
-from peftbench.training.device import Compute, autocast, choose_device, choose_dtype, seeded
+from peftbench.training.device import (
+    Compute,
+    autocast,
+    choose_device,
+    choose_dtype,
+    explain_dtype,
+    seeded,
+)
 
 pytestmark = pytest.mark.arithmetic
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -64,6 +71,35 @@ def test_the_environment_can_hide_or_claim_fast_bfloat16(
     # what is asked for by name is not up to the environment
     assert choose_dtype(Precision.FLOAT32, CPU) is torch.float32
     assert choose_dtype(Precision.BFLOAT16, CPU) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected", "reason"),
+    [
+        ({}, torch.bfloat16, "AVX512_BF16"),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, torch.bfloat16, "AVX512_BF16"),
+        (
+            {"ONEDNN_MAX_CPU_ISA": "avx512_core_vnni"},
+            torch.float32,
+            "AVX512_BF16 is hidden by ONEDNN_MAX_CPU_ISA=avx512_core_vnni",
+        ),
+        (
+            {"DNNL_MAX_CPU_ISA": "AVX2"},
+            torch.float32,
+            "AVX512_BF16 is hidden by DNNL_MAX_CPU_ISA=AVX2",
+        ),
+        (
+            {"PEFTBENCH_CPU_PRECISION": "float32"},
+            torch.float32,
+            "PEFTBENCH_CPU_PRECISION=float32",
+        ),
+    ],
+)
+def test_bfloat16_in_vectors_is_enough_without_amx(
+    variables: dict[str, str], expected: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_of(monkeypatch, amx=False, avx512_bf16=True, **variables)
+    assert explain_dtype(Precision.AUTO, CPU) == (expected, reason)
 
 
 def test_an_arithmetic_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

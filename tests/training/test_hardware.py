@@ -14,13 +14,15 @@ import torch
 from peftbench.training import hardware
 from peftbench.waiting import share_cores
 
+LOOKS = (hardware.gpus_are_possible, hardware.has_amx, hardware.has_avx512_bf16)
+
 
 @pytest.fixture(autouse=True)
 def looked_at_anew() -> Iterator[None]:
-    for look in (hardware.gpus_are_possible, hardware.has_amx):
+    for look in LOOKS:
         look.cache_clear()
     yield
-    for look in (hardware.gpus_are_possible, hardware.has_amx):
+    for look in LOOKS:
         look.cache_clear()
 
 
@@ -70,6 +72,17 @@ def test_amx_is_what_torch_says() -> None:
 def test_another_kind_of_cpu_has_no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert hardware.has_amx() is False
+    assert hardware.has_avx512_bf16() is False
+
+
+@pytest.mark.parametrize("flags", ["fpu avx2 avx512_bf16", "fpu avx2 avx512f"])
+def test_bfloat16_in_vectors_is_what_the_kernel_names(
+    monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: f"flags : {flags}")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert hardware.has_avx512_bf16() is ("avx512_bf16" in flags)
 
 
 @pytest.mark.parametrize("amx", [True, False])
