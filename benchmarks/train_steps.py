@@ -36,7 +36,8 @@ CLASSES = 100
 def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """One row of the table."""
     spec = BackboneSpec(name=arguments.backbone, pretrained=False, image_size=arguments.image_size)
-    backbone = load(spec, CLASSES, device=device)
+    dtype = choose_dtype(Precision(arguments.precision), device)
+    backbone = load(spec, CLASSES, device=device, dtype=dtype)
     anatomy = describe(backbone.model, backbone.image_size)
     generator = torch.Generator().manual_seed(0)
     tuned = apply(METHODS[name](), backbone.model, anatomy, CLASSES, generator)
@@ -45,7 +46,6 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     images = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     labels = random.integers(0, CLASSES, count)
     split = TrainSplit(images, labels, tuple(map(str, range(count))))
-    dtype = choose_dtype(Precision(arguments.precision), device)
     cost.reset_peak(device)
     # on a GPU whole epochs are timed, after a first one that warms up
     recipe = Recipe(epochs=2, warmup_epochs=0, batch_size=arguments.batch, lr=1e-4)

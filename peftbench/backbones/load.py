@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from peftbench import network
 from peftbench.backbones.checkpoints import fitting
 from peftbench.backbones.hashes import hash_tensors
+from peftbench.backbones.kernels import choose_kernels
 from peftbench.backbones.names import check_name
 from peftbench.backbones.preprocessing import image_size, resolve_preprocessing
 from peftbench.backbones.shipped import SHIPPED
@@ -46,8 +47,12 @@ def load(
     num_classes: int,
     preprocessing: PreprocessingSpec | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Backbone:
     """The backbone that `spec` names, on `device`, in eval mode, with an untrained classifier.
+
+    Weights are float32. `dtype` is the arithmetic of its forward passes, for which it takes the
+    kernels that were measured to be fastest.
 
     Raises:
         UnknownName: no such architecture or tag.
@@ -83,7 +88,7 @@ def load(
                 _fill(model, SHIPPED[spec.name].read(model))
     _check_patches(model, size)
     model.to(device).eval()
-    _choose_attention(model, torch.device(device))
+    choose_kernels(model, torch.device(device), dtype)
     sha256 = "" if meta else hash_tensors(model)
     resolved = resolve_preprocessing(spec, preprocessing or PreprocessingSpec(), size)
     return Backbone(model, size, resolved, sha256, source, notes)
@@ -119,13 +124,6 @@ def _constructor_options(name: str) -> frozenset[str]:
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
     return frozenset(inspect.signature(type(model).__init__).parameters)
-
-
-def _choose_attention(model: nn.Module, device: torch.device) -> None:
-    """Plain attention on CPUs: PyTorch's fused CPU kernel has a slow backward pass (up to 2.8x)."""
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            setattr(module, "fused_attn", device.type not in ("cpu", "meta"))  # noqa: B010
 
 
 def _check_patches(model: nn.Module, size: int) -> None:

@@ -97,7 +97,7 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
     """Backbone, data, method; a pair that makes no sense is refused before any image is read."""
     began = time.perf_counter()
     spec = pending.spec
-    backbone = load(spec.backbone, 2, spec.preprocessing, compute.device)
+    backbone = load(spec.backbone, 2, spec.preprocessing, compute.device, compute.dtype)
     anatomy = describe(backbone.model, backbone.image_size)
     as_method(spec.method).check(anatomy)
     kept = dataclasses.replace(

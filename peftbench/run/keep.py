@@ -119,7 +119,7 @@ def _note(pending: PendingRecord, what: str, found: Found) -> None:
 def _check_reload(bench: Bench, store: ResultsStore, kept: Kept) -> dict[str, float]:
     """Predict with a fresh backbone and the saved tensors; raises unless the metric is the same."""
     spec, compute = bench.spec, bench.compute.alone()
-    fresh = load(spec.backbone, 2, spec.preprocessing, compute.device)
+    fresh = load(spec.backbone, 2, spec.preprocessing, compute.device, compute.dtype)
     if fresh.sha256 != bench.backbone.sha256:
         raise WeightsError(
             f"backbone {spec.backbone.name!r} gave other weights when it was loaded again "

@@ -14,7 +14,6 @@ import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
-from support.rounding import assert_alike
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -146,17 +145,6 @@ def test_the_meta_device_loads_shapes_without_weights() -> None:
     assert all(p.is_meta for p in backbone.model.parameters())
     assert backbone.sha256 == ""
     assert describe(backbone.model, backbone.image_size).num_params == 630_764_800
-
-
-def test_attention_is_plain_on_a_cpu_and_computes_the_same() -> None:
-    model = _random().model
-    attention = [m for m in model.modules() if hasattr(m, "fused_attn")]
-    assert attention and not any(m.fused_attn for m in attention)
-    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    plain = model(x)
-    for module in attention:
-        module.fused_attn = True
-    assert_alike(model(x), plain)
 
 
 # ------------------------------------------------------------------- hash
