@@ -111,7 +111,7 @@ def test_the_saved_tensors_are_those_of_the_reported_epoch(
 
     spec = spec_of(precision=precision)
     record = experiment.run(spec, store)
-    backbone = load(spec.backbone, 2, spec.preprocessing)
+    backbone = load(spec.backbone, 2, spec.preprocessing, dtype=dtype)
     anatomy = describe(backbone.model, backbone.image_size)
     again = apply(spec.method, backbone.model, anatomy, 10, torch.Generator().manual_seed(0))
     tuned.load(again, store.artefacts(record))
