@@ -40,8 +40,7 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-# which one is reported
-SPLIT_OF_PHASE: Mapping[str, str] = {Phase.FINAL: "test", Phase.TUNE: "val"}
+SPLIT_OF_PHASE: Mapping[str, str] = {Phase.FINAL: "test", Phase.TUNE: "val"}  # reported
 CHECKPOINT = "checkpoint"  # what the pretrained weights were trained with
 NORMALISATIONS = (CHECKPOINT, "imagenet", "inception", "none")  # whose mean and deviation
 RESIZES = ("squash", "crop")
@@ -100,8 +99,7 @@ class DatasetFacts:
     oddities: tuple[str, ...] = ()  # known issues: what people trip over
 
     def __post_init__(self) -> None:
-        lists = ("folders", "layouts", "built_from", "prepared_from", "oddities")
-        for key in lists:  # as which configurations deliver them
+        for key in ("folders", "layouts", "built_from", "prepared_from", "oddities"):  # lists
             object.__setattr__(self, key, tuple(getattr(self, key)))
 
 
@@ -244,6 +242,7 @@ class Recipe:
     cutmix: float = later(0.0)  # the same; with both, each batch takes one of them
     random_erasing: float = later(0.0)  # probability that a part of an image becomes noise
     ema_decay: float | None = later(None)  # report the moving average of the trained tensors
+    checkpointing: bool = later(False)  # blocks compute activations again: time for memory
     frozen_mode: str = later("method")  # "train": dropout and drop-path of frozen layers act too
 
     def __post_init__(self) -> None:
@@ -264,6 +263,7 @@ class Recipe:
     def canonical(self) -> dict[str, Any]:
         """What is declared, by name; the same for the same training at all times."""
         values = declared(self)
+        values.pop("checkpointing", None)  # the same numbers in less memory
         # `flip` was a switch of its own before `augmentation` took it in
         if self.augmentation == "flip":
             del values["augmentation"]

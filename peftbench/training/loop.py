@@ -27,6 +27,7 @@ from peftbench.training.device import Compute, autocast, synchronise
 from peftbench.training.optim import Schedule, make_optimizer
 from peftbench.training.pixels import ModelInputs, Pixels
 from peftbench.training.progress import Progress, Timing, Weights
+from peftbench.training.recomputation import recomputing
 from peftbench.training.world import Part
 
 
@@ -156,6 +157,7 @@ def fit(
     all processes. Only dropout and drop-path are drawn by each process for its own.
 
     Raises:
+        ConfigError: `recipe.checkpointing`, which the model cannot do.
         Diverged: the loss of an epoch is not finite.
         SplitRoleError: anything but a train split was handed over.
     """
@@ -193,7 +195,10 @@ def fit(
         progress=Progress.at_start(seed, compute.device, callbacks.history),
         timing=Timing(len(bounds), per_epoch=compute.device.type == "cuda"),
     )
-    return _all_epochs(training, callbacks)
+    if recipe.checkpointing:
+        fittable.set_mode()  # shows which norms train
+    with recomputing(fittable.model, recipe.checkpointing):
+        return _all_epochs(training, callbacks)
 
 
 def _all_epochs(training: _Training, callbacks: Callbacks) -> Fit:
