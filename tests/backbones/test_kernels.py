@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 from support.rounding import assert_alike
-from support.tiny_runs import tiny_spec
+from support.tiny_runs import short_timings, tiny_spec
 from torch import nn
 
-from peftbench.backbones.kernels import ATTENTION, is_fused_faster
+from peftbench.backbones.hashes import hash_tensors
+from peftbench.backbones.kernels import (
+    ATTENTION,
+    LAYOUTS,
+    gains_from_channels_last,
+    is_fused_faster,
+)
 from peftbench.backbones.load import load
+from peftbench.results.record import Status
+from peftbench.results.store import ResultsStore
 from peftbench.run.bench import prepare
 from peftbench.run.ending import PendingRecord
+from peftbench.run.experiment import run
+from peftbench.run.export import export
 from peftbench.spec import BackboneSpec
 from peftbench.training.device import Compute
 
@@ -84,3 +97,52 @@ def test_fused_attention_computes_the_same() -> None:
     plain = model(x)
     assert plain.abs().max() > 0.1
     assert_alike(outputs, plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet50", True),
+        ("efficientnet_b0", True),
+        ("regnety_016", True),
+        ("convnext_tiny", False),  # its weights are matrices
+        ("vit_small_patch16_224", False),
+        ("swin_tiny_patch4_window7_224", False),
+    ],
+)
+def test_networks_of_convolutions_have_their_channels_last(name: str, expected: bool) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert gains_from_channels_last(model, CPU) is expected
+    assert gains_from_channels_last(model, META) is False
+
+
+def test_the_layout_is_chosen_where_every_measured_network_gains_on_the_whole() -> None:
+    for row in LAYOUTS:
+        with torch.device("meta"):
+            model = timm.create_model(row.architecture)
+        gain = math.prod((*row.float32, *row.bfloat16)) ** 0.25
+        assert (gain > 1.05) is gains_from_channels_last(model, CPU), row.architecture
+
+
+def test_weights_with_channels_last_are_the_same_weights(tmp_path: Path) -> None:
+    """Hash, run and export see values, not strides."""
+    spec = BackboneSpec("test_resnet", pretrained=False, image_size=32)
+    loaded = load(spec, 3)
+    weight = loaded.model.conv1[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.seed)
+        plain = timm.create_model("test_resnet", num_classes=3).eval()
+    assert loaded.sha256 == hash_tensors(plain)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert_alike(loaded.model(x), plain(x))
+    with short_timings():
+        record = run(tiny_spec("full", backbone=spec), ResultsStore(tmp_path))
+    assert record.status is Status.OK, record.error
+    folder = export(record.run_id, tmp_path, tmp_path / "merged", merged=True)
+    written = load_file(folder / "model.safetensors")
+    task = load_file(next((tmp_path / "runs").rglob("tuned.safetensors")))
+    name = next(n for n in written if n.endswith("conv1.0.weight"))
+    assert torch.equal(written[name], task[name])
+    assert not torch.equal(written[name], plain.state_dict()[name])
