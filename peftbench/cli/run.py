@@ -133,6 +133,7 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
         progress=sys.stderr.isatty(),
         activations=activation_bytes(cfg.cache, cfg.cache_gigabytes),
         beside=runs_beside(spec, cfg.one_pass),
+        compile=cfg.compile,
     )
     if world.is_single and cfg.processes != 1:
         experiment.check(spec, cfg.device, cfg.threads)

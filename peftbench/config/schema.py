@@ -60,8 +60,9 @@ class RunConfig:
     checkpoint: CheckpointPolicy = field(default_factory=lambda: CheckpointPolicy(minutes=30.0))
     micro_batch: int | None = None  # images in memory at a time, where a batch does not fit
     cache: str = "auto"  # activations of what is frozen are computed once and kept; or "off"
-    one_pass: str = ""  # JSON: rates and decays of trials that train in one pass with this one
     cache_gigabytes: float = 10.0  # that they may take in the user's cache
+    one_pass: str = ""  # JSON: rates and decays of trials that train in one pass with this one
+    compile: bool = False  # the training, by `torch.compile`
     seed: int = 0
     phase: str = "final"
     precision: str = "auto"

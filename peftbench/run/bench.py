@@ -112,6 +112,8 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
     pending.notes = [*splits.notes, *backbone.notes, *tuned.notes]
     if compute.micro_batch is not None and compute.micro_batch < spec.recipe.batch_size:
         pending.notes.append(f"trained with {compute.micro_batch} images in memory at a time")
+    if compute.compile:
+        pending.notes.append("trained compiled; seconds_train has the seconds that compiling took")
     if spec.recipe.checkpointing:
         pending.notes.append("trained with activation checkpointing")
     pending.parameters = _count(tuned, anatomy)

@@ -46,6 +46,7 @@ class RunOptions:
     threads: int | None = None
     micro_batch: int | None = None  # images in memory at a time
     saving: CheckpointPolicy = NO_SAVING
+    compile: bool = False  # the training, by `torch.compile`
     progress: bool = False  # whether a terminal shows the epochs
     beside: tuple[RunSpec, ...] = ()  # trials that may train in one pass with this run
     activations: int | None = None  # bytes that activations of frozen parts may take; None: off
@@ -154,7 +155,8 @@ def _device(world: World, options: RunOptions) -> torch.device:
 def _compute(spec: RunSpec, device: torch.device, world: World, options: RunOptions) -> Compute:
     from peftbench.training.device import Compute, choose_dtype
 
-    return Compute(device, choose_dtype(spec.precision, device), world, options.micro_batch)
+    dtype = choose_dtype(spec.precision, device)
+    return Compute(device, dtype, world, options.micro_batch, options.compile)
 
 
 def _activations(options: RunOptions) -> ActivationStore | None:

@@ -23,6 +23,7 @@ class Compute:
     dtype: torch.dtype  # arithmetic of the forward pass
     world: World = ALONE  # the processes that share the work
     micro_batch: int | None = None  # images in memory at a time; `None` is a whole batch
+    compile: bool = False  # whether training goes through `torch.compile`
 
     def alone(self) -> Compute:
         """The same for what one process does by itself."""

@@ -23,6 +23,7 @@ from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.augment import Augmentation
 from peftbench.training.average import WeightAverage
 from peftbench.training.checkpoint import Checkpoints, Stateful
+from peftbench.training.compiling import compiled
 from peftbench.training.device import Compute, autocast, synchronise
 from peftbench.training.optim import Schedule, make_optimizer
 from peftbench.training.pixels import ModelInputs, Pixels
@@ -157,7 +158,7 @@ def fit(
     all processes. Only dropout and drop-path are drawn by each process for its own.
 
     Raises:
-        ConfigError: `recipe.checkpointing`, which the model cannot do.
+        ConfigError: `recipe.checkpointing` or compiling, which model or machine cannot do.
         Diverged: the loss of an epoch is not finite.
         SplitRoleError: anything but a train split was handed over.
     """
@@ -190,7 +191,7 @@ def fit(
         shares={size: _Share.of(size, compute, augment) for size in {b - a for a, b in bounds}},
         optimizer=optimizer,
         schedule=Schedule(recipe, optimizer, len(bounds)),
-        objective=compute.world.wrap(objective, compute.device),
+        objective=compute.world.wrap(compiled(objective, compute), compute.device),
         average=WeightAverage(fittable.trainable, recipe.ema_decay),
         progress=Progress.at_start(seed, compute.device, callbacks.history),
         timing=Timing(len(bounds), per_epoch=compute.device.type == "cuda"),
