@@ -14,6 +14,7 @@ import peftbench
 from peftbench import data
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.backbones.describe import describe
+from peftbench.backbones.kernels import choose_layout
 from peftbench.backbones.load import Backbone, load
 from peftbench.canonical import plain
 from peftbench.errors import Diverged
@@ -132,6 +133,7 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
 
 def attach(spec: RunSpec, backbone: Backbone, anatomy: Anatomy, num_classes: int) -> Tuned:
     """The backbone with the method of `spec`, whose new tensors are drawn from its seed."""
+    choose_layout(backbone.model)
     generator = torch.Generator().manual_seed(spec.seed)
     return apply(as_method(spec.method), backbone.model, anatomy, num_classes, generator)
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -134,9 +133,8 @@ def _merged_state(source: Path, checkpoint: Path | str | None) -> dict[str, Tens
     """Tensors of the plain model that computes what the task in `source` does."""
     task = api.load(source, checkpoint)
     assert isinstance(task, api.TunedModel)
-    # safetensors refuses tensors that share memory, and those with channels last
-    state = api.merge(task).state_dict().items()
-    return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in state}
+    # safetensors refuses tensors that share memory
+    return {name: t.detach().clone() for name, t in api.merge(task).state_dict().items()}
 
 
 def _construction(card: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from torch import nn
 from peftbench.errors import ConfigError
 from peftbench.training.device import Compute
 
-SAME_DROPOUT: dict[str, Any] = {
-    "fallback_random": True
-}  # draw from torch's generators, as without compiling
+# draw from torch's generators, as without compiling
+SAME_DROPOUT: dict[str, Any] = {"fallback_random": True}
 
 
 def compiled(objective: nn.Module, compute: Compute) -> nn.Module:

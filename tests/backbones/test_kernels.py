@@ -17,6 +17,7 @@ from peftbench.backbones.hashes import hash_tensors
 from peftbench.backbones.kernels import (
     ATTENTION,
     LAYOUTS,
+    choose_layout,
     gains_from_channels_last,
     is_fused_faster,
 )
@@ -129,14 +130,20 @@ def test_weights_with_channels_last_are_the_same_weights(tmp_path: Path) -> None
     """Hash, run and export see values, not strides."""
     spec = BackboneSpec("test_resnet", pretrained=False, image_size=32)
     loaded = load(spec, 3)
+    assert loaded.model.conv1[0].weight.is_contiguous()  # it may leave for a file
+    choose_layout(loaded.model)
     weight = loaded.model.conv1[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         plain = timm.create_model("test_resnet", num_classes=3).eval()
-    assert loaded.sha256 == hash_tensors(plain)
+    assert loaded.sha256 == hash_tensors(loaded.model) == hash_tensors(plain)
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert_alike(loaded.model(x), plain(x))
+    bench = prepare(
+        PendingRecord(tiny_spec("lora", backbone=spec), started=""), Compute(CPU, torch.float32)
+    )
+    assert not all(parameter.is_contiguous() for parameter in bench.tuned.model.parameters())
     with short_timings():
         record = run(tiny_spec("full", backbone=spec), ResultsStore(tmp_path))
     assert record.status is Status.OK, record.error
