@@ -17,7 +17,7 @@ NARROWED := $(if $(METHODS),'method=$(METHODS)') $(if $(DATASETS),'dataset=$(DAT
   $(if $(LIMIT),'dataset.limit=$(LIMIT)') $(if $(LAUNCHER),'hydra/launcher=$(LAUNCHER)') \
   $(if $(DATA),'data_dir=$(DATA)') $(OVERRIDES)
 
-.PHONY: help setup demo test test-slow test-arithmetic notebooks check sweep table tables figures report docs clean
+.PHONY: help setup demo test test-slow test-arithmetic notebooks bench check sweep table tables figures report docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,11 @@ test-slow: setup ## tests of minutes that `make test` leaves out, but for the 20
 
 notebooks: setup ## executes every notebook, in a few minutes; their outputs are thrown away
 	@$(BIN)/python -m pytest -m slow tests/test_notebooks.py
+
+bench: setup ## what methods cost beside full fine-tuning, as ratios: 5 to 15 minutes
+	@$(BIN)/python -c 'import peft' 2>/dev/null || $(BIN)/python -m pip install -q peft \
+	  || echo 'peft cannot be installed: its row is left out'
+	@$(BIN)/python benchmarks/methods.py
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check .

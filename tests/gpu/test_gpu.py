@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.tiny_runs import QUICK
 
 from peftbench import data
+from peftbench.backbones.kernels import choose_layout
+from peftbench.backbones.load import load
+from peftbench.data import TrainSplit
 from peftbench.methods import METHODS, discover
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
-from peftbench.spec import BackboneSpec, DatasetSpec, Precision, Recipe, RunSpec
+from peftbench.spec import BackboneSpec, DatasetSpec, Precision, Preprocessing, Recipe, RunSpec
 from peftbench.training.augment import Augmentation
+from peftbench.training.device import Compute
+from peftbench.training.loop import Fittable, fit
 
 pytestmark = pytest.mark.gpu
 discover()
@@ -77,6 +84,42 @@ def test_augmentation_is_the_same_on_the_gpu_as_on_the_cpu(crop: str) -> None:
         on_gpu, shares = there(x.cuda(), y.cuda(), flip_draws.cuda(), sizes=sizes)
         torch.testing.assert_close(on_gpu.cpu(), images, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(shares.cpu(), targets)
+
+
+def test_an_epoch_of_more_steps_waits_no_more_often_for_the_device() -> None:
+    compute = Compute(torch.device("cuda"), torch.bfloat16)
+    preprocessing = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).cuda()
+    fittable = Fittable(model, list(model.parameters()), lambda: None, preprocessing)
+
+    def waits(steps: int) -> int:
+        images = np.random.default_rng(0).integers(0, 256, (4 * steps, 8, 8, 3), dtype=np.uint8)
+        split = TrainSplit(images, np.arange(4 * steps) % 3, tuple(map(str, range(4 * steps))))
+        recipe = Recipe(epochs=1, warmup_epochs=0, batch_size=4, clip_grad=1.0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                fit(fittable, split, recipe, seed=0, compute=compute)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing CUDA operation" in str(w.message) for w in caught)
+
+    waits(3)  # fills the caches of the libraries
+    few = waits(3)
+    assert few > 0  # around an epoch there are some, which shows that they are counted
+    assert waits(9) == few
+
+
+def test_a_gpu_takes_fused_attention_and_channels_last() -> None:
+    vit = load(BackboneSpec("test_vit", pretrained=False), 3, device="cuda", dtype=torch.bfloat16)
+    assert all(m.fused_attn for m in vit.model.modules() if hasattr(m, "fused_attn"))
+    net = load(BackboneSpec("test_resnet", pretrained=False), 3, device="cuda").model
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).cuda()
+    first = net(x)
+    choose_layout(net)
+    assert not net.conv1[0].weight.is_contiguous()
+    torch.testing.assert_close(net(x), first, rtol=1e-2, atol=1e-2)  # TF32
 
 
 def test_two_jobs_on_one_card_finish(tmp_path: Path) -> None:
