@@ -26,10 +26,11 @@ DRAWN = ("mixup", "cutmix", "random_erasing")  # fields of a recipe that change 
 def with_frozen_part(bench: Bench, store: ActivationStore) -> Bench:
     """`bench` with the frozen part of its tuned model, where there is one that is worth keeping.
 
-    There is none where the recipe shows the model other images in every epoch.
+    There is none where the recipe shows the model other images in every epoch, and none of a model
+    that is compiled: in it nothing can stand in for what is frozen.
     """
     recipe, images = bench.spec.recipe, bench.splits.train.images
-    if is_augmented(recipe) or len(images) < PROBED:
+    if is_augmented(recipe) or len(images) < PROBED or bench.compute.compile:
         return bench
     norm, compute, tuned = bench.backbone.preprocessing, bench.compute, bench.tuned
     pixels = Pixels(images[:PROBED], norm.mean, norm.std, compute.device, keep=False)

@@ -42,8 +42,9 @@ class RowLayout:
     def of(cls, row: Tensor) -> RowLayout:
         """Of an activation (1, ...)."""
         axes = range(row.ndim - 1)
-        strides = row.stride()[1:]
-        order = tuple(sorted(axes, key=lambda axis: (-strides[axis], axis)))
+        strides, sides = row.stride()[1:], row.shape[1:]
+        # where a side is one, its stride says nothing
+        order = tuple(sorted(axes, key=lambda axis: (sides[axis] == 1, -strides[axis], axis)))
         return cls(row.dtype, tuple(row.shape[1:]), order)
 
     def to_bytes(self, values: Tensor) -> Tensor:
