@@ -43,6 +43,11 @@ VARYING = {
     "cost.latency_ms_batch": "a latency",
     "cost.merged_latency_ms_batch1": "a latency",
     "cost.merged_latency_ms_batch": "a latency",
+    "cost.latency_ms_batch1_iqr": "a spread",
+    "cost.latency_ms_batch_iqr": "a spread",
+    "cost.merged_latency_ms_batch1_iqr": "a spread",
+    "cost.merged_latency_ms_batch_iqr": "a spread",
+    "cost.step_ms_without_data": "a time",
     "cost.seconds_load": "a time",
     "cost.seconds_train": "a time",
     "cost.seconds_evaluate": "a time",
@@ -60,10 +65,11 @@ VARYING = {
     "provenance.git_dirty": "the commit",
 }
 # What a record has or lacks by chance: whether a like run was timed before it, on a calm machine,
-# and had computed the same activations.
+# whether the machine counts its energy, and which activations had been computed.
 PASSING = frozenset(
     {
         "cost.latency_measured",
+        "cost.energy_joules",
         "cost.frozen_until",
         "cost.activations_found",
         "cost.activations_computed",

@@ -82,6 +82,17 @@ class Cost:
     activations_found: int | None = later(None)
     activations_computed: int | None = later(None)
     seconds_saved: float | None = later(None)
+    # between the quartiles of the passes, in several blocks, that the four latencies are medians of
+    latency_ms_batch1_iqr: float | None = later(None)
+    latency_ms_batch_iqr: float | None = later(None)
+    merged_latency_ms_batch1_iqr: float | None = later(None)
+    merged_latency_ms_batch_iqr: float | None = later(None)
+    # forward and backward pass of one image, in 1e9 floating-point operations, of which a
+    # multiply-add has two; frozen weights without their own gradients
+    training_gflops: float | None = later(None)
+    kept_bytes: int | None = later(None)  # for the backward pass of recipe.batch_size images
+    step_ms_without_data: float | None = later(None)  # forward, backward and optimiser of `step_ms`
+    energy_joules: float | None = later(None)  # of the device while it trained, all programs on it
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,7 @@ class RunRecord:
     tuning: dict[str, Any] | None = None  # tuner, trials, epochs of each, val_top1 of the winner
     started: str = ""  # ISO 8601, UTC
     finished: str = ""
+    micro_batch: int | None = None  # images in memory at a time; None for a whole batch
     schema: int = SCHEMA
 
     @property

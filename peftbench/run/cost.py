@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ LATENCY_BATCH = 64
 WARMUP_RUNS = 3
 MAX_RUNS = 30
 BUDGET_SECONDS = 0.5  # of timed runs for one latency
+BLOCKS = 3  # in which they come, so that what a machine does for a moment is not in all of them
+PAUSE_SECONDS = 0.05  # between two blocks, as a part of the budget at most
 
 
 @dataclass(frozen=True)
@@ -28,25 +31,62 @@ class Timed:
     seconds: list[float]
     disturbed: str | None  # by what, in a few words
 
+    @property
+    def median_ms(self) -> float:
+        """Milliseconds of the middle one."""
+        return 1e3 * statistics.median(self.seconds)
+
+    @property
+    def iqr_ms(self) -> float:
+        """Milliseconds between their quartiles, of all blocks together."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return 1e3 * (high - low)
+
 
 @torch.inference_mode()
 def time_forward(model: nn.Module, batch_size: int, image_size: int, compute: Compute) -> Timed:
-    """Forward passes on random images, after a warm-up."""
+    """Forward passes on random images, after a warm-up, in `BLOCKS` with pauses between them."""
     model.eval()
-    x = torch.randn(batch_size, 3, image_size, image_size, device=compute.device)
-    runs: list[float] = []
+
+    def begin() -> Callable[[], object]:
+        x = torch.randn(batch_size, 3, image_size, image_size, device=compute.device)
+        return lambda: model(x)
+
     with autocast(compute):
-        for _ in range(WARMUP_RUNS):
-            model(x)
+        return repeated(begin, compute)
+
+
+def repeated(begin: Callable[[], Callable[[], object]], compute: Compute) -> Timed:
+    """Repetitions, in blocks, of the work that `begin` gives at the start of each block."""
+    work, start = begin(), time.perf_counter()
+    for _ in range(WARMUP_RUNS):
+        work()
         synchronise(compute.device)
-        before = clock(compute.device)
-        while len(runs) < MAX_RUNS and (len(runs) < 3 or sum(runs) < BUDGET_SECONDS):
-            tick = time.perf_counter()
-            model(x)
-            synchronise(compute.device)
-            runs.append(time.perf_counter() - tick)
-        after = clock(compute.device)
+        if time.perf_counter() - start > BUDGET_SECONDS:  # as long as all that is timed
+            break
+    runs: list[float] = []
+    before = clock(compute.device)
+    for block in range(BLOCKS):
+        if block:
+            time.sleep(min(PAUSE_SECONDS, BUDGET_SECONDS))
+            work = begin()
+        runs += _block(work, compute)
+    after = clock(compute.device)
     return Timed(runs, disturbance(runs, before, after, torch.get_num_threads()))
+
+
+def _block(work: Callable[[], object], compute: Compute) -> list[float]:
+    """Seconds of repetitions that follow one another: one at least."""
+    runs: list[float] = []
+    synchronise(compute.device)
+    while not runs or (len(runs) < MAX_RUNS // BLOCKS and sum(runs) < BUDGET_SECONDS / BLOCKS):
+        tick = time.perf_counter()
+        work()
+        synchronise(compute.device)
+        runs.append(time.perf_counter() - tick)
+    return runs
 
 
 def clock(device: torch.device) -> Clock | None:

@@ -60,6 +60,7 @@ class PendingRecord:
     looks: dict[str, float] = field(default_factory=dict)
     stopped_epoch: int | None = None
     tuning: dict[str, Any] | None = None
+    micro_batch: int | None = None
 
     def record(self) -> RunRecord:
         """The record of a run that ends now."""
@@ -81,6 +82,7 @@ class PendingRecord:
             looks=self.looks,
             stopped_epoch=self.stopped_epoch,
             tuning=self.tuning,
+            micro_batch=self.micro_batch,
             started=self.started,
             finished=now(),
         )

@@ -70,6 +70,8 @@ def time_tuned(pending: PendingRecord, bench: Bench, known: Latencies, spent: Co
         latency_ms_batch=found.latency.batch_ms,
         latency_batch_size=cost.LATENCY_BATCH,
         latency_measured=found.since,
+        latency_ms_batch1_iqr=found.latency.one_iqr_ms,
+        latency_ms_batch_iqr=found.latency.batch_iqr_ms,
         forward_gmacs=found.latency.forward_gmacs,
     )
 
@@ -107,6 +109,8 @@ def time_merged(
         spent,
         merged_latency_ms_batch1=found.latency.one_ms,
         merged_latency_ms_batch=found.latency.batch_ms,
+        merged_latency_ms_batch1_iqr=found.latency.one_iqr_ms,
+        merged_latency_ms_batch_iqr=found.latency.batch_iqr_ms,
         latency_measured=min(filter(None, (spent.latency_measured, found.since)), default=None),
     )
 

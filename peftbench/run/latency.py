@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import statistics
 import sys
 from functools import cache
 from pathlib import Path
@@ -45,7 +44,7 @@ def latency_of(model: nn.Module, bench: Bench, known: Latencies, *, merged: bool
     A new one that other programs disturbed is measured again at once. One that stays disturbed is
     taken over for as long as the machine is no calmer: the run has seen so, or one image tells.
     """
-    of, size = _network(model, bench, merged), bench.backbone.image_size
+    of, size = network_of(model, bench, merged), bench.backbone.image_size
     found = known.find(of)
     if found is not None and found.disturbed is not None and not known.busy:
         known.busy = cost.time_forward(model, 1, size, bench.compute).disturbed is not None
@@ -59,28 +58,32 @@ def latency_of(model: nn.Module, bench: Bench, known: Latencies, *, merged: bool
 
 def measure(model: nn.Module, image_size: int, compute: Compute) -> Latency:
     """Latencies of one image and of `LATENCY_BATCH`: the least disturbed of some attempts."""
-    medians, disturbed = [], []
-    for size in (1, cost.LATENCY_BATCH):
-        median, cause = _measure_batch(model, size, image_size, compute)
-        medians.append(median)
-        disturbed += [] if cause is None else [cause]
-    return Latency(medians[0], medians[1], now(), next(iter(disturbed), None))
+    one, batch = (
+        _measure_batch(model, size, image_size, compute) for size in (1, cost.LATENCY_BATCH)
+    )
+    return Latency(
+        one_ms=one.median_ms,
+        batch_ms=batch.median_ms,
+        measured=now(),
+        disturbed=one.disturbed or batch.disturbed,
+        one_iqr_ms=one.iqr_ms,
+        batch_iqr_ms=batch.iqr_ms,
+    )
 
 
 def _measure_batch(
     model: nn.Module, batch_size: int, image_size: int, compute: Compute
-) -> tuple[float, str | None]:
-    """Median milliseconds, and what disturbed them in every attempt."""
-    tried: list[tuple[float, str | None]] = []
+) -> cost.Timed:
+    """Passes that nothing disturbed, or those of the fastest attempt."""
+    tried: list[cost.Timed] = []
     for _ in range(ATTEMPTS):
-        timed = cost.time_forward(model, batch_size, image_size, compute)
-        tried.append((1e3 * statistics.median(timed.seconds), timed.disturbed))
-        if timed.disturbed is None:
+        tried.append(cost.time_forward(model, batch_size, image_size, compute))
+        if tried[-1].disturbed is None:
             return tried[-1]
-    return min(tried, key=lambda attempt: attempt[0])
+    return min(tried, key=lambda timed: timed.median_ms)
 
 
-def _network(model: nn.Module, bench: Bench, merged: bool) -> dict[str, Any]:
+def network_of(model: nn.Module, bench: Bench, merged: bool) -> dict[str, Any]:
     """All that decides what a forward pass takes, as plain values; what is learned does not."""
     method, compute, origin = bench.tuned.method, bench.compute, bench.provenance
     structure = [repr(model), *(f"{k} {tuple(v.shape)}" for k, v in model.state_dict().items())]

@@ -14,13 +14,14 @@ import torch
 import peftbench
 from peftbench.errors import NoEffect
 from peftbench.methods.applied import Tuned
-from peftbench.results.latencies import Latencies
+from peftbench.results.latencies import Latencies, StepCost
 from peftbench.results.record import Cost, EpochRow
 from peftbench.results.store import ResultsStore
-from peftbench.run import cost, robustness, trials
+from peftbench.run import cost, robustness, room, trials
 from peftbench.run.activation_store import ActivationStore
 from peftbench.run.bench import Bench, prepare
 from peftbench.run.ending import PendingRecord
+from peftbench.run.energy import EnergyMeter
 from peftbench.run.freezing import with_frozen_part
 from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
@@ -44,6 +45,7 @@ class Trained:
     peak_bytes: int
     seconds: float  # with those of earlier processes
     disturbed: bool  # whether other programs made the steps longer
+    energy_joules: float | None  # of the device, where this process did all of the training
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def measure_run(
     """
     began = time.perf_counter()
     cost.reset_peak(compute.device)
-    bench, known = prepare(pending, compute), shared.latencies
+    known = shared.latencies
+    bench, step = room.fitted(pending, prepare(pending, compute), known)
     if shared.activations is not None:
         bench = with_frozen_part(bench, shared.activations)
     trained = train(pending, bench, checkpoints, watching, shared.beside)
@@ -108,7 +111,7 @@ def measure_run(
     save_predictions(store, bench.spec, predicted.rows)
     pending.looks = {str(epoch): value for epoch, value in trained.checks.values.items()}
     pending.stopped_epoch = trained.checks.stopped_epoch
-    spent = _spent(bench, trained, predicted.seconds + scored.seconds)
+    spent = _spent(bench, trained, step, predicted.seconds + scored.seconds)
     if bench.spec.phase is Phase.FINAL:  # of hundreds of trials, all but one are never used
         kept = keep(pending, bench, store)
         spent = pending.cost = time_tuned(pending, bench, known, spent)
@@ -144,11 +147,12 @@ def train(
             peftbench=peftbench.__version__,
             torch=torch.__version__,
         )
-    before = cost.clock(compute.device)
+    before, meter = cost.clock(compute.device), EnergyMeter(compute.device)
     with _shown(spec, watching) as tell, seeded(spec.seed, compute):
 
         def on_epoch(row: EpochRow) -> bool:
             tell(row)
+            meter.sample()
             best(row.epoch)
             return checks(row.epoch)
 
@@ -168,6 +172,7 @@ def train(
                     on_epoch, checkpoints, {"best": best, "looks": checks}, pending.history
                 ),
             )
+    joules = meter.joules()
     disturbed = disturbance(
         fitted.whole_steps, before, cost.clock(compute.device), torch.get_num_threads()
     )
@@ -184,7 +189,17 @@ def train(
         pending.notes += checkpoints.notes
     resumed = 0 if checkpoints is None else checkpoints.resumed
     peak = cost.peak_bytes(compute.device)
-    return Trained(fitted, best, checks, resumed, peak, seconds, disturbed is not None)
+    alone = compute.world.is_single and resumed == 0
+    return Trained(
+        fitted,
+        best,
+        checks,
+        resumed,
+        peak,
+        seconds,
+        disturbed is not None,
+        joules if alone else None,
+    )
 
 
 def _fittable(bench: Bench) -> Fittable:
@@ -237,9 +252,10 @@ def score(pending: PendingRecord, bench: Bench, predicted: Predicted) -> Scored:
     return Scored(scores, time.perf_counter() - began)
 
 
-def _spent(bench: Bench, trained: Trained, seconds_evaluate: float) -> Cost:
+def _spent(bench: Bench, trained: Trained, step: StepCost | None, seconds_evaluate: float) -> Cost:
     """What training and evaluation took."""
-    steps, frozen = trained.fit.step_seconds, bench.frozen
+    steps, passes = trained.fit.step_seconds, trained.fit.pass_seconds
+    frozen = bench.frozen
     return Cost(
         device=cost.device_name(bench.compute.device),
         dtype=str(bench.compute.dtype).removeprefix("torch."),
@@ -251,6 +267,10 @@ def _spent(bench: Bench, trained: Trained, seconds_evaluate: float) -> Cost:
         seconds_evaluate=seconds_evaluate,
         processes=bench.compute.world.size,
         resumed=trained.resumed,
+        training_gflops=None if step is None else step.training_gflops,
+        kept_bytes=None if step is None else step.kept_bytes,
+        step_ms_without_data=1e3 * statistics.median(passes) if passes else None,
+        energy_joules=trained.energy_joules,
         **({} if frozen is None else frozen.spared()),
     )
 

@@ -33,19 +33,22 @@ class Attempt:
     before: RunRecord | None
     retries: int = 0
     beside: tuple[Job, ...] = ()  # jobs behind it that train in one pass with it
+    images: int | None = None  # in memory at a time; `None` for as many as fit
 
     @property
     def micro_batch(self) -> int:
-        """Images in memory at a time."""
-        return max(1, self.job.spec.recipe.batch_size >> self.retries)
+        """Images in memory at a time, at most."""
+        return self.job.spec.recipe.batch_size if self.images is None else self.images
 
     @property
     def extra(self) -> tuple[str, ...]:
         """Overrides beyond those of the job; none of them is part of a run's identity."""
         return (f"micro_batch={self.micro_batch}",) if self.retries else ()
 
-    def with_half_the_batch(self) -> Attempt:
-        return replace(self, retries=self.retries + 1)
+    def with_half_the_batch(self, tried: int | None = None) -> Attempt:
+        """Another one with half the images in memory at a time, of `tried` where it is known."""
+        images = max(1, (self.micro_batch if tried is None else tried) // 2)
+        return replace(self, retries=self.retries + 1, images=images)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from peftbench.errors import ConfigError
 from peftbench.spec import Precision
 
 CPU_PRECISION = "PEFTBENCH_CPU_PRECISION"  # what "auto" comes to on a CPU, whatever the CPU is
+MEMORY_SHARE = "PEFTBENCH_MEMORY_SHARE"  # part of a GPU's or the machine's that a job may take
 # values of oneDNN's ONEDNN_MAX_CPU_ISA with which its products of bfloat16 do not use AMX; it takes
 # a word that it does not know for none (src/cpu/x64/cpu_isa_traits.cpp)
 WITHOUT_AMX = frozenset(
@@ -49,6 +50,18 @@ def gpus_are_possible() -> bool:
     except OSError:
         return False
     return True
+
+
+def memory_share() -> float:
+    """The part of the memory of its GPU, or of the machine, that this process may take.
+
+    All of it where nobody says, or what is said is no part.
+    """
+    try:
+        part = float(os.environ.get(MEMORY_SHARE, ""))
+    except ValueError:
+        return 1.0
+    return part if 0 < part <= 1 else 1.0
 
 
 @cache

@@ -42,6 +42,7 @@ class Fit:
     seconds_before: float = 0.0  # in earlier processes, where the run was taken up again
     steps: int = 0  # in this process
     whole_steps: Sequence[float] = ()  # `step_seconds` of those with as many images as any
+    pass_seconds: Sequence[float] = ()  # of steps after the warm-up, once their data were there
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def fit(
         objective=compute.world.wrap(compiled(objective, compute), compute.device),
         average=WeightAverage(fittable.trainable, recipe.ema_decay),
         progress=Progress.at_start(seed, compute.device, callbacks.history),
-        timing=Timing(len(bounds), per_epoch=compute.device.type == "cuda"),
+        timing=Timing.on(compute.device, len(bounds)),
     )
     if recipe.checkpointing:
         fittable.set_mode()  # shows which norms train
@@ -225,6 +226,7 @@ def _all_epochs(training: _Training, callbacks: Callbacks) -> Fit:
         progress.seconds_before,
         steps,
         timing.whole,
+        timing.passes.seconds(),
     )
 
 
@@ -294,6 +296,7 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
     training.schedule.begin_step(progress.epoch, progress.step)
     parts = training.shares[size].parts
     x, y, target = _batch(training, order, batch, images)
+    training.timing.passes.begin()
     training.optimizer.zero_grad(set_to_none=True)
     for part, own in zip(parts, _places(parts), strict=True):
         with compute.world.passing(training.objective, part, last=part is parts[-1]):

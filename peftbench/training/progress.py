@@ -15,6 +15,7 @@ from peftbench.results.record import EpochRow
 from peftbench.training.world import World
 
 WARMUP_STEPS = 3  # not timed: allocator, kernels and caches settle
+MOST_EVENTS = 200  # pairs of them, of the first steps
 
 
 @dataclass
@@ -100,6 +101,41 @@ class Progress:
 
 
 @dataclass
+class PassClock:
+    """What forward pass, backward pass and optimiser of steps took once their data were there.
+
+    Events of a GPU tell it of the first steps alone, without waiting for any of them.
+    """
+
+    on_gpu: bool = False
+    _began: Any = None
+    _taken: list[Any] = field(default_factory=list)  # seconds, or pairs of events
+
+    def begin(self) -> None:
+        """The data of a step are there."""
+        self._began = self._now() if len(self._taken) < MOST_EVENTS or not self.on_gpu else None
+
+    def end(self, *, counts: bool) -> None:
+        """The step is over; one that does not count is forgotten."""
+        began, self._began = self._began, None
+        if counts and began is not None:
+            self._taken.append((began, self._now()) if self.on_gpu else self._now() - began)
+
+    def seconds(self) -> list[float]:
+        """Of each step that counts; after the device is done."""
+        if self.on_gpu:
+            return [1e-3 * began.elapsed_time(ended) for began, ended in self._taken]
+        return list(self._taken)
+
+    def _now(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass
 class Timing:
     """What the steps of this process took, after a warm-up.
 
@@ -114,9 +150,17 @@ class Timing:
     whole: list[float] = field(default_factory=list)  # of those, the steps of whole batches
     images: int = 0
     most_images: int = 0  # of a step so far
+    passes: PassClock = field(default_factory=PassClock)
+
+    @classmethod
+    def on(cls, device: torch.device, steps_per_epoch: int) -> Timing:
+        """Of steps on `device`; those of a GPU are not waited for one by one."""
+        gpu = device.type == "cuda"
+        return cls(steps_per_epoch, per_epoch=gpu, passes=PassClock(gpu))
 
     def end_step(self, step: int, seconds: float, images: int) -> None:
         """Take in a step; `step` of them are done in all processes before and in this one."""
+        self.passes.end(counts=step > self.first_step + WARMUP_STEPS)
         self.most_images = max(self.most_images, images)
         if not self.per_epoch and step > self.first_step + WARMUP_STEPS:
             self.step_seconds.append(seconds)

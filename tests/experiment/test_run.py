@@ -22,7 +22,7 @@ from peftbench.methods.mlp import MLPHead
 from peftbench.results.guard import Busy
 from peftbench.results.record import EpochRow, RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.run import experiment, measure
+from peftbench.run import energy, experiment, measure
 from peftbench.spec import Phase, Precision, Preprocessing, PreprocessingSpec
 
 IMAGES = 20
@@ -54,9 +54,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         calls.append(split)
         return open_once(split)
 
+    package = root / "powercap" / "intel-rapl:0"
+    package.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("energy_uj", "7"), ("max_energy_range_uj", "9")):
+        (package / name).write_text(f"{text}\n")
     with short_timings() as patch:
         patch.setenv("PEFTBENCH_CACHE", str(root / "cache"))
         patch.setattr(TestSplit, "open_once", counted)
+        patch.setattr(energy, "POWERCAP", package.parent)
+        patch.setattr(energy, "MOST_WATTS", 0.0)  # the counter is never too late
         store = ResultsStore(root / "one")
         record = experiment.run(SPEC, store)
         openings = len(calls)
@@ -234,11 +240,13 @@ def test_merging_and_reloading_are_checked_and_recorded(finished: Finished) -> N
     assert 0 < record.reload["train_top1"] <= 1
 
 
-def test_a_run_leaves_its_record_three_files_and_two_latencies(finished: Finished) -> None:
+def test_a_run_leaves_its_record_three_files_two_latencies_and_the_cost_of_a_step(
+    finished: Finished,
+) -> None:
     root = finished.store.root
     found = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
     shared = {name for name in found if name.startswith("latencies/")}
-    assert len(shared) == 2  # as trained and merged
+    assert len(shared) == 3  # as trained, merged, and what a step takes
     assert found - shared == {
         "runs/.store.lock",
         f"runs/lora/{SPEC.run_id}.json",

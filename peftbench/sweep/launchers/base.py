@@ -338,9 +338,10 @@ class QueueLauncher(JobLauncher):
         record = record_of(attempt.job, store)
         if record is None or record.status is not Status.OUT_OF_MEMORY:
             return None
-        if attempt.retries >= self.options.retry_out_of_memory or attempt.micro_batch < 2:
+        tried = record.micro_batch or attempt.micro_batch
+        if attempt.retries >= self.options.retry_out_of_memory or tried < 2:
             return None
-        return attempt.with_half_the_batch()
+        return attempt.with_half_the_batch(tried)
 
 
 def _sweep_name(config: DictConfig) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from peftbench.config.limits import LAUNCHER, check_number
 from peftbench.errors import ConfigError
-from peftbench.training.hardware import gpus_are_possible
+from peftbench.training.hardware import MEMORY_SHARE, gpus_are_possible
 
 IDENTIFIER = re.compile(r"\d+|[A-Za-z][\w/-]*")  # 0, GPU-5f3c..., MIG-...
 MOST_GPUS = 1024  # of one machine
@@ -24,6 +24,7 @@ class Slot:
     name: str  # "gpu 0", "gpu 0+1 b", "cpu 1"
     devices: tuple[str, ...]  # what CUDA_VISIBLE_DEVICES holds; empty for a CPU slot
     threads: int
+    memory_share: float = 1.0  # part of the memory of its devices, or of the machine
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """Variables of the processes of this slot; threads that the user set stay."""
@@ -33,6 +34,8 @@ class Slot:
         if self.devices:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
         variables["PEFTBENCH_SLOT"] = self.name
+        if self.memory_share < 1:
+            variables[MEMORY_SHARE] = f"{self.memory_share:.4f}"
         return variables
 
 
@@ -63,7 +66,7 @@ def make_slots(
     if not gpus:
         count = jobs or _fitting(cores)
         threads = max(1, cores // count)
-        return [Slot(f"cpu {i}", (), threads) for i in range(count)]
+        return [Slot(f"cpu {i}", (), threads, 1 / count) for i in range(count)]
     if gpus_per_job > len(gpus):
         raise ConfigError(
             f"hydra.launcher.gpus_per_job={gpus_per_job}, but {len(gpus)} GPUs can be used. "
@@ -81,6 +84,7 @@ def make_slots(
             f"gpu {'+'.join(group)}{'' if jobs_per_gpu == 1 else ' ' + 'abcdefgh'[turn % 8]}",
             group,
             threads,
+            1 / jobs_per_gpu,
         )
         for group, turn in places
     ]
