@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,25 @@ def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
             part.unlink(missing_ok=True)
     write_atomic(folder / CARD, lambda file: file.write(card_bytes(card)))
     return path.stat().st_size
+
+
+def size_of(shapes: Mapping[str, tuple[int, ...]], run_id: str) -> int:
+    """Bytes of the file that `save` writes of float32 tensors of these shapes, by name.
+
+    The format is eight bytes, a header of JSON that is padded to a multiple of eight, and the
+    tensors, in the order of their names (https://github.com/huggingface/safetensors).
+    """
+    header: dict[str, Any] = {"__metadata__": {"run_id": run_id}}
+    end = 0
+    for name in sorted(shapes):
+        begin, end = end, end + 4 * math.prod(shapes[name])
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(shapes[name]),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + end
 
 
 def card_bytes(card: dict[str, Any]) -> bytes:

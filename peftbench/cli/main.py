@@ -14,6 +14,7 @@ from typing import NoReturn
 from peftbench._version import __version__
 from peftbench.cli import bundles, data, report, runs
 from peftbench.cli.exit import FAILED, INTERRUPTED, OK, USAGE
+from peftbench.cli.profile import profile
 from peftbench.cli.run import plan, run
 from peftbench.errors import DiskFull, PeftbenchError
 from peftbench.results.disk import explained, full_number
@@ -68,6 +69,8 @@ def _dispatch(arguments: list[str]) -> int:
         return run(arguments[1:])
     if first == "plan":
         return plan(arguments[1:])
+    if first == "profile":
+        return profile(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments or ["--help"])
     command: Callable[[argparse.Namespace], int] = options.command
@@ -81,9 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"peftbench {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    # listed here for --help; both hand their arguments to Hydra before this parser sees them
+    # listed here for --help; they hand their arguments to Hydra before this parser sees them
     commands.add_parser("run", help="one run, or with -m a sweep", add_help=False)
     commands.add_parser("plan", help="what a sweep would do, without doing it", add_help=False)
+    commands.add_parser("profile", help="what methods cost, without training", add_help=False)
 
     data.add_commands(commands)
     runs.add_list(commands)
