@@ -215,8 +215,8 @@ def _fittable(bench: Bench) -> Fittable:
         bench.backbone.preprocessing,
         tuned.regulariser,
         bench.splits.num_classes,
-        inputs,
         bench.spec.task,
+        inputs,
     )
 
 

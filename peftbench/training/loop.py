@@ -55,8 +55,8 @@ class Fittable:
     preprocessing: Preprocessing
     regulariser: Callable[[], Tensor] | None = None
     num_classes: int | None = None  # where images are mixed; what the labels show unless given
-    inputs: ModelInputs | None = None  # what the model sees of the images, if not they themselves
     task: Task = CLASSIFICATION
+    inputs: ModelInputs | None = None  # what the model sees of the images, if not they themselves
 
 
 @dataclass(frozen=True)

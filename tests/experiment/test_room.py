@@ -18,14 +18,18 @@ from peftbench.run.bench import prepare
 from peftbench.run.ending import PendingRecord
 from peftbench.run.profile import planned_step
 from peftbench.run.simulation import step_cost
-from peftbench.spec import BackboneSpec, Phase, RunSpec
+from peftbench.spec import BackboneSpec, Phase, Precision, RunSpec
 from peftbench.sweep.jobs import Attempt, Job
 from peftbench.sweep.queues.slots import make_slots
 from peftbench.training.device import Compute
 from peftbench.training.hardware import MEMORY_SHARE, memory_share
 
 SPEC = tiny_spec(
-    LoRA(rank=2), dataset=digits(16), recipe={"batch_size": 8, "epochs": 1}, phase=Phase.TUNE
+    LoRA(rank=2),
+    dataset=digits(16),
+    recipe={"batch_size": 8, "epochs": 1},
+    phase=Phase.TUNE,
+    precision=Precision.FLOAT32,
 )
 CPU = Compute(torch.device("cpu"), torch.float32)
 
