@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from peftbench.backbones.kernels import is_fused_faster
 from peftbench.methods import surgery
 from peftbench.methods.applied import Tuned
 from peftbench.results.latencies import StepCost
@@ -84,23 +85,30 @@ def step_cost(plan: StepPlan, images: int, compute: Compute) -> StepCost:
     Raises:
         NotImplementedError, RuntimeError: an operation that has no form without storage.
     """
-    plain = _is_plain(compute)
+    fused = _has_attention(plan) and is_fused_faster(compute.device, compute.dtype)
+    plain = not fused and compute.dtype is torch.float32
     with contextlib.nullcontext() if plain else FakeTensorMode():
-        simulated = _simulate(plan, images, compute, META if plain else compute.device)
-    if compute.device.type != "cuda":
+        device = META if plain else compute.device
+        simulated = _simulate(plan, images, compute, device, fused=fused)
+    if not fused:
         return simulated
     counted = _simulate(plan, images, Compute(torch.device("cpu"), torch.float32), META)
     return dataclasses.replace(simulated, training_gflops=counted.training_gflops)
 
 
-def _is_plain(compute: Compute) -> bool:
-    """Whether the meta device does what `compute` does: it knows neither autocast nor a GPU's
-    choice of an attention kernel, and fake tensors, which do, take four times as long."""
-    return compute.device.type in ("cpu", "meta") and compute.dtype is torch.float32
+def _has_attention(plan: StepPlan) -> bool:
+    """Whether a kernel of attention is chosen.
+
+    The meta device knows neither autocast nor kernels of attention; fake tensors, which do, take
+    four times as long.
+    """
+    return any(hasattr(module, "fused_attn") for module in plan.tuned.model.modules())
 
 
-def _simulate(plan: StepPlan, images: int, compute: Compute, device: torch.device) -> StepCost:
-    tuned = without_storage(plan.tuned, device, fused=compute.device.type == "cuda")
+def _simulate(
+    plan: StepPlan, images: int, compute: Compute, device: torch.device, *, fused: bool = False
+) -> StepCost:
+    tuned = without_storage(plan.tuned, device, fused=fused)
     live, counter = LiveBytes(), FlopCounterMode(display=False)
     weights = [*tuned.model.parameters(), *tuned.model.buffers()]
     for tensor in weights:
