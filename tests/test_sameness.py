@@ -97,7 +97,8 @@ def test_a_time_that_is_shown_in_the_place_of_another_would_be_seen() -> None:
 
 def test_what_varies_are_fields_that_records_have_and_no_others_change() -> None:
     given = record(7.5, "here")
-    given["cost"].update(merged_latency_ms_batch1=1.5, merged_latency_ms_batch=1.5)
+    merged = ("batch1", "batch", "batch1_iqr", "batch_iqr")
+    given["cost"].update({f"merged_latency_ms_{of}": 1.5 for of in merged})
     lines = sameness.differences({"records": {SPEC.run_id: given}, "files": {}}, swept(given))
     paths = {line.partition(") ")[2].partition(":")[0] for line in lines}
     expected = {

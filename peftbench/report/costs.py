@@ -55,6 +55,19 @@ COSTS = {
             lambda runs: runs["peak_bytes"] / 2**20,
         ),
         CostColumn(
+            "kept",
+            "kept activations of a batch in MiB",
+            "kept, MiB",
+            lambda runs: runs["kept_bytes"] / 2**20,
+        ),
+        CostColumn(
+            "operations",
+            "training operations of one image in 1e9, mean over data sets",
+            "training, GFLOP",
+            lambda runs: runs["training_gflops"],
+            measured=False,
+        ),
+        CostColumn(
             "train_time",
             "training time in s, mean over data sets",
             "training, s",
