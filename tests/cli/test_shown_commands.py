@@ -15,6 +15,7 @@ from support.tiny_runs import compose, short_timings, tiny_spec, write_images
 
 from peftbench import data
 from peftbench.cli import main as module
+from peftbench.cli import profile as profiles
 from peftbench.cli.run import PLAN_HELP, RUN_HELP
 from peftbench.config.build import build
 from peftbench.config.choices import choices
@@ -22,6 +23,7 @@ from peftbench.methods import METHODS
 from peftbench.results.bundles.outgoing import export_results
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment, provenance
+from peftbench.run.profile import Profiler, UnsupportedPair
 from peftbench.spec import DatasetSpec
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -147,6 +149,30 @@ def test_the_options_of_a_command_that_is_not_run_exist(line: str) -> None:
 def test_the_tests_that_a_page_names_exist(block: Block) -> None:
     paths = [word for line in commands(block) for word in line.split() if word.startswith("tests")]
     assert paths and all((ROOT / path).exists() for path in paths)
+
+
+PROFILED = [
+    *(line for line in lines(RUN) if line.startswith("peftbench profile ")),
+    *re.findall(r"^  (peftbench profile [^#\n]*)$", profiles.HELP, re.M),
+]
+
+
+@pytest.mark.parametrize("line", PROFILED, ids=named)
+def test_a_shown_profile_is_of_methods_and_backbones_that_there_are(
+    cli, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def profile(self: Profiler, spec, num_classes: int) -> UnsupportedPair:
+        asked.append((spec.method.name, num_classes))
+        return UnsupportedPair(spec.method.name, spec.backbone.name, "not looked at")
+
+    monkeypatch.setattr(Profiler, "__call__", profile)
+    assert cli(*shlex.split(line)[1:]).err == ""
+    assert {classes for _, classes in asked} == {100}
+    wanted = line.partition("method=")[2].partition(" ")[0].strip("'")
+    methods = [name for name in METHODS] if wanted == "*" else wanted.split(",")
+    assert sorted(name for name, _ in asked) == sorted(methods)
 
 
 # ------------------------------------------------------------------- lists and make
