@@ -22,7 +22,7 @@ from peftbench.training.batchnorm import uses_batch_statistics
 from peftbench.training.hardware import memory_share
 
 # of what a step needs, in memory that an allocator leaves unused: glibc's malloc was measured to
-# keep 1.16 to 1.48 of it (results/benchmarks/memory_cpu.json); of PyTorch's own on GPUs we have no
+# take 1.11 to 1.45 of it (results/benchmarks/memory_cpu.json); of PyTorch's own on GPUs we have no
 # measurement, and its documentation speaks of rounding and splitting alone
 HOLES = {"cpu": 1.5, "cuda": 1.15}
 CGROUP = Path("/sys/fs/cgroup")
