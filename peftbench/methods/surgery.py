@@ -8,15 +8,18 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
+from timm.layers import GELU, GELUTanh, QuickGELU
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from peftbench.backbones.anatomy import Site
+from peftbench.backbones.anatomy import Role, Site
 
 M = TypeVar("M", bound=nn.Module)
+# activations without parameters and chance that keep their input
+RECOMPUTABLE = (nn.GELU, nn.SiLU, GELU, GELUTanh, QuickGELU)
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -28,6 +31,13 @@ def replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     # `ModuleList` and `Sequential` keep children under their index as text
     parent.register_module(name, module)
     return old
+
+
+def become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Make `module` a `kind`, a subclass of its class without attributes of its own."""
+    if not issubclass(kind, type(module)):
+        raise TypeError(f"{kind.__name__} is no {type(module).__name__}")
+    module.__class__ = kind
 
 
 def wrap(
@@ -134,8 +144,55 @@ class InputAdapter(nn.Module):
         return out
 
 
+class Reading:
+    """Which input gave the output of an activation, for a layer behind it that needs the output.
+
+    An activation keeps its input for its own gradient, so the output can be computed again. Holds
+    tensors between the two layers only; a copy holds none.
+    """
+
+    def __init__(self, activation: nn.Module) -> None:
+        self.activation = activation
+        self._pair: tuple[Tensor, Tensor] | None = None
+
+    def note(self, x: Tensor, y: Tensor) -> None:
+        """The activation made `y` (...) of `x` (...)."""
+        self._pair = (x, y)
+
+    def source_of(self, y: Tensor) -> Tensor | None:
+        """The tensor of which the activation made exactly `y` (...), None if it did not."""
+        pair, self._pair = self._pair, None
+        return pair[0] if pair is not None and pair[1] is y else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
+        memo[id(self)] = copied = Reading(copy.deepcopy(self.activation, memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"activation": self.activation, "_pair": None}
+
+
+class NotedActivation(nn.Module):
+    """A frozen activation that notes what it reads."""
+
+    def __init__(self, base: nn.Module, reading: Reading) -> None:
+        super().__init__()
+        self.base = base
+        self.reading = reading
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (...); the activations have the same shape."""
+        y: Tensor = self.base(x)
+        if torch.is_grad_enabled():
+            self.reading.note(x, y)
+        return y
+
+
 class Delta(nn.Module, ABC):
     """A learned change of one linear layer, usable beside it or inside its weight."""
+
+    recomputes: ClassVar[bool] = False  # whether it makes use of `reading`
+    reading: Reading | None = None  # of the activation in front of the layer
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Give a method by its name of before its name of now, with a warning that says it."""
@@ -202,6 +259,8 @@ def add_deltas(
         deltas[site.path] = delta
         if site.called:
             replace(model, site.path, DeltaLayer(module, delta))
+            if delta.recomputes and site.role is Role.MLP_OUT:
+                delta.reading = _note_activation(model, site)
         else:
             parametrize.register_parametrization(module, "weight", DeltaWeight(delta))
             parametrized += 1
@@ -210,6 +269,22 @@ def add_deltas(
         "forms their full gradient"
     )
     return deltas, (note,) if parametrized else ()
+
+
+def _note_activation(model: nn.Module, site: Site) -> Reading | None:
+    """Let the activation that timm has in front of a second layer note what it reads.
+
+    Only one that keeps its input and always makes the same of it. Where something stands between
+    it and the layer, `Reading.source_of` says so in each pass.
+    """
+    path = f"{site.path.rpartition('.')[0]}.act".lstrip(".")
+    module = dict(model.named_modules()).get(path)
+    if type(module) not in RECOMPUTABLE:
+        return None
+    assert module is not None
+    reading = Reading(module)
+    replace(model, path, NotedActivation(module, reading))
+    return reading
 
 
 def in_float64(module: M) -> M:
@@ -230,6 +305,8 @@ def bake_deltas(model: nn.Module) -> list[str]:
             weight.copy_(weight.double() + in_float64(module.delta).weight_delta())
             replace(model, path, module.base)
             baked.append(path)
+        elif isinstance(module, NotedActivation):
+            replace(model, path, module.base)
         elif parametrize.is_parametrized(module, "weight"):
             stack = module.get_submodule("parametrizations.weight")
             deltas = [p for p in stack.children() if isinstance(p, DeltaWeight)]

@@ -6,10 +6,10 @@ import math
 from abc import abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftbench.methods import surgery
+from peftbench.methods.layers.products import Input, add_factorised
 from peftbench.methods.layers.slices import SliceLayout
 
 
@@ -41,6 +41,8 @@ class TuckerCore(nn.Module):
 class FactorisedDelta(surgery.Delta):
     """scale · V S_j U for each slice j of a weight."""
 
+    recomputes = True
+
     def __init__(self, factors: Factors, layout: SliceLayout, scale: float, dropout: float) -> None:
         super().__init__()
         self.factors = factors
@@ -53,15 +55,19 @@ class FactorisedDelta(surgery.Delta):
         """S (slices, r, r)."""
 
     def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
-        u, v = self.factors.u, self.factors.v
-        cores = self.cores().to(x.dtype)
-        if self.layout.by_rows:
-            hidden = torch.einsum("jab,...b->...ja", cores, F.linear(x, u))
-            change = F.linear(self.dropout(hidden), v).flatten(-2)
-        else:
-            hidden = F.linear(x.unflatten(-1, (self.layout.count, -1)), u)
-            change = F.linear(self.dropout(torch.einsum("jab,...jb->...a", cores, hidden)), v)
-        return y + self.scale * change
+        cores = self.scale * self.cores()
+        # by rows the slices' cores stand below one another, else beside one another
+        mixing = cores.flatten(0, 1) if self.layout.by_rows else cores.transpose(0, 1).flatten(1)
+        mask = None
+        if self.dropout.training and self.dropout.p > 0:
+            kept = 1 - self.dropout.p
+            # on a CPU the draws are those of dropout on the values themselves
+            shape = (*x.shape[:-1], len(mixing))
+            mask = torch.bernoulli(torch.empty(shape, dtype=torch.bool, device=x.device), kept)
+            mixing = mixing / kept
+        return add_factorised(
+            y, Input.of(x, self.reading), (self.factors.u, mixing, self.factors.v), mask
+        )
 
     def weight_delta(self) -> Tensor:
         slices = [self.scale * self.factors.v @ core @ self.factors.u for core in self.cores()]

@@ -11,10 +11,13 @@ from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
 from peftbench.methods import surgery
+from peftbench.methods.layers.products import Input, add_low_rank
 
 
 class LowRankDelta(surgery.Delta):
     """scale · B A on chosen row blocks of a weight; A random, B zero."""
+
+    recomputes = True
 
     def __init__(
         self,
@@ -39,11 +42,11 @@ class LowRankDelta(surgery.Delta):
             self.b[name] = nn.Parameter(torch.zeros(stop - start, rank))
 
     def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
-        x = self.dropout(x)
-        for name, (start, stop) in self.rows.items():
-            change = F.linear(F.linear(x, self.a[name]), self.b[name])
-            y[..., start:stop] += self.scale * change
-        return y
+        a = torch.cat([self.a[name] for name in self.rows]) * self.scale
+        bs = [self.b[name] for name in self.rows]
+        # behind a dropout that acts, x is not what the activation gave
+        read = Input.of(self.dropout(x), self.reading)
+        return add_low_rank(y, read, a, bs, tuple(self.rows.values()))
 
     def weight_delta(self) -> Tensor:
         changes = [
