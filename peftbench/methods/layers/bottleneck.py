@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -45,13 +46,27 @@ class Bottleneck(nn.Module):
             self.scale = nn.Parameter(torch.full(shape, design.scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, ..., C) or (B, C, H, W); the change has the same shape."""
-        if not self.channels_last:
-            x = x.movedim(1, -1)
+        """x: (B, ..., C) or (B, C, H, W); the change has the same shape.
+
+        Of what has C channels, only the input is kept: the scale is part of the second layer.
+        """
         if self.norm is not None:
-            x = self.norm(x)
-        x = self.up(self.dropout(self.activation(self.down(x)))) * self.scale
-        if not self.channels_last:
-            x = x.movedim(-1, 1)
-        change: Tensor = self.drop_path(x)
+            x = self.norm(x if self.channels_last else x.movedim(1, -1))
+            x = x if self.channels_last else x.movedim(-1, 1)
+        apply = F.linear if self.channels_last else _on_map
+        hidden = self.dropout(self.activation(apply(x, self.down.weight, self.down.bias)))
+        change: Tensor = self.drop_path(apply(hidden, *self._scaled_up()))
         return change
+
+    def _scaled_up(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (C, h) and bias (C,) of the second layer times the scale."""
+        weight, bias, scale = self.up.weight, self.up.bias, self.scale
+        if isinstance(scale, float) and scale == 1:
+            return weight, bias
+        of_rows = scale.view(-1, 1) if isinstance(scale, Tensor) else scale
+        return of_rows * weight, None if bias is None else scale * bias
+
+
+def _on_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The linear layer at each place of a map (B, C, H, W), which is not copied to be read."""
+    return F.conv2d(x, weight[:, :, None, None], bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Tokens
@@ -39,8 +40,8 @@ class Bypass(nn.Module):
             grid = patches.unflatten(1, self.tokens.grid)
             alone = self._convolve(prefix.flatten(0, 1)[:, None, None])
             mixed = torch.cat((alone.reshape(prefix.shape), self._convolve(grid).flatten(1, 2)), 1)
-        change: Tensor = self.up(self.dropout(self.activation(mixed))) * self.scale
-        return change
+        hidden = self.dropout(self.activation(mixed))
+        return F.linear(hidden, self.scale * self.up.weight, self.scale * self.up.bias)
 
     def _convolve(self, grid: Tensor) -> Tensor:
         mixed: Tensor = self.conv(grid.movedim(-1, 1)).movedim(1, -1)
