@@ -95,7 +95,7 @@ class BottleneckAdapter(Method):
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
         from peftbench.methods import surgery
-        from peftbench.methods.layers import stream
+        from peftbench.methods.layers import frozen_conv, stream
         from peftbench.methods.layers.bottleneck import Bottleneck
 
         def make(site: Site) -> Bottleneck:
@@ -114,6 +114,8 @@ class BottleneckAdapter(Method):
                     backbone.get_submodule(site.path), adapters[site.path]
                 )
                 surgery.replace(backbone, site.path, plus)
+            if not all(site.channels_last for site in self.sites(anatomy)):
+                frozen_conv.keep_no_inputs(backbone)  # an adapted map is no output of an activation
         return Attachment(
             backbone,
             parameters_of(*adapters.values()),
