@@ -31,6 +31,8 @@ _OPERATIONS = (
     Role.MLP_OUT,
     Role.TOKEN_MIX_IN,  # a shift behind TOKEN_MIX_OUT is cancelled by every later layer norm
 )
+# attention keeps its queries, keys and values, and an activation what it reads
+_KEPT = (Role.ATTN_IN, Role.MLP_IN, Role.TOKEN_MIX_IN)
 
 
 @register_method("ssf")
@@ -109,17 +111,19 @@ class SSF(Method):
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
         from peftbench.methods import surgery
-        from peftbench.methods.layers.scale_shift import ScaleShift, has_activation
+        from peftbench.methods.layers.scale_shift import ScaleShift, has_activation, with_pair
 
         pairs = {}
         for site in self.sites(anatomy):
-            pair = ScaleShift(site.width, site.channels_last, self.std, generator)
+            pair = ScaleShift(
+                site.width, site.channels_last, self.std, generator, site.role in _KEPT
+            )
             pairs[site.path] = pair
             module = backbone.get_submodule(site.path)
             if has_activation(module):
                 surgery.replace(backbone, f"{site.path}.drop", pair)
             else:
-                surgery.replace(backbone, site.path, surgery.OutputAdapter(module, pair))
+                surgery.replace(backbone, site.path, with_pair(module, pair, site.kind))
         norms = [backbone.get_submodule(site.path) for site in self.unfrozen(anatomy)]
         return Attachment(
             backbone,

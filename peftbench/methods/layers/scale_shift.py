@@ -2,28 +2,119 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
+from peftbench.backbones.anatomy import Kind
 from peftbench.methods import surgery
+from peftbench.methods.layers.products import is_transformed
+
+# the output stands for the input where (1 + |shift|) / |scale| is at most this: the rounding of a
+# gradient grows by as much. 16-bit types have little to lose, and behind a scale of zero is nothing
+RECOVERABLE = {torch.float64: 128.0, torch.float32: 128.0, torch.bfloat16: 4.0, torch.float16: 4.0}
 
 
 class ScaleShift(nn.Module):
-    """scale · x + shift for each channel."""
+    """scale · x + shift for each channel.
+
+    Backward needs x. With `output_is_kept`, the operation behind keeps this one's output, and x is
+    computed from that; otherwise, and where scales are near zero, x is kept in its own type.
+    """
 
     def __init__(
-        self, width: int, channels_last: bool, std: float, generator: torch.Generator
+        self,
+        width: int,
+        channels_last: bool,
+        std: float,
+        generator: torch.Generator,
+        output_is_kept: bool = False,
     ) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.empty(width).normal_(1.0, std, generator=generator))
         self.shift = nn.Parameter(torch.empty(width).normal_(0.0, std, generator=generator))
         self.channels_last = channels_last
+        self.output_is_kept = output_is_kept
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, ..., C) or (B, C, H, W); what comes out has the same shape."""
-        if self.channels_last:
-            return x * self.scale + self.shift
-        return x * self.scale[:, None, None] + self.shift[:, None, None]
+        axis = -1 if self.channels_last else 1
+        from_output = self.output_is_kept and self.is_recoverable(x.dtype)
+        scaled: Tensor = _ScaleAndShift.apply(x, self.scale, self.shift, axis, from_output)
+        return scaled
+
+    def is_recoverable(self, dtype: torch.dtype) -> bool:
+        """Whether inputs of this type can be computed from outputs, to rounding."""
+        if not torch.is_grad_enabled() or is_transformed(self.scale):
+            return False
+        with torch.no_grad():
+            promoted = torch.promote_types(dtype, self.scale.dtype)
+            if promoted is not dtype:  # outputs take more memory than inputs
+                return False
+            bound = RECOVERABLE[dtype] * self.scale.abs()
+            return bool((1 + self.shift.abs() <= bound).all())
+
+
+class _ScaleAndShift(torch.autograd.Function):
+    """Keeps the input, or the output where `from_output`, and the pair."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, shift: Tensor, axis: int, from_output: bool) -> Tensor:
+        shape = _broadcast(x, axis)
+        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, shift, ctx.axis, ctx.from_output = inputs
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(output if ctx.from_output else x, scale, shift)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        kept, scale, shift = ctx.saved_tensors
+        shape = _broadcast(dy, ctx.axis)
+        others = [i for i, size in enumerate(shape) if size == 1]
+        d_shift = dy.sum(others)
+        d_scale = (dy * kept).sum(others)
+        if ctx.from_output:
+            d_scale = (d_scale - shift * d_shift) / scale
+        dx = (dy * scale.view(shape)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        return dx, d_scale, d_shift, None, None
+
+
+def _broadcast(x: Tensor, axis: int) -> list[int]:
+    """The shape in which one value for each channel meets `x` (...)."""
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    return shape
+
+
+class ScaledNorm(surgery.OutputAdapter):
+    """A frozen norm with a pair behind it, computed as one norm.
+
+    gamma' = scale gamma and beta' = scale beta + shift: the input of the norm is all that is kept.
+    """
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """x: (B, ..., C) or (B, C, H, W); the norm of it, scaled and shifted."""
+        weight, bias = self.base.get_parameter("weight"), self.base.get_parameter("bias")
+        assert isinstance(self.adapter, ScaleShift)
+        scale, shift = self.adapter.scale, self.adapter.shift
+        affine = {"weight": scale * weight, "bias": torch.addcmul(shift, scale, bias)}
+        scaled: Tensor = functional_call(self.base, affine, (x, *args), kwargs)
+        return scaled
+
+
+def with_pair(module: nn.Module, pair: ScaleShift, kind: Kind) -> surgery.OutputAdapter:
+    """`module` with `pair` behind it."""
+    is_norm = kind in (Kind.NORM, Kind.BATCH_NORM) and is_foldable(module)
+    return (ScaledNorm if is_norm else surgery.OutputAdapter)(module, pair)
 
 
 def pairs_of(model: nn.Module) -> list[tuple[str, nn.Module, ScaleShift]]:
