@@ -162,6 +162,26 @@ def test_under_autocast_gradients_are_right_to_the_rounding_of_bfloat16(name: st
     assert [g.dtype for g in gradients] == [t.dtype for t in rounded]
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("scaled")])
+def test_a_scaled_output_has_the_type_of_the_operation_and_one_rounding(name: str) -> None:
+    function, formula, _ = CASES[name]
+    x, scale, shift = _inputs(name, torch.float32)
+    x = x.detach().bfloat16().requires_grad_()
+    actual, exact = function(x, scale, shift), formula(x.float(), scale, shift)
+    assert actual.dtype is torch.bfloat16
+    half_a_unit = 2.0**-8 * (1 + 1e-4)  # and what rounding in float32 adds
+    torch.testing.assert_close(actual.float(), exact, rtol=half_a_unit, atol=1e-6)
+    dy = _random(*actual.shape, seed=20, dtype=torch.bfloat16)
+    gradients = torch.autograd.grad(actual, (x, scale, shift), dy)
+    expected = torch.autograd.grad(exact, (x, scale, shift), dy.float())
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
+    # sums over channels are in float32; from the output, each term has one rounding more
+    bound = 0.05 if name == "scaled_from_output" else 1e-5
+    torch.testing.assert_close(gradients[0].float(), expected[0].float(), rtol=half_a_unit, atol=0)
+    torch.testing.assert_close(gradients[1], expected[1], rtol=0, atol=bound)
+    torch.testing.assert_close(gradients[2], expected[2], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["shared input", "an input each"])
 @pytest.mark.parametrize("name", CASES)
 def test_vmap_gives_each_trial_its_value_and_its_gradients(name: str, shared: bool) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
@@ -22,7 +24,8 @@ class ScaleShift(nn.Module):
     """scale · x + shift for each channel.
 
     Backward needs x. With `output_is_kept`, the operation behind keeps this one's output, and x is
-    computed from that; otherwise, and where scales are near zero, x is kept in its own type.
+    computed from that; otherwise, and where scales are near zero, x is kept. The output has the
+    type of x: under autocast that of the frozen operation, as behind the merged one.
     """
 
     def __init__(
@@ -42,50 +45,82 @@ class ScaleShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, ..., C) or (B, C, H, W); what comes out has the same shape."""
         axis = -1 if self.channels_last else 1
-        from_output = self.output_is_kept and self.is_recoverable(x.dtype)
-        scaled: Tensor = _ScaleAndShift.apply(x, self.scale, self.shift, axis, from_output)
+        transformed = is_transformed(x) or is_transformed(self.scale)
+        how = _How(
+            axis,
+            from_output=self.output_is_kept and not transformed and self.is_recoverable(x.dtype),
+            as_norm=x.dtype is not self.scale.dtype and not transformed,
+        )
+        scaled: Tensor = _ScaleAndShift.apply(x, self.scale, self.shift, how)
         return scaled
 
+    @torch.no_grad()
     def is_recoverable(self, dtype: torch.dtype) -> bool:
         """Whether inputs of this type can be computed from outputs, to rounding."""
-        if not torch.is_grad_enabled() or is_transformed(self.scale):
-            return False
-        with torch.no_grad():
-            promoted = torch.promote_types(dtype, self.scale.dtype)
-            if promoted is not dtype:  # outputs take more memory than inputs
-                return False
-            bound = RECOVERABLE[dtype] * self.scale.abs()
-            return bool((1 + self.shift.abs() <= bound).all())
+        bound = RECOVERABLE[dtype] * self.scale.abs()
+        return bool((1 + self.shift.abs() <= bound).all())
+
+
+@dataclass(frozen=True)
+class _How:
+    """The way in which a scale and a shift are computed."""
+
+    axis: int  # of the channels
+    from_output: bool  # whether the output is kept for backward, and not the input
+    as_norm: bool  # with the kernels of batch normalisation, which take two types at once
 
 
 class _ScaleAndShift(torch.autograd.Function):
-    """Keeps the input, or the output where `from_output`, and the pair."""
+    """Keeps the input or the output in the type of the input, and the pair."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, shift: Tensor, axis: int, from_output: bool) -> Tensor:
-        shape = _broadcast(x, axis)
-        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+    def forward(x: Tensor, scale: Tensor, shift: Tensor, how: _How) -> Tensor:
+        if how.as_norm:
+            mean, variance = _standard(scale)
+            flat = _as_map(x, how.axis)
+            return F.batch_norm(flat, mean, variance, scale, shift, eps=0.0).view_as(x)
+        shape = _broadcast(x, how.axis)
+        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, scale, shift, ctx.axis, ctx.from_output = inputs
-        ctx.dtype = x.dtype
-        ctx.save_for_backward(output if ctx.from_output else x, scale, shift)
+        x, scale, shift, ctx.how = inputs
+        ctx.save_for_backward(output if ctx.how.from_output else x, scale, shift)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         kept, scale, shift = ctx.saved_tensors
-        shape = _broadcast(dy, ctx.axis)
-        others = [i for i, size in enumerate(shape) if size == 1]
-        d_shift = dy.sum(others)
-        d_scale = (dy * kept).sum(others)
-        if ctx.from_output:
+        how, needs_dx = ctx.how, ctx.needs_input_grad[0]
+        dx: Tensor | None = None
+        if how.as_norm:
+            flat, flat_dy = _as_map(kept, how.axis), _as_map(dy, how.axis)
+            mean, variance = _standard(scale)
+            dx, d_scale, d_shift = torch.ops.aten.native_batch_norm_backward(
+                flat_dy, flat, scale, mean, variance, None, None, False, 0.0, [needs_dx, True, True]
+            )
+            dx = dx.view_as(dy) if needs_dx else None
+        else:
+            shape = _broadcast(dy, how.axis)
+            others = [i for i, size in enumerate(shape) if size == 1]
+            d_shift = dy.sum(others, dtype=scale.dtype)
+            d_scale = (dy * kept).sum(others, dtype=scale.dtype)
+            dx = (dy * scale.view(shape)).to(dy.dtype) if needs_dx else None
+        if how.from_output:
             d_scale = (d_scale - shift * d_shift) / scale
-        dx = (dy * scale.view(shape)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        return dx, d_scale, d_shift, None, None
+        return dx, d_scale, d_shift, None
+
+
+def _as_map(x: Tensor, axis: int) -> Tensor:
+    """`x` (..., C) as (n, C); `x` (B, C, H, W) as it is."""
+    return x.reshape(-1, x.shape[-1]) if axis == -1 else x
+
+
+def _standard(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """A mean of zero and a variance of one for each of C channels, each (C,)."""
+    return torch.zeros_like(scale), torch.ones_like(scale)
 
 
 def _broadcast(x: Tensor, axis: int) -> list[int]:
