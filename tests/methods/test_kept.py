@@ -26,7 +26,7 @@ BUILDERS = {  # wide enough that ranks and bottlenecks are small beside the widt
         img_size=SIZE,
         patch_size=4,
         embed_dim=384,
-        depth=6,
+        depth=4,
         num_heads=6,
         num_classes=5,
         weight_init="skip",
@@ -77,14 +77,14 @@ def test_the_count_is_that_of_a_linear_layer_worked_out_by_hand() -> None:
 @pytest.mark.parametrize(
     ("backbone", "method", "bound"),
     [
-        # of 16 units of tokens x width in a block, 10 are kept in front of a tuned norm; what is
-        # outside the blocks weighs more than in a ViT-S of 12 blocks, which keeps 0.005 less
+        # of 16 units of tokens x width in a block, norm tuning keeps 10. What is outside the
+        # blocks weighs more here than among 12 blocks: 0.01, and 0.03 for ssf
         ("vit", "adapter_plus", 0.65),
         ("vit", "convpass", 0.75),
-        ("vit", "fact_tt", 0.755),
+        ("vit", "fact_tt", 0.76),
         ("vit", "lora", 0.7),
-        ("vit", "repadapter", 0.755),
-        ("vit", "ssf", 0.77),
+        ("vit", "repadapter", 0.76),
+        ("vit", "ssf", 0.79),
         ("resnet", "adapter_plus", 0.85),
         ("resnet", "ssf", 1.0),
         ("convnext", "lora", 0.75),
