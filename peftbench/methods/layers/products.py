@@ -23,7 +23,8 @@ Rows = tuple[tuple[int, int], ...]  # (start, stop) of each block of output chan
 def in_compute_type(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """`x` (...) and `tensors` (...), all in the type in which autocast multiplies, if it is on."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype is torch.float64:
+    known = torch.amp.is_autocast_available(kind)  # which it is not without storage
+    if not known or not torch.is_autocast_enabled(kind) or x.dtype is torch.float64:
         return (x, *tensors)
     dtype = torch.get_autocast_dtype(kind)
     return tuple(tensor.to(dtype) for tensor in (x, *tensors))
