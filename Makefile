@@ -58,10 +58,11 @@ test-slow: setup ## tests of minutes that `make test` leaves out, but for the 20
 notebooks: setup ## executes every notebook, in a few minutes; their outputs are thrown away
 	@$(BIN)/python -m pytest -m slow tests/test_notebooks.py
 
-bench: setup ## what methods cost beside full fine-tuning, as ratios: 5 to 15 minutes
+bench: setup ## what methods cost beside full fine-tuning, as ratios: 10 to 20 minutes
 	@$(BIN)/python -c 'import peft' 2>/dev/null || $(BIN)/python -m pip install -q peft \
 	  || echo 'peft cannot be installed: its row is left out'
 	@$(BIN)/python benchmarks/methods.py
+	@$(BIN)/python benchmarks/caching.py
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check .

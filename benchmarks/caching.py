@@ -3,8 +3,8 @@
     python benchmarks/caching.py [--backbone vit_small_patch16_224] [--images 1000] [--epochs 100]
 
 Random weights and random images: speed does not depend on them. Steps that compute everything are
-timed one by one and multiplied; what follows kept activations runs for all its epochs. Beside each,
-the same by a bare loop of PyTorch on a tensor of activations, which is what can be reached. All in
+timed one by one and multiplied, and so are epochs of a block; heads run for all their epochs. Beside
+each, the same by a bare loop of PyTorch on a tensor of activations: what can be reached. All in
 one process, repeated in turns. Writes `results/benchmarks/caching_<device>.json`.
 """
 
@@ -39,7 +39,8 @@ from peftbench.training.together import HeadTask, fit_together
 
 OUTPUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 CLASSES, BATCH, GRIDS = 100, 64, (16, 52)
-STEPS = 3  # that compute everything, in each turn
+STEPS, IMAGES = 3, 16  # that compute everything, in each turn; images of one
+EPOCHS = 2  # of what is more than a head, in each turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +110,21 @@ def grid(case: Case, inputs: ActivationRows, recipe: Recipe, count: int) -> Call
     return lambda: fit_together(common, rates)
 
 
-def ratios(took: dict[str, float], per_epoch: int, epochs: int) -> dict[str, float]:
-    """What computing everything in every epoch takes over keeping what is frozen."""
-    again = took["whole"] / STEPS * per_epoch * epochs
-    once = took["extract"] / STEPS * per_epoch
+def ratios(took: dict[str, float], images: int, ran: int, epochs: int) -> dict[str, float]:
+    """What computing everything in every epoch takes over keeping what is frozen.
+
+    Args:
+        took: seconds of each work, in which `ran` epochs on kept activations ran.
+        images: of an epoch.
+        epochs: of a training.
+    """
+    again, once = (took[key] / (STEPS * IMAGES) * images for key in ("whole", "extract"))
+    kept, possible = (took[key] * epochs / ran for key in ("kept", "possible"))
+    again *= epochs
     row = {
-        "epoch_recomputed_over_kept": again / took["kept"],
-        "training_recomputed_over_kept": again / (once + took["kept"]),
-        "training_recomputed_over_possible": again / (once + took["possible"]),
+        "epoch_recomputed_over_kept": again / kept,
+        "training_recomputed_over_kept": again / (once + kept),
+        "training_recomputed_over_possible": again / (once + possible),
     }
     for count in GRIDS:
         if f"grid of {count}" in took:
@@ -130,15 +138,16 @@ def measure(name: str, arguments: argparse.Namespace, compute: Compute) -> dict[
     """The seconds of one method, and what they come to."""
     case, device = make(name, arguments, compute), compute.device
     size = case.backbone.image_size
-    images = torch.randn(BATCH, 3, size, size, device=device)
-    y = case.labels[:BATCH].to(device)
+    images = torch.randn(IMAGES, 3, size, size, device=device)
+    y = case.labels[:IMAGES].to(device)
+    epochs = EPOCHS if case.prefix.head is None else arguments.epochs
     suffix, inputs = Suffix(case.tuned.model, case.prefix), case.inputs()
     split = TrainSplit(
         np.zeros((arguments.images, 1, 1, 3), np.uint8),
         case.labels.numpy(),
         tuple(map(str, range(arguments.images))),
     )
-    recipe = Recipe(epochs=arguments.epochs, warmup_epochs=0, batch_size=BATCH, lr=1e-4)
+    recipe = Recipe(epochs=epochs, warmup_epochs=0, batch_size=BATCH, lr=1e-4)
 
     def whole() -> None:
         bare(case, case.tuned.model, [images] * STEPS, [y] * STEPS)
@@ -161,7 +170,7 @@ def measure(name: str, arguments: argparse.Namespace, compute: Compute) -> dict[
 
     def possible() -> None:
         values, targets = case.values, case.labels.to(device)
-        for _ in range(arguments.epochs):
+        for _ in range(epochs):
             order = torch.randperm(arguments.images).split(BATCH)
             bare(
                 case,
@@ -186,7 +195,7 @@ def measure(name: str, arguments: argparse.Namespace, compute: Compute) -> dict[
     return {
         "seconds": took,
         "saved_share_of_forward": case.prefix.saved,
-        **ratios(took, arguments.images // BATCH, arguments.epochs),
+        **ratios(took, arguments.images, epochs, arguments.epochs),
     }
 
 

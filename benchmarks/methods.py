@@ -28,7 +28,6 @@ import pairs
 from pairs import Pair, built, kept_bytes, paired, step_of
 
 from peftbench.backbones.load import load
-from peftbench.config.schema import RunConfig
 from peftbench.data import TrainSplit
 from peftbench.errors import Unsupported
 from peftbench.methods import METHODS, discover
@@ -197,15 +196,6 @@ def precision(setting: Setting) -> Iterator[dict[str, Any]]:
             yield _row(paired(label, *made, setting.device, setting.repeats))
 
 
-def cached(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Epochs of a frozen backbone from kept features over those that compute them again."""
-    parts = ("linear", "partial-1", "a grid of 16 heads", "a search of 52 heads")
-    if "cache" not in {field.name for field in dataclasses.fields(RunConfig)}:
-        for part in parts:
-            label = f"cached over recomputed, {part}"
-            yield {"name": label, "absent": "this version keeps no features: there is no key cache"}
-
-
 PARTS = {
     "precision": precision,
     "attention": attention,
@@ -213,7 +203,6 @@ PARTS = {
     "hugging_face": hugging_face,
     "activations": activations,
     "steps": steps,
-    "cached": cached,
 }
 
 
