@@ -3,9 +3,9 @@
     python benchmarks/caching.py [--backbone vit_small_patch16_224] [--images 1000] [--epochs 100]
 
 Random weights and random images: speed does not depend on them. Steps that compute everything are
-timed one by one and multiplied, and so are epochs of a block; heads run for all their epochs. Beside
-each, the same by a bare loop of PyTorch on a tensor of activations: what can be reached. All in
-one process, repeated in turns. Writes `results/benchmarks/caching_<device>.json`.
+timed one by one and multiplied, and so are epochs of a block; heads run for all their epochs.
+Beside each, the same by a bare loop of PyTorch on a tensor of activations: what can be reached. All
+in one process, repeated in turns. Writes `results/benchmarks/caching_<device>.json`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a run is: frozen values whose canonical form is the identity of the run.
-
-No torch at import: identities are computed before anything is loaded.
-"""
+"""What a run is: frozen values whose canonical form is its identity; known without torch."""
 
 from __future__ import annotations
 
@@ -242,6 +239,7 @@ class Recipe:
     cutmix: float = later(0.0)  # the same; with both, each batch takes one of them
     random_erasing: float = later(0.0)  # probability that a part of an image becomes noise
     ema_decay: float | None = later(None)  # report the moving average of the trained tensors
+    fixed_views: int | None = later(None)  # augmented views of an image that epochs take turns in
     checkpointing: bool = later(False)  # blocks compute activations again: time for memory
     frozen_mode: str = later("method")  # "train": dropout and drop-path of frozen layers act too
 

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from peftbench.data.rows import SMALL
+from peftbench.data.rows import SMALL, rows_of
 from peftbench.errors import ActivationsChanged
 from peftbench.run.activation_store import ActivationStore
 from peftbench.run.prefix import Prefix, Suffix, activations_of
 from peftbench.spec import Preprocessing
-from peftbench.training.activations import AT_ONCE, ActivationRows, RowLayout
+from peftbench.training.activations import AT_ONCE, ActivationRows, RowLayout, ViewedActivations
 from peftbench.training.device import Compute, autocast
 from peftbench.training.pixels import ModelInputs, Pixels
+from peftbench.training.views import FixedViews, ViewedPixels
 
 CHECKED = 4  # images, after training
 # of outputs, for roundings in batches of another shape
@@ -38,11 +39,13 @@ class FrozenPart:
     store: ActivationStore
     found: int = 0  # images whose activations were stored already
     computed: int = 0
+    views: FixedViews | None = None  # that training sees of the images, and their pictures' sizes
+    sizes: np.ndarray | None = None
     passes: float | None = None  # over the images that train, where they were made elsewhere
     suffix: nn.Module = field(init=False)
     _trains: int | None = None  # which of the images train
     _offered: dict[int, tuple[np.ndarray, bool]] = field(default_factory=dict)
-    _inputs: dict[int, ActivationRows | None] = field(default_factory=dict)
+    _inputs: dict[int, ActivationRows | ViewedActivations | None] = field(default_factory=dict)
     _spent: dict[int, tuple[float, bool]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,26 +65,51 @@ class FrozenPart:
             self._inputs[id(images)] = self._stored(*self._offered[id(images)])
         return self._inputs[id(images)]
 
-    def _stored(self, images: np.ndarray, often: bool) -> ActivationRows | None:
+    def _stored(self, images: np.ndarray, often: bool) -> ActivationRows | ViewedActivations | None:
+        views = self.views if id(images) == self._trains else None
         prefix, size = self.prefix, len(images) * self.prefix.row_bytes
+        size *= 1 if views is None else views.count
         if not self.store.takes(size) or not (often or size <= SMALL):
             return None
-        layout = RowLayout.of(prefix.row)
         norm, device = self.preprocessing, self.compute.device
         pixels = Pixels(images, norm.mean, norm.std, device, keep=prefix.needs_images)
+        facts = {**self.facts, "images": _digest(images)}
+        if views is None:
+            return self._rows(images, pixels, facts)
+        if prefix.needs_images:  # which would have to be augmented in every epoch after all
+            return None
+        recipe, sizes = views.recipe, None if self.sizes is None else rows_of(self.sizes)
+        facts["sizes"] = None if self.sizes is None else _digest(self.sizes)
+        facts["augmentation"] = [recipe.augmentation, recipe.random_erasing, views.size]
+        found = []
+        for view in range(views.count):
+            seen = ViewedPixels(pixels, views, view, sizes)
+            rows = self._rows(images, seen, {**facts, "view": view})
+            if rows is None:
+                return None
+            found.append(rows)
+        return ViewedActivations(found)
+
+    def _rows(
+        self, images: np.ndarray, pixels: Pixels | ViewedPixels, facts: dict[str, Any]
+    ) -> ActivationRows | None:
+        """The activations of images (N, S, S, 3) as `pixels` show them."""
+        layout, prefix = RowLayout.of(self.prefix.row), self.prefix
         entry = self.store.entry(
-            {**self.facts, "images": _digest(images)},
+            facts,
             (len(images), prefix.row_bytes),
             lambda: _computed(self.model, prefix, pixels, layout, self.compute),
         )
         if entry is None:
             return None
-        self._spent[id(images)] = entry.seconds, entry.found
+        seconds, was_found = self._spent.get(id(images), (0.0, True))
+        self._spent[id(images)] = seconds + entry.seconds, was_found and entry.found
         if entry.found:
             self.found += len(images)
         else:
             self.computed += len(images)
-        return ActivationRows(entry.rows, layout, pixels if prefix.needs_images else None, device)
+        beside = pixels if prefix.needs_images and isinstance(pixels, Pixels) else None
+        return ActivationRows(entry.rows, layout, beside, self.compute.device)
 
     @torch.no_grad()
     def check(self) -> None:
@@ -99,7 +127,11 @@ class FrozenPart:
         self.model.eval()
         norm, index = self.preprocessing, torch.arange(min(CHECKED, len(images)))
         pixels = Pixels(images[: len(index)], norm.mean, norm.std, self.compute.device, keep=False)
-        (whole,), (kept,) = pixels.batches([index]), inputs.batches([index])
+        shown: Pixels | ViewedPixels = pixels
+        if self.views is not None:
+            sizes = None if self.sizes is None else rows_of(self.sizes)
+            shown = ViewedPixels(pixels, self.views, 0, sizes)
+        (whole,), (kept,) = shown.batches([index]), inputs.in_epoch(0).batches([index])
         with autocast(self.compute):
             expected, found = self.model(whole).float(), self.suffix(kept).float()
         tolerance = TOLERANCE[self.compute.dtype] * float(expected.abs().max().clamp(min=1))
@@ -130,12 +162,17 @@ class FrozenPart:
             if rows is not None and key == self._trains:
                 served = rows.served / max(1, len(rows))
                 passes = served if self.passes is None else self.passes
-                total += seconds * (passes - (0 if was_found else 1))
+                views = 1 if self.views is None else self.views.count  # `seconds` are of all
+                total += seconds * (passes / views - (0 if was_found else 1))
         return max(0.0, total)
 
 
 def _computed(
-    model: nn.Module, prefix: Prefix, pixels: Pixels, layout: RowLayout, compute: Compute
+    model: nn.Module,
+    prefix: Prefix,
+    pixels: Pixels | ViewedPixels,
+    layout: RowLayout,
+    compute: Compute,
 ) -> Iterator[np.ndarray]:
     """Rows of bytes (n, bytes) of the activations of all images, in their order."""
     model.eval()
@@ -148,7 +185,7 @@ def _computed(
 
 
 def _digest(images: np.ndarray) -> str:
-    """SHA-256 of the bytes of images (N, S, S, 3), and of how many there are."""
+    """SHA-256 of the bytes of an array (N, ...), of its type and of how many there are."""
     digest = hashlib.sha256(f"{images.dtype} {images.shape}\n".encode())
     for start in range(0, len(images), AT_ONCE):
         digest.update(np.ascontiguousarray(images[start : start + AT_ONCE]).data)

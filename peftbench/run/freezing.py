@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from peftbench.data.rows import rows_of
 from peftbench.run import cost
 from peftbench.run.activation_store import ActivationStore
 from peftbench.run.bench import Bench
@@ -17,6 +18,7 @@ from peftbench.run.prefix import Prefix, digest_of, find_prefix
 from peftbench.spec import Recipe
 from peftbench.training.activations import AT_ONCE, RowLayout
 from peftbench.training.pixels import Pixels
+from peftbench.training.views import FixedViews, ViewedPixels
 
 PROBED = 2  # images that a prefix is looked for with
 ARITHMETIC = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")  # change roundings
@@ -26,7 +28,7 @@ DRAWN = ("mixup", "cutmix", "random_erasing")  # fields of a recipe that change 
 def with_frozen_part(bench: Bench, store: ActivationStore) -> Bench:
     """`bench` with the frozen part of its tuned model, where there is one that is worth keeping.
 
-    There is none where the recipe shows the model other images in every epoch, and none of a model
+    There is none where the recipe draws other images in every epoch, and none of a model
     that is compiled: in it nothing can stand in for what is frozen.
     """
     recipe, images = bench.spec.recipe, bench.splits.train.images
@@ -34,17 +36,25 @@ def with_frozen_part(bench: Bench, store: ActivationStore) -> Bench:
         return bench
     norm, compute, tuned = bench.backbone.preprocessing, bench.compute, bench.tuned
     pixels = Pixels(images[:PROBED], norm.mean, norm.std, compute.device, keep=False)
-    (probes,) = pixels.batches([torch.arange(PROBED)])
+    views, sizes = None, bench.splits.train.sizes
+    shown: Pixels | ViewedPixels = pixels
+    if recipe.fixed_views:
+        views = FixedViews(recipe, norm.size, pixels.limits)
+        shown = ViewedPixels(pixels, views, 0, None if sizes is None else rows_of(sizes))
+    (probes,) = shown.batches([torch.arange(PROBED)])
     prefix = find_prefix(tuned.model, lambda: tuned.train(recipe.frozen_mode), probes, compute)
     if prefix is None:
         return bench
-    frozen = FrozenPart(tuned.model, prefix, compute, norm, _facts(bench, prefix), store)
+    facts = _facts(bench, prefix)
+    frozen = FrozenPart(tuned.model, prefix, compute, norm, facts, store, views=views, sizes=sizes)
     frozen.offer(images, often=recipe.total_epochs > 1, trains=True)
     return dataclasses.replace(bench, frozen=frozen)
 
 
 def is_augmented(recipe: Recipe) -> bool:
-    """Whether images differ from epoch to epoch."""
+    """Whether images are drawn anew in every epoch."""
+    if recipe.fixed_views:
+        return False
     return recipe.augmentation != "none" or any(getattr(recipe, key) for key in DRAWN)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,10 @@ class ActivationRows:
         host = any(place.indexed_on.type == "cpu" for place in places)
         return torch.device("cpu") if host else self.values.device
 
+    def in_epoch(self, epoch: int) -> ActivationRows:
+        """Every epoch sees the same."""
+        return self
+
     def batches(self, asked: Iterable[Tensor]) -> Generator[Activations, None, None]:
         """The activations of the images at each index (B,); see `DeviceRows.batches`."""
         for_values, for_images = itertools.tee(asked)
@@ -109,3 +113,33 @@ class ActivationRows:
             for own in values:
                 self.served += len(own)
                 yield Activations(own, next(images))
+
+
+class ViewedActivations:
+    """Activations of some views of N images, of which epochs take turns."""
+
+    limits = None
+
+    def __init__(self, views: Sequence[ActivationRows]) -> None:
+        self.views = tuple(views)
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+    @property
+    def indexed_on(self) -> torch.device:
+        """Where numbers of images are read."""
+        return self.views[0].indexed_on
+
+    @property
+    def served(self) -> int:
+        """Activations that nobody had to compute again."""
+        return sum(rows.served for rows in self.views)
+
+    def in_epoch(self, epoch: int) -> ActivationRows:
+        """The view whose turn it is."""
+        return self.views[epoch % len(self.views)]
+
+    def batches(self, asked: Iterable[Tensor]) -> Generator[Activations, None, None]:
+        """Those of the first view, of the images at each index (B,)."""
+        return self.views[0].batches(asked)

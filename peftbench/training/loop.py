@@ -29,6 +29,7 @@ from peftbench.training.optim import Schedule, make_optimizer
 from peftbench.training.pixels import ModelInputs, Pixels
 from peftbench.training.progress import Progress, Timing, Weights
 from peftbench.training.recomputation import recomputing
+from peftbench.training.views import FixedViews
 from peftbench.training.world import Part
 
 
@@ -101,6 +102,7 @@ class _Training:
     sizes: RowSource | None  # (N, 2) of pictures that are cropped
     labels: Tensor  # (N,) on the device
     augment: Augmentation
+    views: FixedViews | None
     bounds: list[tuple[int, int]]  # (start, stop) of each batch of an epoch
     shares: Mapping[int, _Share]  # by the number of images in a batch
     optimizer: Optimizer
@@ -188,6 +190,7 @@ def fit(
         sizes=None if train.sizes is None else rows_of(train.sizes),
         labels=labels,
         augment=augment,
+        views=FixedViews(recipe, preprocessing.size, pixels.limits) if recipe.fixed_views else None,
         bounds=bounds,
         shares={size: _Share.of(size, compute, augment) for size in {b - a for a, b in bounds}},
         optimizer=optimizer,
@@ -247,7 +250,8 @@ def _epoch(
     flip_draws = torch.rand(len(training.pixels), generator=progress.order)
     order = _Order(shuffled, shuffled.to(device), flip_draws.to(device))
     left = [slice(*ends) for ends in training.bounds[progress.position :]]
-    with contextlib.closing(training.pixels.batches(_asked(training, order, left))) as images:
+    inputs = training.pixels.in_epoch(progress.epoch)
+    with contextlib.closing(inputs.batches(_asked(training, order, left))) as images:
         for batch in left:
             tick = time.perf_counter()
             _step(training, order, batch, next(images))
@@ -350,6 +354,11 @@ def _batch(
     own = _pick(index, share.needed)
     if not isinstance(images, Tensor):  # made of the images once; nothing changes them
         return images, labels[own], labels[own]
+    if training.views is not None:  # nothing is mixed, so that it needs its own images alone
+        numbers = order.host[batch][share.needed].tolist()
+        own_sizes = None if sizes is None else [sizes[row] for row in share.needed]
+        view = training.progress.epoch % training.views.count
+        return training.views(images, numbers, view, own_sizes), labels[own], labels[own]
     flip_draws = _pick(order.flip_draws[batch], share.needed)
     x, target = training.augment(images, labels[own], flip_draws, share.rows, len(index), sizes)
     return x, labels[_pick(index, share.rows)], target

@@ -41,6 +41,9 @@ class ModelInputs(Protocol):
     def indexed_on(self) -> torch.device:
         """Where numbers of images are read, so that no batch waits for the device."""
 
+    def in_epoch(self, epoch: int) -> ModelInputs:
+        """The same as one epoch sees it; epochs count from 0."""
+
     def batches(self, asked: Iterable[Tensor]) -> Generator[Any, None, None]:
         """What the model takes for the images at each index (B,); to be closed."""
 
@@ -66,6 +69,15 @@ class DeviceRows(ABC):
     def indexed_on(self) -> torch.device:
         """Where numbers of images are read, so that no batch waits for the device."""
         return torch.device("cpu") if self.images is None else self.device
+
+    @property
+    def limits(self) -> tuple[Tensor, Tensor] | None:
+        """Lowest and highest values, (1, 3, 1, 1) each, where there are any."""
+        return None
+
+    def in_epoch(self, epoch: int) -> ModelInputs:
+        """Every epoch sees the same."""
+        return self
 
     @abstractmethod
     def ready(self, rows: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ CHOICES = {
     "augmentation": AUGMENTATIONS,
     "frozen_mode": ("method", "train"),
 }
-AT_LEAST_ONE = ("epochs", "batch_size", "lr_reference_batch")
+AT_LEAST_ONE = ("epochs", "batch_size", "lr_reference_batch", "fixed_views")
 NOT_NEGATIVE = (
     "lr",
     "weight_decay",
@@ -47,6 +47,8 @@ def check_recipe(recipe: Recipe) -> None:
             value = getattr(recipe, key)
             if value is not None and refused(value):
                 raise ConfigError(f"recipe.{key}={value}{advice}")
+    if recipe.fixed_views:
+        _check_views(recipe)
     if recipe.schedule == "constant":
         for key in ("schedule_delay", "cooldown_epochs"):
             if getattr(recipe, key):
@@ -58,6 +60,21 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(
             f"recipe.schedule_delay={recipe.schedule_delay} counts epochs. "
             "Use recipe.schedule_unit=epoch, or 0."
+        )
+
+
+def _check_views(recipe: Recipe) -> None:
+    """Raise `ConfigError` where views of single images make no sense."""
+    mixed = [key for key in ("mixup", "cutmix") if getattr(recipe, key)]
+    if mixed:
+        raise ConfigError(
+            f"recipe.fixed_views={recipe.fixed_views} are views of single images, and recipe."
+            f"{mixed[0]}={getattr(recipe, mixed[0])} mixes them. Use one of the two."
+        )
+    if recipe.augmentation == "none" and not recipe.random_erasing:
+        raise ConfigError(
+            f"recipe.fixed_views={recipe.fixed_views}, but nothing makes one view of an image "
+            "differ from another. Set recipe.augmentation, or leave it out."
         )
 
 

@@ -162,7 +162,7 @@ def _epoch(
     on_device, labels = shuffled.to(compute.device), common.labels.to(compute.device)
     numbers = shuffled if common.inputs.indexed_on.type == "cpu" else on_device
     asked = [numbers[start:stop] for start, stop in bounds]
-    with contextlib.closing(common.inputs.batches(asked)) as batches:
+    with contextlib.closing(common.inputs.in_epoch(epoch).batches(asked)) as batches:
         for (start, stop), batch in zip(bounds, batches, strict=True):
             steps.begin(epoch)
             with autocast(compute):

@@ -122,6 +122,26 @@ def test_images_that_change_between_epochs_are_computed_in_each(
     assert spared(record) == (None, None, None)
 
 
+@pytest.mark.parametrize("augmentation", ["flip", "crop_flip"])
+def test_fixed_views_are_computed_once_each_and_shared_by_seeds(
+    tmp_path: Path, augmentation: str
+) -> None:
+    recipe = {"augmentation": augmentation, "fixed_views": 2, "epochs": 3}
+    spec = tiny_spec("linear", dataset=digits(11), recipe=recipe, precision=Precision.FLOAT32)
+    three = dataclasses.replace(spec.recipe, fixed_views=3)
+    assert spec.run_id != dataclasses.replace(spec, recipe=three).run_id
+    plain, expected, tensors = ran(tmp_path / "plain", spec, RunOptions())
+    kept, predictions, tuned = ran(tmp_path / "kept", spec)
+    assert spared(kept) == ("head_drop", 0, 2 * 22 + 11)
+    assert np.array_equal(predictions["classes"], expected["classes"])
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(tuned[name], tensor, atol=1e-5, rtol=1e-5)
+    losses = [row.loss for row in plain.history]
+    assert [row.loss for row in kept.history] == pytest.approx(losses, rel=1e-5)
+    other, _, _ = ran(tmp_path / "kept", dataclasses.replace(spec, seed=1))
+    assert spared(other) == ("head_drop", 2 * 22 + 11, 0)
+
+
 def test_the_best_epoch_on_test_is_found_among_kept_activations(tmp_path: Path) -> None:
     selection = Selection(rule=BEST_ON_TEST)
     spec = tiny_spec("linear", dataset=digits(11), selection=selection)

@@ -434,3 +434,15 @@ def test_pieces_of_a_batch_are_of_nearly_equal_size(
     cut = pieces(length, micro_batch)
     assert [piece.stop - piece.start for piece in cut] == sizes
     assert (cut[0].start, cut[-1].stop) == (0, length)
+
+
+def test_epochs_take_turns_in_fixed_views() -> None:
+    model = Watcher()
+    recipe = dataclasses.replace(PLAIN, epochs=4, augmentation="flip", fixed_views=2)
+    images = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, 3), dtype=np.uint8)
+    train = TrainSplit(images, np.arange(6) % 3, tuple("abcdef"))
+    run(model, recipe, train)
+    epochs = [torch.cat(model.seen[start : start + 2]) for start in (0, 2, 4, 6)]
+    seen = [{tuple(image.flatten().tolist()) for image in epoch} for epoch in epochs]
+    assert seen[0] == seen[2] and seen[1] == seen[3] and seen[0] != seen[1]
+    assert not torch.equal(epochs[0], epochs[2])  # in another order
