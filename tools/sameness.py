@@ -52,6 +52,7 @@ VARYING = {
     "cost.seconds_train": "a time",
     "cost.seconds_evaluate": "a time",
     "cost.seconds_total": "a time",
+    "cost.seconds_saved": "a time",
     "cost.peak_bytes": "a peak of memory",
     "history.*.seconds": "a time",
     "provenance.host": "the host",

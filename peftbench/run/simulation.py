@@ -87,6 +87,8 @@ def step_cost(plan: StepPlan, images: int, compute: Compute) -> StepCost:
     """
     fused = _has_attention(plan) and is_fused_faster(compute.device, compute.dtype)
     plain = not fused and compute.dtype is torch.float32
+    if not plain:
+        _start_autograd()
     with contextlib.nullcontext() if plain else FakeTensorMode():
         device = META if plain else compute.device
         simulated = _simulate(plan, images, compute, device, fused=fused)
@@ -94,6 +96,15 @@ def step_cost(plan: StepPlan, images: int, compute: Compute) -> StepCost:
         return simulated
     counted = _simulate(plan, images, Compute(torch.device("cpu"), torch.float32), META)
     return dataclasses.replace(simulated, training_gflops=counted.training_gflops)
+
+
+def _start_autograd() -> None:
+    """Let autograd start its threads, one a device, before there are fake tensors.
+
+    These make PyTorch believe in a GPU. Autograd would start a thread for it, and then refuses to
+    work in any process that is forked from this one.
+    """
+    torch.ones((), requires_grad=True).backward()
 
 
 def _has_attention(plan: StepPlan) -> bool:
