@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -64,6 +65,10 @@ def memory_share() -> float:
     return part if 0 < part <= 1 else 1.0
 
 
+# Linux that names an instruction set in /proc/cpuinfo; AMX needs its permission besides
+LISTED_SINCE = {"amx_tile": (5, 16), "avx512_bf16": (5, 3)}
+
+
 @cache
 def has_amx() -> bool:
     """Whether this CPU has AMX; torch is asked where the system does not show it."""
@@ -86,9 +91,17 @@ def _has(flag: str, question: str) -> bool:
         listed = []
     if flag in listed:
         return True
+    if listed and _kernel() >= LISTED_SINCE[flag]:
+        return False
     import torch  # an older kernel does not name all that a CPU has
 
     return bool(getattr(torch.cpu, question, lambda: False)())  # torch 2.4 knows fewer
+
+
+def _kernel() -> tuple[int, ...]:
+    """The version of a Linux kernel, (major, minor); (0,) of another system."""
+    found = re.match(r"(\d+)\.(\d+)", platform.release()) if sys.platform == "linux" else None
+    return tuple(map(int, found.groups())) if found else (0,)
 
 
 def is_bfloat16_fast(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -191,3 +192,23 @@ def test_a_timing_has_several_blocks_and_each_has_work_of_its_own(
     assert begun == [0, 1, 2]
     assert done == [0, 0, 1, 2]  # the first warms up
     assert len(timed.seconds) == cost.BLOCKS == 3
+
+
+def test_the_pauses_between_blocks_are_no_time_without_a_core(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, waited = [0.0], []
+
+    def take(seconds: float) -> None:
+        now[0] += seconds
+
+    def told(seconds: list[float], before: Any, after: Any, threads: int) -> None:
+        waited.append((after.wall - before.wall, sum(seconds)))
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(cost.time, "sleep", take)
+    monkeypatch.setattr(cost, "disturbance", told)
+    monkeypatch.setattr(cost, "PAUSE_SECONDS", 0.5)
+    cost.repeated(lambda: lambda: take(0.01), CPU)
+    ((wall, worked),) = waited
+    assert wall == pytest.approx(worked) and worked > 0

@@ -86,13 +86,30 @@ def test_bfloat16_in_vectors_is_what_the_kernel_names(
 
 
 @pytest.mark.parametrize("amx", [True, False])
-def test_torch_is_asked_where_the_kernel_names_no_amx(
+def test_torch_is_asked_where_an_older_kernel_names_no_amx(
     monkeypatch: pytest.MonkeyPatch, amx: bool
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "release", lambda: "5.15.0-91-generic")
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: "flags : fpu sse avx2")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert hardware.has_amx() is amx
+
+
+@pytest.mark.parametrize("release", ["5.16", "6.1.0-18-amd64", "10.0.1"])
+def test_a_kernel_that_would_name_an_instruction_set_is_believed(
+    monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    def asked() -> bool:
+        raise AssertionError("torch was asked")
+
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "release", lambda: release)
+    monkeypatch.setattr(hardware.sys, "platform", "linux")
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: "flags : fpu sse avx2")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", asked)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", asked, raising=False)
+    assert hardware.has_amx() is hardware.has_avx512_bf16() is False
 
 
 def test_threads_that_wait_leave_their_core_to_others_soon() -> None:
