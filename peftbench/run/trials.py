@@ -16,7 +16,7 @@ from peftbench.run.bench import Bench
 from peftbench.run.ending import PendingRecord
 from peftbench.spec import RunSpec
 from peftbench.training.loop import Fit
-from peftbench.training.together import HeadTask, TrainedHead, fit_together, is_possible
+from peftbench.training.together import HeadTask, TrainedHead, fit_together, is_worthwhile
 
 _waiting: dict[str, TrainedHead] = {}  # by the identity of the run and of what it was trained on
 
@@ -60,7 +60,7 @@ def _can_train(bench: Bench) -> bool:
     head = bench.tuned.model.get_submodule(frozen.prefix.head)
     inside = sum(p.numel() for p in head.parameters())
     outside = sum(p.numel() for p in bench.tuned.trainable.values())
-    return inside == outside and is_possible(spec.recipe, head)
+    return inside == outside and is_worthwhile(spec.recipe, head, compute.device)
 
 
 def _train(bench: Bench, specs: Sequence[RunSpec]) -> None:

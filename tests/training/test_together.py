@@ -17,7 +17,7 @@ from peftbench.tasks import CLASSIFICATION
 from peftbench.training.activations import Activations
 from peftbench.training.device import Compute, seeded
 from peftbench.training.loop import Callbacks, Fittable, fit
-from peftbench.training.together import HeadTask, fit_together, is_possible
+from peftbench.training.together import HeadTask, fit_together, is_worthwhile
 
 pytestmark = pytest.mark.arithmetic
 EXACT = Compute(torch.device("cpu"), torch.float32)
@@ -149,5 +149,13 @@ def test_trials_that_differ_in_more_than_rate_and_decay_are_no_pass() -> None:
 
 
 def test_heads_under_optimisers_that_look_at_the_weights_train_alone() -> None:
-    assert is_possible(SHORT, linear()) and is_possible(SHORT, normed())
-    assert not is_possible(dataclasses.replace(SHORT, optimizer="lamb"), linear())
+    cpu = EXACT.device
+    assert is_worthwhile(SHORT, linear(), cpu) and is_worthwhile(SHORT, normed(), cpu)
+    assert not is_worthwhile(dataclasses.replace(SHORT, optimizer="lamb"), linear(), cpu)
+
+
+def test_large_heads_train_together_on_a_gpu_and_apart_on_a_cpu() -> None:
+    small, large = nn.Linear(99, 1000), nn.Linear(100, 1000)
+    assert is_worthwhile(SHORT, small, torch.device("cpu"))
+    assert not is_worthwhile(SHORT, large, torch.device("cpu"))
+    assert is_worthwhile(SHORT, large, torch.device("cuda"))
