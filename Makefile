@@ -52,8 +52,12 @@ test-arithmetic: setup ## what depends on the CPU again: instruction sets hidden
 	@$(OLD_CPU) $(BIN)/python -m pytest -n 2 $(ARITHMETIC)
 	@PEFTBENCH_CPU_PRECISION=bfloat16 $(BIN)/python -m pytest -n 2 $(ARITHMETIC)
 
-test-slow: setup ## tests of minutes that `make test` leaves out, but for the 20 kills and the notebooks
-	@$(BIN)/python -m pytest -n 2 -m slow --ignore tests/cli/test_kills.py --ignore tests/test_notebooks.py
+# a compiler takes 3 to 7 minutes for the network of its test
+LEFT_OUT := --ignore tests/cli/test_kills.py --ignore tests/test_notebooks.py \
+  --ignore tests/training/test_compiling.py
+
+test-slow: setup ## tests of minutes that `make test` leaves out, but for kills, compiling and notebooks
+	@$(BIN)/python -m pytest -n 2 -m slow $(LEFT_OUT)
 
 notebooks: setup ## executes every notebook, in a few minutes; their outputs are thrown away
 	@$(BIN)/python -m pytest -m slow tests/test_notebooks.py
