@@ -25,12 +25,16 @@ from PIL import Image
 from peftbench import data
 from peftbench.config.choices import config_dir
 from peftbench.methods import METHODS, Method, discover
+from peftbench.results.latencies import StepCost
 from peftbench.results.record import RunRecord
 from peftbench.results.store import ResultsStore
-from peftbench.run import cost, timing
+from peftbench.run import cost, room, timing
+from peftbench.run.simulation import step_cost
+from peftbench.run.step import StepPlan
 from peftbench.spec import BackboneSpec, DatasetSpec, Recipe, RunSpec
 from peftbench.sweep.launchers.register import register
 from peftbench.sweep.read_once import ReadOnce
+from peftbench.training.device import Compute
 
 discover()
 
@@ -139,6 +143,23 @@ def statuses(root: Path) -> Counter[str]:
     return Counter(str(record.status) for record in ResultsStore(root).records())
 
 
+_COUNTED: dict[tuple[object, ...], StepCost] = {}
+
+
+def counted_once(plan: StepPlan, images: int, compute: Compute) -> StepCost:
+    """What a training step takes, counted once for all tests: it follows from what is named here.
+
+    Counting takes a third of a second, most of a tiny run.
+    """
+    model = plan.tuned.model
+    tensors = tuple((n, p.shape, p.dtype, p.requires_grad) for n, p in model.named_parameters())
+    setting = (plan.recipe, plan.preprocessing, plan.num_classes, plan.task, images)
+    key = (repr(model), tensors, setting, str(compute.device), compute.dtype)
+    if key not in _COUNTED:
+        _COUNTED[key] = step_cost(plan, images, compute)
+    return _COUNTED[key]
+
+
 @contextmanager
 def short_timings() -> Iterator[pytest.MonkeyPatch]:
     """Latencies are measured over three forward passes of two images, on one CPU thread.
@@ -150,6 +171,7 @@ def short_timings() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(cost, "BUDGET_SECONDS", 0.0)
         patch.setattr(cost, "WARMUP_RUNS", 0)
         patch.setattr(cost, "LATENCY_BATCH", 2)
+        patch.setattr(room, "step_cost", counted_once)
         patch.setattr(timing, "LEAST_SECONDS", math.inf)
         patch.setattr(timing, "LEAST_TIMINGS", math.inf)
         threads = torch.get_num_threads()
