@@ -59,7 +59,9 @@ def spared(record: RunRecord) -> tuple[str | None, int | None, int | None]:
 def test_a_run_with_kept_activations_is_the_run_without_them(
     tmp_path: Path, method: str, precision: Precision
 ) -> None:
-    spec = tiny_spec(method, dataset=digits(11), precision=precision)
+    # Adam makes whole steps of gradients that are nothing but rounding, such as of a key's bias
+    recipe = {"optimizer": "momentum", "batch_size": 11}
+    spec = tiny_spec(method, dataset=digits(11), precision=precision, recipe=recipe)
     plain, expected, tensors = ran(tmp_path / "plain", spec, RunOptions())
     found = ran(tmp_path / "first", spec), ran(tmp_path / "second", spec)
     assert plain.run_id == found[0][0].run_id
@@ -126,7 +128,7 @@ def test_images_that_change_between_epochs_are_computed_in_each(
 def test_fixed_views_are_computed_once_each_and_shared_by_seeds(
     tmp_path: Path, augmentation: str
 ) -> None:
-    recipe = {"augmentation": augmentation, "fixed_views": 2, "epochs": 3}
+    recipe = {"augmentation": augmentation, "fixed_views": 2, "epochs": 3, "optimizer": "momentum"}
     spec = tiny_spec("linear", dataset=digits(11), recipe=recipe, precision=Precision.FLOAT32)
     three = dataclasses.replace(spec.recipe, fixed_views=3)
     assert spec.run_id != dataclasses.replace(spec, recipe=three).run_id
