@@ -105,7 +105,7 @@ def make(name: str, arguments: argparse.Namespace, compute: Compute) -> Case:
 
 
 def grid(case: Case, inputs: ActivationRows, recipe: Recipe, count: int) -> Callable[[], object]:
-    """Trains so many heads in one pass."""
+    """Trains so many heads, which have no statistics, in one pass."""
     head = case.tuned.model.get_submodule(case.prefix.head or "")
     common = HeadTask(head, inputs, case.labels, CLASSIFICATION, 0, case.compute)
     rates = [
@@ -189,7 +189,8 @@ def measure(name: str, arguments: argparse.Namespace, compute: Compute) -> dict[
         "kept": kept,
         "possible": possible,
     }
-    if case.prefix.head is not None:
+    path = case.prefix.head
+    if path is not None and not list(case.tuned.model.get_submodule(path).buffers()):
         works |= {f"grid of {count}": grid(case, inputs, recipe, count) for count in GRIDS}
     found: dict[str, list[float]] = {key: [] for key in works}
     for _ in range(arguments.repeats):

@@ -39,9 +39,8 @@ def take_over(pending: PendingRecord, bench: Bench, head: TrainedHead) -> Fit:
     assert bench.frozen is not None and bench.frozen.prefix.head is not None
     module = bench.tuned.model.get_submodule(bench.frozen.prefix.head)
     with torch.no_grad():
-        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for name, tensor in head.tensors.items():
-            own[name].copy_(tensor)
+            module.get_parameter(name).copy_(tensor)
     bench.frozen.inputs(bench.splits.train.images)  # for what the record says of them
     bench.frozen.passes = len(head.history)
     pending.history += head.history
