@@ -27,7 +27,7 @@ SWEEP = ("run", "-m", *QUICK, "recipe.epochs=40", "method=linear,bias,lora,parti
 SWEEP += ("hydra.launcher.jobs=2",)
 # cells of 8 trials, of which those of heads train in one pass, on activations that are kept
 SEARCH = ("run", "-m", *QUICK, "recipe.epochs=200", "method=linear,mlp,partial", "tuner=grid")
-SEARCH += ("dataset=mini/digits,mini/clipart12", "dataset.limit=40", "hydra.launcher.jobs=2")
+SEARCH += ("dataset=mini/digits", "dataset.limit=40", "hydra.launcher.jobs=2")
 
 
 def start(work: Path, sweep: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -157,7 +157,7 @@ def test_a_search_on_kept_activations_that_is_killed_at_random_loses_nothing(
     with start(work, (*SEARCH, "results_dir=whole", "cache=off")) as process:
         assert process.wait(PATIENCE * 4) == 0
     whole = {record.run_id: record for record in ResultsStore(work / "whole").records()}
-    assert len(whole) == 6 * (8 + 1)
+    assert len(whole) == 3 * (8 + 1)
     after = struck_down(work, SEARCH, random.Random(21))
     assert after.keys() == whole.keys()
     for record in ResultsStore(work / "results").records():

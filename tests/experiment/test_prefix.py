@@ -12,7 +12,6 @@ from peftbench.run.prefix import Suffix, activations_of, digest_of, find_prefix
 from peftbench.training.activations import Activations, RowLayout
 from peftbench.training.device import Compute, autocast
 
-pytestmark = pytest.mark.arithmetic
 CPU = torch.device("cpu")
 EXACT = Compute(CPU, torch.float32)
 HALF = Compute(CPU, torch.bfloat16)
