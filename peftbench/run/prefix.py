@@ -13,12 +13,12 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from peftbench.backbones.hashes import take_in
 from peftbench.methods import surgery
 from peftbench.training.activations import Activations
 from peftbench.training.device import Compute, autocast, seeded
@@ -136,21 +136,15 @@ def digest_of(model: nn.Module, prefix: Prefix) -> str:
     for root in roots:
         digest.update(f"{type(root).__module__} {type(root).__qualname__} {root!r}\n".encode())
         for name, tensor in root.state_dict(keep_vars=True).items():
-            _take_in(digest, name, tensor)
+            take_in(digest, name, tensor)
     for path in sorted({parent for own in inside for parent in _parents(own)}):
         module = model.get_submodule(path)
         digest.update(f"{type(module).__module__} {type(module).__qualname__}\n".encode())
         direct = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in sorted(direct):
             if not tensor.requires_grad:
-                _take_in(digest, name, tensor)
+                take_in(digest, name, tensor)
     return digest.hexdigest()
-
-
-def _take_in(digest: Any, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def _parents(path: str) -> list[str]:

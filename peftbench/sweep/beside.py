@@ -11,8 +11,7 @@ from peftbench.errors import ConfigError
 from peftbench.methods.base import as_method
 from peftbench.spec import Phase, RunSpec
 from peftbench.sweep.jobs import Job
-
-TOGETHER = ("adam", "adamw", "momentum", "sgd")  # optimisers whose steps are linear in the rate
+from peftbench.training.recipe import OPTIMIZERS
 
 
 def passes(jobs: Sequence[Job], slots: int) -> list[list[Job]]:
@@ -62,7 +61,7 @@ def _kind(spec: RunSpec) -> RunSpec | None:
     alone = spec.phase is not Phase.TUNE or spec.looks or spec.selects_on_test
     if alone or not as_method(spec.method).card.head_only:
         return None
-    if spec.recipe.optimizer.lower() not in TOGETHER:
+    if spec.recipe.optimizer.lower() not in OPTIMIZERS:
         return None
     recipe = dataclasses.replace(spec.recipe, lr=1.0, weight_decay=0.0)
     return dataclasses.replace(spec, recipe=recipe)

@@ -6,7 +6,10 @@ from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
 from peftbench.spec import AUGMENTATIONS, Recipe
 
-OPTIMIZERS = ("adam", "adamw", "momentum", "sgd")  # of timm, which is asked for all others
+# whose step is linear in the rate and, but for weight decay, blind to the weights
+DECOUPLED = ("adamw",)  # weight decay shrinks the weights
+COUPLED = ("adam", "momentum", "sgd")  # it is part of the gradient
+OPTIMIZERS = (*COUPLED, *DECOUPLED)  # of timm, which is asked for all others
 CHOICES = {
     "schedule": ("cosine", "constant"),
     "schedule_unit": ("step", "epoch"),

@@ -27,10 +27,8 @@ from peftbench.training.device import Compute, autocast, seeded, synchronise
 from peftbench.training.loop import batch_bounds
 from peftbench.training.optim import Schedule, make_optimizer
 from peftbench.training.pixels import ModelInputs
+from peftbench.training.recipe import COUPLED, OPTIMIZERS
 
-# whose step is linear in the rate and, but for weight decay, blind to the weights
-DECOUPLED = ("adamw",)  # weight decay shrinks the weights
-COUPLED = ("adam", "sgd", "momentum")  # it is part of the gradient
 CLIP_EPS = 1e-6  # as torch clips gradients
 # numbers of one head, up to which one pass is faster on a CPU than separate ones: 16 of 38,500 took
 # 6.6 times as long as one, 16 of 334,000 took 21 times (EPYC, one core, batches of 64). A GPU,
@@ -67,7 +65,7 @@ def is_worthwhile(recipe: Recipe, head: nn.Module, device: torch.device) -> bool
     Those with statistics do not: behind batch normalisation Adam makes whole steps of rounding, and
     of 17 trials of `mlp` one ended with another accuracy than by itself.
     """
-    known = recipe.optimizer.lower() in (*DECOUPLED, *COUPLED) and not list(head.buffers())
+    known = recipe.optimizer.lower() in OPTIMIZERS and not list(head.buffers())
     count = sum(p.numel() for p in head.parameters() if p.requires_grad)
     return known and count > 0 and (device.type != "cpu" or count <= MOST_ON_CPU)
 
