@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from peftbench.backbones.describe import describe
 from peftbench.backbones.kernels import choose_layout
 from peftbench.backbones.load import load
 from peftbench.methods import Tuned, apply
 from peftbench.methods.base import Method
+from peftbench.run.simulation import LiveBytes
 from peftbench.spec import BackboneSpec, Recipe
 from peftbench.training.device import Compute, autocast, synchronise
 from peftbench.training.loop import Fittable, Objective
@@ -126,34 +124,17 @@ def paired(
     return Pair(name, statistics.median(ratios), min(ratios), max(ratios), base, repeats)
 
 
-class _Alive(TorchDispatchMode):
-    """Knows the memory of all that is computed inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.found[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
-        return outputs
-
-
 def kept_bytes(fittable: Fittable, count: int, size: int, compute: Compute) -> int:
     """Bytes that a forward pass of `count` images leaves for the backward pass."""
     fittable.set_mode()
     x, y = batch(count, size, compute.device)
-    objective, alive = Objective(fittable, 0.0), _Alive()
-    own = {t.untyped_storage().data_ptr() for t in (x, *fittable.model.parameters())}
-    with alive, autocast(compute):
+    objective, live = Objective(fittable, 0.0), LiveBytes()
+    for tensor in (x, *fittable.model.parameters()):
+        live.add(tensor)
+    before = live.now
+    with live, autocast(compute):
         total = objective(x, y)[0]
-    found = alive.found.items()
-    kept = sum(n for at, (weak, n) in found if at not in own and not weak.expired())
+    kept = live.now - before
     del total
     return kept
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,41 +11,17 @@ from support.tiny_backbones import images
 from support.tiny_runs import short_timings, tiny_spec
 from support.tiny_tuned import start
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from peftbench.errors import ConfigError
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
+from peftbench.run.simulation import LiveBytes
 from peftbench.spec import Recipe
 from peftbench.training.device import Compute, seeded
 from peftbench.training.recomputation import recomputing
 
 CPU = Compute(torch.device("cpu"), torch.float32)
-
-
-class Kept(TorchDispatchMode):
-    """Counts the bytes of what was computed inside and is still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.found[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
-        return outputs
-
-    @property
-    def bytes(self) -> int:
-        return sum(size for weak, size in self.found.values() if not weak.expired())
 
 
 def gradients(method: str, backbone: str, wanted: bool) -> tuple[dict[str, Tensor | None], int]:
@@ -57,11 +32,11 @@ def gradients(method: str, backbone: str, wanted: bool) -> tuple[dict[str, Tenso
     with torch.no_grad():  # tensors that begin at zero would hide those behind them
         for parameter in tuned.trainable.values():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    kept = Kept()
+    live = LiveBytes()
     with seeded(0, CPU), recomputing(tuned.model, wanted):
-        with kept:
+        with live:
             loss = tuned.model(images(backbone, 4)).square().mean()
-        size = kept.bytes
+        size = live.now
         loss.backward()
     return {name: parameter.grad for name, parameter in tuned.trainable.items()}, size
 
