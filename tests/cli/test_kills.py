@@ -27,7 +27,7 @@ SWEEP = ("run", "-m", *QUICK, "recipe.epochs=40", "method=linear,bias,lora,parti
 SWEEP += ("hydra.launcher.jobs=2",)
 # cells of 8 trials, of which those of heads train in one pass, on activations that are kept
 SEARCH = ("run", "-m", *QUICK, "recipe.epochs=200", "method=linear,mlp,partial", "tuner=grid")
-SEARCH += ("dataset=mini/digits", "dataset.limit=40", "hydra.launcher.jobs=2")
+SEARCH += ("dataset=mini/digits", "dataset.limit=40", "hydra.launcher.jobs=2", "precision=float32")
 
 
 def start(work: Path, sweep: tuple[str, ...]) -> subprocess.Popen[bytes]:
