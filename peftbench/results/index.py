@@ -33,7 +33,7 @@ FEWEST = 50  # files; fewer are read in a hundredth of a second
 SETTLED_NS = 3 * 10**9  # age from which every clock shows a change; FAT counts in steps of 2 s
 MOST_INDEXES = 100  # folders that are remembered
 # what of the package decides what the row of a record holds, the schema of records among it
-DECIDING = ("results/*.py", "tasks/*.py", "spec.py", "untrusted.py")
+DECIDING = ("results/*.py", "tasks/*.py", "spec/*.py", "untrusted.py")
 
 Row = tuple[Any, ...]
 State = tuple[int, ...]
