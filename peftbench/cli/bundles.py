@@ -8,6 +8,7 @@ from typing import Any
 
 from peftbench.cli.exit import FAILED, OK
 from peftbench.cli.options import add_results, add_rows
+from peftbench.errors import ConfigError
 from peftbench.untrusted import printable
 
 
@@ -23,6 +24,9 @@ def add_commands(commands: Any) -> None:
     export.add_argument("--out", metavar="FILE", help="peftbench-results-DIGEST.zip unless given")
     export.add_argument(
         "--predictions", action="store_true", help="predictions of each test image as well"
+    )
+    export.add_argument(
+        "--names", action="store_true", help="with --predictions, the names of the files too"
     )
     export.set_defaults(command=_export_results)
 
@@ -44,8 +48,14 @@ def add_commands(commands: Any) -> None:
 def _export_results(options: argparse.Namespace) -> int:
     from peftbench.results.bundles.outgoing import export_results
 
+    if options.names and not options.predictions:
+        raise ConfigError("--names is about predictions of single images. Add --predictions.")
     exported = export_results(
-        options.results_dir, options.out, options.where, predictions=options.predictions
+        options.results_dir,
+        options.out,
+        options.where,
+        predictions=options.predictions,
+        names=options.names,
     )
     print(
         printable(f"{exported.path}: {_runs(exported.runs)}, digest {exported.digest}"), flush=True

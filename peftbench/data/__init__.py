@@ -119,7 +119,20 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
         val = read("val", parts["val"]) if apart else _rows(train, slice(cut, None))
         train, report = _rows(train, slice(cut)), ValSplit(*val[:3])
     notes = (*listing.notes, *odd)
-    return Splits(TrainSplit(*train), report, listing.class_names, listing.manifest, notes)
+    return Splits(
+        TrainSplit(*train),
+        report,
+        listing.class_names,
+        listing.manifest,
+        notes,
+        of_files=_of_files(listing, report.names),
+    )
+
+
+def _of_files(listing: Listing, names: tuple[str, ...]) -> bool:
+    """Whether each image is a file of its own, which its name is the path of."""
+    home = listing.home
+    return home is not None and bool(names) and home.pictures.path(names[0]) is not None
 
 
 def _listed(spec: DatasetSpec) -> Listing:

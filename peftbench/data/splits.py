@@ -99,6 +99,12 @@ class Splits:
     class_names: tuple[str, ...]
     manifest: str  # roll-up hash of the data set
     notes: tuple[str, ...] = ()  # what the record of a run must say about its data
+    of_files: bool = False  # whether the names of images are paths of files
+
+    @property
+    def reported_files(self) -> tuple[str, ...] | None:
+        """Paths of the images that are reported, below the data's folder; `None` without files."""
+        return self.report.names if self.of_files else None
 
     @property
     def num_classes(self) -> int:

@@ -13,7 +13,7 @@ import pandas as pd
 from peftbench.errors import StoreError
 from peftbench.report.view import View
 from peftbench.report.words import first_of
-from peftbench.results.predictions import Predictions
+from peftbench.results.predictions import ROWS, Predictions
 from peftbench.results.store import ResultsStore
 from peftbench.statistics import best, images, intervals, ranks, scores
 from peftbench.statistics.averages import weightings
@@ -227,12 +227,8 @@ def _read(
                 notes.append(f"single images are not compared: run {run_id} saved none")
                 return None
             parts.append(predictions)
-        whole = Predictions(
-            *(
-                np.concatenate([getattr(one, name) for one in parts])
-                for name in ("classes", "confidence", "margin", "labels")
-            )
-        )
+        rows = [np.concatenate([getattr(one, name) for one in parts]) for name in ROWS]
+        whole = Predictions(rows[0], rows[1], rows[2], rows[3])
         truth.append(whole.labels)
         loaded.setdefault(str(label), []).append(whole)
     if any(not np.array_equal(truth[0], other) for other in truth[1:]):

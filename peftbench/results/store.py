@@ -15,7 +15,7 @@ import secrets
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -35,7 +35,12 @@ from peftbench.results.locks import (
     left_over,
     time_at,
 )
-from peftbench.results.predictions import UNREADABLE, Predictions, predictions_of
+from peftbench.results.predictions import (
+    UNREADABLE,
+    Predictions,
+    names_array,
+    predictions_of,
+)
 from peftbench.results.record import RunRecord, Status, method_of, preference
 from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.untrusted import MOST_RECORD, read_bounded, read_npz
@@ -239,14 +244,22 @@ class ResultsStore:
         method: str,
         run_id: str,
         task: Task = CLASSIFICATION,
+        *,
+        names: Sequence[str] | None = None,
         **rows: npt.ArrayLike,
     ) -> Path:
-        """File with the rows of one run that its task stores, in the order of the images."""
+        """File with the rows of one run that its task stores, in the order of the images.
+
+        Args:
+            names: paths of the images' files below the folder of their data, if they have any.
+        """
         import numpy as np
 
         arrays: dict[str, Any] = {
             name: np.asarray(rows[name], dtype=kind) for name, kind in task.stored.items()
         }
+        if names is not None and (listed := names_array(names)) is not None:
+            arrays["names"] = listed
         shapes = {name: array.shape for name, array in arrays.items()}
         if len({shape[:1] for shape in shapes.values()}) != 1 or () in shapes.values():
             raise StoreError(

@@ -20,7 +20,6 @@ from peftbench.run import cost
 from peftbench.run.bench import Bench, attach
 from peftbench.run.ending import PendingRecord
 from peftbench.run.latency import Found, latency_of
-from peftbench.spec import RunSpec
 from peftbench.tasks import ImageRows, Task
 from peftbench.training.evaluate import predict
 
@@ -39,9 +38,11 @@ class Kept:
         return self.task.score_of(self.task.rows(outputs, self.labels))
 
 
-def save_predictions(store: ResultsStore, spec: RunSpec, rows: ImageRows) -> None:
-    """Write what the model says of each image of the reported split."""
-    store.save_predictions(spec.method.name, spec.run_id, spec.task, **rows)
+def save_predictions(store: ResultsStore, bench: Bench, rows: ImageRows) -> None:
+    """Write what the model says of each image of the reported split, and of which file it is."""
+    spec = bench.spec
+    names = bench.splits.reported_files
+    store.save_predictions(spec.method.name, spec.run_id, spec.task, names=names, **rows)
 
 
 def keep(pending: PendingRecord, bench: Bench, store: ResultsStore) -> Kept:

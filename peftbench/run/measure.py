@@ -108,7 +108,7 @@ def measure_run(
     if not compute.world.is_main:  # what is left is done once
         return
     scored = score(pending, bench, predicted)
-    save_predictions(store, bench.spec, predicted.rows)
+    save_predictions(store, bench, predicted.rows)
     pending.looks = {str(epoch): value for epoch, value in trained.checks.values.items()}
     pending.stopped_epoch = trained.checks.stopped_epoch
     spent = _spent(bench, trained, step, predicted.seconds + scored.seconds)

@@ -128,6 +128,29 @@ def test_what_comes_out_goes_in_unchanged(root, bundle, tmp_path, runs):
     )
 
 
+FILES = ("a/über.png", "a/1.png", "b/2 of 3.png", "b/3.png")
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_names_of_image_files_leave_the_machine_only_where_asked_for(root, tmp_path, runs, names):
+    store, run_id = ResultsStore(root), runs[0].run_id
+    nameless = (store.artefacts(runs[0]) / "predictions.npz").read_bytes()
+    store.save_predictions(
+        "lora", run_id, names=FILES, classes=[0, 1, 1, 0], confidence=[1] * 4, margin=[1] * 4,
+        labels=[0, 1, 1, 1],
+    )  # fmt: skip
+    made = export_results(root, tmp_path / "runs.zip", predictions=True, names=names)
+    import_results(made.path, tmp_path / "there")
+    there = ResultsStore(tmp_path / "there")
+    found = there.load_predictions("lora", run_id)
+    assert found.names == (FILES if names else None)
+    assert found.labels.tolist() == [0, 1, 1, 1]
+    data = (there.artefacts(runs[0]) / "predictions.npz").read_bytes()
+    assert (data == nameless) is not names
+    again = export_results(tmp_path / "there", tmp_path / "two.zip", predictions=True, names=names)
+    assert again.digest == made.digest
+
+
 def test_keys_of_a_newer_writer_survive(root, tmp_path, runs):
     path = ResultsStore(root).path("lora", runs[0].run_id)
     path.write_text(path.read_text().replace('"notes"', '"remarks": ["new"],\n "notes"'))

@@ -47,7 +47,13 @@ from peftbench.results.bundles.contents import (
 from peftbench.results.disk import writing
 from peftbench.results.identity import run_id_of
 from peftbench.results.locks import temporary_tag
-from peftbench.results.predictions import UNREADABLE, predictions_of
+from peftbench.results.predictions import (
+    LONGEST_NAME,
+    MOST_NAMES,
+    UNREADABLE,
+    has_names,
+    predictions_of,
+)
 from peftbench.results.privacy import public
 from peftbench.results.record import (
     SCHEMA,
@@ -197,7 +203,7 @@ def _check_predictions(data: bytes, record: RunRecord) -> None:
     import numpy as np
 
     images = _images(record)
-    most = MOST_BYTES if images is None else min(MOST_BYTES, _most_predictions(images))
+    most = MOST_BYTES if images is None else min(MOST_BYTES, _most_predictions(data, images))
     arrays = read_npz(io.BytesIO(data), most)
     classes, labels = arrays["classes"], arrays["labels"]
     if classes.ndim != 1 or classes.shape != labels.shape or not len(labels):
@@ -222,8 +228,10 @@ def _images(record: RunRecord) -> int | None:
     return counted if measured is None else int(measured)
 
 
-def _most_predictions(images: int) -> int:
-    return images * BYTES_OF_IMAGE + BYTES_BESIDE
+def _most_predictions(data: bytes, images: int) -> int:
+    """Bytes that a file of predictions of so many images may unpack to."""
+    names = min(MOST_NAMES, 4 * LONGEST_NAME * images) if has_names(data) else 0
+    return images * BYTES_OF_IMAGE + names + BYTES_BESIDE
 
 
 def _check_rows(path: Path, data: bytes, records: Sequence[RunRecord]) -> None:

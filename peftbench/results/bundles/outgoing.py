@@ -24,7 +24,7 @@ from peftbench.results.bundles.contents import (
     misfit,
     sha256_of,
 )
-from peftbench.results.predictions import UNREADABLE
+from peftbench.results.predictions import UNREADABLE, without_names
 from peftbench.results.privacy import identified_paths, public
 from peftbench.results.record import (
     SCHEMA,
@@ -57,10 +57,17 @@ def export_results(
     where: Sequence[str] = (),
     *,
     predictions: bool = False,
+    names: bool = False,
 ) -> Bundle:
     """A bundle of the runs below `root` that meet `where` (`peftbench.results.frame.select`).
 
-    `out` is `peftbench-results-<digest>.zip` in the working directory unless given.
+    Args:
+        root: a results folder.
+        out: `peftbench-results-<digest>.zip` in the working directory unless given.
+        where: conditions.
+        predictions: whether those of single images are in it.
+        names: whether these have the names of the files. Names may tell of people, so that they
+            stay on this machine unless asked for.
 
     Raises:
         ConfigError: no run meets the conditions, or `out` exists with other contents.
@@ -95,7 +102,7 @@ def export_results(
         if (artefacts / CARD).is_file():
             files[f"runs/{method}/{run_id}/{CARD}"] = partial(_public_file, artefacts / CARD)
         if predictions and (artefacts / PREDICTIONS).is_file():
-            read = partial(read_bounded, artefacts / PREDICTIONS)
+            read = partial(_predictions_file, artefacts / PREDICTIONS, names)
             files[f"runs/{method}/{run_id}/{PREDICTIONS}"] = read
     content, index = _packed(files, len(rows))
     digest = sha256_of(index)[:16]
@@ -135,6 +142,15 @@ def _public_file(path: Path) -> bytes:
     if cleaned == content:
         return data
     return (json.dumps(cleaned, indent=1) + "\n").encode()
+
+
+def _predictions_file(path: Path, names: bool) -> bytes:
+    """Predictions as they leave this machine: with the names of files only where asked for."""
+    try:
+        data = read_bounded(path)
+        return data if names else without_names(data)
+    except UNREADABLE as error:
+        raise StoreError(f"{path} cannot be exported: {error}. Remove it.") from error
 
 
 def _packed(files: Mapping[str, Callable[[], bytes]], runs: int) -> tuple[bytes, bytes]:
