@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,22 +19,11 @@ from peftbench.artefacts import card as cards
 from peftbench.artefacts import task_file
 from peftbench.backbones.load import construction
 from peftbench.errors import ConfigError, WeightsError
-from peftbench.registry import unknown_name
 from peftbench.results.disk import explained, full_number
-from peftbench.results.record import RunRecord, Status, current
+from peftbench.results.finished import find
 from peftbench.results.store import ResultsStore
-from peftbench.spec import Phase
-from peftbench.tasks import Metric, task_of
-from peftbench.untrusted import check_plain_file, printable
-
-LISTED_CLASSES = 20  # names in the README of a folder; its card holds all
-# what Markdown or HTML takes for markup, as references that show the character
-ENTITIES = {character: f"&#{ord(character)};" for character in "\\`*[]|~$#!@"} | {
-    "&": "&amp;",
-    "<": "&lt;",
-    ">": "&gt;",
-}
-AUTOLINK = re.compile(r"(?:https?|ftp|mailto|xmpp):|www\.", re.IGNORECASE)
+from peftbench.run.readme import model_card
+from peftbench.untrusted import check_plain_file
 
 
 def export(
@@ -88,30 +76,6 @@ def export(
     return folder
 
 
-def find(store: ResultsStore, run_id: str) -> RunRecord:
-    """The finished run whose id begins with `run_id`; `ConfigError` unless there is just one."""
-    records = {record.run_id: record for record in current(store.scan().records)}
-    matching = [record for key, record in records.items() if run_id and key.startswith(run_id)]
-    if not matching:
-        error = unknown_name("run", run_id, records)
-        raise type(error)(f"{error} `peftbench list runs --results-dir {store.root}` shows more.")
-    if len(matching) > 1:
-        several = ", ".join(f"{r.run_id} ({r.spec['method']['name']})" for r in matching[:8])
-        raise ConfigError(f"run {run_id!r} is the beginning of {len(matching)} ids: {several}.")
-    (record,) = matching
-    if record.status is not Status.OK:
-        raise ConfigError(
-            f"run {record.run_id} ended as {record.status} ({record.error}), so there is nothing "
-            "to export. Run it again."
-        )
-    if record.spec["phase"] == Phase.TUNE:
-        raise ConfigError(
-            f"run {record.run_id} is a trial of a search, which keeps no weights. Export a run of "
-            "phase=final."
-        )
-    return record
-
-
 def _card(source: Path) -> dict[str, Any]:
     """The card of a run, with all that the README of an exported folder tells.
 
@@ -160,96 +124,3 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         raise ConfigError(f"{folder} cannot be written: {e}. Choose another --out.") from e
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def model_card(card: dict[str, Any]) -> str:
-    """The README of an exported folder; no text in it is taken for Markdown or HTML."""
-    spec, origin = card["spec"], card["provenance"]
-    method, backbone, pixels = spec["method"], spec["backbone"], origin["preprocessing"]
-    options = ", ".join(f"{k}={v}" for k, v in method["hyperparameters"].items()) or "none"
-    classes = card["classes"]
-    names = ", ".join(classes[:LISTED_CLASSES]) + (", ..." if len(classes) > LISTED_CLASSES else "")
-    rows = {
-        "method": escaped(f"{card['method_card']['title']} ({method['name']}; {options})"),
-        "paper": escaped(card["method_card"]["paper"]),
-        "backbone": _weights(backbone, origin["backbone_sha256"]),
-        "data": f"{escaped(spec['dataset']['name'])}, manifest "
-        f"{code(spec['dataset']['manifest'][:12])}",
-        "classes": f"{len(classes)}: {escaped(names)}",
-        **_accuracy(card["metrics"], task_of(card["spec"]).score),
-        "input": f"{_input(pixels)}; mean {pixels['mean']}, standard deviation {pixels['std']}",
-        "made by": f"peftbench {escaped(origin['peftbench'])}, run {code(card['run_id'])}",
-    }
-    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    title = f"{method['name']}, {backbone.get('title') or backbone['name']}, "
-    title += spec["dataset"]["name"]
-    return f"# {escaped(title)}\n\n| | |\n| --- | --- |\n{table}\n## Use\n\n{_usage(card)}"
-
-
-def _weights(backbone: dict[str, Any], sha256: str) -> str:
-    """Which backbone a task was tuned on."""
-    if backbone.get("checkpoint") is None:
-        return f"{code(backbone['name'])}, SHA-256 {code(sha256)}"
-    return (
-        f"the weights in the file {code(cards.file_name(backbone['checkpoint']))} (SHA-256 "
-        f"{code(backbone.get('checkpoint_sha256', ''))}) on the architecture of "
-        f"{code(backbone['name'])}; SHA-256 of the tensors {code(sha256)}"
-    )
-
-
-def _input(pixels: dict[str, Any]) -> str:
-    side = pixels["size"]
-    how = f"{pixels['resize']} and {pixels['interpolation']}"
-    return f"RGB in [0, 1], {side} x {side} pixels by {escaped(how)}"
-
-
-def escaped(text: str) -> str:
-    """`text` as one line of plain words in Markdown: no markup, HTML, cell, link or control."""
-    plain = "".join(ENTITIES.get(character, character) for character in printable(text))
-    # inside a word an underscore is a letter
-    plain = re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", plain)
-    return AUTOLINK.sub(lambda m: m[0][:-1] + f"&#{ord(m[0][-1])};", plain)
-
-
-def code(text: str) -> str:
-    """`text` as Markdown code, or as escaped words where it would end the code or a cell."""
-    plain = printable(text)
-    return escaped(text) if not plain or set(plain) & set("`|<") else f"`{plain}`"
-
-
-def _accuracy(metrics: dict[str, float | None], score: Metric) -> dict[str, str]:
-    by_split = {split: metrics.get(f"{split}/{score.name}") for split in ("test", "val")}
-    return {
-        f"{split} accuracy": f"{100 * value:.2f} % {score.short}"
-        for split, value in by_split.items()
-        if value is not None
-    }
-
-
-def _usage(card: dict[str, Any]) -> str:
-    if card["kind"] == "merged":
-        built = card["timm"]
-        options = "".join(f", {key}={value!r}" for key, value in built["kwargs"].items())
-        return (
-            "A plain timm model; peftbench is not needed:\n\n"
-            "```python\n"
-            "import timm\n"
-            "from safetensors.torch import load_file\n\n"
-            f"model = timm.create_model({built['architecture']!r}, "
-            f"num_classes={built['num_classes']}{options})\n"
-            f"model.load_state_dict(load_file({task_file.MERGED!r}))\n"
-            "```\n"
-        )
-    local = card["spec"]["backbone"].get("checkpoint") is not None
-    given, source = ', checkpoint="PATH"' if local else "", "from where its name says"
-    if local:
-        source = "from the file above, which is not in this folder (its SHA-256 is checked)"
-    return (
-        f"`{task_file.TASK}` holds the tuned tensors and the head; the backbone comes {source}.\n\n"
-        "```python\n"
-        "import peftbench as pb\n\n"
-        f'model = pb.load("FOLDER"{given})  # ready, in eval mode\n'
-        'tuned = pb.attach(backbone, "FOLDER")  # or onto a bare timm backbone in memory\n'
-        "backbone = pb.detach(tuned)  # for the next task\n"
-        "```\n"
-    )
