@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
+from peftbench.data.images import Levels
 from peftbench.results.privacy import public
-from peftbench.spec import BackboneSpec
+from peftbench.spec import INTERPOLATIONS, RESIZES, BackboneSpec, Preprocessing
 from peftbench.untrusted import printable
 
 MOST_BYTES = 16 * 2**20  # of a card; one of 21,000 classes has 1 MB
@@ -24,6 +25,7 @@ LARGEST_IMAGE = 4096  # side in pixels
 LARGEST_HYPERPARAMETER = 2**14  # of those that are integers: ranks, tokens, widths, layers
 MOST_SHOWN = 60  # characters of a foreign text in a message
 SHA256 = re.compile(r"[0-9a-f]{64}")
+DTYPES = ("float32", "bfloat16")  # of forward passes; cards from before it was kept are the first
 KINDS = ("task", "merged")  # of exported folders; the card of a run has none
 # what may build a merged model: what `peftbench.backbones.load.construction` gives, and up to what
 OPTIONS = {
@@ -43,6 +45,14 @@ TASK_FIELDS: Mapping[str, type] = {
     "provenance.peftbench": str,
     "provenance.preprocessing.size": int,
 }
+# how a picture becomes what the model takes
+PIXEL_FIELDS: Mapping[str, type] = {
+    "provenance.preprocessing.size": int,
+    "provenance.preprocessing.resize": str,
+    "provenance.preprocessing.interpolation": str,
+    "provenance.preprocessing.mean": list,
+    "provenance.preprocessing.std": list,
+}
 # what the README of an exported folder tells besides
 README_FIELDS: Mapping[str, type] = {
     "run_id": str,
@@ -51,10 +61,7 @@ README_FIELDS: Mapping[str, type] = {
     "method_card.paper": str,
     "spec.dataset.name": str,
     "spec.dataset.manifest": str,
-    "provenance.preprocessing.resize": str,
-    "provenance.preprocessing.interpolation": str,
-    "provenance.preprocessing.mean": list,
-    "provenance.preprocessing.std": list,
+    **PIXEL_FIELDS,
 }
 
 
@@ -120,13 +127,17 @@ def require(card: Mapping[str, Any], fields: Mapping[str, type]) -> None:
 
 def check_numbers(card: Mapping[str, Any]) -> None:
     """Raise `ValueError` unless metrics (or null) and statistics of pixels are numbers."""
-    pixels = card["provenance"]["preprocessing"]
-    for key in ("mean", "std"):
-        if len(pixels[key]) != 3 or not all(map(_is_number, pixels[key])):
-            raise ValueError(f"its provenance.preprocessing.{key} is no list of three numbers")
+    check_statistics(card["provenance"]["preprocessing"])
     for name, value in card["metrics"].items():
         if value is not None and not _is_number(value):
             raise ValueError(f"its metric {_shown(name)} is {_shown(value)}")
+
+
+def check_statistics(pixels: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless mean and standard deviation are three numbers each."""
+    for key in ("mean", "std"):
+        if len(pixels[key]) != 3 or not all(map(_is_number, pixels[key])):
+            raise ValueError(f"its provenance.preprocessing.{key} is no list of three numbers")
 
 
 def _is_number(value: Any) -> bool:
@@ -136,6 +147,70 @@ def _is_number(value: Any) -> bool:
 def image_size(card: Mapping[str, Any]) -> int:
     """Side of the images of a task."""
     return int(card["provenance"]["preprocessing"]["size"])
+
+
+def preprocessing(card: Mapping[str, Any]) -> Preprocessing:
+    """What happens to the pixels of a picture before the model sees it.
+
+    Raises:
+        ValueError: a field is missing or makes no sense.
+    """
+    require(card, {"provenance.preprocessing": dict, **PIXEL_FIELDS})
+    raw = card["provenance"]["preprocessing"]
+    _check_range("provenance.preprocessing.size", raw["size"], LARGEST_IMAGE)
+    for key, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
+        if raw[key] not in known:
+            raise ValueError(
+                f"its provenance.preprocessing.{key} is {_shown(raw[key])}, not one of "
+                f"{', '.join(known)}"
+            )
+    check_statistics(raw)
+    if not all(value > 0 for value in raw["std"]):
+        raise ValueError("its provenance.preprocessing.std has a number that is not above 0")
+    crop = raw.get("crop_fraction", 1.0)
+    if not _is_number(crop) or not 0 < crop <= 1:
+        raise ValueError(f"its provenance.preprocessing.crop_fraction is {_shown(crop)}")
+    mean, std = (tuple(map(float, raw[key])) for key in ("mean", "std"))
+    return Preprocessing(
+        size=raw["size"],
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        interpolation=raw["interpolation"],
+        resize=raw["resize"],
+        crop_fraction=float(crop),
+    )
+
+
+def levels(card: Mapping[str, Any]) -> Levels | None:
+    """What was black and white in pictures of more than 8 bits, where the data had any.
+
+    Raises:
+        ValueError: it is no such range.
+    """
+    data = card["provenance"].get("data")
+    given = data.get("levels") if isinstance(data, dict) else None
+    if given is None:
+        return None
+    if (
+        not isinstance(given, list)
+        or len(given) != 2
+        or any(type(value) is not int or abs(value) >= 2**63 for value in given)
+        or given[0] >= given[1]
+    ):
+        raise ValueError(f"its provenance.data.levels is {_shown(given)}, not black and white")
+    return Levels(*given)
+
+
+def dtype(card: Mapping[str, Any]) -> str:
+    """Arithmetic in which a task was tested, one of `DTYPES`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    name = card.get("dtype", DTYPES[0])
+    if name not in DTYPES:
+        raise ValueError(f"its dtype is {_shown(name)}, not {' or '.join(DTYPES)}")
+    return str(name)
 
 
 def backbone(card: Mapping[str, Any]) -> BackboneSpec:

@@ -126,6 +126,7 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
         listing.manifest,
         notes,
         of_files=_of_files(listing, report.names),
+        levels=listing.levels(),
     )
 
 

@@ -64,6 +64,11 @@ class Finder:
             self._extremes = self._remembered()
         return self._extremes
 
+    def found(self) -> Levels | None:
+        """What is black and white in the wide pictures; `None` where there is no such picture."""
+        extremes = self()
+        return extremes.levels if extremes.pictures else None
+
     def remarks(self) -> tuple[str, ...]:
         """What a person is to be told before training, and the record says."""
         remark = self().remark()

@@ -115,6 +115,8 @@ class Listing:
     extra: str = ""  # one more line of the roll-up, about what is not in the splits
     # what is to be told of the pixels before training; wide pictures are decoded for it, once
     remarks: Callable[[], tuple[str, ...]] = tuple
+    # what is black and white in pictures of more than 8 bits, where there are any
+    levels: Callable[[], Levels | None] = lambda: None
 
     def covered(self) -> Mapping[str, SplitList]:
         """The splits from which the roll-up hash is made."""

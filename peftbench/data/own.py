@@ -114,6 +114,7 @@ def make_listing(
         extra=extra,
         origin=origin,
         remarks=wide.remarks,
+        levels=wide.found,
     )
 
 

@@ -93,6 +93,7 @@ def read_public(spec: DatasetSpec) -> Listing:
         home=Home(place.folder, place.layout.name, contents.pictures, lists, covered),
         extra=extra,
         remarks=wide.remarks,
+        levels=wide.found,
     )
 
 

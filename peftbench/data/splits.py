@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
+from peftbench.data.images import Levels
 from peftbench.errors import DataError, SplitRoleError
 
 
@@ -100,6 +101,9 @@ class Splits:
     manifest: str  # roll-up hash of the data set
     notes: tuple[str, ...] = ()  # what the record of a run must say about its data
     of_files: bool = False  # whether the names of images are paths of files
+    levels: Levels | None = (
+        None  # by which pictures of more than 8 bits were read, if there are any
+    )
 
     @property
     def reported_files(self) -> tuple[str, ...] | None:

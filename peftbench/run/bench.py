@@ -153,6 +153,12 @@ def _count(tuned: Tuned, anatomy: Anatomy) -> Parameters:
     )
 
 
+def _levels(splits: data.Splits) -> dict[str, list[int]]:
+    """What was black and white in pictures of more than 8 bits; empty where there are none."""
+    levels = splits.levels
+    return {} if levels is None else {"levels": [levels.black, levels.white]}
+
+
 def _provenance(backbone: Backbone, splits: data.Splits) -> Provenance:
     """The code, the machine, and what was really loaded."""
     commit, dirty = provenance.git_state()
@@ -174,5 +180,6 @@ def _provenance(backbone: Backbone, splits: data.Splits) -> Provenance:
             "train_images": len(splits.train.labels),
             "report_images": len(splits.report),
             "classes": len(splits.class_names),
+            **_levels(splits),
         },
     )

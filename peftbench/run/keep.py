@@ -160,5 +160,6 @@ def _card(pending: PendingRecord, bench: Bench) -> dict[str, Any]:
         "method_card": method_card,
         "classes": list(bench.splits.class_names),
         "metrics": pending.metrics,
+        "dtype": str(bench.compute.dtype).removeprefix("torch."),
         "provenance": dataclasses.asdict(bench.provenance),
     }
