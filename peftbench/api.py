@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -24,7 +24,12 @@ from peftbench.backbones.describe import describe
 from peftbench.backbones.hashes import hash_tensors
 from peftbench.errors import ConfigError, NotMergeable, WeightsError
 from peftbench.methods import METHODS, Method, Tuned, apply, discover, surgery
+from peftbench.prediction import timm_form
+from peftbench.prediction.predictor import Predictor, lend, predictor_of
+from peftbench.prediction.transform import Transform
 from peftbench.registry import unknown_name
+from peftbench.results.finished import find
+from peftbench.results.store import ResultsStore
 from peftbench.untrusted import printable
 
 _CARRIERS: WeakSet[nn.Module] = WeakSet()  # backbones that carry a method until `detach`
@@ -32,7 +37,11 @@ _GONE = "this tuned model was detached from its backbone. Attach the task again.
 
 
 class TunedModel(nn.Module):
-    """A timm model with a tuning method; computes what the tuned model computes."""
+    """A timm model with a tuning method; computes what the tuned model computes.
+
+    One that was loaded from a folder or a run also predicts pictures: `classes`, `transform` and
+    `predict` are those of its `predictor`.
+    """
 
     def __init__(
         self, tuned: Tuned, before: surgery.Snapshot, card: dict[str, Any] | None = None
@@ -49,6 +58,41 @@ class TunedModel(nn.Module):
         if self._tuned is None:
             raise ConfigError(_GONE)
         return self._tuned
+
+    @property
+    def predictor(self) -> Predictor:
+        """What predicts pictures; `ConfigError` for a model that was not loaded, or is detached."""
+        _ = self.tuned
+        if self.card is None:
+            raise ConfigError(
+                "this model was tuned in memory and does not know its classes or its transform. "
+                "Use one that peftbench.load or peftbench.attach gives."
+            )
+        return predictor_of(self.card, self)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return self.predictor.classes
+
+    @property
+    def transform(self) -> Transform:
+        """A picture (a path, a PIL image, an array) as the model takes it: (3, S, S) float32."""
+        return self.predictor.transform
+
+    @property
+    def predict(self) -> Callable[..., Any]:
+        """Predictions of pictures; see `peftbench.prediction.predictor.Predictor.predict`."""
+        return self.predictor.predict
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm's `resolve_model_data_config` reads the size and the pixels of images off."""
+        told = dict(getattr(self.model, "pretrained_cfg", None) or {})
+        if self.card is not None:
+            pixels = self.predictor.transform.preprocessing
+            told |= timm_form.pretrained_cfg(pixels, len(self.card["classes"]))
+        return told
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, classes) logits of normalised images (B, 3, H, W)."""
@@ -139,6 +183,9 @@ def trainable(tuned: TunedModel) -> list[nn.Parameter]:
 def merge(tuned: TunedModel) -> nn.Module:
     """A plain timm model that computes the same, in eval mode; `tuned` stays as it is.
 
+    Of a loaded task it has `classes`, `transform` and `predict` too, and a `pretrained_cfg` of
+    which timm makes this transform.
+
     Raises:
         NotMergeable: the method cannot be folded into the weights.
     """
@@ -152,7 +199,14 @@ def merge(tuned: TunedModel) -> nn.Module:
         )
     if hasattr(merged, "num_classes"):
         merged.num_classes = classifier.out_features  # type: ignore[assignment]
-    return merged
+    return merged if tuned.card is None else _told(merged, tuned.card)
+
+
+def _told(model: nn.Module, card: dict[str, Any]) -> nn.Module:
+    """A plain model that knows the classes and the pixels of its card."""
+    predictor = predictor_of(card, model)
+    timm_form.describe(model, predictor.transform.preprocessing, len(predictor.classes))
+    return lend(model, predictor)
 
 
 def attach(backbone: nn.Module, path: str | Path) -> TunedModel:
@@ -214,27 +268,41 @@ def detach(tuned: TunedModel) -> nn.Module:
     return backbone
 
 
-def load(path: str | Path, checkpoint: str | Path | None = None) -> nn.Module:
-    """The ready model of an exported folder, in eval mode.
+def load(
+    path: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    results_dir: str | Path | None = None,
+) -> Any:
+    """The ready model of an exported folder or of a run, in eval mode.
 
     A `TunedModel`, whose backbone is loaded as its card says; or a plain timm model where the
-    folder was exported with `--merged`.
+    folder was exported with `--merged`. Both have `classes` (names), `transform` (a picture as the
+    model takes it) and `predict` (a path, a PIL image, an array, or a list of them).
 
     Args:
-        path: the folder.
+        path: the folder; with `results_dir`, the beginning of the id of a run in it.
         checkpoint: the file of weights that the task was tuned on, where they came from a file;
             accepted if its SHA-256 is that of the card.
+        results_dir: where the record of the run is.
 
     Raises:
         WeightsError: files or backbone weights are missing, corrupt or others than the card's.
-        ConfigError: the folder holds a whole model, and weights were given.
+        ConfigError: the folder holds a whole model, and weights were given; no such run, several,
+            or one that failed.
     """
     folder = Path(path)
+    if results_dir is not None:
+        store = ResultsStore(results_dir)
+        record = find(store, str(path))
+        folder = store.artefacts(record)
+        if checkpoint is None:
+            checkpoint = record.spec["backbone"].get("checkpoint")
     card = files.read_card(folder)
     if card.get("kind") == "merged":
         if checkpoint is not None:
             raise ConfigError(f"{folder} holds a whole model. Leave checkpoint out.")
-        return load_merged(card, folder)
+        return _told(load_merged(card, folder), card)
     backbone = backbone_of(card, folder, checkpoint)
     return attach(backbone, folder)
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import PIL
@@ -43,6 +43,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF's orientation
+
+
+Source: TypeAlias = str | Path | BinaryIO | Image.Image  # a file, or a picture that is open
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Extent:
         return self.cut and self.highest < _FEW_BITS
 
 
-def decode(source: str | Path | BinaryIO, name: str, levels: Levels = FULL) -> Image.Image:
+def decode(source: Source, name: str, levels: Levels = FULL) -> Image.Image:
     """The picture as RGB: upright by its EXIF tag, transparency on white, wide grey by `levels`.
 
     A file that cannot be read raises `DataError` with `name`.
@@ -99,9 +102,7 @@ def decode(source: str | Path | BinaryIO, name: str, levels: Levels = FULL) -> I
     return inspect(source, name, levels)[0]
 
 
-def inspect(
-    source: str | Path | BinaryIO, name: str, levels: Levels = FULL
-) -> tuple[Image.Image, str | None]:
+def inspect(source: Source, name: str, levels: Levels = FULL) -> tuple[Image.Image, str | None]:
     """As `decode`, with what was done beyond decoding where the picture is no ordinary one."""
     with _loaded(source, name) as (opened, kind, declared):
         return _to_rgb(_upright(opened), FULL if declared else levels), kind
@@ -114,7 +115,7 @@ def may_be_wide(head: bytes) -> bool:
     return head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"P2", b"P3", b"P5", b"P6"))
 
 
-def extent(source: str | Path | BinaryIO, name: str) -> Extent | None:
+def extent(source: Source, name: str) -> Extent | None:
     """The numbers in use where they are wide and the file does not say what white is.
 
     A file that cannot be read raises `DataError` with `name`.
@@ -141,11 +142,14 @@ def extent_of_file(path: Path) -> Extent | None:
 
 
 @contextlib.contextmanager
-def _loaded(
-    source: str | Path | BinaryIO, name: str
-) -> Iterator[tuple[Image.Image, str | None, bool]]:
+def _loaded(source: Source, name: str) -> Iterator[tuple[Image.Image, str | None, bool]]:
     """The picture, what is peculiar about it, and whether it is scaled as its file says."""
     try:
+        if isinstance(source, Image.Image):  # whoever opened it has trusted it
+            kind, declared = _peculiarity(source), _is_declared(source)
+            source.load()
+            yield source, kind, declared
+            return
         if isinstance(source, str | Path):
             check_plain_file(Path(source))
         allow = _allowed_pixels()
