@@ -72,7 +72,7 @@ def list_names(options: argparse.Namespace) -> int:
 
 
 def export_run(options: argparse.Namespace) -> int:
-    from peftbench.run.export import export
+    from peftbench.run.export import export, notes_of
 
     folder = export(
         options.run_id,
@@ -83,6 +83,8 @@ def export_run(options: argparse.Namespace) -> int:
     )
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(printable(f"{folder}: {names}"), flush=True)
+    for note in notes_of(folder):
+        print(printable(note), flush=True)
     return OK
 
 

@@ -12,13 +12,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import nn
 
 from peftbench import api
 from peftbench.artefacts import card as cards
 from peftbench.artefacts import task_file
 from peftbench.backbones.load import construction
 from peftbench.errors import ConfigError, WeightsError
+from peftbench.prediction import timm_form
+from peftbench.prediction.transform import Transform
 from peftbench.results.disk import explained, full_number
 from peftbench.results.finished import find
 from peftbench.results.store import ResultsStore
@@ -53,27 +55,34 @@ def export(
             "the task again with force=true."
         )
     card = _card(source)
+    if record.cost is not None:  # for cards from before they had it
+        card.setdefault("dtype", record.cost.dtype)
     name = f"{record.spec['method']['name']}-{record.run_id}{'-merged' if merged else ''}"
     folder = Path("exports") / name if out is None else Path(out)
     if folder.exists():
         raise ConfigError(f"{folder} exists already. Remove it or choose another --out.")
-    state = None
+    model = None
     if merged:
         recorded = record.spec["backbone"].get("checkpoint")
-        state = _merged_state(source, recorded if checkpoint is None else checkpoint)
+        model = _merged(source, recorded if checkpoint is None else checkpoint)
     with _new_folder(folder) as part:
-        if state is None:
+        if model is None:
             card = {"kind": "task", **card}
             check_plain_file(source / task_file.TASK)
             shutil.copyfile(source / task_file.TASK, part / task_file.TASK)
         else:
             card = {"kind": "merged", "timm": _construction(card), **card}
-            save_file(state, part / task_file.MERGED, metadata={"run_id": record.run_id})
+            card |= _fill(part, card, model)
         data = task_file.card_bytes(card)
         card = json.loads(data)  # as it leaves the machine
         (part / task_file.CARD).write_bytes(data)
         (part / "README.md").write_text(model_card(card), encoding="utf-8")
     return folder
+
+
+def notes_of(folder: Path) -> list[str]:
+    """What is to be known of using an exported folder without peftbench, in lines."""
+    return list(task_file.read_card(folder).get("notes", []))
 
 
 def _card(source: Path) -> dict[str, Any]:
@@ -93,12 +102,41 @@ def _card(source: Path) -> dict[str, Any]:
     return card
 
 
-def _merged_state(source: Path, checkpoint: Path | str | None) -> dict[str, Tensor]:
-    """Tensors of the plain model that computes what the task in `source` does."""
+def _merged(source: Path, checkpoint: Path | str | None) -> nn.Module:
+    """The plain model that computes what the task in `source` does."""
     task = api.load(source, checkpoint)
     assert isinstance(task, api.TunedModel)
+    return api.merge(task)
+
+
+def _fill(folder: Path, card: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Write a merged model in the form that timm reads, and read it by timm.
+
+    Where timm would see other pictures, there is no configuration for it, so that nobody uses the
+    model unawares.
+
+    Returns:
+        What the card says of it: whether timm alone predicts alike, and notes on that.
+    """
     # safetensors refuses tensors that share memory
-    return {name: t.detach().clone() for name, t in api.merge(task).state_dict().items()}
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / task_file.MERGED, metadata={"run_id": str(card["run_id"])})
+    transform = Transform(cards.preprocessing(card), cards.levels(card))
+    told = timm_form.config(card["timm"], model, card["classes"], transform.preprocessing)
+    path = folder / timm_form.CONFIG
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    reason = timm_form.difference(folder, state, transform)
+    if reason is not None:
+        path.unlink()
+        note = f"timm alone does not predict as the test did, because {reason}. Use peftbench "
+        return {"timm_alone": False, "notes": [f"{note}predict or peftbench.load."]}
+    notes = []
+    if transform.levels is not None:
+        notes.append(
+            "timm's transform does not scale pictures of more than 8 bits. Open them as the README "
+            "does, or use peftbench predict or peftbench.load."
+        )
+    return {"timm_alone": True, "notes": notes}
 
 
 def _construction(card: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from peftbench.artefacts import card as cards
-from peftbench.artefacts import task_file
+from peftbench.run.usage import usage
 from peftbench.tasks import Metric, task_of
 from peftbench.untrusted import printable
 
@@ -41,7 +41,7 @@ def model_card(card: dict[str, Any]) -> str:
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     title = f"{method['name']}, {backbone.get('title') or backbone['name']}, "
     title += spec["dataset"]["name"]
-    return f"# {escaped(title)}\n\n| | |\n| --- | --- |\n{table}\n## Use\n\n{_usage(card)}"
+    return f"# {escaped(title)}\n\n| | |\n| --- | --- |\n{table}\n## Use\n\n{usage(card)}"
 
 
 def _weights(backbone: dict[str, Any], sha256: str) -> str:
@@ -82,32 +82,3 @@ def _accuracy(metrics: dict[str, float | None], score: Metric) -> dict[str, str]
         for split, value in by_split.items()
         if value is not None
     }
-
-
-def _usage(card: dict[str, Any]) -> str:
-    if card["kind"] == "merged":
-        built = card["timm"]
-        options = "".join(f", {key}={value!r}" for key, value in built["kwargs"].items())
-        return (
-            "A plain timm model; peftbench is not needed:\n\n"
-            "```python\n"
-            "import timm\n"
-            "from safetensors.torch import load_file\n\n"
-            f"model = timm.create_model({built['architecture']!r}, "
-            f"num_classes={built['num_classes']}{options})\n"
-            f"model.load_state_dict(load_file({task_file.MERGED!r}))\n"
-            "```\n"
-        )
-    local = card["spec"]["backbone"].get("checkpoint") is not None
-    given, source = ', checkpoint="PATH"' if local else "", "from where its name says"
-    if local:
-        source = "from the file above, which is not in this folder (its SHA-256 is checked)"
-    return (
-        f"`{task_file.TASK}` holds the tuned tensors and the head; the backbone comes {source}.\n\n"
-        "```python\n"
-        "import peftbench as pb\n\n"
-        f'model = pb.load("FOLDER"{given})  # ready, in eval mode\n'
-        'tuned = pb.attach(backbone, "FOLDER")  # or onto a bare timm backbone in memory\n'
-        "backbone = pb.detach(tuned)  # for the next task\n"
-        "```\n"
-    )

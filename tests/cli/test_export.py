@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from support.command_line import Cli
 from support.rounding import assert_alike
@@ -21,7 +22,7 @@ from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
 from peftbench.run import export as exporting
-from peftbench.spec import Phase
+from peftbench.spec import Phase, PreprocessingSpec
 
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -77,7 +78,7 @@ def test_a_merged_model_is_loaded_without_peftbench(cli: Cli, runs: Runs, work: 
         "export", runs.ids["lora"], "--merged", "--out", "whole", "--results-dir", str(runs.root)
     )
     assert (done.status, done.err) == (0, "")
-    assert done.out == "whole: README.md, card.json, model.safetensors\n"
+    assert done.out == "whole: README.md, card.json, config.json, model.safetensors\n"
     built = _card(work / "whole")["timm"]
     model = timm.create_model(
         built["architecture"], num_classes=built["num_classes"], **built["kwargs"]
@@ -91,10 +92,41 @@ def test_a_merged_model_is_loaded_without_peftbench(cli: Cli, runs: Runs, work: 
 def test_the_code_in_the_readme_of_a_merged_model_runs(cli: Cli, runs: Runs, work: Path) -> None:
     cli("export", runs.ids["bias"], "--merged", "--out", "whole", "--results-dir", str(runs.root))
     text = (work / "whole" / "README.md").read_text()
-    code = text.partition("```python\n")[2].partition("```")[0]
+    blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert [block.partition("\n")[0] for block in blocks] == [
+        "import peftbench as pb",
+        "import timm",
+        "import json",  # as an older timm builds it
+    ]
+    Image.new("RGB", (9, 7), "red").save("red.png")
+    scope: dict[str, Any] = {"timm": timm}
+    for block in blocks:
+        exec(block.replace("FOLDER", "whole").replace("PICTURE", "red.png"), scope)
+        assert not scope["model"].training
+        assert_alike(scope["model"](X), pb.load("whole")(X))
+    assert scope["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_timm_alone_is_refused_where_it_would_see_other_pixels(
+    cli: Cli, work: Path, tmp_path: Path
+) -> None:
+    store = ResultsStore(tmp_path / "tf")
+    pixels = PreprocessingSpec(interpolation="tf_bilinear")
+    run_id = experiment.run(tiny_spec("bias", preprocessing=pixels), store).run_id
+    done = cli("export", run_id, "--merged", "--out", "whole", "--results-dir", str(store.root))
+    note = (
+        "timm alone does not predict as the test did, because it has no tf_bilinear, which resizes "
+        "without antialias. Use peftbench predict or peftbench.load."
+    )
+    assert (done.status, done.err) == (0, "")
+    assert done.out == f"whole: README.md, card.json, model.safetensors\n{note}\n"
+    text = (work / "whole" / "README.md").read_text()
+    assert note in text and "create_transform" not in text
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):  # and nobody does it unawares
+        timm.create_model("local-dir:whole", pretrained=True)
     scope: dict[str, Any] = {}
-    exec(code.replace("model.safetensors", "whole/model.safetensors"), scope)
-    assert_alike(scope["model"].eval()(X), pb.load("whole")(X))
+    exec(text.split("```python\n")[2].partition("```")[0].replace("FOLDER", "whole"), scope)
+    assert_alike(scope["model"](X), pb.load("whole")(X))
 
 
 def test_the_readme_says_what_the_task_is(cli: Cli, runs: Runs, work: Path) -> None:
