@@ -4,6 +4,7 @@ The public interface is `import peftbench as pb` with the names in `__all__`:
 
     tune, trainable, merge, TunedModel    a method on a timm model, what trains, a plain model again
     load, attach, detach                  a task that `peftbench export` wrote, and its backbone
+    Prediction                            what a loaded model says of a picture
     list_methods                          names of all methods
     results                               the runs of a results folder as a pandas frame
 
@@ -21,6 +22,7 @@ from peftbench._version import __version__ as __version__
 if TYPE_CHECKING:
     from peftbench import results
     from peftbench.api import (
+        Prediction,
         TunedModel,
         attach,
         detach,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Prediction",
     "TunedModel",
     "attach",
     "detach",

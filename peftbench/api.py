@@ -25,6 +25,7 @@ from peftbench.backbones.hashes import hash_tensors
 from peftbench.errors import ConfigError, NotMergeable, WeightsError
 from peftbench.methods import METHODS, Method, Tuned, apply, discover, surgery
 from peftbench.prediction import timm_form
+from peftbench.prediction.answer import Prediction as Prediction
 from peftbench.prediction.predictor import Predictor, lend, predictor_of
 from peftbench.prediction.transform import Transform
 from peftbench.registry import unknown_name

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from support.documents import FENCE, MARK, PAGES, ROOT, Block, blocks, prose_of, text_of
 from support.tiny_backbones import TINY, fresh
 from support.tiny_runs import short_timings, tiny_spec
@@ -183,6 +184,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
             record = experiment.run(spec, store, experiment.RunOptions(device="cpu", threads=1))
             assert record.status == "OK", record.error
         export(spec.run_id, store.root, folder / "exports" / "digits")
+    Image.new("L", (8, 8)).save(folder / "digit.png")
     return folder
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from peftbench._version import __version__
-from peftbench.cli import bundles, data, report, runs
+from peftbench.cli import bundles, data, predict, report, runs
 from peftbench.cli.exit import FAILED, INTERRUPTED, OK, USAGE
 from peftbench.cli.profile import profile
 from peftbench.cli.run import plan, run
@@ -93,5 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_list(commands)
     report.add_commands(commands)
     runs.add_commands(commands)
+    predict.add_commands(commands)
     bundles.add_commands(commands)
     return parser

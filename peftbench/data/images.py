@@ -30,6 +30,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PIXELS = "PEFTBENCH_MAX_PIXELS"  # environment variable: pixels that a picture may have
 SURE_PIXELS = 2**26  # a sheet at 600 dots an inch has 35 million, if it is blank in 1 kB
 MOST_RATIO = 10_000  # pixels for each byte of larger pictures; photographs have 1 to 50
+WIDE = "have 16 bits a pixel and are scaled to 8"  # what is peculiar about such pictures
 HEAD = 32  # bytes from which `may_be_wide` judges
 GREY_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners have
 BITS, SAMPLE_FORMAT = 258, 339  # tags of TIFF
@@ -304,7 +305,7 @@ def _peculiarity(opened: Image.Image) -> str | None:
     if opened.mode == "CMYK":
         return "are CMYK and become RGB"
     if opened.mode.startswith("I"):
-        return "have 16 bits a pixel and are scaled to 8"
+        return WIDE
     if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
         return "are transparent and lie on white"
     if opened.mode == "P":

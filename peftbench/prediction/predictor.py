@@ -135,7 +135,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 def predictor_of(card: dict[str, Any], model: nn.Module) -> Predictor:

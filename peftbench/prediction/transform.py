@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -45,10 +49,10 @@ class Transform:
         if isinstance(picture, np.ndarray):
             rgb = Image.fromarray(_checked(picture))
         elif isinstance(picture, Image.Image):
-            rgb = images.decode(picture, "in memory", self.levels or FULL)
+            rgb = self._decoded(picture, "in memory")
         elif isinstance(picture, str | os.PathLike):
             path = Path(picture)
-            rgb = images.decode(path, readable(str(path)), self.levels or FULL)
+            rgb = self._decoded(path, readable(str(path)))
         else:
             raise ConfigError(
                 f"A {type(picture).__name__} is no picture. Give the path of a file, a PIL image "
@@ -56,11 +60,25 @@ class Transform:
             )
         return images.to_square(rgb, self.preprocessing)
 
+    def _decoded(self, source: Path | Image.Image, name: str) -> Image.Image:
+        rgb, kind = images.inspect(source, name, self.levels or FULL)
+        if kind == images.WIDE and self.levels is None:
+            _warn_of_wide()
+        return rgb
+
     def __call__(self, picture: Picture) -> Tensor:
         """The picture as the model takes it, normalised: (3, S, S) float32; see `pixels`."""
         rows = torch.from_numpy(self.pixels(picture).copy())[None]
         normalised = Pixels(rows.numpy(), self.preprocessing.mean, self.preprocessing.std, CPU)
         return normalised.ready(rows)[0]
+
+
+@functools.cache  # once is enough
+def _warn_of_wide() -> None:
+    _log.warning(
+        "A picture has more than 8 bits a pixel, and the data of this model had none like it: 0 is "
+        "taken as black and 65,535 as white."
+    )
 
 
 def _checked(array: np.ndarray) -> np.ndarray:

@@ -122,6 +122,7 @@ def test_a_shown_command_that_reads_results_ends_well(
     (work / "results").symlink_to(results / "results")
     (work / "FILE.zip").symlink_to(results / "FILE.zip")
     (record,) = (r for r in ResultsStore(work / "results").records() if "lora" in str(r.spec))
+    write_images(work / "PICTURES", per_class=1)
     line = line.replace("RUN_ID", record.run_id).replace("5ms", "60s")  # the machine may be slow
     words = shlex.split(line)[1:]
     if words[0] == "report" and "page" not in words:

@@ -23,6 +23,7 @@ from peftbench.waiting import WAITING
 
 HEAVY = ("torch", "torchvision", "timm", "wandb", "scipy", "matplotlib")
 ON_A_CPU = "device=cpu hydra.launcher.gpus=0"  # a GPU is torch's to look for
+A_PICTURE = next(Path(__file__).parents[2].glob("results/mini/*.png"))
 RUN = f"dataset=mini/digits seed=7 precision=float32 {' '.join(QUICK)}"
 
 # each command, and how what it prints begins
@@ -38,6 +39,9 @@ COMMANDS = {
     "list runs": "RUN ",
     "report --help": "usage: peftbench report",
     "run --cfg job": "method: {}\n",
+    "predict zzzz gone.png": "peftbench: There is no picture to predict: gone.png does not exist.",
+    f"predict zzzz {A_PICTURE}": "peftbench: Unknown run 'zzzz'. Known: ",
+    f"predict no/where {A_PICTURE}": "peftbench: no/where/card.json does not exist. Give a folder ",
     "run method=lorra": "peftbench: Unknown method 'lorra'. Did you mean: lora? ",
     "run backbone=vit_minni": "peftbench: Unknown backbone 'vit_minni'. Did you mean: vit_mini",
     "run recipe.lrr=1": "peftbench: Unknown key in recipe: 'lrr'. Did you mean: lr? ",
