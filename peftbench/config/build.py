@@ -75,11 +75,12 @@ def build(
         backbone = dataclasses.replace(backbone, checkpoint_sha256=sha256)
     backbone = dataclasses.replace(backbone, title=_title(backbone))
     dataset: DatasetSpec = OmegaConf.to_object(cfg.dataset)  # type: ignore[assignment]
-    if not dataset.name.strip() or printable(dataset.name) != dataset.name:
-        raise ConfigError(
-            f"dataset.name='{printable(dataset.name)}' is what tables would call it. Use a name of "
-            "printable characters, or leave it out."
-        )
+    for key, name in (("name", dataset.name), ("title", dataset.title or "-")):
+        if not name.strip() or printable(name) != name:
+            raise ConfigError(
+                f"dataset.{key}='{printable(name)}' is what tables would call it. Use a name of "
+                "printable characters, or leave it out."
+            )
     return RunSpec(
         method=method,
         backbone=backbone,

@@ -29,6 +29,7 @@ from peftbench.data.splits import (
 )
 from peftbench.errors import DataError
 from peftbench.spec import TRAIN_ONLY, DatasetSpec, Phase, Preprocessing
+from peftbench.spec.naming import title_of
 
 __all__ = [
     "READERS",
@@ -59,14 +60,20 @@ _log = logging.getLogger(__name__)
 def identify(
     spec: DatasetSpec, seen: Callable[[Listing], object] = lambda listing: None
 ) -> DatasetSpec:
-    """`spec` with its suite, group and manifest hash filled in; files are hashed, not decoded.
+    """`spec` with its suite, group and hashes filled in; files are hashed, not decoded.
+
+    A data set that a user brings without a name is titled after its folder, list or repository.
 
     `seen` is called with what was listed for it.
     """
-    listing = _listed(spec)
+    place = spec.hub if spec.reader == "hf" else spec.root
+    title = spec.title or title_of(spec.name, spec.reader, place)
+    listing = _listed(dataclasses.replace(spec, title=title))
     seen(listing)
     return dataclasses.replace(
         spec,
+        title=title,
+        content=listing.content,
         suite=listing.suite,
         suite_version=listing.suite_version,
         group=listing.group,
@@ -87,13 +94,13 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
     listing = _listed(spec)
     if spec.manifest and spec.manifest != listing.manifest:
         raise DataError(
-            f"Data set {spec.name!r} has manifest {listing.manifest[:12]}, but the run was built "
+            f"Data set {spec.called!r} has manifest {listing.manifest[:12]}, but the run was built "
             f"for {spec.manifest[:12]}: files or splits changed. Restore them or build a new run."
         )
     odd = [*overlaps(listing), *listing.remarks()]
     if listing.origin is None:  # of what a user brings, `describe` has told it
         for line in odd:
-            _log.warning("%s: %s", spec.name, line)
+            _log.warning("%s: %s", spec.called, line)
     parts = {split: _limited(part, spec, split) for split, part in listing.splits()}
 
     def read(title: str, part: SplitList, how: Preprocessing = preprocessing) -> _Images:

@@ -61,7 +61,7 @@ def read_folder(spec: DatasetSpec) -> Listing:
         parts=parts,
         pictures=files.FilePictures(root),
         origin=Origin(
-            spec.name,
+            spec.called,
             files.readable(str(root)),
             layout.kind,
             drawn,

@@ -66,7 +66,7 @@ def read_hub(spec: DatasetSpec) -> Listing:
         parts=parts,
         pictures=pictures,
         origin=Origin(
-            spec.name,
+            spec.called,
             place,
             kind,
             drawn,

@@ -113,6 +113,7 @@ class Listing:
     origin: Origin | None = None  # of a data set that a user brings
     home: Home | None = None  # of data that lies in a folder
     extra: str = ""  # one more line of the roll-up, about what is not in the splits
+    content: str = ""  # of a data set that a user brings: hash of its images, whatever the splits
     # what is to be told of the pixels before training; wide pictures are decoded for it, once
     remarks: Callable[[], tuple[str, ...]] = tuple
     # what is black and white in pictures of more than 8 bits, where there are any
@@ -136,6 +137,12 @@ Reader: TypeAlias = Callable[[DatasetSpec], Listing]
 
 READERS: Registry[Reader] = Registry("data set reader")
 read_dataset = READERS.register
+
+
+def content_of(splits: Mapping[str, SplitList], class_names: Sequence[str]) -> str:
+    """SHA-256 over classes, names, labels and bytes of all images, whatever split they are in."""
+    lines = [line for part in splits.values() for line in part.rollup_lines("image")]
+    return rollup([*lines, *(f"class\t{i}\t{name}\n" for i, name in enumerate(class_names))])
 
 
 def rollup_of(splits: Mapping[str, SplitList], extra: str) -> str:

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from peftbench.data import files, levels
-from peftbench.data.listing import Home, Listing, Origin, Pictures, SplitList, rollup_of
+from peftbench.data.listing import (
+    Home,
+    Listing,
+    Origin,
+    Pictures,
+    SplitList,
+    content_of,
+    rollup_of,
+)
 from peftbench.data.splits import stratified_split
 from peftbench.errors import DataError
 from peftbench.spec import DatasetSpec, Preprocessing
@@ -93,7 +101,7 @@ def make_listing(
     extra = f"parameters\t{spec.val_fraction!r}\t{spec.test_fraction!r}\t{spec.split_seed}\n"
 
     def decode(part: SplitList, preprocessing: Preprocessing, split: str) -> np.ndarray:
-        title = f"{spec.name} {split}"
+        title = f"{spec.called} {split}"
         return files.decode(pictures, part, preprocessing, title, folder, wide().levels)
 
     return Listing(
@@ -112,6 +120,7 @@ def make_listing(
         decode=decode,
         home=Home(folder, origin.kind, pictures, lists) if folder is not None else None,
         extra=extra,
+        content=content_of(parts, content.class_names),
         origin=origin,
         remarks=wide.remarks,
         levels=wide.found,

@@ -88,7 +88,7 @@ def read_table(path: Path, spec: DatasetSpec) -> Listing:
         parts=parts,
         pictures=files.FilePictures(path.parent),
         origin=Origin(
-            spec.name, place, "list of paths and labels", drawn, spec.split_seed, tuple(remarks)
+            spec.called, place, "list of paths and labels", drawn, spec.split_seed, tuple(remarks)
         ),
     )
     return own.make_listing(spec, content, folder=path.parent, lists=(path.name,))

@@ -25,6 +25,7 @@ from peftbench.loggers import ledger
 from peftbench.loggers.base import LOGGERS, Logger, LoggerError, LoggerSettings, flat, history_row
 from peftbench.results.privacy import public
 from peftbench.results.record import EpochRow, Parameters, RunRecord
+from peftbench.spec import called
 
 CHILD = "peftbench.loggers.wandb_child"
 DEFAULT_URL = "https://api.wandb.ai"
@@ -118,7 +119,7 @@ def start_message(
     """What the child needs to begin a run. Without `patience` an unreachable server is an error."""
     spec = public({"spec": spec})["spec"]
     method, backbone, dataset = (spec[key] for key in ("method", "backbone", "dataset"))
-    name = f"{method['name']} {backbone.get('title') or backbone['name']} {dataset['name']}"
+    name = f"{method['name']} {backbone.get('title') or backbone['name']} {called(dataset)}"
     return {
         "init": {
             "id": run_id,
@@ -153,7 +154,7 @@ def tags(spec: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
     texts = (
         spec["method"]["name"],
         backbone.get("title") or backbone["name"],
-        dataset["name"],
+        called(dataset),
         dataset.get("suite"),
         *more,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from peftbench.report.sections import Section, sections
 from peftbench.report.verdict import seeds_it_would_take
 from peftbench.report.view import View
 from peftbench.report.words import counted, scaled
@@ -48,10 +49,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer for one backbone and suite."""
+    """The answer for one backbone and suite, or for one's own data set."""
 
-    heading: str
-    suite: str
+    title: str
     datasets: tuple[str, ...]
     device: str
     chosen: tuple[Candidate, ...]  # on the frontier and not distinguishable from the best
@@ -70,6 +70,7 @@ def advise(
 ) -> list[Advice]:
     """One answer for each backbone and suite with runs of these data sets.
 
+    The data sets of a suite are averaged; each of one's own has an answer of its own.
     A method is advised where no other within the budget has a mean at least as high at costs at
     most as high (and one of them better), and where the runs do not tell it from the best within
     the budget (`statistics.best`, over seeds). The costs of that frontier are the limited ones, or
@@ -82,10 +83,7 @@ def advise(
         if names
     ]
     view = View.of(select(table, conditions))
-    return [
-        _advice(part, budget, view.remarks[str(heading), str(suite)])
-        for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True)
-    ]
+    return [_advice(one, budget) for one in sections(view)]
 
 
 def unbeaten(candidates: Sequence[Candidate], costs: Sequence[str]) -> list[Candidate]:
@@ -107,7 +105,8 @@ def unbeaten(candidates: Sequence[Candidate], costs: Sequence[str]) -> list[Cand
     return [one for one in candidates if not beaten(one)]
 
 
-def _advice(runs: pd.DataFrame, budget: Budget, remarks: Sequence[str]) -> Advice:
+def _advice(section: Section, budget: Budget) -> Advice:
+    runs = section.runs
     kept, lacking = scores.complete(runs)
     refused = [f"{one.label}: no runs on {', '.join(one.lacks)}" for one in lacking]
     datasets = tuple(sorted(set(runs["dataset"])))
@@ -127,15 +126,14 @@ def _advice(runs: pd.DataFrame, budget: Budget, remarks: Sequence[str]) -> Advic
     members = set(leading.members) if leading else set()
     front = {one.label for one in unbeaten(within, list(budget.limits()) or ["params"])}
     return Advice(
-        heading=str(runs["heading"].iloc[0]),
-        suite=str(runs["suite"].iloc[0]),
+        title=section.title,
         datasets=datasets,
         device=device,
         chosen=tuple(x for x in within if x.label in members & front),
         dearer=tuple(x for x in within if x.label in members - front),
         worse=tuple(x for x in within if x.label not in members),
         refused=tuple(refused),
-        doubts=tuple([*remarks, *_doubts(leading, len(within))]),
+        doubts=tuple([*section.remarks, *_doubts(leading, len(within))]),
     )
 
 
@@ -205,9 +203,8 @@ def to_text(advice: Sequence[Advice], budget: Budget) -> str:
 
 def _section(one: Advice, budget: Budget) -> str:
     limits = [f"{WORDS[n]} at most {SHOW[n](v)}" for n, v in budget.limits().items()]
-    title = f"{one.heading} · {one.suite}" if one.suite else one.heading
     lines = [
-        f"{title} · {', '.join(limits) or 'no limit'}",
+        f"{one.title} · {', '.join(limits) or 'no limit'}",
         f"{counted(len(one.datasets), 'data set')}: {', '.join(one.datasets)}",
         "",
     ]

@@ -14,6 +14,7 @@ from peftbench.registry import unknown_name
 from peftbench.results.arrays import array_of, lines_of
 from peftbench.results.columns import COLUMNS, DTYPES, EPOCH_COLUMNS, ORDER
 from peftbench.results.index import Row
+from peftbench.results.naming import with_names_apart
 from peftbench.results.privacy import public_text
 from peftbench.results.record import RunRecord, Status, current, preferred
 from peftbench.results.rows import NAMES, stored_rows, values_of
@@ -66,6 +67,7 @@ def _table(rows: Iterable[Row]) -> pd.DataFrame:
             for name, dtype in DTYPES.items()
         }
     )
+    table = with_names_apart(table)
     return table.sort_values(list(ORDER), kind="stable", ignore_index=True)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftbench.canonical import IDENTITY_VERSION, digest
-from peftbench.spec import BEST_ON_TEST, FOUND_BY, Phase
+from peftbench.spec import BEST_ON_TEST, FOUND_BY, TOLD, Phase
 
 # what a record tells beside the identity: a name, a place, what a protocol says about reporting
-BESIDE = {"backbone": ("title",), "dataset": ("root", *FOUND_BY), "recipe": ("name",)}
+BESIDE = {"backbone": ("title",), "dataset": ("root", *FOUND_BY, *TOLD), "recipe": ("name",)}
 
 
 def run_id_of(spec: Mapping[str, Any]) -> str:

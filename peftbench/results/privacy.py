@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from peftbench.results.identity import BESIDE
+from peftbench.spec.naming import HOMES
 
 HIDDEN = frozenset(("host", "hostname", "node", "user", "username", "login", "email"))
 PLACES = frozenset(("root", "checkpoint", "hub", "backbone_source", "data_dir", "results_dir"))
 VERBATIM = frozenset(("classes", "method_card", "metrics", "run_id", "schema"))  # no machine
-HOMES = frozenset(("home", "homes", "Users", "users", "scratch"))  # folders named after people
 # accounts and machines that many have; replacing these words would only spoil sentences
 COMMON = frozenset(
     (

@@ -13,6 +13,7 @@ from peftbench.results.index import Row, rows_of
 from peftbench.results.record import Cost, RunRecord
 from peftbench.results.settings import cached_settings_text, settings_text
 from peftbench.results.store import ResultsStore
+from peftbench.spec import OWN_READERS, called
 
 # of the values of a row: beside the columns, what the run is judged by, and the name of that
 NAMES = (*DTYPES, "score", "judged_by")
@@ -48,6 +49,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
     metrics = {name: record.reported(name) for name in METRICS}
     versions = origin.versions if origin else {}
     tuning = _mapping(record.tuning)
+    manifest = (origin and origin.data.get("manifest")) or dataset.get("manifest")
     return {
         "schema": record.schema,
         "run_id": record.run_id,
@@ -58,7 +60,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "hyperparameters": cached_settings_text(_mapping(method.get("hyperparameters"))),
         "backbone": backbone.get("title") or backbone.get("name"),
         "backbone_tag": _tag(backbone),
-        "dataset": dataset.get("name"),
+        "dataset": called(dataset) or None,
         "suite": dataset.get("suite"),
         "suite_version": dataset.get("suite_version"),
         "group": dataset.get("group"),
@@ -93,7 +95,8 @@ def _row(record: RunRecord) -> dict[str, Any]:
         **_cost(cost),
         "merge_max_logit_diff": _mapping(record.merge).get("max_logit_difference"),
         "backbone_sha256": origin and origin.backbone_sha256,
-        "manifest": (origin and origin.data.get("manifest")) or dataset.get("manifest"),
+        "manifest": manifest,
+        "content": _content(dataset, manifest),
         "train_images": origin and origin.data.get("train_images"),
         "classes": origin and origin.data.get("classes"),
         "git_commit": origin and origin.git_commit,
@@ -116,6 +119,11 @@ def _row(record: RunRecord) -> dict[str, Any]:
 
 def _cost(cost: Cost | None) -> dict[str, Any]:
     return {f.name: cost and getattr(cost, f.name) for f in dataclasses.fields(Cost)}
+
+
+def _content(dataset: Mapping[str, Any], manifest: Any) -> Any:
+    """What tells one's own data sets apart; of older records the hash that holds splits as well."""
+    return (dataset.get("content") or manifest) if dataset.get("reader") in OWN_READERS else None
 
 
 def _tag(backbone: Mapping[str, Any]) -> str | None:

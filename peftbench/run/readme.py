@@ -7,6 +7,7 @@ from typing import Any
 
 from peftbench.artefacts import card as cards
 from peftbench.run.usage import usage
+from peftbench.spec import called
 from peftbench.tasks import Metric, task_of
 from peftbench.untrusted import printable
 
@@ -31,7 +32,7 @@ def model_card(card: dict[str, Any]) -> str:
         "method": escaped(f"{card['method_card']['title']} ({method['name']}; {options})"),
         "paper": escaped(card["method_card"]["paper"]),
         "backbone": _weights(backbone, origin["backbone_sha256"]),
-        "data": f"{escaped(spec['dataset']['name'])}, manifest "
+        "data": f"{escaped(called(spec['dataset']))}, manifest "
         f"{code(spec['dataset']['manifest'][:12])}",
         "classes": f"{len(classes)}: {escaped(names)}",
         **_accuracy(card["metrics"], task_of(card["spec"]).score),
@@ -40,7 +41,7 @@ def model_card(card: dict[str, Any]) -> str:
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     title = f"{method['name']}, {backbone.get('title') or backbone['name']}, "
-    title += spec["dataset"]["name"]
+    title += called(spec["dataset"])
     return f"# {escaped(title)}\n\n| | |\n| --- | --- |\n{table}\n## Use\n\n{usage(card)}"
 
 

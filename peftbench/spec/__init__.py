@@ -13,6 +13,7 @@ from peftbench.spec.inputs import (
     RESIZES,
     STATISTICS,
     TF_BILINEAR,
+    TOLD,
     TRAIN_AND_VAL,
     TRAIN_ONLY,
     WHOLE,
@@ -22,6 +23,7 @@ from peftbench.spec.inputs import (
     Preprocessing,
     PreprocessingSpec,
 )
+from peftbench.spec.naming import OWN_READERS, called
 from peftbench.spec.run import (
     SPLIT_OF_PHASE,
     DeclaredMethod,
@@ -58,6 +60,7 @@ __all__ = [
     "LAST",
     "NORMALISATIONS",
     "NO_FACTS",
+    "OWN_READERS",
     "PARAMETERS",
     "PILLOW",
     "RANDOM_CROP_FLIP",
@@ -66,6 +69,7 @@ __all__ = [
     "SPLIT_OF_PHASE",
     "STATISTICS",
     "TF_BILINEAR",
+    "TOLD",
     "TRAIN_AND_VAL",
     "TRAIN_ONLY",
     "WHOLE",
@@ -82,4 +86,5 @@ __all__ = [
     "Recipe",
     "RunSpec",
     "Selection",
+    "called",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from peftbench.canonical import later
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
+from peftbench.spec.naming import called
 
 CHECKPOINT = "checkpoint"  # what the pretrained weights were trained with
 NORMALISATIONS = (CHECKPOINT, "imagenet", "inception", "none")  # whose mean and deviation
@@ -75,6 +76,7 @@ FOUND_BY = (  # fields by which a data set is found and read; not identity, `man
     "val_split",
     "test_split",
 )
+TOLD = ("title", "content")  # what is told of a data set beside its identity
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ class DatasetSpec:
     train_split: str | None = later(None)  # None: the one with the usual name
     val_split: str | None = later(None)
     test_split: str | None = later(None)
+    title: str = later("")  # of a user's own set: what tables call it; not identity, see `naming`
+    # of a user's own set: hash of its images and labels, whatever the splits, filled when the run
+    # is built; not identity, `manifest` is
+    content: str = later("")
     facts: DatasetFacts = NO_FACTS  # neither identity nor recorded
 
     def __post_init__(self) -> None:
@@ -117,6 +123,12 @@ class DatasetSpec:
             raise ConfigError(
                 f"dataset.limit={self.limit} keeps no image. Use a positive number or leave it out."
             )
+
+    @property
+    def called(self) -> str:
+        """What tables and messages call it."""
+        place = {"root": self.root, "hub": self.hub}
+        return called({"name": self.name, "reader": self.reader, "title": self.title, **place})
 
 
 @dataclass(frozen=True)

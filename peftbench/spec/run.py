@@ -16,7 +16,7 @@ from peftbench.canonical import (
     plain_dict,
 )
 from peftbench.errors import ConfigError
-from peftbench.spec.inputs import FOUND_BY, BackboneSpec, DatasetSpec, PreprocessingSpec
+from peftbench.spec.inputs import FOUND_BY, TOLD, BackboneSpec, DatasetSpec, PreprocessingSpec
 from peftbench.spec.training import BEST_ON_TEST, WHOLE_BY_INPUT, Protocol, Recipe, Selection
 from peftbench.tasks import CLASSIFICATION, Task
 
@@ -106,7 +106,7 @@ class RunSpec:
         backbone = dataclasses.asdict(self.backbone)
         dataset = declared(self.dataset)
         del backbone["title"], dataset["root"], dataset["facts"]
-        for key in FOUND_BY:
+        for key in (*FOUND_BY, *TOLD):
             dataset.pop(key, None)
         if self.backbone.checkpoint is not None:
             backbone.update(checkpoint=None, pretrained=False)
@@ -162,5 +162,5 @@ class RunSpec:
 
     def __str__(self) -> str:
         backbone = self.backbone.title or self.backbone.name
-        text = f"{self.method.name} x {backbone} x {self.dataset.name}, seed {self.seed}"
+        text = f"{self.method.name} x {backbone} x {self.dataset.called}, seed {self.seed}"
         return text if self.phase is Phase.FINAL else f"{text}, {self.phase}"

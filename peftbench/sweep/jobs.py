@@ -77,7 +77,7 @@ def batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
         raise ConfigError(f"hydra.launcher.jobs_per_process={size}; use 1 or more.")
     groups: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.spec.backbone.name, job.spec.dataset.name), []).append(job)
+        groups.setdefault((job.spec.backbone.name, job.spec.dataset.called), []).append(job)
     if size == 1:
         return [[job] for job in jobs]
     return [

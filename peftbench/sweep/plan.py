@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peftbench.errors import PeftbenchError, Unsupported
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
-from peftbench.spec import BackboneSpec, DatasetSpec, Precision, RunSpec
+from peftbench.spec import BackboneSpec, DatasetSpec, Precision, RunSpec, called
 from peftbench.training.hardware import (
     gpus_are_possible,
     has_amx,
@@ -180,7 +180,7 @@ class Estimates:
                     spec["method"]["name"],
                     spec["backbone"]["name"],
                     spec["backbone"]["image_size"],
-                    spec["dataset"]["name"],
+                    called(spec["dataset"]),
                 )
                 total, training = record.cost.seconds_total, record.cost.seconds_train
                 if training is None:  # of a record that does not tell them apart
@@ -196,7 +196,7 @@ class Estimates:
     def __call__(self, spec: RunSpec) -> float | None:
         """Seconds of one run; `None` where none of its kind has run."""
         backbone = spec.backbone
-        kind = (spec.method.name, backbone.name, backbone.image_size, spec.dataset.name)
+        kind = (spec.method.name, backbone.name, backbone.image_size, spec.dataset.called)
         if kind not in self._rates:
             return None
         beside, of_an_epoch = self._rates[kind]

@@ -33,7 +33,7 @@ def pets(work: Path) -> Path:
 
 # of ten cats 1 is val and 2 test, of five dogs one each
 TOLD = (
-    "folder: 15 images of 2 classes in {root} (class folders). Split drawn here: train 10, val 2, "
+    "pets: 15 images of 2 classes in {root} (class folders). Split drawn here: train 10, val 2, "
     "test 3 (dataset.split_seed=0).",
     "Smallest class 'dog' has 5 images, largest 'cat' 10 (2.0 to 1): read mean per-class accuracy "
     "beside top-1.",

@@ -143,8 +143,8 @@ def test_how_a_set_is_found_is_no_part_of_a_run(pets: Path) -> None:
 
 def test_what_was_found_is_told(pets: Path) -> None:
     assert data.describe(read(pets)) == [
-        f"hf: 12 images of 2 classes in {pets} (image column 'image', label column 'label', splits "
-        "train, test, validation). Split as given: train 6, val 2, test 4."
+        f"pets: 12 images of 2 classes in {pets} (image column 'image', label column 'label', "
+        "splits train, test, validation). Split as given: train 6, val 2, test 4."
     ]
 
 

@@ -258,7 +258,7 @@ def test_files_that_changed_since_the_run_was_built_are_refused(
     record = experiment.run(spec, store)
     assert record.status is Status.ERROR
     assert record.error is not None
-    assert record.error.startswith("Data set 'folder' has manifest ")
+    assert record.error.startswith("Data set 'pets' has manifest ")
 
 
 def test_a_checkpoint_of_another_shape_names_the_tensor(

@@ -38,6 +38,9 @@ class _Facts:
     train_images: int | None = None
     shots: int | None = None
     history: Sequence[float] = ()  # train accuracy of each epoch
+    data: Mapping[str, Any] = field(default_factory=dict)  # fields of the data set
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tuning: Mapping[str, Any] | None = None
 
 
 _FACTS = frozenset(f.name for f in fields(_Facts))
@@ -64,7 +67,8 @@ def _make_record(
         spec=spec,
         status=facts.status,
         error=facts.error,
-        metrics={f"{split}/top1": top1} if ok and top1 is not None else {},
+        metrics=({f"{split}/top1": top1} if ok and top1 is not None else {}) | facts.metrics,
+        tuning=facts.tuning and dict(facts.tuning),
         selection=facts.selection,
         parameters=Parameters(added, facts.head, facts.unfrozen, 5_000_000, size) if ok else None,
         cost=cost if ok else None,
@@ -99,6 +103,7 @@ def _spec(method: str, dataset: str, seed: int, facts: _Facts) -> dict[str, Any]
             "manifest": facts.manifest,
             "limit": facts.limit,
             "shots": facts.shots,
+            **facts.data,
         },
         "recipe": {"name": "default", "lr": 1e-3, "epochs": 10, **facts.recipe},
         "seed": seed,

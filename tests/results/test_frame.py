@@ -100,6 +100,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "merge_max_logit_diff": 1.1e-6,
         "backbone_sha256": "ab" * 32,
         "manifest": "loaded",
+        "content": NA,
         "train_images": 800,
         "classes": 10,
         "git_commit": "c0ffee",
