@@ -28,7 +28,7 @@ from peftbench.data.splits import (
     stratified_cut,
 )
 from peftbench.errors import DataError
-from peftbench.spec import TRAIN_ONLY, DatasetSpec, Phase, Preprocessing
+from peftbench.spec import OWN_READERS, TRAIN_ONLY, DatasetSpec, Phase, Preprocessing
 from peftbench.spec.naming import title_of
 
 __all__ = [
@@ -145,6 +145,12 @@ def _of_files(listing: Listing, names: tuple[str, ...]) -> bool:
 
 def _listed(spec: DatasetSpec) -> Listing:
     """As its reader lists it; `DataError` where it was prepared and is no longer what it was."""
+    asked = "folds" if spec.folds else "group_column" if spec.group_column else ""
+    if asked and spec.reader not in OWN_READERS:
+        raise DataError(
+            f"dataset.{asked}={getattr(spec, asked)}: {spec.name} has splits of its own. Only "
+            "those of one's own images, dataset=folder or dataset=hf, are drawn here."
+        )
     listing = READERS[spec.reader](spec)
     manifest.check(spec, listing)
     return listing

@@ -53,20 +53,32 @@ def read_folder(spec: DatasetSpec) -> Listing:
         )
     layout = _class_folders(root)
     class_names, found_parts = _listed(root, layout)
-    parts, drawn = own.settle(found_parts, class_names, spec, str(root), "val folder")
+    if spec.group_column is not None:
+        raise DataError(
+            f"dataset.group_column={spec.group_column}: {root} has class folders and no columns. "
+            "List its images in a .csv with columns path, label and that one."
+        )
+    pictures = files.FilePictures(root)
+    found = own.FoundLists(found_parts, class_names, pictures, str(root), "val folder")
+    settled = own.settle(found, spec)
     content = own.Content(
         title=files.readable(root.name),
         source=files.readable(str(root)),
         class_names=class_names,
-        parts=parts,
-        pictures=files.FilePictures(root),
+        parts=settled.parts,
+        pictures=pictures,
         origin=Origin(
             spec.called,
             files.readable(str(root)),
             layout.kind,
-            drawn,
+            settled.drawn,
             spec.split_seed,
-            (*layout.remarks, *filter(None, (layout.tree.remark(), alike.remark(class_names)))),
+            (
+                *layout.remarks,
+                *filter(None, (layout.tree.remark(), alike.remark(class_names))),
+                *settled.remarks,
+            ),
+            own.fold_of(spec),
         ),
     )
     return own.make_listing(spec, content, folder=root)

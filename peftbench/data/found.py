@@ -49,7 +49,9 @@ def _sizes(listing: Listing, origin: Origin) -> str:
     total = sum(len(part) for _, part in listing.splits())
     sizes = ", ".join(f"{split} {len(part):,}" for split, part in listing.splits())
     how = "Split as given"
-    if origin.drawn:
+    if origin.fold:
+        how = f"Test is {origin.fold}, drawn here"
+    elif origin.drawn:
         rest = [split for split, _ in listing.splits() if split not in origin.drawn]
         how = f"{how}, {' and '.join(origin.drawn)} cut from train" if rest else "Split drawn here"
     seed = f" (dataset.split_seed={origin.split_seed})" if origin.drawn else ""

@@ -56,26 +56,53 @@ def read_hub(spec: DatasetSpec) -> Listing:
         lists[role] = SplitList(names, labels[name], pictures.digests(names))
     if "all" not in lists:
         own.check_trained(lists, class_names, place)
-    parts, drawn = own.settle(lists, class_names, spec, place, "validation split")
+    values = _group_values({role: used[name] for role, name in roles.items()}, spec, place)
+    found = own.FoundLists(lists, class_names, pictures, place, "validation split", values)
+    settled = own.settle(found, spec)
     licence = str(next(iter(used.values())).info.license or "")
     kind = f"image column {image!r}, label column {label!r}, splits {', '.join(used)}"
     content = own.Content(
         title=spec.hub or "",
         source=_source(spec, place),
         class_names=class_names,
-        parts=parts,
+        parts=settled.parts,
         pictures=pictures,
         origin=Origin(
             spec.called,
             place,
             kind,
-            drawn,
+            settled.drawn,
             spec.split_seed,
-            tuple(filter(None, (alike.remark(class_names),))),
+            (*filter(None, (alike.remark(class_names),)), *settled.remarks),
+            own.fold_of(spec),
         ),
         licence=licence or "as its owner states",
     )
     return own.make_listing(spec, content)
+
+
+def _group_values(
+    tables: Mapping[str, Any], spec: DatasetSpec, place: str
+) -> dict[str, tuple[str, ...]]:
+    """By part, the value of `spec.group_column` in each row; empty where none is asked for."""
+    column = spec.group_column
+    if column is None:
+        return {}
+    values = {}
+    for role, table in tables.items():
+        if column not in table.features:
+            raise unknown_name(
+                f"column in dataset.group_column of {place}:", column, table.features
+            )
+        cells = list(table.select_columns([column]).with_format(None)[column][:])
+        empty = next((row for row, cell in enumerate(cells) if cell is None), None)
+        if empty is not None:
+            raise DataError(
+                f"{place}: row {empty} of {role} has no value in column {column!r}, which says "
+                "what stays in one split. Fill it, or leave dataset.group_column out."
+            )
+        values[role] = tuple(map(str, cells))
+    return values
 
 
 def choose_splits(sizes: Mapping[str, int], spec: DatasetSpec, place: str) -> dict[str, str]:

@@ -88,6 +88,7 @@ class Origin:
     drawn: tuple[str, ...]  # splits that were drawn here
     split_seed: int
     remarks: tuple[str, ...] = ()  # sentences on what a reader had to decide, or left aside
+    fold: str = ""  # "fold 0 of 5", where folds take turns as test
 
 
 @dataclass(frozen=True)

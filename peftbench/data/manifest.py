@@ -234,7 +234,7 @@ def _read(path: Path) -> Manifest:
 
 def check(spec: DatasetSpec, listing: Listing) -> None:
     """`DataError` where a prepared data set is no longer what its manifest says."""
-    if listing.home is None:
+    if listing.home is None or not spec.group_copies:  # which it may have been prepared with
         return
     path = _place(listing.home.folder, spec)
     if path is None or _says(path, listing.manifest):

@@ -141,8 +141,8 @@ def stratified_split(
     train, val, test = [], [], []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        num_val = _share(len(rows), val_fraction)
-        num_test = _share(len(rows), test_fraction)
+        num_val = share_of(len(rows), val_fraction)
+        num_test = share_of(len(rows), test_fraction)
         if num_val + num_test >= len(rows):
             need = 1 + (val_fraction > 0) + (test_fraction > 0)
             raise DataError(
@@ -175,7 +175,8 @@ def stratified_cut(labels: np.ndarray, limit: int, generator: np.random.Generato
     return np.sort(np.concatenate(kept))
 
 
-def _share(count: int, fraction: float) -> int:
+def share_of(count: int, fraction: float) -> int:
+    """How many of `count` images are a fraction of them: at least one, unless it is zero."""
     return 0 if fraction == 0 else max(1, round(count * fraction))
 
 

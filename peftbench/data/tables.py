@@ -24,6 +24,7 @@ from peftbench.data.columns import SPLIT_COLUMN, SplitColumn, split_column
 from peftbench.data.layouts.base import check_name
 from peftbench.data.listing import Listing, Origin, SplitList
 from peftbench.errors import DataError
+from peftbench.registry import unknown_name
 from peftbench.spec import DatasetSpec
 from peftbench.untrusted import check_plain_file, read_bounded
 
@@ -43,6 +44,7 @@ class TableEntry:
     name: str  # path below the folder of the list
     label: str
     split: str  # "all" where the list has no such column
+    group: str = ""  # in the column that says what stays in one split, if one is asked for
 
 
 def is_table(path: Path) -> bool:
@@ -57,7 +59,8 @@ def read_table(path: Path, spec: DatasetSpec) -> Listing:
         DataError: a header, line, path or split that cannot be, with its line; a missing file; a
             class or split that is missing or too small.
     """
-    found_entries = read_entries(_text(path), str(path), DELIMITERS[path.suffix.lower()])
+    delimiters = DELIMITERS[path.suffix.lower()]
+    found_entries = read_entries(_text(path), str(path), delimiters, spec.group_column)
     entries, remarks = found_entries.entries, list(found_entries.remarks)
     entries = _on_disk(path, entries)
     one_form = labels.same_form([entry.label for entry in entries])
@@ -72,23 +75,42 @@ def read_table(path: Path, spec: DatasetSpec) -> Listing:
     remarks += filter(None, (alike.remark(class_names), _unlisted(path, entries)))
     number = {name: label for label, name in enumerate(class_names)}
     ordered = sorted(entries, key=lambda e: (number[e.label], os.fsencode(e.name)))
-    lists = {
-        split: _split_list(path.parent, [e for e in ordered if e.split == split], number)
+    by_split = {
+        split: [e for e in ordered if e.split == split]
         for split in dict.fromkeys(entry.split for entry in ordered)
     }
+    lists = {name: _split_list(path.parent, part, number) for name, part in by_split.items()}
     if "all" not in lists:
         _check_splits(path, lists, found_entries.column)
         own.check_trained(lists, class_names, str(path))
-    parts, drawn = own.settle(lists, class_names, spec, str(path), "line of split val")
+    values = {name: tuple(entry.group for entry in part) for name, part in by_split.items()}
+    pictures = files.FilePictures(path.parent)
+    settled = own.settle(
+        own.FoundLists(
+            lists,
+            class_names,
+            pictures,
+            str(path),
+            "line of split val",
+            {} if spec.group_column is None else values,
+        ),
+        spec,
+    )
     place = files.readable(str(path))
     content = own.Content(
         title=files.readable(path.stem),
         source=place,
         class_names=class_names,
-        parts=parts,
-        pictures=files.FilePictures(path.parent),
+        parts=settled.parts,
+        pictures=pictures,
         origin=Origin(
-            spec.called, place, "list of paths and labels", drawn, spec.split_seed, tuple(remarks)
+            spec.called,
+            place,
+            "list of paths and labels",
+            settled.drawn,
+            spec.split_seed,
+            (*remarks, *settled.remarks),
+            own.fold_of(spec),
         ),
     )
     return own.make_listing(spec, content, folder=path.parent, lists=(path.name,))
@@ -108,12 +130,15 @@ def parse(text: str, where: str, delimiters: str) -> list[TableEntry]:
     return read_entries(text, where, delimiters).entries
 
 
-def read_entries(text: str, where: str, delimiters: str) -> Entries:
+def read_entries(
+    text: str, where: str, delimiters: str, group_column: str | None = None
+) -> Entries:
     """The entries of a list in their order.
 
     Args:
         where: the file, for errors.
         delimiters: candidates, the first of them that makes sense of the header is taken.
+        group_column: the column that says what stays in one split, if there is one.
 
     Raises:
         DataError: no header, a line of another length, an empty cell, a path that leads out of the
@@ -127,7 +152,9 @@ def read_entries(text: str, where: str, delimiters: str) -> Entries:
     ]
     for line, cells in rows:
         _check_length(cells, columns, line, where)
-    others = [i for i in range(len(columns.names)) if i not in (columns.path, columns.label)]
+    columns = _grouping(columns, group_column, where)
+    told = (columns.path, columns.label, columns.group)
+    others = [i for i in range(len(columns.names)) if i not in told]
     splitting = split_column(columns.names, rows, others, where)
     entries: dict[str, TableEntry] = {}
     for line, cells in rows:
@@ -156,6 +183,17 @@ class _Columns:
     names: tuple[str, ...]
     path: int
     label: int
+    group: int | None = None
+
+
+def _grouping(columns: _Columns, name: str | None, where: str) -> _Columns:
+    """The columns with the one of groups; `UnknownName` where there is no such column."""
+    if name is None:
+        return columns
+    wanted = name.strip().lower()
+    if wanted not in columns.names:
+        raise unknown_name(f"column in dataset.group_column of {where}:", name, columns.names)
+    return replace(columns, group=columns.names.index(wanted))
 
 
 def _header(text: str, where: str, delimiters: str) -> tuple[_Columns, str]:
@@ -235,7 +273,13 @@ def _entry(
         split = splitting.roles[cells[splitting.column].strip()]
     name = _below(name, Path(where).parent)
     check_name(name, f"{where}, line {line}")
-    return TableEntry(line, PurePosixPath(name).as_posix(), label, split)
+    group = "" if columns.group is None else cells[columns.group].strip()
+    if columns.group is not None and not group:
+        raise DataError(
+            f"{where}, line {line}: no value in column {columns.names[columns.group]!r}, which "
+            "says what stays in one split. Fill the cell, or leave dataset.group_column out."
+        )
+    return TableEntry(line, PurePosixPath(name).as_posix(), label, split, group)
 
 
 def _below(name: str, folder: Path) -> str:

@@ -102,7 +102,8 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         if key in spec and (type(spec[key]) is not str or spec[key] not in _names(known)):
             names = ", ".join(known)
             raise ValueError(f"spec.{key} is {_told(spec[key])}, and there are {names}")
-    for where, key, least in (("dataset", "limit", 1), ("recipe", "epochs", 0)):
+    least_values = (("dataset", "limit", 1), ("dataset", "folds", 2), ("dataset", "fold", 0))
+    for where, key, least in (*least_values, ("recipe", "epochs", 0)):
         value = (spec.get(where) or {}).get(key)
         if value is not None and value < least:
             raise ValueError(f"spec.{where}.{key} is {_told(value)}, below {least}")

@@ -75,6 +75,7 @@ FOUND_BY = (  # fields by which a data set is found and read; not identity, `man
     "train_split",
     "val_split",
     "test_split",
+    "group_copies",
 )
 TOLD = ("title", "content")  # what is told of a data set beside its identity
 
@@ -113,6 +114,12 @@ class DatasetSpec:
     # of a user's own set: hash of its images and labels, whatever the splits, filled when the run
     # is built; not identity, `manifest` is
     content: str = later("")
+    # of images without splits of their own: how many parts take turns as test, and whose turn it is
+    folds: int | None = later(None)
+    fold: int | None = later(None)  # counts from 0
+    group_column: str | None = later(None)  # images with one value there stay in one split
+    # so do copies of an image, where splits are drawn; not identity, `manifest` is
+    group_copies: bool = later(True)
     facts: DatasetFacts = NO_FACTS  # neither identity nor recorded
 
     def __post_init__(self) -> None:
@@ -122,6 +129,32 @@ class DatasetSpec:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(
                 f"dataset.limit={self.limit} keeps no image. Use a positive number or leave it out."
+            )
+
+        self._check_folds()
+
+    def _check_folds(self) -> None:
+        if self.folds is None:
+            if self.fold is not None:
+                raise ConfigError(
+                    f"dataset.fold={self.fold} is one of how many? Add dataset.folds=5, or leave "
+                    "it out."
+                )
+            return
+        if self.folds < 2:
+            raise ConfigError(
+                f"dataset.folds={self.folds} leaves nothing to train on. Use 2 or more."
+            )
+        every = ",".join(map(str, range(min(self.folds, 10))))
+        if self.fold is None:
+            raise ConfigError(
+                f"dataset.folds={self.folds}: a run tests one fold, named by dataset.fold. All of "
+                f"them: peftbench run -m dataset.folds={self.folds} dataset.fold={every}"
+            )
+        if not 0 <= self.fold < self.folds:
+            raise ConfigError(
+                f"dataset.fold={self.fold}: dataset.folds={self.folds} count from 0 to "
+                f"{self.folds - 1}."
             )
 
     @property

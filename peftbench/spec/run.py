@@ -162,5 +162,8 @@ class RunSpec:
 
     def __str__(self) -> str:
         backbone = self.backbone.title or self.backbone.name
-        text = f"{self.method.name} x {backbone} x {self.dataset.called}, seed {self.seed}"
+        data = self.dataset
+        split = "" if data.fold is None else f", fold {data.fold} of {data.folds}"
+        split += f", split {data.split_seed}" if data.split_seed else ""
+        text = f"{self.method.name} x {backbone} x {data.called}{split}, seed {self.seed}"
         return text if self.phase is Phase.FINAL else f"{text}, {self.phase}"

@@ -31,14 +31,18 @@ def pets(work: Path) -> Path:
     return root
 
 
-# of ten cats 1 is val and 2 test, of five dogs one each
+# of ten cats 1 is val and 2 test; the five dogs are one picture, which can only train
 TOLD = (
-    "pets: 15 images of 2 classes in {root} (class folders). Split drawn here: train 10, val 2, "
-    "test 3 (dataset.split_seed=0).",
+    "pets: 15 images of 2 classes in {root} (class folders). Split drawn here: train 12, val 1, "
+    "test 2 (dataset.split_seed=0).",
+    "4 of 15 images are copies of others, or nearly: copies stay in one split "
+    "(dataset.group_copies=false draws them like any image).",
+    "1 of 2 classes has no image in test, first 'dog'.",
     "Smallest class 'dog' has 5 images, largest 'cat' 10 (2.0 to 1): read mean per-class accuracy "
     "beside top-1.",
 )
-COPIES = (
+COPIES = ("4 of 12 images of train repeat another one of train byte for byte.",)
+TORN = (  # of five dogs one is val and one test
     "1 of 3 test images is byte for byte in train or val as well: results flatter. "
     "Remove the copies.",
     "2 of 10 images of train repeat another one of train byte for byte.",
@@ -57,9 +61,19 @@ def test_a_folder_of_pictures_is_told_of_and_scored_in_one_command(cli, work: Pa
     (record,) = ResultsStore("results").records()
     assert record.notes == list(COPIES)
     top1, mean = (100 * record.metrics[f"test/{name}"] for name in ("top1", "mean_per_class"))
-    assert f": {top1:.1f} % top-1, {mean:.1f} % mean per class of 3 test images, " in done.out
+    assert f": {top1:.1f} % top-1, {mean:.1f} % mean per class of 2 test images, " in done.out
     again = cli("run", "dataset=folder", "dataset.root=pets", *QUICK)
     assert (again.status, again.err) == (0, "")  # nothing trains, so nothing is told
+
+
+def test_copies_that_are_drawn_apart_are_told_of(cli, work: Path) -> None:
+    pets(work)
+    apart = ("dataset.group_copies=false", "dataset.limit=4")
+    done = cli("run", "dataset=folder", "dataset.root=pets", *QUICK, *apart)
+    assert done.status == 0
+    assert "Split drawn here: train 10, val 2, test 3 (dataset.split_seed=0)." in done.err
+    (record,) = ResultsStore("results").records()
+    assert record.notes[: len(TORN)] == list(TORN)
 
 
 def test_a_sweep_tells_of_each_data_set_once_and_its_jobs_do_not(

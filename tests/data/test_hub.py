@@ -405,3 +405,20 @@ def test_a_missing_package_is_named_with_its_command(
     assert refused(pets) == (
         "Data set 'hf' needs the package datasets. Install it: pip install 'peftbench[hf]'."
     )
+
+
+def test_rows_with_one_value_of_a_column_stay_in_one_split(tmp_path: Path) -> None:
+    owners = [f"owner {row // 2}" for row in range(20)]
+    column = (owners, Value("string"))
+    root = write(tmp_path / "pets", {"train": table(0, [0, 1] * 10, owner=column)})
+    listing = read(root, group_column="owner")
+    of_parts = [
+        {owners[int(name.rpartition("/")[2])] for name in part.names}
+        for _, part in listing.splits()
+    ]
+    assert sum(map(len, of_parts)) == 10 == len(set.union(*of_parts))
+    assert "'owenr'. Did you mean: owner" in refused(root, group_column="owenr")
+    gaps = table(0, [0, 1] * 10, owner=([*owners[:-1], None], Value("string")))
+    assert "row 19 of all has no value in column 'owner'" in refused(
+        write(tmp_path / "gaps", {"train": gaps}), group_column="owner"
+    )
