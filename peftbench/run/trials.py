@@ -70,7 +70,15 @@ def _train(bench: Bench, specs: Sequence[RunSpec]) -> None:
     bench.tuned.train(bench.spec.recipe.frozen_mode)
     head = copy.deepcopy(bench.tuned.model.get_submodule(frozen.prefix.head))
     labels = torch.tensor(train.labels)
-    common = HeadTask(head, inputs, labels, bench.spec.task, bench.spec.seed, bench.compute)
+    common = HeadTask(
+        head,
+        inputs,
+        labels,
+        bench.spec.task,
+        bench.spec.seed,
+        bench.compute,
+        bench.splits.num_classes,
+    )
     heads = fit_together(common, [spec.recipe for spec in specs])
     for spec, result in zip(specs, heads, strict=True):
         if result is not None:

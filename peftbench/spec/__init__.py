@@ -34,6 +34,8 @@ from peftbench.spec.run import (
 from peftbench.spec.training import (
     AUGMENTATIONS,
     AVERAGES,
+    BALANCED,
+    BALANCES,
     BEST_ON_TEST,
     CROP_FLIP,
     LAST,
@@ -49,6 +51,8 @@ from peftbench.spec.training import (
 __all__ = [
     "AUGMENTATIONS",
     "AVERAGES",
+    "BALANCED",
+    "BALANCES",
     "BEST_ON_TEST",
     "CHECKPOINT",
     "CROP_FLIP",

@@ -17,6 +17,8 @@ LAST, BEST_ON_TEST = "last", "best_on_test"
 SELECTIONS = (LAST, BEST_ON_TEST)  # which epoch is reported
 AVERAGES = ("mean_19", "mean_groups")  # over all tasks alike (VTAB has 19), or over group means
 PARAMETERS = ("with_head", "without_head")
+BALANCED = "balanced"
+BALANCES = ("none", BALANCED)  # what is done about classes of unequal size
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Recipe:
     fixed_views: int | None = later(None)  # augmented views of an image that epochs take turns in
     checkpointing: bool = later(False)  # blocks compute activations again: time for memory
     frozen_mode: str = later("method")  # "train": dropout and drop-path of frozen layers act too
+    class_weights: str = later("none")  # of the loss; "balanced": the same for each class in all
+    sampling: str = later("none")  # "balanced": each draw of an image takes any class as likely
 
     def __post_init__(self) -> None:
         as_declared(self)

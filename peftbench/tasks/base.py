@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
+from peftbench.errors import ConfigError
 from peftbench.registry import Registry
 
 if TYPE_CHECKING:
@@ -57,6 +58,23 @@ class Task(ABC):
             targets: (B,) classes, or (B, classes) shares where images are mixed.
             label_smoothing: share of a target that is spread over all classes.
         """
+
+    def weighted_loss(
+        self, outputs: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor
+    ) -> Tensor:
+        """The same with classes that weigh `weights` (C,): a mean that `weight_of` divides.
+
+        Raises:
+            ConfigError: the task has no classes to weigh.
+        """
+        raise ConfigError(
+            f"recipe.class_weights weighs classes in a loss, which task={self.name} has not. Use "
+            "recipe.class_weights=none."
+        )
+
+    def weight_of(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """What `targets` (B, ...) weigh together, by `weights` (C,) of the classes: ()."""
+        raise NotImplementedError
 
     @abstractmethod
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:

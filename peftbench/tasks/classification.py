@@ -47,6 +47,29 @@ class Classification(Task):
 
         return cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
+    def weighted_loss(
+        self, outputs: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor
+    ) -> Tensor:
+        """Cross-entropy, each class's term times its weight, over the weights of the targets.
+
+        Of classes (B,) it is torch's own, whose smoothed terms have the weights of their classes
+        too. Of shares (B, C), which torch divides by B, it is divided as that of classes is: an
+        image weighs what its classes weigh, by their shares, so that unmixed images have the same
+        loss in either form.
+        """
+        from torch.nn.functional import cross_entropy, log_softmax
+
+        if not targets.is_floating_point():
+            return cross_entropy(outputs, targets, weights, label_smoothing=label_smoothing)
+        smoothed = (1 - label_smoothing) * targets + label_smoothing / outputs.shape[1]
+        terms = smoothed * weights * log_softmax(outputs, dim=1)
+        return -terms.sum() / self.weight_of(targets, weights)
+
+    def weight_of(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """() the sum of the weights (C,) of classes (B,), or of shares (B, C) of them."""
+        shared = targets.is_floating_point()
+        return (targets * weights).sum() if shared else weights[targets].sum()
+
     def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,) whether the largest of the logits (B, C) is that of the label (B,)."""
         return outputs.argmax(1) == labels

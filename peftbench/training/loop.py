@@ -22,6 +22,7 @@ from peftbench.spec import Preprocessing, Recipe
 from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.augment import Augmentation
 from peftbench.training.average import WeightAverage
+from peftbench.training.balance import ClassWeights, Draws, loss_of
 from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.compiling import compiled
 from peftbench.training.device import Compute, autocast, synchronise
@@ -101,6 +102,8 @@ class _Training:
     pixels: ModelInputs
     sizes: RowSource | None  # (N, 2) of pictures that are cropped
     labels: Tensor  # (N,) on the device
+    draws: Draws
+    weights: ClassWeights | None
     augment: Augmentation
     views: FixedViews | None
     bounds: list[tuple[int, int]]  # (start, stop) of each batch of an epoch
@@ -143,12 +146,12 @@ def fit(
 ) -> Fit:
     """Train on the train split, for all epochs of the recipe.
 
-    Images are drawn without replacement in an order that depends on `seed` only; see
-    `batch_bounds` for the last of an epoch. Dropout and drop-path draw from torch's own generators:
-    see `seeded`. With a moving average, the model has the averages when `on_epoch` is called and
-    when training is over. With a micro-batch, so many images go through the model at a time, in all
-    processes together, and their gradients add up to that of the batch; batch normalisation in
-    train mode then sees the smaller number.
+    Images are drawn in an order that depends on `seed` only, each once unless `recipe.sampling` is
+    balanced; see `batch_bounds` for the last of an epoch. Dropout and drop-path draw from torch's
+    own generators: see `seeded`. With a moving average, the model has the averages when `on_epoch`
+    is called and when training is over. With a micro-batch, so many images go through the model at
+    a time, in all processes together, and their gradients add up to that of the batch, weights of
+    classes included; batch normalisation in train mode then sees the smaller number.
 
     With `inputs`, the model takes those in place of the images, which then must be the same in each
     epoch: no augmentation changes them.
@@ -172,16 +175,18 @@ def fit(
         train.images, preprocessing.mean, preprocessing.std, compute.device
     )
     labels = torch.tensor(train.labels, device=compute.device)
+    num_classes = fittable.num_classes or int(train.labels.max()) + 1
     augment = Augmentation(
         recipe,
-        fittable.num_classes or int(labels.max()) + 1,
+        num_classes,
         seed,
         size=preprocessing.size,
         limits=pixels.limits,
     )
     bounds = batch_bounds(len(pixels), recipe.batch_size, recipe.drop_last)
     optimizer = make_optimizer(recipe, fittable.trainable)
-    objective = Objective(fittable, recipe.label_smoothing)
+    weights = ClassWeights.of(recipe, labels, num_classes, fittable.task)
+    objective = Objective(fittable, recipe.label_smoothing, weights)
     training = _Training(
         fittable=fittable,
         recipe=recipe,
@@ -189,6 +194,8 @@ def fit(
         pixels=pixels,
         sizes=None if train.sizes is None else rows_of(train.sizes),
         labels=labels,
+        draws=Draws(recipe, torch.tensor(train.labels)),
+        weights=weights,
         augment=augment,
         views=FixedViews(recipe, preprocessing.size, pixels.limits) if recipe.fixed_views else None,
         bounds=bounds,
@@ -246,7 +253,7 @@ def _epoch(
     began = time.perf_counter()
     training.fittable.set_mode()
     progress.epoch_order = progress.order.get_state()
-    shuffled = torch.randperm(len(training.pixels), generator=progress.order)
+    shuffled = training.draws.next(progress.order)
     flip_draws = torch.rand(len(training.pixels), generator=progress.order)
     order = _Order(shuffled, shuffled.to(device), flip_draws.to(device))
     left = [slice(*ends) for ends in training.bounds[progress.position :]]
@@ -299,16 +306,22 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
     size = batch.stop - batch.start
     training.schedule.begin_step(progress.epoch, progress.step)
     parts = training.shares[size].parts
+    scale: float | Tensor
+    counted: float | Tensor
     x, y, target = _batch(training, order, batch, images)
     training.timing.passes.begin()
     training.optimizer.zero_grad(set_to_none=True)
     for part, own in zip(parts, _places(parts), strict=True):
+        scale, counted = part.scale(size, compute.world.size), part.count
+        if training.weights is not None and part.count:
+            share = training.weights.share(target[own], training.labels[order.device[batch]])
+            scale, counted = share * compute.world.size, share * size
         with compute.world.passing(training.objective, part, last=part is parts[-1]):
             with autocast(compute):
                 total, loss, outputs = training.objective(x[own], target[own])
-            (total * part.scale(size, compute.world.size)).backward()
+            (total * scale).backward()
         with torch.no_grad():
-            progress.total_loss += loss * part.count
+            progress.total_loss += loss * counted
             progress.correct += task.correct(outputs, y[own])[: part.count].sum()
     if training.recipe.clip_grad is not None:
         nn.utils.clip_grad_norm_(trainable, training.recipe.clip_grad)
@@ -321,12 +334,15 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
 class Objective(nn.Module):
     """What a step minimises: the task's loss, and a method's regulariser if it has one."""
 
-    def __init__(self, fittable: Fittable, label_smoothing: float) -> None:
+    def __init__(
+        self, fittable: Fittable, label_smoothing: float, weights: ClassWeights | None = None
+    ) -> None:
         super().__init__()
         self.model = fittable.model
         self.task = fittable.task
         self.regulariser = fittable.regulariser
         self.label_smoothing = label_smoothing
+        self.weights = None if weights is None else weights.values
 
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The objective, its loss, and the task's outputs (B, ...) of images x (B, 3, S, S).
@@ -334,7 +350,7 @@ class Objective(nn.Module):
         target: (B,) classes, or (B, C) shares of them where images are mixed.
         """
         outputs = self.task.outputs(self.model(x))
-        loss = self.task.loss(outputs, target, self.label_smoothing)
+        loss = loss_of(self.task, outputs, target, self.label_smoothing, self.weights)
         total = loss if self.regulariser is None else loss + self.regulariser()
         return total, loss, outputs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
-from peftbench.spec import AUGMENTATIONS, Recipe
+from peftbench.spec import AUGMENTATIONS, BALANCED, BALANCES, Recipe
 
 # whose step is linear in the rate and, but for weight decay, blind to the weights
 DECOUPLED = ("adamw",)  # weight decay shrinks the weights
@@ -16,6 +16,8 @@ CHOICES = {
     "decay": ("matrices", "all"),
     "augmentation": AUGMENTATIONS,
     "frozen_mode": ("method", "train"),
+    "class_weights": BALANCES,
+    "sampling": BALANCES,
 }
 AT_LEAST_ONE = ("epochs", "batch_size", "lr_reference_batch", "fixed_views")
 NOT_NEGATIVE = (
@@ -52,6 +54,11 @@ def check_recipe(recipe: Recipe) -> None:
                 raise ConfigError(f"recipe.{key}={value}{advice}")
     if recipe.fixed_views:
         _check_views(recipe)
+    if recipe.class_weights == recipe.sampling == BALANCED:
+        raise ConfigError(
+            "recipe.class_weights=balanced and recipe.sampling=balanced each make up for classes "
+            "of unequal size, and together small classes would count too much. Use one of the two."
+        )
     if recipe.schedule == "constant":
         for key in ("schedule_delay", "cooldown_epochs"):
             if getattr(recipe, key):

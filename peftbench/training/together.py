@@ -23,6 +23,7 @@ from peftbench.results.record import EpochRow
 from peftbench.spec import Recipe
 from peftbench.tasks import Task
 from peftbench.training.average import WeightAverage
+from peftbench.training.balance import ClassWeights, Draws, loss_of
 from peftbench.training.device import Compute, autocast, seeded, synchronise
 from peftbench.training.loop import batch_bounds
 from peftbench.training.optim import Schedule, make_optimizer
@@ -46,6 +47,7 @@ class HeadTask:
     task: Task
     seed: int
     compute: Compute
+    num_classes: int | None = None  # where classes are weighed; what the labels show unless given
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,17 @@ def fit_together(common: HeadTask, recipes: Sequence[Recipe]) -> list[TrainedHea
     bounds = batch_bounds(len(common.inputs), recipe.batch_size, recipe.drop_last)
     steps = _Steps.of(recipes, list(stacks.values()), len(bounds), compute.device)
     histories: list[list[EpochRow]] = [[] for _ in recipes]
-    objective = _objective(head, common.task, recipe.label_smoothing)
+    labels = common.labels.to(compute.device)
+    num_classes = common.num_classes or int(common.labels.max()) + 1
+    weights = ClassWeights.of(recipe, labels, num_classes, common.task)
+    objective = _objective(head, common.task, recipe.label_smoothing, weights)
+    draws = Draws(recipe, common.labels)
     with seeded(common.seed, compute):
         order = torch.Generator().manual_seed(common.seed)
         for epoch in range(recipe.total_epochs):
             tick = time.perf_counter()
-            sums = _epoch(common, (stacks, objective, steps), bounds, order, epoch)
+            sums = _epoch(common, (stacks, objective, steps), bounds, draws.next(order), epoch)
+            torch.rand(draws.count, generator=order)  # of mirrored images, of which there are none
             synchronise(compute.device)
             seconds = (time.perf_counter() - tick) / len(recipes)
             losses, correct, used = sums[0].tolist(), sums[1].tolist(), bounds[-1][1]
@@ -125,12 +132,17 @@ def fit_together(common: HeadTask, recipes: Sequence[Recipe]) -> list[TrainedHea
 _Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _objective(head: nn.Module, task: Task, label_smoothing: float) -> _Objective:
+def _objective(
+    head: nn.Module, task: Task, label_smoothing: float, weights: ClassWeights | None
+) -> _Objective:
     """Loss and number of right answers, (K,) each, of stacks (K, ...) for one batch."""
+
+    values = None if weights is None else weights.values
 
     def one(tensors: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         outputs = task.outputs(functional_call(head, tensors, (x,)))
-        return task.loss(outputs, y, label_smoothing), task.correct(outputs.detach(), y).sum()
+        loss = loss_of(task, outputs, y, label_smoothing, values)
+        return loss, task.correct(outputs.detach(), y).sum()
 
     # dropout draws the one mask that each of the trials would draw by itself
     return torch.func.vmap(one, in_dims=(0, None, None), randomness="same")
@@ -140,14 +152,14 @@ def _epoch(
     common: HeadTask,
     trained: tuple[dict[str, nn.Parameter], _Objective, _Steps],
     bounds: Sequence[tuple[int, int]],
-    order: torch.Generator,
+    shuffled: Tensor,
     epoch: int,
 ) -> tuple[Tensor, Tensor]:
-    """One epoch of all trials: their summed losses and right answers, (K,) each."""
+    """One epoch of all trials: their summed losses and right answers, (K,) each.
+
+    shuffled: (N,) numbers of the images in their order.
+    """
     (stacks, objective, steps), compute = trained, common.compute
-    count = len(common.inputs)
-    shuffled = torch.randperm(count, generator=order)
-    torch.rand(count, generator=order)  # what decides mirrored images, of which there are none
     count_trials = len(next(iter(stacks.values())))
     losses = torch.zeros(count_trials, device=compute.device)
     correct = torch.zeros(count_trials, device=compute.device, dtype=torch.long)

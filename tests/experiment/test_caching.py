@@ -80,6 +80,20 @@ def test_a_run_with_kept_activations_is_the_run_without_them(
             np.testing.assert_allclose(tuned[name], tensor, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("views", [{}, {"augmentation": "flip", "fixed_views": 2}], ids=str)
+def test_images_that_are_drawn_twice_have_their_own_activations(
+    tmp_path: Path, views: dict[str, Any]
+) -> None:
+    recipe = {"sampling": "balanced", "optimizer": "momentum", "epochs": 3} | views
+    spec = tiny_spec("linear", dataset=digits(11), precision=Precision.FLOAT32, recipe=recipe)
+    plain, _, tensors = ran(tmp_path / "plain", spec, RunOptions())
+    kept, _, found = ran(tmp_path / "kept", spec)
+    assert spared(kept)[0] == "head_drop"
+    assert [row.accuracy for row in kept.history] == [row.accuracy for row in plain.history]
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(found[name], tensor, atol=1e-5, rtol=1e-5)
+
+
 def test_a_record_says_what_was_kept_and_is_else_the_same(tmp_path: Path) -> None:
     spec = tiny_spec("linear", dataset=digits(11), precision=Precision.FLOAT32)
     plain = repeatable(ran(tmp_path / "plain", spec, RunOptions())[0])
@@ -198,11 +212,19 @@ def beside(spec: RunSpec, *points: tuple[float, float]) -> tuple[RunSpec, ...]:
     )
 
 
+@pytest.mark.parametrize(
+    "recipe", [{}, {"class_weights": "balanced"}, {"sampling": "balanced"}], ids=str
+)
 def test_trials_in_one_pass_leave_the_records_that_they_leave_by_themselves(
-    tmp_path: Path,
+    tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
-    dataset = digits(30)
-    first = tiny_spec("linear", dataset=dataset, phase=Phase.TUNE, precision=Precision.FLOAT32)
+    first = tiny_spec(
+        "linear",
+        dataset=digits(33),  # of which some classes have four images and others three
+        phase=Phase.TUNE,
+        precision=Precision.FLOAT32,
+        recipe=recipe,
+    )
     specs = (first, *beside(first, (1e-2, 0.0), (1e-4, 0.1)))
     alone = [ran(tmp_path / "alone", spec, RunOptions()) for spec in specs]
     together = [

@@ -73,13 +73,18 @@ class Small(nn.Module):
         return self.head(F.dropout(features, self.dropout, self.training))
 
 
-def split(count: int, size: int, whole: bool = False) -> TrainSplit:
+SKEWED = np.array([0] * 7 + [1] * 4 + [2])  # classes of 12 images
+
+
+def split(
+    count: int, size: int, whole: bool = False, labels: np.ndarray | None = None
+) -> TrainSplit:
     """Noise; `whole` squares are larger, and of pictures that were not square."""
     generator = np.random.default_rng(0)
     side = 2 * size if whole else size
     images = generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     sizes = generator.integers(5, 50, (count, 2)) if whole else None
-    labels = np.arange(count) % CLASSES
+    labels = np.arange(count) % CLASSES if labels is None else labels.copy()
     return TrainSplit(images, labels, tuple(map(str, range(count))), sizes)
 
 
@@ -98,7 +103,8 @@ def trained(model: nn.Module, recipe: Recipe, world: World, **options: Any) -> A
         options.pop("regulariser", None),
         CLASSES,
     )
-    train = split(options.pop("count", 12), size, whole=recipe.augmentation == "crop_flip")
+    whole = recipe.augmentation == "crop_flip"
+    train = split(options.pop("count", 12), size, whole, options.pop("labels", None))
     compute = Compute(CPU, torch.float32, world, options.pop("micro_batch", None))
     callbacks = Callbacks(**options)
     with seeded(1, compute):
@@ -123,6 +129,26 @@ def augmented(world: World) -> Arrays:
 def in_pieces(world: World) -> Arrays:
     """Pieces of 1 and 2 images: of some, a process has none."""
     return trained(Small(), PLAIN, world, micro_batch=2, count=11)
+
+
+def weighed(world: World) -> Arrays:
+    """Classes that weigh 12 / (3 x 7), 12 / (3 x 4) and 12 / 3, in mixed and smoothed targets."""
+    recipe = dataclasses.replace(EVERYTHING, class_weights="balanced")
+    model = Small()
+    return trained(
+        model,
+        recipe,
+        world,
+        labels=SKEWED,
+        micro_batch=3,  # and a regulariser, which no weight of a part may count twice
+        regulariser=lambda: 0.1 * model.head.weight.square().sum(),
+    )
+
+
+def drawn(world: World) -> Arrays:
+    """Images of classes that are drawn alike, some of them twice in an epoch."""
+    recipe = dataclasses.replace(EVERYTHING, sampling="balanced")
+    return trained(Small(), recipe, world, labels=SKEWED, micro_batch=2)
 
 
 def batch_norms(world: World) -> Arrays:
@@ -157,6 +183,8 @@ def logits(world: World) -> Arrays:
 SCENARIOS: dict[str, Callable[[World], Arrays]] = {
     "augmented": augmented,
     "in_pieces": in_pieces,
+    "weighed": weighed,
+    "drawn": drawn,
     "batch_norms": batch_norms,
     "logits": logits,
 }

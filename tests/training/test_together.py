@@ -102,6 +102,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "by epoch": {"schedule_unit": "epoch", "cooldown_epochs": 1},
     "constant": {"schedule": "constant"},
     "scaled": {"lr_reference_batch": 4, "drop_last": True},
+    "weighed": {"class_weights": "balanced", "label_smoothing": 0.1},  # of 8, 7 and 7 images
+    "drawn": {"sampling": "balanced"},
     "high floor": {"min_lr": 1e-2, "warmup_lr": 1e-3},  # above the rates of some trials
 }
 
