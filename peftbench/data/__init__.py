@@ -60,7 +60,7 @@ _log = logging.getLogger(__name__)
 def identify(
     spec: DatasetSpec, seen: Callable[[Listing], object] = lambda listing: None
 ) -> DatasetSpec:
-    """`spec` with its suite, group and hashes filled in; files are hashed, not decoded.
+    """`spec` with suite, group, hashes and number of classes; files are hashed, not decoded.
 
     A data set that a user brings without a name is titled after its folder, list or repository.
 
@@ -78,6 +78,7 @@ def identify(
         suite_version=listing.suite_version,
         group=listing.group,
         manifest=listing.manifest,
+        facts=dataclasses.replace(spec.facts, classes=len(listing.class_names)),
     )
 
 

@@ -27,6 +27,11 @@ class _OpenSplit:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes have an image in it."""
+        return len(np.unique(self.labels))
+
 
 @dataclass(frozen=True, eq=False)
 class TrainSplit(_OpenSplit):
@@ -62,13 +67,14 @@ class TestSplit:
     """Images that are reported once; the arrays are handed out by the first `open_once` only."""
 
     __test__: ClassVar[bool] = False  # not a pytest class
-    __slots__ = ("_sealed", "names")
+    __slots__ = ("_sealed", "names", "num_classes")
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> None:
         _check(images, labels, names)
         images.flags.writeable = False
         labels.flags.writeable = False
         self.names = names
+        self.num_classes = len(np.unique(labels))  # that have an image in it
         self._sealed: list[TestArrays] = [TestArrays(images, labels)]
 
     def open_once(self) -> TestArrays:

@@ -52,7 +52,7 @@ class Curves:
 
 
 Panel = Bars | Points | Curves
-SCORE, MEAN = (metric.name for metric in CLASSIFICATION.scores)
+SCORE, MEAN = (metric.name for metric in CLASSIFICATION.scores[:2])
 
 SECTIONS: dict[str, tuple[Panel, ...]] = {
     "Accuracy by method": (

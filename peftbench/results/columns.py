@@ -43,14 +43,17 @@ COLUMNS = (
     Column("drop_path", "Float64", "stochastic depth rate of the parts that train"),
     Column("precision", "string", "asked for; dtype is what it became"),
     Column("selection", "string", "which epoch is reported: last, or best_on_test, which flatters"),
+    Column("selection_metric", "string", "what the run is judged by, which chose its settings"),
     Column("selected_epoch", "Int64", "epoch that is reported where it was selected"),
     Column("top1_last", "Float64", "accuracy after the last epoch where another is reported"),
     Column("tuner", "string", "search that chose hyper-parameters; missing where none did"),
     Column("trials", "Int64", "trainings of that search for this method and data set"),
     Column("trial_epochs", "Int64", "epochs of each of them"),
-    Column("split", "string", "split that the next five columns are measured on"),
+    Column("split", "string", "split that the next seven columns are measured on"),
     Column("top1", "Float64", "accuracy as a fraction"),
     Column("mean_per_class", "Float64", "mean of the accuracies of the classes, a fraction"),
+    Column("f1_macro", "Float64", "mean of the F1 of the classes, a fraction"),
+    Column("auroc", "Float64", "area under the ROC curve of two classes, a fraction"),
     Column("loss", "Float64", "mean cross-entropy in nats"),
     Column("ece", "Float64", "expected calibration error, a fraction"),
     Column("num_images", "Int64", "images of the split"),
@@ -114,7 +117,7 @@ COLUMNS = (
 )
 DTYPES = {column.name: column.dtype for column in COLUMNS}
 # of the reported split, by the names that records and columns share
-METRICS = ("top1", "mean_per_class", "loss", "ece", "num_images")
+METRICS = ("top1", "mean_per_class", "f1_macro", "auroc", "loss", "ece", "num_images")
 ORDER = ("backbone", "suite", "dataset", "method", "hyperparameters", "recipe", "seed", "run_id")
 EPOCH_COLUMNS = (
     Column("run_id", "string", "digest of the declared identity"),

@@ -33,4 +33,6 @@ def run_id_of(spec: Mapping[str, Any]) -> str:
     selection = identity.pop("selection", None) or {}
     if selection.get("rule") == BEST_ON_TEST and spec.get("phase") == Phase.FINAL:
         identity["selection"] = selection
+    elif selection.get("metric") is not None:
+        identity["selection"] = {"metric": selection["metric"]}
     return digest({**identity, "identity_version": IDENTITY_VERSION})

@@ -19,7 +19,7 @@ from peftbench.canonical import declared, later
 from peftbench.errors import StoreError
 from peftbench.results.validation import check_record
 from peftbench.spec import SPLIT_OF_PHASE
-from peftbench.tasks import Task, task_of
+from peftbench.tasks import Metric, Task, judged_by, task_of
 
 SCHEMA = 1  # raised when a field changes its meaning
 
@@ -144,9 +144,11 @@ class RunRecord:
     history: list[EpochRow] = field(default_factory=list)
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
-    looks: dict[str, float] = field(default_factory=dict)  # of a trial: epoch -> val accuracy
+    looks: dict[str, float] = field(default_factory=dict)  # of a trial: epoch -> score on val
     stopped_epoch: int | None = None  # a trial that its search gave up after this epoch
-    tuning: dict[str, Any] | None = None  # tuner, trials, epochs of each, val_top1 of the winner
+    tuning: dict[str, Any] | None = (
+        None  # tuner, trials, epochs of each, val_top1 or the like of the winner
+    )
     started: str = ""  # ISO 8601, UTC
     finished: str = ""
     micro_batch: int | None = None  # images in memory at a time; None for a whole batch
@@ -163,9 +165,14 @@ class RunRecord:
         return SPLIT_OF_PHASE.get(str(self.spec.get("phase")))
 
     @property
+    def judged_by(self) -> Metric:
+        """What chose trials and epochs, and is the score of the run."""
+        return judged_by(self.spec)
+
+    @property
     def score(self) -> float | None:
-        """What the run is judged by; `None` where it was not measured."""
-        return self.reported(self.task.score.name)
+        """What the run is judged by, as it was measured; `None` where it was not."""
+        return self.reported(self.judged_by.name)
 
     def reported(self, metric: str) -> float | None:
         """A metric of the reported split; `None` where it was not measured."""

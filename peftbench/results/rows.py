@@ -79,6 +79,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "drop_path": backbone.get("drop_path"),
         "precision": spec.get("precision"),
         "selection": record.selection,
+        "selection_metric": record.judged_by.name,
         "selected_epoch": record.selected_epoch,
         "top1_last": record.metrics.get("last_epoch/top1"),
         "tuner": tuning.get("tuner"),
@@ -113,7 +114,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "started": record.started,
         "finished": record.finished,
         "score": record.score,
-        "judged_by": record.task.score.short,
+        "judged_by": record.judged_by.short,
     }
 
 

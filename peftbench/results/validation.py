@@ -29,7 +29,7 @@ from peftbench.spec import (
     Recipe,
     Selection,
 )
-from peftbench.tasks import CLASSIFICATION, TASKS, task_of
+from peftbench.tasks import CLASSIFICATION, TASKS, judged_by, task_of
 from peftbench.untrusted import printable
 
 DEEPEST = 32  # lists and mappings within one another
@@ -98,6 +98,7 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
     _check_natural(spec.get("seed"), "spec.seed")
     if type(task := spec.get("task", CLASSIFICATION.name)) is not str or task not in TASKS:
         raise ValueError(f"spec.task is {_told(task)}, and there are {', '.join(TASKS)}")
+    _check_metric(spec)
     for key, known in (("phase", Phase), ("precision", Precision)):
         if key in spec and (type(spec[key]) is not str or spec[key] not in _names(known)):
             names = ", ".join(known)
@@ -107,6 +108,15 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         value = (spec.get(where) or {}).get(key)
         if value is not None and value < least:
             raise ValueError(f"spec.{where}.{key} is {_told(value)}, below {least}")
+
+
+def _check_metric(spec: Mapping[str, Any]) -> None:
+    metric = (spec.get("selection") or {}).get("metric")
+    known = [one.name for one in task_of(spec).scores]
+    if metric is not None and metric not in known:
+        raise ValueError(
+            f"spec.selection.metric is {_told(metric)}, and there are {', '.join(known)}"
+        )
 
 
 def _check_named(part: Any, where: str) -> None:
@@ -140,8 +150,8 @@ def _check_numbers(raw: Mapping[str, Any]) -> None:
     """Ranges of what was measured, and that a run which ended well has measured something."""
     metrics = raw.get("metrics") or {}
     task = task_of(raw["spec"])
-    score = task.score.name
-    fractions = task.fractions | {"accuracy", f"val_{score}", f"train_{score}"}
+    trained = (f"{part}_{metric.name}" for part in ("val", "train") for metric in task.scores)
+    fractions = task.fractions | {"accuracy", *trained}
     for name, value in metrics.items():
         if value is not None and not _measured(name.rpartition("/")[2], value, fractions):
             raise ValueError(f"metrics[{_told(name)}] is {value}, which it cannot be")
@@ -158,13 +168,13 @@ def _check_numbers(raw: Mapping[str, Any]) -> None:
         _check_count((raw.get(where) or {}).get(name), f"{where}.{name}")
     _check_origin(raw.get("provenance") or {})
     split = SPLIT_OF_PHASE.get(raw["spec"].get("phase"))
-    name = f"{split}/{score}"
+    name = f"{split}/{judged_by(raw['spec']).name}"
     if raw["status"] == "OK" and split is not None and metrics.get(name) is None:
         raise ValueError(f"its status is OK, and it has no {name} among its metrics")
 
 
 def _check_looks(looks: Mapping[str, Any]) -> None:
-    """Accuracy by epoch."""
+    """Score by epoch."""
     for epoch, value in looks.items():
         if not (epoch.isascii() and epoch.isdecimal()):
             raise ValueError(f"looks has the epoch {_told(epoch)}")

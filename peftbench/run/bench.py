@@ -17,14 +17,14 @@ from peftbench.backbones.describe import describe
 from peftbench.backbones.kernels import choose_layout
 from peftbench.backbones.load import Backbone, load
 from peftbench.canonical import plain
-from peftbench.errors import Diverged
+from peftbench.errors import DataError, Diverged
 from peftbench.methods.applied import Tuned, apply
 from peftbench.methods.base import as_method
 from peftbench.results.record import Parameters, Provenance
 from peftbench.run import provenance, robustness
 from peftbench.run.caching import FrozenPart
 from peftbench.run.ending import PendingRecord
-from peftbench.spec import DatasetSpec, Phase, RunSpec
+from peftbench.spec import SPLIT_OF_PHASE, DatasetSpec, Phase, RunSpec
 from peftbench.tasks import ImageRows
 from peftbench.training.device import Compute
 from peftbench.training.evaluate import predict, predict_inputs
@@ -106,6 +106,7 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
     )
     backbone = dataclasses.replace(backbone, preprocessing=kept)
     splits = data.load(spec.dataset, spec.phase, backbone.preprocessing)
+    _check_metric(spec, splits)
     tested = spec.shifts if spec.phase is Phase.FINAL else ()
     shifts = robustness.find(tested, splits.class_names, backbone.preprocessing)
     pending.provenance = _provenance(backbone, splits)
@@ -129,6 +130,17 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
         parameters=pending.parameters,
         seconds=time.perf_counter() - began,
     )
+
+
+def _check_metric(spec: RunSpec, splits: data.Splits) -> None:
+    """Refuse a metric that the images that are reported cannot have."""
+    metric, found = spec.judged_by, splits.report.num_classes
+    if metric.classes is not None and not metric.classes == splits.num_classes == found:
+        raise DataError(
+            f"selection.metric={metric.name} needs images of {metric.classes} classes, and the "
+            f"{SPLIT_OF_PHASE[spec.phase]} split of {spec.dataset.name} has images of {found} of "
+            f"{splits.num_classes}. Use another metric, or other splits."
+        )
 
 
 def attach(spec: RunSpec, backbone: Backbone, anatomy: Anatomy, num_classes: int) -> Tuned:

@@ -34,8 +34,11 @@ class Kept:
     task: Task
 
     def score_of(self, outputs: np.ndarray) -> float:
-        """The score that outputs (N, ...) of the sample have."""
-        return self.task.score_of(self.task.rows(outputs, self.labels))
+        """What the task's own score is of outputs (N, ...) of the sample.
+
+        Others may need more of a sample than it has, such as images of each class.
+        """
+        return self.task.score.of(self.task.rows(outputs, self.labels))
 
 
 def save_predictions(store: ResultsStore, bench: Bench, rows: ImageRows) -> None:

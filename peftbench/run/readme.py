@@ -8,7 +8,7 @@ from typing import Any
 from peftbench.artefacts import card as cards
 from peftbench.run.usage import usage
 from peftbench.spec import called
-from peftbench.tasks import Metric, task_of
+from peftbench.tasks import Metric, judged_by
 from peftbench.untrusted import printable
 
 LISTED_CLASSES = 20  # names in the README of a folder; its card holds all
@@ -35,7 +35,7 @@ def model_card(card: dict[str, Any]) -> str:
         "data": f"{escaped(called(spec['dataset']))}, manifest "
         f"{code(spec['dataset']['manifest'][:12])}",
         "classes": f"{len(classes)}: {escaped(names)}",
-        **_accuracy(card["metrics"], task_of(card["spec"]).score),
+        **_scores(card["metrics"], judged_by(card["spec"])),
         "input": f"{_input(pixels)}; mean {pixels['mean']}, standard deviation {pixels['std']}",
         "made by": f"peftbench {escaped(origin['peftbench'])}, run {code(card['run_id'])}",
     }
@@ -76,10 +76,10 @@ def code(text: str) -> str:
     return escaped(text) if not plain or set(plain) & set("`|<") else f"`{plain}`"
 
 
-def _accuracy(metrics: dict[str, float | None], score: Metric) -> dict[str, str]:
+def _scores(metrics: dict[str, float | None], score: Metric) -> dict[str, str]:
     by_split = {split: metrics.get(f"{split}/{score.name}") for split in ("test", "val")}
     return {
-        f"{split} accuracy": f"{100 * value:.2f} % {score.short}"
+        f"{split} {score.figure.replace('_', ' ')}": f"{100 * value:.2f} % {score.short}"
         for split, value in by_split.items()
         if value is not None
     }

@@ -39,7 +39,7 @@ class BestOnTest:
     ) -> None:
         self.best: _Best | None = None
         self.last: dict[str, float] = {}  # metrics of the latest evaluation
-        self.task = spec.task
+        self.task, self.metric = spec.task, spec.judged_by
         self.num_classes = len(splits.class_names)
         self.epochs: frozenset[int] = frozenset()
         if spec.selects_on_test:
@@ -54,7 +54,7 @@ class BestOnTest:
             return
         rows = self.predicted(self.images, self.labels)
         self.last = self.task.metrics(rows, self.num_classes)
-        if self.best is None or self.task.score_of(rows) > self.task.score_of(self.best.rows):
+        if self.best is None or self.metric.of(rows) > self.metric.of(self.best.rows):
             state = {name: tensor.clone() for name, tensor in self.tuned.state().items()}
             self.best = _Best(epoch, rows, state)
 
@@ -81,7 +81,7 @@ class BestOnTest:
                 raise ValueError("its best epoch is none of this run")
             if any(len(row) != len(self.labels) for row in best["rows"].values()):
                 raise ValueError("its best epoch is of other images")
-            self.task.score_of(best["rows"])  # with all that it takes
+            self.metric.of(best["rows"])  # with all that it takes
         self.best = best and _Best(best["epoch"], best["rows"], best["state"])
         self.last = state["last"]
 
@@ -100,7 +100,7 @@ class ValChecks:
         self.stopped_epoch: int | None = None
         if self.bounds:
             images, labels = report_split(splits)
-            self.score = lambda: spec.task.score_of(predicted(images, labels))
+            self.score = lambda: spec.judged_by.of(predicted(images, labels))
 
     def __call__(self, epoch: int) -> bool:
         """Whether the best value so far is below what a trial must have reached by `epoch`."""

@@ -47,7 +47,7 @@ class DatasetFacts:
     """
 
     title: str = ""
-    classes: int | None = None
+    classes: int | None = None  # filled when the run is built
     train: int | None = None
     val: int | None = None
     test: int | None = None

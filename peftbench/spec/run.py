@@ -18,7 +18,7 @@ from peftbench.canonical import (
 from peftbench.errors import ConfigError
 from peftbench.spec.inputs import FOUND_BY, TOLD, BackboneSpec, DatasetSpec, PreprocessingSpec
 from peftbench.spec.training import BEST_ON_TEST, WHOLE_BY_INPUT, Protocol, Recipe, Selection
-from peftbench.tasks import CLASSIFICATION, Task
+from peftbench.tasks import CLASSIFICATION, Metric, Task
 
 
 class Phase(StrEnum):
@@ -77,6 +77,28 @@ class RunSpec:
         if self.seed >= 2**63:
             raise ConfigError(f"seed={self.seed} is too large. Use at most {2**63 - 1}.")
 
+        self._check_metric()
+
+    def _check_metric(self) -> None:
+        """Raise `ConfigError` for a metric that the task or the data set has not.
+
+        What the task is judged by in any case is no declaration: it is left out.
+        """
+        metric, classes = self.judged_by, self.dataset.facts.classes
+        if metric.classes is not None and classes not in (None, metric.classes):
+            others = [m.name for m in self.task.scores if m.classes in (None, classes)]
+            raise ConfigError(
+                f"selection.metric={metric.name} is defined for {metric.classes} classes, and "
+                f"{self.dataset.name} has {classes}. Use one of: {', '.join(others)}."
+            )
+        if self.selection.metric == self.task.score.name:
+            object.__setattr__(self, "selection", dataclasses.replace(self.selection, metric=None))
+
+    @property
+    def judged_by(self) -> Metric:
+        """What chooses trials and epochs of this run, and what tables show of it."""
+        return self.task.metric(self.selection.metric)
+
     def train_size(self, size: int) -> int | None:
         """Side of the squares that training pictures are kept in whole, for an input of `size`.
 
@@ -116,7 +138,9 @@ class RunSpec:
         del recipe["name"]
         chosen = self._where_given()
         if self.selects_on_test:
-            chosen["selection"] = dataclasses.asdict(self.selection)
+            chosen["selection"] = declared(self.selection)
+        elif self.selection.metric is not None:
+            chosen["selection"] = {"metric": self.selection.metric}
         return plain_dict(
             {
                 "identity_version": IDENTITY_VERSION,
@@ -149,7 +173,7 @@ class RunSpec:
                 "seed": self.seed,
                 "phase": self.phase,
                 "precision": self.precision,
-                "selection": dataclasses.asdict(self.selection),
+                "selection": declared(self.selection),
                 "protocol": dataclasses.asdict(self.protocol),
                 **self._where_given(),
             }

@@ -86,14 +86,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which epoch is reported: the last, or the one that is best on the test split.
+    """What a run is judged by, and which epoch is reported: the last, or the best on test.
 
-    The second flatters. It exists to repeat papers that did so, and only a protocol declares it.
+    The metric chooses trials, looks and epochs, and is what tables show. The second rule flatters:
+    it exists to repeat papers that did so, and only a protocol declares it.
     """
 
     rule: str = LAST
     every: int = 1  # with `best_on_test`, test is evaluated after each epoch that this divides,
     first: int = 1  # from this epoch on, and after the last one
+    metric: str | None = later(None)  # of the task, which has one of its own where this is None
 
     def __post_init__(self) -> None:
         if self.rule not in SELECTIONS:

@@ -16,6 +16,8 @@ from peftbench.results.store import ResultsStore
 from peftbench.spec import RunSpec
 from peftbench.sweep.queues.pool import Finished
 
+MOST_TOLD = 2  # metrics of a task, beside what a run declares to be judged by
+
 
 @dataclass(frozen=True)
 class Job:
@@ -107,7 +109,8 @@ def outcome(record: RunRecord) -> str:
     images = int(record.reported("num_images") or 0)
     seconds = record.cost.seconds_total if record.cost and record.cost.seconds_total else 0.0
     flattered = f" (best on test: epoch {record.selected_epoch})" if record.selected_epoch else ""
-    measured = {metric: record.reported(metric.name) for metric in record.task.scores}
+    told = dict.fromkeys((record.judged_by, *record.task.scores[:MOST_TOLD]))
+    measured = {metric: record.reported(metric.name) for metric in told}
     scores = ", ".join(
         f"{100 * value:.1f} % {metric.short}"
         for metric, value in measured.items()

@@ -24,6 +24,16 @@ __all__ = [
 CLASSIFICATION = Classification()  # of every run that names no other
 
 
+def judged_by(spec: Mapping[str, Any]) -> Metric:
+    """What a recorded run declares to be judged by, from its `spec`.
+
+    Raises:
+        UnknownName: it names a task or a metric that is not known here.
+    """
+    selection = spec.get("selection")
+    return task_of(spec).metric(selection.get("metric") if isinstance(selection, dict) else None)
+
+
 def task_of(spec: Mapping[str, Any]) -> Task:
     """The task of a recorded run, from its `spec`.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
 from peftbench.errors import ConfigError
-from peftbench.registry import Registry
+from peftbench.registry import Registry, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,12 +20,16 @@ ImageRows: TypeAlias = "Mapping[str, np.ndarray]"
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that tables can be made of, a fraction; higher is better."""
+    """A number that a run can be judged by and tables made of, a fraction; higher is better."""
 
     name: str  # in records: "top1" of "test/top1"
     title: str  # in a caption: "top-1 accuracy"
     short: str  # behind a number: "top-1"
     figure: str  # in the name of a figure: "accuracy"
+    of: Callable[[ImageRows], float] = field(repr=False)  # of rows, also of those from a file
+    classes: int | None = None  # how many there must be, each with an image; None: any number
+    # of rows from a file, how far it may be from that of the rows that the file was made of
+    rounding: Callable[[ImageRows], float] = field(default=lambda rows: 0.0, repr=False)
 
 
 class Task(ABC):
@@ -36,14 +40,34 @@ class Task(ABC):
     """
 
     name: ClassVar[str] = ""  # set by `register_task`
-    scores: ClassVar[tuple[Metric, ...]]  # a run is judged by the first
+    scores: ClassVar[tuple[Metric, ...]]  # a run is judged by the first, or by one it declares
     fractions: ClassVar[frozenset[str]]  # metrics that lie in [0, 1]
     stored: ClassVar[Mapping[str, str]]  # rows that are written to a file, with their types
 
     @property
     def score(self) -> Metric:
-        """What a run is judged by: chooses epochs and trials, and is what tables show first."""
+        """What a run is judged by that declares nothing else."""
         return self.scores[0]
+
+    def metric(self, name: str | None) -> Metric:
+        """What a run is judged by that declares `name`, or nothing.
+
+        It chooses epochs and trials, and is what tables show first.
+
+        Raises:
+            UnknownName: the task has no such metric.
+        """
+        if name is None:
+            return self.score
+        for known in self.scores:
+            if known.name == name:
+                return known
+        raise unknown_name("selection.metric", name, [known.name for known in self.scores])
+
+    def scored(self, rows: ImageRows, num_classes: int) -> dict[str, float]:
+        """By name, each of `scores` that is defined for so many classes and for these images."""
+        values = {m.name: m.of(rows) for m in self.scores if m.classes in (None, num_classes)}
+        return {name: value for name, value in values.items() if value == value}
 
     @abstractmethod
     def outputs(self, raw: Tensor) -> Tensor:
@@ -90,11 +114,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, rows: ImageRows, num_classes: int) -> dict[str, float]:
-        """All numbers of a split by name, from what `rows` gave; the score is among them."""
-
-    @abstractmethod
-    def score_of(self, rows: ImageRows) -> float:
-        """The score alone, which rows that come from a file suffice for."""
+        """All numbers of a split by name, from what `rows` gave; those of `scored` among them."""
 
 
 T = TypeVar("T", bound=type[Task])

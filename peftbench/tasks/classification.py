@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -15,6 +16,74 @@ if TYPE_CHECKING:
 ECE_BINS = 15  # equal-width confidence bins (Guo et al., 2017, §2)
 
 
+def top1(rows: ImageRows) -> float:
+    """The share of images whose class is right."""
+    return float((rows["classes"] == rows["labels"]).mean())
+
+
+def mean_per_class(rows: ImageRows) -> float:
+    """The mean over classes of the share of their images that is right.
+
+    Classes without an image are left out, as scikit-learn's balanced accuracy does.
+    """
+    import numpy as np
+
+    _, index = np.unique(rows["labels"], return_inverse=True)
+    hits = np.bincount(index, weights=rows["classes"] == rows["labels"])
+    return float((hits / np.bincount(index)).mean())
+
+
+def f1_macro(rows: ImageRows) -> float:
+    """The mean over classes of F1: twice the hits by the images of a class and those given to it.
+
+    Over the classes that images have or are given, as scikit-learn's `f1_score` does: one that is
+    given to images of others alone counts as 0, and one that does not occur is left out.
+    """
+    import numpy as np
+
+    labels, classes = rows["labels"], rows["classes"]
+    _, index = np.unique(np.concatenate([labels, classes]), return_inverse=True)
+    counts = np.bincount(index)
+    hits = np.bincount(index[: len(labels)], weights=classes == labels, minlength=len(counts))
+    return float((2 * hits / counts).mean())
+
+
+def auroc(rows: ImageRows) -> float:
+    """The share of pairs of images of two classes whose order is right; a tie is half a pair.
+
+    The order is that of the probability of the second class; the first gives the same. NaN unless
+    both classes have an image, as scikit-learn's `roc_auc_score` gives.
+    """
+    first, second = _counts_by_place(rows)
+    pairs = first.sum() * second.sum()
+    below = first.cumsum() - first
+    return float((second * (below + first / 2)).sum() / pairs) if pairs else math.nan
+
+
+def half_of_ties(rows: ImageRows) -> float:
+    """Half the share of pairs of images of two classes that are ties.
+
+    Rounding a probability keeps its place, or makes a tie: by so much may the AUROC of rounded rows
+    be off.
+    """
+    first, second = _counts_by_place(rows)
+    return float((first * second).sum() / max(1.0, first.sum() * second.sum()) / 2)
+
+
+def _counts_by_place(rows: ImageRows) -> tuple[np.ndarray, np.ndarray]:
+    """How many images of either class have each probability of the second, in rising order."""
+    import numpy as np
+
+    if "log_odds" in rows:  # which tells probabilities apart that round to 1
+        places = rows["log_odds"]
+    else:
+        confidence = rows["confidence"].astype(np.float64)
+        places = np.where(rows["classes"] == 1, confidence, 1 - confidence)
+    _, index = np.unique(places, return_inverse=True)
+    is_second = rows["labels"] == 1
+    return np.bincount(index, weights=~is_second), np.bincount(index, weights=is_second)
+
+
 @register_task("classification")
 @dataclass(frozen=True)
 class Classification(Task):
@@ -22,12 +91,21 @@ class Classification(Task):
 
     Rows are the predicted class, where the smaller index wins a tie; its probability
     (`confidence`); that minus the runner-up's (`margin`); the true class (`labels`); and its
-    probability (`likelihood`). All are (N,), probabilities in float64.
+    probability (`likelihood`); of two classes also the second's logit minus the first's
+    (`log_odds`). All are (N,), probabilities in float64.
     """
 
     scores: ClassVar[tuple[Metric, ...]] = (
-        Metric("top1", "top-1 accuracy", "top-1", "accuracy"),
-        Metric("mean_per_class", "mean per-class accuracy", "mean per class", "mean_per_class"),
+        Metric("top1", "top-1 accuracy", "top-1", "accuracy", top1),
+        Metric(
+            "mean_per_class",
+            "mean per-class accuracy",
+            "mean per class",
+            "mean_per_class",
+            mean_per_class,
+        ),
+        Metric("f1_macro", "macro F1", "macro F1", "f1_macro", f1_macro),
+        Metric("auroc", "area under the ROC curve", "AUROC", "auroc", auroc, 2, half_of_ties),
     )
     fractions: ClassVar[frozenset[str]] = frozenset((*(m.name for m in scores), "ece"))
     stored: ClassVar[Mapping[str, str]] = {
@@ -84,37 +162,33 @@ class Classification(Task):
 
         probabilities = softmax(outputs)
         top = np.sort(probabilities, axis=1)
+        of_two = {}
+        if outputs.shape[1] == 2:
+            of_two["log_odds"] = outputs[:, 1].astype(np.float64) - outputs[:, 0]
         return {
             "classes": outputs.argmax(axis=1),
             "confidence": probabilities.max(axis=1),
             "margin": top[:, -1] - top[:, -2] if top.shape[1] > 1 else top[:, -1],
             "labels": labels,
             "likelihood": probabilities[np.arange(len(labels)), labels],
+            **of_two,
         }
 
     def metrics(self, rows: ImageRows, num_classes: int) -> dict[str, float]:
-        """top1, mean per-class accuracy, cross-entropy, expected calibration error, count.
+        """Those of `scores` that are defined, cross-entropy, expected calibration error, count.
 
-        Accuracies and the error are fractions in [0, 1]. Classes without an image are left out of
-        the mean per-class accuracy.
+        All but cross-entropy and count are fractions in [0, 1].
         """
         import numpy as np
 
         labels = rows["labels"]
-        hit = rows["classes"] == labels
-        per_class = [hit[labels == c].mean() for c in range(num_classes) if (labels == c).any()]
         likelihood = np.maximum(rows["likelihood"], np.finfo(np.float64).tiny)
         return {
-            "top1": self.score_of(rows),
-            "mean_per_class": float(np.mean(per_class)),
+            **self.scored(rows, num_classes),
             "loss": float(-np.log(likelihood).mean()),
-            "ece": calibration_error(rows["confidence"], hit),
+            "ece": calibration_error(rows["confidence"], rows["classes"] == labels),
             "num_images": float(len(labels)),
         }
-
-    def score_of(self, rows: ImageRows) -> float:
-        """The share of images whose class is right."""
-        return float((rows["classes"] == rows["labels"]).mean())
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

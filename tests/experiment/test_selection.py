@@ -121,7 +121,7 @@ def test_the_saved_tensors_are_those_of_the_reported_epoch(
     compute = Compute(torch.device("cpu"), dtype)
     outputs = predict(again.model, test.images, backbone.preprocessing, compute)
     rows = spec.task.rows(outputs, test.labels)
-    assert spec.task.score_of(rows) == record.metrics["test/top1"]
+    assert spec.task.score.of(rows) == record.metrics["test/top1"]
     stored = store.load_predictions("bias", record.run_id)
     assert stored is not None and np.array_equal(rows["classes"], stored.classes)
 
@@ -145,7 +145,7 @@ def test_tuning_never_looks_at_test(store: ResultsStore, accuracies: dict[int, f
     assert (record.status, record.selection) == (Status.OK, "last")
     assert accuracies == {}
     assert set(record.metrics) == {
-        f"val/{key}" for key in ("top1", "mean_per_class", "loss", "ece", "num_images")
+        f"val/{key}" for key in ("top1", "mean_per_class", "f1_macro", "loss", "ece", "num_images")
     }
 
 

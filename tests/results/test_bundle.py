@@ -182,7 +182,11 @@ INDEX, ROWS = r"bundle\.json", r"rows\.csv"
         # hashes written anew: what is said twice must still agree
         (edit(RECORDS, b'"rank": 8', b'"rank": 9'), True, "its configuration has run id"),
         (edit(ROWS, b"0.75", b"0.85"), True, r"rows\.csv does not say what its records say"),
-        (edit(RECORDS, b"0.75", b"0.85"), True, r"npz: its accuracy is 0\.75, and .* record 0\.85"),
+        (
+            edit(RECORDS, b"0.75", b"0.85"),
+            True,
+            r"npz: its top-1 accuracy is 0\.75, and .* record 0\.85",
+        ),
         (edit(CARDS, b'"run_id": "', b'"run_id": "f'), True, "it is the card of run f"),
         (add("runs/lora/x.sh"), True, r"'runs/lora/x\.sh' does not belong there"),
         (add("../evil.json"), True, r"'\.\./evil\.json' does not belong there"),

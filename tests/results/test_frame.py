@@ -52,6 +52,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "drop_path": 0.1,
         "precision": "auto",
         "selection": "last",
+        "selection_metric": "top1",
         "selected_epoch": NA,
         "top1_last": NA,
         "tuner": "grid",
@@ -60,6 +61,8 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "split": "test",
         "top1": 0.30000000000000004,
         "mean_per_class": 1 / 3,
+        "f1_macro": NA,  # of a record from before it was measured
+        "auroc": NA,
         "loss": 2e-308,
         "ece": 5e-324,
         "num_images": 1797,

@@ -27,12 +27,23 @@ from peftbench.tasks import CLASSIFICATION, TASKS, ImageRows, Metric, Task, regi
 PACKAGE = Path(peftbench.__file__).parent
 
 
+def near(rows: ImageRows) -> float:
+    return float((np.abs(rows["number"] - rows["labels"]) <= 1).mean())
+
+
+def exact(rows: ImageRows) -> float:
+    return float((np.abs(rows["number"] - rows["labels"]) <= 0.5).mean())
+
+
 @dataclass(frozen=True)
 class Counting(Task):
     """How many: the classes of digits are numbers, and being one off is right."""
 
-    scores: ClassVar[tuple[Metric, ...]] = (Metric("near", "accuracy within 1", "near", "near"),)
-    fractions: ClassVar[frozenset[str]] = frozenset(("near",))
+    scores: ClassVar[tuple[Metric, ...]] = (
+        Metric("near", "accuracy within 1", "near", "near", near),
+        Metric("exact", "accuracy within a half", "exact", "exact", exact),
+    )
+    fractions: ClassVar[frozenset[str]] = frozenset(("near", "exact"))
     stored: ClassVar[Mapping[str, str]] = {"number": "float32", "labels": "int32"}
 
     def outputs(self, raw: Tensor) -> Tensor:
@@ -52,10 +63,8 @@ class Counting(Task):
 
     def metrics(self, rows: ImageRows, num_classes: int) -> dict[str, float]:
         off = float(np.abs(rows["number"] - rows["labels"]).mean())
-        return {"near": self.score_of(rows), "off": off, "num_images": float(len(rows["labels"]))}
-
-    def score_of(self, rows: ImageRows) -> float:
-        return float((np.abs(rows["number"] - rows["labels"]) <= 1).mean())
+        counted = {"off": off, "num_images": float(len(rows["labels"]))}
+        return {**self.scored(rows, num_classes), **counted}
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def test_a_run_is_trained_scored_and_stored_as_its_task_says(
 ) -> None:
     record = experiment.run(spec_of(counting, recipe={"epochs": 3, "lr": 0.05}), store)
     assert record.status is Status.OK, record.error
-    assert record.metrics.keys() == {"test/near", "test/off", "test/num_images"}
+    assert record.metrics.keys() == {"test/near", "test/exact", "test/off", "test/num_images"}
     rows = stored_rows(store, record)
     assert {name: row.dtype.name for name, row in rows.items()} == dict(counting.stored)
     near = (np.abs(rows["number"] - rows["labels"]) <= 1).mean()
@@ -122,7 +131,8 @@ def test_a_trial_is_looked_at_by_the_score_of_the_task(
 def test_what_is_told_of_a_run_names_its_score(counting: Counting, store: ResultsStore) -> None:
     record = experiment.run(spec_of(counting), store)
     percent = f"{100 * (record.score or 0):.1f} %"
-    assert outcome(record).startswith(f"{percent} near of 20 test images, ")
+    told = outcome(record)
+    assert told.startswith(f"{percent} near, ") and " % exact of 20 test images, " in told
     assert f"{percent} test near" in listing.text("runs", str(store.root), None)
     # and the table of runs, whose columns are those of classes, leaves them empty
     table = frame(store)

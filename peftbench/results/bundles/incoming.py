@@ -73,6 +73,7 @@ from peftbench.untrusted import (
 )
 
 BYTES_OF_IMAGE = 4 * 8  # of its predictions: four numbers, at most of 64 bits
+SLACK = 1e-9  # of a recorded score, for sums in another order
 BYTES_BESIDE = 64 * 2**10  # of the headers of these arrays and of the zip file around them
 ROW_KEYS = ("run_id", "status", "method", "dataset", "seed", "phase", "top1", "loss")
 
@@ -199,7 +200,7 @@ def _check_card(data: bytes, record: RunRecord) -> None:
 
 
 def _check_predictions(data: bytes, record: RunRecord) -> None:
-    """One prediction of each image of the record, with the accuracy that the record has."""
+    """One prediction of each image of the record, with the scores that the record has."""
     import numpy as np
 
     images = _images(record)
@@ -208,10 +209,13 @@ def _check_predictions(data: bytes, record: RunRecord) -> None:
     classes, labels = arrays["classes"], arrays["labels"]
     if classes.ndim != 1 or classes.shape != labels.shape or not len(labels):
         raise ValueError(f"its arrays have the shapes {classes.shape} and {labels.shape}")
-    accuracy = record.task.score_of(arrays)
-    recorded = record.score
-    if recorded is None or abs(recorded - accuracy) > 1e-9:
-        raise ValueError(f"its accuracy is {accuracy}, and that of the record {recorded}")
+    for metric in record.task.scores:
+        recorded = record.reported(metric.name)
+        if recorded is None and metric != record.judged_by:
+            continue
+        found, slack = metric.of(arrays), metric.rounding(arrays) + SLACK
+        if recorded is None or not abs(recorded - found) <= slack:
+            raise ValueError(f"its {metric.title} is {found}, and that of the record {recorded}")
     predictions = predictions_of(arrays)
     if images is not None and len(predictions.labels) != images:
         raise ValueError(f"it has {len(predictions.labels)} images, and the record {images}")
@@ -277,7 +281,7 @@ def _conflicts(path: Path, store: ResultsStore, records: Sequence[RunRecord], mo
     for record in records[:most]:
         here = store.get(record.run_id, method_of(record))
         ours, theirs = (one and one.score for one in (here, record))
-        name = record.task.score.name
+        name = record.judged_by.name
         mine, other = (_arithmetic(one) for one in (here, record))
         there = f"{ours} here, {theirs} there"
         if mine != other:

@@ -28,6 +28,7 @@ from peftbench.sweep.tuning.search import (
     space_of,
     written,
 )
+from peftbench.tasks import Metric
 
 TUNERS = ("none", "grid", "optuna")
 
@@ -41,6 +42,7 @@ class TunedCell:
     search: Search
     tuner: TunerConfig
     epochs: int  # of one trial
+    metric: Metric  # that trials are judged by, on val
     pruner: Pruner = field(default_factory=Pruner)
     waiting: dict[str, Trial] = field(default_factory=dict)  # run id -> trial under way
     curves: list[Curve] = field(default_factory=list)  # of the trials that have ended
@@ -77,7 +79,7 @@ class TunedCell:
             "tuner": self.tuner.name,
             "trials": self.search.trials,
             "epochs": self.epochs,
-            "val_top1": self.search.scores[winner.number],
+            f"val_{self.metric.name}": self.search.scores[winner.number],
         }
         if self.pruner.rule != "none":
             stopped = sum(not curve.whole for curve in self.curves)
@@ -116,7 +118,8 @@ def make_cells(
         shared = tuple(o for o in overrides if not o.startswith("seed=") and not _is_of_tuner(o))
         search = _paper_search(tuner, shared, spec) if tuner.grid else _search(tuner, journals, key)
         finals = [tuple(o for o in final if not _is_of_tuner(o)) for final, _ in members]
-        cells.append(TunedCell(shared, finals, search, tuner, spec.recipe.total_epochs, pruner))
+        epochs, metric = spec.recipe.total_epochs, spec.judged_by
+        cells.append(TunedCell(shared, finals, search, tuner, epochs, metric, pruner))
     if not tuner.grid:  # papers searched their methods with budgets of their own
         check_budgets({f"{c.overrides}": c.search for c in cells})
     return cells
@@ -126,7 +129,7 @@ def score_of(record: RunRecord | None) -> float | None:
     """The val score of a trial's record, `None` where it has none or was stopped early."""
     if record is None or record.status is not Status.OK or record.stopped_epoch is not None:
         return None
-    return record.metrics.get(f"val/{record.task.score.name}")
+    return record.metrics.get(f"val/{record.judged_by.name}")
 
 
 def advance(
