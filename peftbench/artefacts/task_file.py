@@ -76,6 +76,7 @@ def load(tuned: Tuned, folder: Path) -> None:
     """
     path = folder / TASK
     try:
+        tuned.make_room({name: each.shape for name, each in tensors.announced(path).items()})
         tuned.load_state(tensors.read(path, tuned.state()))
     except FileNotFoundError as e:
         raise WeightsError(f"{path} does not exist. Run the task again.") from e

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import ConfigError, NoEffect, Unsupported
 from peftbench.methods import surgery
-from peftbench.methods.base import Method
+from peftbench.methods.base import Method, Solvable
+from peftbench.methods.layers.neighbours import NearestNeighbours
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -54,6 +55,25 @@ class Tuned:
     def state(self) -> dict[str, Tensor]:
         """All that one task needs besides the pretrained backbone."""
         return {name: tensor.detach() for name, tensor in self._stored().items()}
+
+    def solve(self, given: Solvable) -> None:
+        """Compute the head of a method that takes no steps."""
+        self.method.solve(self.model.get_submodule(self.anatomy.head), given)
+        self._renew()
+
+    def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Let a head that holds training images hold as many as `shapes`, by name, announce."""
+        head, name = self.model.get_submodule(self.anatomy.head), f"{self.anatomy.head}.bank"
+        if isinstance(head, NearestNeighbours) and shapes.get(name):
+            head.resize(shapes[name][0])
+            self._renew()
+
+    def _renew(self) -> None:
+        """Hold the tensors that the model has now, in place of those that it had."""
+        for name in self.head_params:
+            self.head_params[name] = self.model.get_parameter(name)
+        for name in self.changing_buffers:
+            self.changing_buffers[name] = self.model.get_buffer(name)
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from peftbench.errors import ConfigError, NotMergeable
 from peftbench.registry import Registry, unknown_name
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ class MethodCard:
     mergeable: bool  # the tuned model folds into a plain backbone
     version: int = 1  # raised when the method's behaviour changes; part of every run's identity
     head_only: bool = False  # touches nothing in the backbone
+    solved: bool = False  # its head is computed of all features at once, and takes no steps
     frozen_mode: str = "eval"  # mode of the layers that do not train
     deviations: tuple[str, ...] = ()  # from the paper or its released code, and why
     summary: str = ""  # the method in one sentence with its formula
@@ -47,6 +49,16 @@ class Attachment:
     train_modules: tuple[nn.Module, ...] = ()  # in train mode while fitting; the rest in eval mode
     regulariser: Callable[[], Tensor] | None = None  # added to the loss
     notes: tuple[str, ...] = ()  # what a reader of the record must know
+
+
+@dataclass(frozen=True)
+class Solvable:
+    """What a head is computed from, where it takes no steps."""
+
+    features: np.ndarray  # (N, D) float32, of the training images
+    labels: np.ndarray  # (N,) int64
+    num_classes: int
+    class_weights: np.ndarray | None = None  # (classes,) float64; None: all images count alike
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,10 @@ class Method(ABC):
         from peftbench.methods.layers.heads import linear_head
 
         return linear_head(width, num_classes, generator)
+
+    def solve(self, head: nn.Module, given: Solvable) -> None:
+        """Compute what `head` made, in place; only of methods whose card says `solved`."""
+        raise NotImplementedError(f"{self.name} trains by steps.")
 
     def offline(self) -> Method:
         """The same method with new tensors that need no network; a stored task overwrites them."""

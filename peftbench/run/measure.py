@@ -14,6 +14,7 @@ import torch
 import peftbench
 from peftbench.errors import NoEffect
 from peftbench.methods.applied import Tuned
+from peftbench.methods.base import as_method
 from peftbench.results.latencies import Latencies, StepCost
 from peftbench.results.record import Cost, EpochRow
 from peftbench.results.store import ResultsStore
@@ -25,6 +26,7 @@ from peftbench.run.energy import EnergyMeter
 from peftbench.run.freezing import with_frozen_part
 from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
+from peftbench.run.solving import counted, solved
 from peftbench.run.timing import disturbance
 from peftbench.spec import SPLIT_OF_PHASE, Phase, RunSpec
 from peftbench.tasks import ImageRows
@@ -103,6 +105,7 @@ def measure_run(
     if shared.activations is not None:
         bench = with_frozen_part(bench, shared.activations)
     trained = train(pending, bench, checkpoints, watching, shared.beside)
+    bench = counted(pending, bench)
     known.busy = trained.disturbed
     predicted = predict_report(pending, bench, trained)
     if not compute.world.is_main:  # what is left is done once
@@ -156,8 +159,11 @@ def train(
             best(row.epoch)
             return checks(row.epoch)
 
-        together = trials.trained(bench, beside)
-        if together is not None:
+        solves = as_method(spec.method).card.solved
+        together = None if solves else trials.trained(bench, beside)
+        if solves:
+            fitted = solved(bench)
+        elif together is not None:
             fitted = trials.take_over(pending, bench, together)
             for row in fitted.history:
                 tell(row)

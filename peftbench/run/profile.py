@@ -96,6 +96,8 @@ class Profiler:
             return UnsupportedPair(spec.method.name, name, str(e))
 
     def _counted(self, spec: RunSpec, num_classes: int) -> Profile:
+        if as_method(spec.method).card.solved:
+            raise Unsupported(f"{spec.method.name} takes no training steps that could be measured.")
         plan = planned_step(spec, num_classes)
         tuned, size = plan.tuned, plan.preprocessing.size
         images = spec.recipe.batch_size

@@ -70,8 +70,11 @@ def fitted(pending: PendingRecord, bench: Bench, known: Latencies) -> tuple[Benc
 
     A micro-batch that was asked for stays. Where batch normalisation trains, parts of a batch
     would give other numbers than the whole, so that there is only a note. The cost is `None`, with
-    a note, where the model has an operation that is not defined without storage.
+    a note, where the model has an operation that is not defined without storage; and of a method
+    that takes no steps.
     """
+    if bench.tuned.method.card.solved:
+        return bench, None
     try:
         step = _known_cost(bench, known)
     except (RuntimeError, NotImplementedError) as e:

@@ -1,0 +1,63 @@
+"""Heads that take no steps: the features of all training images once, and the head of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from peftbench import data
+from peftbench.errors import Unsupported
+from peftbench.methods.base import Solvable
+from peftbench.run.bench import Bench
+from peftbench.run.ending import PendingRecord
+from peftbench.training.loop import Fit
+
+
+def solved(bench: Bench) -> Fit:
+    """Compute the head of `bench` in place.
+
+    Augmentation is not for it: it sees each training image once, as reported ones are shown.
+
+    Raises:
+        Unsupported: the classifier of this backbone does not see one vector an image.
+    """
+    train, tuned = bench.splits.train, bench.tuned
+    images = train.images
+    if train.sizes is not None:
+        images = data.squashed(images, bench.backbone.preprocessing)
+    features = features_of(bench, images)
+    tuned.solve(Solvable(features, train.labels, bench.splits.num_classes))
+    return Fit([], [], None)
+
+
+def features_of(bench: Bench, images: np.ndarray) -> np.ndarray:
+    """(N, D) float32, what the classifier sees of images (N, S, S, 3)."""
+    head = bench.tuned.model.get_submodule(bench.tuned.anatomy.head)
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0].detach().float().cpu())
+
+    handle = head.register_forward_pre_hook(note)
+    try:
+        bench.predict(images, bench.compute.alone())
+    finally:
+        handle.remove()
+    features = torch.cat(seen)
+    if features.ndim != 2 or len(features) != len(images):
+        raise Unsupported(
+            f"{bench.tuned.method.name} needs one feature vector an image, and the classifier of "
+            f"this backbone sees {tuple(features.shape[1:])}. Use method=linear."
+        )
+    return features.numpy()
+
+
+def counted(pending: PendingRecord, bench: Bench) -> Bench:
+    """`bench` with the parameters that its head has now: one may hold all training images."""
+    head = sum(parameter.numel() for parameter in bench.tuned.head_params.values())
+    pending.parameters = dataclasses.replace(bench.parameters, head=head)
+    return dataclasses.replace(bench, parameters=pending.parameters)
