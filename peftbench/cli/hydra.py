@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # options of Hydra that take a value; `--info` takes one too, but may stand alone
+OWN = ("folder", "hf")  # configurations of data sets that a user brings
+OWN_RECIPE = "pictures"
 VALUED_OPTIONS = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
 GROUPS = (
     "method",
@@ -53,7 +55,7 @@ def run_with_hydra(
 
     register()
     quoted = quoting.paths_quoted(list(arguments))
-    checked = _check_names(_options_first(_resolved(quoted)))
+    checked = with_own_recipe(_check_names(_options_first(_resolved(quoted))))
     statuses: list[int] = []
     refusals: list[PeftbenchError] = []
 
@@ -204,6 +206,18 @@ def _check_names(arguments: list[str]) -> list[str]:
             override.key_or_group, [_text(n) for n in names if _text(n) not in ("", "null")]
         )
     return arguments
+
+
+def with_own_recipe(arguments: list[str]) -> list[str]:
+    """Pictures that a user brings train with `OWN_RECIPE`, unless the arguments name another.
+
+    A choice of files cannot follow the data set in Hydra, where protocols may choose it as well.
+    """
+    given = dict(text.partition("=")[::2] for text in arguments if "=" in text)
+    if {"recipe", "protocol", "experiments"} & given.keys():
+        return arguments
+    datasets = given.get("dataset", "").split(",")
+    return [*arguments, f"recipe={OWN_RECIPE}"] if set(datasets) <= set(OWN) else arguments
 
 
 def _text(element: Any) -> str:

@@ -98,6 +98,7 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
     from peftbench import data, loggers
+    from peftbench.backbones.preprocessing import image_size
     from peftbench.cli.libraries import load_libraries
     from peftbench.cli.processes import check_count, run_together
     from peftbench.config.build import build, logger_settings
@@ -118,9 +119,15 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     lines: list[str] = []
 
     def identify(dataset: DatasetSpec) -> DatasetSpec:
-        return data.identify(dataset, lambda listing: lines.extend(data.describe(listing)))
+        return data.identify(dataset, listed)
 
+    def listed(listing: data.Listing) -> None:
+        lines.extend(data.describe(listing))
+        sides.append(data.typical_side(listing))
+
+    sides: list[int | None] = []
     spec = build(cfg, identify)
+    lines.extend(data.shown(sides[0], image_size(spec.backbone)) if sides else ())
     check_micro_batch(cfg.micro_batch)
     world = from_environment()
     saving = OmegaConf.to_object(cfg.checkpoint)

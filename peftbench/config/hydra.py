@@ -41,6 +41,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("suite_of", suite_of)
     OmegaConf.register_new_resolver("method_of", method_of)
     OmegaConf.register_new_resolver("by_dataset", _by_dataset)
+    OmegaConf.register_new_resolver("in_suite", _in_suite)
 
 
 def _offer_methods_without_file() -> None:
@@ -60,6 +61,11 @@ def _offer_methods_without_file() -> None:
 def suite_of(dataset: str) -> str:
     """The suite in the name of a data set: "vtab" of "vtab/dtd"; else the name itself."""
     return dataset.partition("/")[0]
+
+
+def _in_suite(suite: str, value: Any, *, _root_: DictConfig) -> Any:
+    """`value` where the run's data set is of that suite, else nothing: `${in_suite:mini,64}`."""
+    return value if suite_of(str(_root_.dataset.name)) == suite else None
 
 
 def _by_dataset(key: str, default: Any = None, *, _root_: DictConfig) -> Any:

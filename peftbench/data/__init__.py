@@ -19,6 +19,7 @@ from peftbench.data.found import describe, overlaps
 from peftbench.data.images import check_geometry, squashed
 from peftbench.data.listing import READERS, Listing, SplitList, read_dataset
 from peftbench.data.shifts import DecodedImages, ShiftSet, load_shift
+from peftbench.data.sizes import shown, typical_side
 from peftbench.data.splits import (
     Splits,
     TestArrays,
@@ -49,7 +50,9 @@ __all__ = [
     "load_shift",
     "mini_tasks",
     "read_dataset",
+    "shown",
     "squashed",
+    "typical_side",
 ]
 
 mini_tasks = _mini.tasks

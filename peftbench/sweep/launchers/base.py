@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
@@ -53,6 +53,9 @@ from peftbench.sweep.queues.pool import Command, Finished, Queue
 from peftbench.sweep.status import StatusView
 from peftbench.sweep.work import Plain, TunedWork, Work
 from peftbench.untrusted import printable, printable_lines
+
+if TYPE_CHECKING:
+    from peftbench.data import Listing
 
 # of a message: `(see FILE)`, `(trace in FILE)`, the job of a cluster, process and time of a holder
 VARYING = re.compile(
@@ -107,6 +110,7 @@ class JobLauncher(Launcher):
     ) -> None:
         self.compose = Composer(hydra_context.config_loader, config)
         self.found: dict[str, None] = {}  # lines about data sets that the user brings
+        self.sides: dict[str, int | None] = {}  # of their pictures, by manifest
         self.missing: dict[DatasetSpec, str] = {}  # what a plan lacks, and how to get it
         self.built: dict[tuple[str, ...], tuple[Job, bool]] = {}  # by all overrides but the seed
         self.identify = cache(self._identify)  # hashes every file of a folder
@@ -151,14 +155,18 @@ class JobLauncher(Launcher):
         from peftbench.data.public import Absent, Incomplete
 
         try:
-            return data.identify(
-                dataset, lambda listing: self.found.update(dict.fromkeys(data.describe(listing)))
-            )
+            return data.identify(dataset, self._listed)
         except (Absent, Incomplete) as error:
             if not self.task.plans:
                 raise
             self.missing[dataset] = str(error)
             return dataset
+
+    def _listed(self, listing: Listing) -> None:
+        from peftbench import data
+
+        self.found.update(dict.fromkeys(data.describe(listing)))
+        self.sides[listing.manifest] = data.typical_side(listing)
 
     def _job(self, overrides: tuple[str, ...]) -> Job:
         """The job of these overrides; of those that differ in the seed alone one is built."""
@@ -184,6 +192,11 @@ class JobLauncher(Launcher):
         cfg = self.compose(overrides)
         spec = build(cfg, self.identify, self.hash_file)
         check(spec, self.device(cfg.device), self.threads(cfg.threads))
+        if (side := self.sides.get(spec.dataset.manifest)) is not None:
+            from peftbench import data
+            from peftbench.backbones.preprocessing import image_size
+
+            self.found.update(dict.fromkeys(data.shown(side, image_size(spec.backbone))))
         check_micro_batch(cfg.micro_batch)
         activation_bytes(cfg.cache, cfg.cache_gigabytes)  # refused before the first job
         check_number("processes", cfg.processes, 1, MOST_PROCESSES)
