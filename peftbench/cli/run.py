@@ -39,7 +39,7 @@ choices:
 keys:
   seed=N phase=final|tune precision=auto|float32|bfloat16 device=auto|cpu|cuda
   results_dir=PATH data_dir=PATH force=true quiet=true threads=N processes=N
-  checkpoint.minutes=N cache=auto|off cache_gigabytes=N
+  checkpoint.minutes=N cache=auto|off cache_gigabytes=N latency=auto|off
   method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
@@ -102,7 +102,7 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     from peftbench.cli.libraries import load_libraries
     from peftbench.cli.processes import check_count, run_together
     from peftbench.config.build import build, logger_settings
-    from peftbench.config.limits import activation_bytes, check_micro_batch
+    from peftbench.config.limits import activation_bytes, check_micro_batch, is_timed
     from peftbench.results.record import Status
     from peftbench.results.store import ResultsStore
     from peftbench.run import experiment
@@ -141,6 +141,7 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
         activations=activation_bytes(cfg.cache, cfg.cache_gigabytes),
         beside=runs_beside(spec, cfg.one_pass),
         compile=cfg.compile,
+        timed=is_timed(cfg.latency),
     )
     if world.is_single and cfg.processes != 1:
         experiment.check(spec, cfg.device, cfg.threads)

@@ -66,6 +66,19 @@ def check_micro_batch(images: int | None) -> None:
         raise ConfigError(f"micro_batch={images}; use 1 or more, or null.")
 
 
+def is_timed(latency: str) -> bool:
+    """Whether forward passes are timed after training.
+
+    Raises:
+        ConfigError: the text is neither "auto" nor "off".
+    """
+    if latency.lower() in ("off", "false"):  # YAML reads a bare `off` as false
+        return False
+    if latency != "auto":
+        raise unknown_name("latency", latency, ("auto", "off"))
+    return True
+
+
 def activation_bytes(cache: str, gigabytes: float) -> int | None:
     """Bytes that kept activations may take; `None` where none are kept.
 

@@ -61,6 +61,7 @@ class RunConfig:
     micro_batch: int | None = None  # images in memory at a time, where a batch does not fit
     cache: str = "auto"  # activations of what is frozen are computed once and kept; or "off"
     cache_gigabytes: float = 10.0  # that they may take in the user's cache
+    latency: str = "auto"  # known ones are taken over and new ones measured; or "off"
     one_pass: str = ""  # JSON: rates and decays of trials that train in one pass with this one
     compile: bool = False  # the training, by `torch.compile`
     seed: int = 0

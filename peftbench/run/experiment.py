@@ -50,6 +50,7 @@ class RunOptions:
     progress: bool = False  # whether a terminal shows the epochs
     beside: tuple[RunSpec, ...] = ()  # trials that may train in one pass with this run
     activations: int | None = None  # bytes that activations of frozen parts may take; None: off
+    timed: bool = True  # whether latencies are measured
 
 
 DEFAULTS = RunOptions()
@@ -104,7 +105,7 @@ def run(
                     checkpoints = options.saving.to(state, world)
                     watching = Watching(options.progress, logger.epoch)
                     known = Latencies(store.root, renew=force)
-                    shared = Shared(known, _activations(options), options.beside)
+                    shared = Shared(known, _activations(options), options.beside, options.timed)
                     measure_run(pending, scratch, compute, checkpoints, watching, shared)
                     _move(scratch.artefacts(key), artefacts)
                 _explain(pending, scratch, world)

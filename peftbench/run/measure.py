@@ -73,6 +73,7 @@ class Shared:
     latencies: Latencies
     activations: ActivationStore | None = None  # of frozen parts; without it none are kept
     beside: tuple[RunSpec, ...] = ()  # trials that may train in one pass with this run
+    timed: bool = True  # whether latencies are measured
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,10 @@ def measure_run(
     spent = _spent(bench, trained, step, predicted.seconds + scored.seconds)
     if bench.spec.phase is Phase.FINAL:  # of hundreds of trials, all but one are never used
         kept = keep(pending, bench, store)
-        spent = pending.cost = time_tuned(pending, bench, known, spent)
+        if shared.timed:
+            spent = pending.cost = time_tuned(pending, bench, known, spent)
         merged = merge(pending, bench, kept)
-        if merged is not None:
+        if merged is not None and shared.timed:
             spent = time_merged(pending, bench, known, merged, spent)
     pending.cost = dataclasses.replace(spent, seconds_total=time.perf_counter() - began)
 

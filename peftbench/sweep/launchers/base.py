@@ -26,6 +26,7 @@ from peftbench.config.limits import (
     check_launcher,
     check_micro_batch,
     check_number,
+    is_timed,
 )
 from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
@@ -199,6 +200,7 @@ class JobLauncher(Launcher):
             self.found.update(dict.fromkeys(data.shown(side, image_size(spec.backbone))))
         check_micro_batch(cfg.micro_batch)
         activation_bytes(cfg.cache, cfg.cache_gigabytes)  # refused before the first job
+        is_timed(cfg.latency)
         check_number("processes", cfg.processes, 1, MOST_PROCESSES)
         kept = [o for o in filter_overrides(overrides) if not o.startswith("hydra")]
         logger = logger_settings(cfg)
