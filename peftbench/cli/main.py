@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from peftbench._version import __version__
-from peftbench.cli import bundles, data, predict, report, runs
+from peftbench.cli import bundles, compare, data, predict, report, runs
 from peftbench.cli.exit import FAILED, INTERRUPTED, OK, USAGE
 from peftbench.cli.profile import profile
 from peftbench.cli.run import plan, run
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("plan", help="what a sweep would do, without doing it", add_help=False)
     commands.add_parser("profile", help="what methods cost, without training", add_help=False)
 
+    compare.add_command(commands)
     data.add_commands(commands)
     runs.add_list(commands)
     report.add_commands(commands)

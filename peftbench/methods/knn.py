@@ -57,7 +57,7 @@ class NearestNeighbour(Method):
         from peftbench.methods.layers.neighbours import NearestNeighbours
 
         assert isinstance(head, NearestNeighbours)
-        head.fill(torch.from_numpy(given.features), torch.from_numpy(given.labels))
+        head.fill(torch.tensor(given.features), torch.tensor(given.labels))
 
     def expected_params(self, anatomy: Anatomy) -> int:
         return 0

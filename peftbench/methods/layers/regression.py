@@ -16,6 +16,7 @@ FOLDS = 5
 MOST_VALIDATED = 2000  # images that cross-validation sees; C times their number stays the same
 MOST_STEPS = 1000  # of L-BFGS
 STEPS_TO_CHOOSE = 100  # which decide between strengths that differ by a factor of ten
+LARGE = 4_000_000  # numbers, from which on more threads than one are worth their meeting
 UNSEEN = -30.0  # below the least logit at the mean features, of a class without an image
 
 
@@ -114,9 +115,11 @@ def _solved(
     """Weight (classes, R) and bias (classes,) of the optimum."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     model = LogisticRegression(C=strength, max_iter=steps)
-    with warnings.catch_warnings():
+    threads = 1 if rows.size < LARGE else None
+    with warnings.catch_warnings(), threadpool_limits(threads):
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows, labels, sample_weight=_of_rows(weights, labels))
     if len(model.coef_) == 1:  # two classes, of which scikit-learn keeps the second

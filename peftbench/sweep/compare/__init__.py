@@ -1,0 +1,1 @@
+"""Methods compared on pictures of one's own, in as much time as is given."""

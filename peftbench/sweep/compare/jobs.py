@@ -1,0 +1,101 @@
+"""The runs of a comparison: the same that `peftbench run` makes of the same configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftbench.config.build import build
+from peftbench.config.choices import config_dir
+from peftbench.data import Listing, identify
+from peftbench.spec import DatasetSpec, Phase, RunSpec
+
+FOLDS = 5
+VAL_FRACTION = 0.2  # of what trains: a tenth of 300 pictures is too few to rank by
+
+
+@dataclass(frozen=True)
+class Place:
+    """Pictures as they were found, and how they are split."""
+
+    splits: tuple[DatasetSpec, ...]  # folds; one alone where test was given
+    listing: Listing  # of the first
+
+    @property
+    def trained(self) -> int:
+        """Pictures that train in a final run of the first split."""
+        return len(self.listing.train) + len(self.listing.val)
+
+
+def overrides_of(where: str, backbone: str, size: int | None) -> tuple[str, ...]:
+    """What `peftbench run` takes for pictures of one's own, but for method and split."""
+    from peftbench.cli.quoting import paths_quoted
+
+    chosen = () if size is None else (f"backbone.image_size={size}",)
+    root = paths_quoted([f"dataset.root={where}"])
+    return ("dataset=folder", *root, f"backbone={backbone}", "recipe=pictures", *chosen)
+
+
+def compose(overrides: Sequence[str]) -> RunSpec:
+    """The run that these overrides declare, its data set as it is configured and not yet read.
+
+    Raises:
+        ConfigError: a choice or value that there is not.
+    """
+    from hydra import compose as composed
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
+
+    from peftbench.sweep.launchers.register import register
+
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = composed("config", list(overrides))
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
+    return build(cfg, identify=lambda dataset: dataset)
+
+
+def find(where: str) -> Place:
+    """The pictures of a folder or a list, and the splits that they are tested on.
+
+    Raises:
+        DataError: there are none, or they cannot be split.
+    """
+    spec = compose(overrides_of(where, "vit_mini", None)).dataset
+    seen: list[Listing] = []
+    spec = dataclasses.replace(spec, val_fraction=VAL_FRACTION)
+    first = identify(spec, seen.append)
+    (listing,) = seen
+    if listing.origin is None or "test" not in listing.origin.drawn:
+        return Place((first,), listing)
+    folds = [dataclasses.replace(spec, split_seed=k) for k in range(FOLDS)]
+    seen.clear()
+    splits = tuple(identify(fold, seen.append) for fold in folds)
+    return Place(splits, seen[0])
+
+
+def trial(base: RunSpec, split: DatasetSpec, epochs: int, rate: float | None) -> RunSpec:
+    """The run that judges a rate on val; of a method without steps, that gives its val alone."""
+    recipe = base.recipe
+    if rate is not None:
+        warmup = max(1, round(epochs * recipe.warmup_epochs / recipe.epochs))
+        recipe = dataclasses.replace(recipe, lr=rate, epochs=epochs, warmup_epochs=warmup)
+    return dataclasses.replace(base, dataset=split, recipe=recipe, phase=Phase.TUNE)
+
+
+def final(judged: RunSpec) -> RunSpec:
+    """The run that trains as the trial did, on train and val, and is tested."""
+    return dataclasses.replace(judged, phase=Phase.FINAL)
+
+
+def command_of(spec: RunSpec, where: Path | str, results_dir: Path | str) -> str:
+    """What makes the same run again, for a reader."""
+    recipe = spec.recipe
+    parts = [f"method={spec.method.name}", *overrides_of(str(where), spec.backbone.title, None)]
+    parts += [f"recipe.lr={recipe.lr:g}", f"recipe.epochs={recipe.epochs}"]
+    return f"peftbench run {' '.join(parts)} results_dir={results_dir}"

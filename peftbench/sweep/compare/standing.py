@@ -1,0 +1,186 @@
+"""Where methods stand after some splits: ranked by val, told apart on test, one recommended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from peftbench.statistics.images import mcnemar
+
+REFERENCES = ("logistic", "linear", "knn")  # whose splits show how easy each is
+ALPHA = 0.05  # of two methods being called different, corrected for all that are compared
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one split."""
+
+    method: str
+    split: int
+    run_id: str
+    val: float  # the metric that ranks, on val
+    metrics: Mapping[str, float]  # on test
+    labels: np.ndarray  # (N,) true classes of the test images
+    classes: np.ndarray  # (N,) predicted
+    params: int  # that train besides the head
+    seconds: float  # of training
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method over the splits that all rows have."""
+
+    method: str
+    val: float
+    test: float  # the metric that ranks, mean over the splits
+    top1: float
+    mean_per_class: float
+    error: float  # standard error of `test`, of images and splits together
+    params: int
+    seconds: float
+    splits: int
+    run_ids: tuple[str, ...]
+    hits: np.ndarray  # (images of all splits,) bool
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The leaderboard and what follows from it."""
+
+    rows: tuple[Row, ...]  # best on val first
+    level: tuple[str, ...]  # not told from the first on the test images
+    recommended: str
+    partial: tuple[str, ...] = ()  # methods that lack a split, and are ranked on fewer
+
+    def row(self, method: str) -> Row:
+        """The row of a method."""
+        return next(row for row in self.rows if row.method == method)
+
+
+def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Standing | None:
+    """Where the methods stand on the splits that they have.
+
+    They are ranked by val. A method is level with the first unless McNemar's exact test on the test
+    images of the splits that both have, corrected for the number of methods, tells them apart. Of
+    those that are level and whose mean is within one standard error of the highest on test, the
+    cheapest is recommended (the rule of Breiman et al., 1984, §3.4.3). `majority` is never.
+
+    Args:
+        order: methods from cheap to dear.
+    """
+    by_method: dict[str, list[Result]] = {}
+    for one in results:
+        by_method.setdefault(one.method, []).append(one)
+    full = {method: _row(method, found, metric) for method, found in by_method.items()}
+    rows = [_moved(full[m], found, by_method, full, metric) for m, found in by_method.items()]
+    rows.sort(key=lambda row: (-row.val, -row.test, order.index(row.method)))
+    usable = [row for row in rows if row.method != "majority"] or rows
+    if not usable:
+        return None
+    first, bound = usable[0], ALPHA / max(1, len(usable) - 1)
+    level = [
+        row.method
+        for row in usable
+        if row is first or _p(by_method[first.method], by_method[row.method]) >= bound
+    ]
+    top = max((row for row in usable if row.method in level), key=lambda row: row.test)
+    near = [row for row in usable if row.method in level and row.test >= top.test - top.error]
+    recommended = min(near, key=lambda row: order.index(row.method)).method
+    most = max(row.splits for row in rows)
+    partial = tuple(row.method for row in rows if row.splits < most)
+    return Standing(tuple(rows), tuple(level), recommended, partial)
+
+
+def _row(method: str, found: Sequence[Result], metric: str) -> Row:
+    found = sorted(found, key=lambda one: one.split)
+    tested = [one.metrics[metric] for one in found]
+    return Row(
+        method=method,
+        val=float(np.mean([one.val for one in found])),
+        test=float(np.mean(tested)),
+        top1=float(np.mean([one.metrics["top1"] for one in found])),
+        mean_per_class=float(np.mean([one.metrics["mean_per_class"] for one in found])),
+        error=_error(found, metric, tested),
+        params=max(one.params for one in found),
+        seconds=float(np.mean([one.seconds for one in found])),
+        splits=len(found),
+        run_ids=tuple(one.run_id for one in found),
+        hits=np.concatenate([one.classes == one.labels for one in found]),
+    )
+
+
+def _moved(
+    row: Row,
+    found: Sequence[Result],
+    by_method: Mapping[str, Sequence[Result]],
+    full: Mapping[str, Row],
+    metric: str,
+) -> Row:
+    """`row` of a method that lacks splits, as far from a complete one as on those that it has.
+
+    Some splits are easier than others, by more than methods differ.
+    """
+    reference = next((m for m in REFERENCES if m in full), None)
+    if reference is None or row.splits >= full[reference].splits:
+        return row
+    own = {one.split for one in found}
+    there = [one for one in by_method[reference] if one.split in own]
+    if len(there) < len(own):
+        return row
+    part, whole = _row(reference, there, metric), full[reference]
+    return replace(
+        row,
+        **{
+            name: getattr(row, name) + getattr(whole, name) - getattr(part, name)
+            for name in ("val", "test", "top1", "mean_per_class")
+        },
+    )
+
+
+def _error(found: Sequence[Result], metric: str, tested: Sequence[float]) -> float:
+    """Standard error of the mean: binomial of all images; per class where that is the metric."""
+    labels = np.concatenate([one.labels for one in found])
+    hits = np.concatenate([one.classes == one.labels for one in found])
+    share, images = float(np.mean(tested)), len(labels)
+    if metric == "top1":
+        return float(np.sqrt(share * (1 - share) / images))
+    variances = []
+    for label in np.unique(labels):
+        own = hits[labels == label]
+        rate = (own.sum() + 1) / (len(own) + 2)  # of few images the plain one is often 0 or 1
+        variances.append(rate * (1 - rate) / len(own))
+    return float(np.sqrt(np.sum(variances)) / len(variances))
+
+
+def _p(first: Sequence[Result], second: Sequence[Result]) -> float:
+    """McNemar's exact p-value on the images of the splits that both have."""
+    ones, others = ({one.split: one for one in found} for found in (first, second))
+    shared = sorted(ones.keys() & others.keys())
+    if not shared:
+        return 1.0
+    a, b = (
+        np.concatenate([of[k].classes == of[k].labels for k in shared]) for of in (ones, others)
+    )
+    return mcnemar(a, b).p
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """How a method does on one class."""
+
+    name: str
+    images: int  # tested
+    recall: float
+
+
+def by_class(found: Sequence[Result], names: Sequence[str]) -> list[ClassRow]:
+    """Recall of each class that was tested, worst first."""
+    labels = np.concatenate([one.labels for one in found])
+    hits = np.concatenate([one.classes == one.labels for one in found])
+    rows = [
+        ClassRow(names[label], int((labels == label).sum()), float(hits[labels == label].mean()))
+        for label in np.unique(labels)
+    ]
+    return sorted(rows, key=lambda row: (row.recall, row.images))

@@ -1,0 +1,108 @@
+"""What a comparison says at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from peftbench.statistics.images import mcnemar
+from peftbench.sweep.compare.choice import Choice
+from peftbench.sweep.compare.standing import ClassRow, Row, Standing
+
+WEAK = 0.15  # recall below the mean, from which on a class is named
+FEW = 30  # pictures of a class, below which more of them are the first thing to try
+NAMED = 3  # classes
+
+
+def leaderboard(now: Standing) -> list[str]:
+    """A line a method, best on val first."""
+    head = ("method", "val", "test", "top-1", "per class", "tuned", "train", "splits")
+    grid = [head]
+    for row in now.rows:
+        mark = " *" if row.method in now.level else ""
+        grid.append(
+            (
+                row.method + mark,
+                f"{100 * row.val:.1f}",
+                f"{100 * row.test:.1f} ± {100 * row.error:.1f}",
+                f"{100 * row.top1:.1f}",
+                f"{100 * row.mean_per_class:.1f}",
+                f"{row.params:,}",
+                f"{row.seconds:.0f} s",
+                str(row.splits),
+            )
+        )
+    sizes = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return [
+        "  " + "  ".join([line[0].ljust(sizes[0]), *map(str.rjust, line[1:], sizes[1:])])
+        for line in grid
+    ]
+
+
+def explained(now: Standing, metric: str) -> list[str]:
+    """How to read the leaderboard."""
+    lines = [
+        f"Ranked by {metric} on val, in %; test ± one standard error. tuned: parameters besides "
+        "the classifier."
+    ]
+    if now.partial:
+        lines.append(
+            f"{', '.join(now.partial)}: fewer splits, moved by how far logistic is off on those."
+        )
+    return lines
+
+
+def verdict(now: Standing, majority: Row | None) -> list[str]:
+    """Which methods cannot be told apart, and which of them to take."""
+    taken = now.row(now.recommended)
+    lines = []
+    if len(now.level) > 1:
+        lines.append(
+            f"The test pictures do not tell these apart (marked *): {', '.join(now.level)}."
+        )
+    else:
+        lines.append(f"{now.level[0]} is ahead of every other method on the test pictures.")
+    why = "the cheapest of them within one standard error of the highest"
+    if len(now.level) == 1:
+        why = "the one that is ahead"
+    lines.append(
+        f"Take {now.recommended}: {why}, {100 * taken.top1:.1f} % top-1 and "
+        f"{100 * taken.mean_per_class:.1f} % mean per class."
+    )
+    if majority is not None and len(majority.hits) == len(taken.hits):
+        p = mcnemar(taken.hits, majority.hits).p
+        if p >= 0.05 or taken.top1 <= majority.top1:
+            lines.append(
+                f"It is not told from always saying the largest class "
+                f"({100 * majority.top1:.1f} % top-1)."
+            )
+    return lines
+
+
+def advice(
+    now: Standing,
+    choice: Choice,
+    classes: Sequence[ClassRow],
+    pictures: Mapping[str, int],
+    more: Sequence[str],
+) -> list[str]:
+    """What would help most, in the order in which to try it.
+
+    Args:
+        classes: of the recommended method, worst first.
+        pictures: of each class, all splits together.
+        more: sentences about time: methods that were left out, splits that are missing.
+    """
+    lines = [choice.better] if choice.better else []
+    mean = sum(row.recall for row in classes) / max(1, len(classes))
+    weak = [row for row in classes if row.recall < mean - WEAK]
+    few = [row for row in weak if pictures.get(row.name, FEW) < FEW][:NAMED]
+    if few:
+        named = ", ".join(
+            f"{row.name} ({pictures[row.name]} pictures, {100 * row.recall:.0f} % right)"
+            for row in few
+        )
+        lines.append(f"More pictures of {named}.")
+    elif weak:
+        named = ", ".join(f"{row.name} ({100 * row.recall:.0f} %)" for row in weak[:NAMED])
+        lines.append(f"Look at the pictures of {named}: labels may be wrong, or classes alike.")
+    return [*lines, *more]
