@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peftbench.sweep.compare.choice import Choice
     from peftbench.sweep.compare.contest import Contest
     from peftbench.sweep.compare.jobs import Place
-    from peftbench.sweep.compare.standing import Standing
+    from peftbench.sweep.compare.standing import Leaderboard
 
 METRICS = {
     "accuracy": "top1",
@@ -88,7 +88,7 @@ def compare(options: argparse.Namespace) -> int:
     elif size is None:
         size = choice.image_size
     contest = _contest(options, place, choice.backbone, size, seconds - (time.monotonic() - began))
-    first = next(iter(contest.terms.bases.values()))
+    first = next(iter(contest.agenda.bases.values()))
     from peftbench.backbones.preprocessing import image_size
 
     _say(f"Backbone {choice.backbone}: {choice.reason}.")
@@ -126,14 +126,14 @@ def _contest(
     from peftbench.results.store import ResultsStore
     from peftbench.run.experiment import RunOptions, check
     from peftbench.sweep.compare import jobs, ladder
-    from peftbench.sweep.compare.contest import Contest, Terms
+    from peftbench.sweep.compare.contest import Agenda, Contest
     from peftbench.training.saving import CheckpointPolicy
 
     check_threads(options.threads)
     asked = ladder.LADDER if options.methods is None else options.methods.split(",")
-    shared = jobs.overrides_of(options.place, backbone, size)
+    shared = jobs.overrides_of(backbone, size)
     bases = {
-        name: jobs.compose([f"method={name}", *shared])
+        name: jobs.compose(options.place, [f"method={name}", *shared])
         for name in ladder.in_order([name.strip() for name in asked])
     }
     for base in bases.values():
@@ -152,17 +152,17 @@ def _contest(
         activations=10 * 10**9,
         timed=False,
     )
-    terms = Terms(place, bases, METRICS[options.metric], seconds)
-    return Contest(terms, ResultsStore(options.results_dir), run, tell)
+    agenda = Agenda(place, bases, METRICS[options.metric], seconds)
+    return Contest(agenda, ResultsStore(options.results_dir), run, tell)
 
 
-def _tell(options: argparse.Namespace, contest: Contest, now: Standing, choice: Choice) -> None:
+def _tell(options: argparse.Namespace, contest: Contest, now: Leaderboard, choice: Choice) -> None:
     """Leaderboard, verdict, advice, model, commands."""
     from peftbench.sweep.compare import story
     from peftbench.sweep.compare.standing import by_class
 
     majority = next((row for row in now.rows if row.method == "majority"), None)
-    names, listing = contest.terms.place.listing.class_names, contest.terms.place.listing
+    names, listing = contest.agenda.place.listing.class_names, contest.agenda.place.listing
     counts = dict.fromkeys(names, 0)
     for _, part in listing.splits():
         for label in part.labels:
@@ -172,7 +172,7 @@ def _tell(options: argparse.Namespace, contest: Contest, now: Standing, choice: 
     if contest.left_out:
         longer = [f"{m} {why}" for m, why in contest.left_out.items() if "minutes" in why]
         more += [f"Left out for time: {'; '.join(longer)}. Use more --minutes."] if longer else []
-    done, wanted = now.row(now.recommended).splits, len(contest.terms.place.splits)
+    done, wanted = now.row(now.recommended).splits, len(contest.agenda.place.splits)
     if done < wanted:
         more.append(f"{done} of {wanted} splits were tested: the same command goes on.")
     for line in [

@@ -73,12 +73,13 @@ def anatomy_of(name: str) -> Anatomy:
 
 def _page(method: Method, known: Mapping[str, Anatomy]) -> MethodPage:
     card = method.card
+    papers = () if card.paper == "none" else (f"{card.paper}, {card.section}",)
     return MethodPage(
         name=method.name,
         title=card.title,
         summary=card.summary or (inspect.getdoc(type(method)) or "").partition("\n")[0],
         cost=_cost(method, known),
-        source=(f"{card.paper}, {card.section}", f"code: {card.reference}"),
+        source=(*papers, f"code: {card.reference}"),
         deviations=card.deviations,
     )
 

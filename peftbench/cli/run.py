@@ -17,7 +17,8 @@ from peftbench.waiting import share_cores
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from peftbench.spec import DatasetSpec
+    from peftbench.run.experiment import RunOptions
+    from peftbench.spec import DatasetSpec, RunSpec
 from peftbench.cli.exit import FAILED, OK, UNSUPPORTED, USAGE
 from peftbench.cli.hydra import run_with_hydra
 
@@ -93,22 +94,43 @@ def _refuse(cfg: DictConfig) -> int:
     )
 
 
+def _options(cfg: DictConfig, spec: RunSpec) -> RunOptions:
+    """How the run of a configuration is computed."""
+    from omegaconf import OmegaConf
+
+    from peftbench.config.limits import activation_bytes, is_timed
+    from peftbench.run.experiment import RunOptions
+    from peftbench.sweep.beside import runs_beside
+    from peftbench.training.saving import CheckpointPolicy
+
+    saving = OmegaConf.to_object(cfg.checkpoint)
+    assert isinstance(saving, CheckpointPolicy)
+    return RunOptions(
+        device=cfg.device,
+        threads=cfg.threads,
+        micro_batch=cfg.micro_batch,
+        saving=saving,
+        progress=sys.stderr.isatty(),
+        activations=activation_bytes(cfg.cache, cfg.cache_gigabytes),
+        beside=runs_beside(spec, cfg.one_pass),
+        compile=cfg.compile,
+        timed=is_timed(cfg.latency),
+    )
+
+
 def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     """The exit status of the run that `arguments` of the command were composed into."""
-    from omegaconf import OmegaConf
 
     from peftbench import data, loggers
     from peftbench.backbones.preprocessing import image_size
     from peftbench.cli.libraries import load_libraries
     from peftbench.cli.processes import check_count, run_together
     from peftbench.config.build import build, logger_settings
-    from peftbench.config.limits import activation_bytes, check_micro_batch, is_timed
+    from peftbench.config.limits import check_micro_batch
     from peftbench.results.record import Status
     from peftbench.results.store import ResultsStore
     from peftbench.run import experiment
-    from peftbench.sweep.beside import runs_beside
     from peftbench.sweep.jobs import outcome
-    from peftbench.training.saving import CheckpointPolicy
     from peftbench.training.world import from_environment
 
     if cfg.tuner.name != "none":
@@ -130,19 +152,7 @@ def _run_one(cfg: DictConfig, arguments: Sequence[str]) -> int:
     lines.extend(data.shown(sides[0], image_size(spec.backbone)) if sides else ())
     check_micro_batch(cfg.micro_batch)
     world = from_environment()
-    saving = OmegaConf.to_object(cfg.checkpoint)
-    assert isinstance(saving, CheckpointPolicy)
-    options = experiment.RunOptions(
-        device=cfg.device,
-        threads=cfg.threads,
-        micro_batch=cfg.micro_batch,
-        saving=saving,
-        progress=sys.stderr.isatty(),
-        activations=activation_bytes(cfg.cache, cfg.cache_gigabytes),
-        beside=runs_beside(spec, cfg.one_pass),
-        compile=cfg.compile,
-        timed=is_timed(cfg.latency),
-    )
+    options = _options(cfg, spec)
     if world.is_single and cfg.processes != 1:
         experiment.check(spec, cfg.device, cfg.threads)
         check_count(cfg.processes, cfg.device)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import ConfigError, NoEffect, Unsupported
 from peftbench.methods import surgery
-from peftbench.methods.base import Method, Solvable
+from peftbench.methods.base import Method
 from peftbench.methods.layers.neighbours import NearestNeighbours
+from peftbench.methods.layers.solvable import Solvable
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -63,10 +64,11 @@ class Tuned:
 
     def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Let a head that holds training images hold as many as `shapes`, by name, announce."""
-        head, name = self.model.get_submodule(self.anatomy.head), f"{self.anatomy.head}.bank"
-        if isinstance(head, NearestNeighbours) and shapes.get(name):
-            head.resize(shapes[name][0])
-            self._renew()
+        for path, head in self.model.named_modules():
+            shape = shapes.get(f"{path}.bank")
+            if isinstance(head, NearestNeighbours) and shape:
+                head.resize(shape[0])
+                self._renew()
 
     def _renew(self) -> None:
         """Hold the tensors that the model has now, in place of those that it had."""

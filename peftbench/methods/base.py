@@ -14,9 +14,10 @@ from peftbench.errors import ConfigError, NotMergeable
 from peftbench.registry import Registry, unknown_name
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor, nn
+
+    from peftbench.methods.layers.solvable import Solvable
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,6 @@ class Attachment:
     train_modules: tuple[nn.Module, ...] = ()  # in train mode while fitting; the rest in eval mode
     regulariser: Callable[[], Tensor] | None = None  # added to the loss
     notes: tuple[str, ...] = ()  # what a reader of the record must know
-
-
-@dataclass(frozen=True)
-class Solvable:
-    """What a head is computed from, where it takes no steps."""
-
-    features: np.ndarray  # (N, D) float32, of the training images
-    labels: np.ndarray  # (N,) int64
-    num_classes: int
-    class_weights: np.ndarray | None = None  # (classes,) float64; None: all images count alike
 
 
 @dataclass(frozen=True)

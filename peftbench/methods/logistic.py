@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy
-from peftbench.methods.base import Attachment, Method, MethodCard, Solvable, register_method
+from peftbench.methods.base import Attachment, Method, MethodCard, register_method
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from peftbench.methods.layers.solvable import Solvable
 
 
 @register_method("logistic")

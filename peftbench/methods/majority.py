@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy
-from peftbench.methods.base import Attachment, Method, MethodCard, Solvable, register_method
+from peftbench.methods.base import Attachment, Method, MethodCard, register_method
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from peftbench.methods.layers.solvable import Solvable
 
 LEAST_SHARE = 1e-6  # of a class without an image
 
 
 @register_method("majority")
 @dataclass(frozen=True)
-class Majority(Method):
+class MajorityClass(Method):
     """logits = log of the share that each class has of the training images."""
 
     card: ClassVar[MethodCard] = MethodCard(

@@ -30,7 +30,7 @@ from peftbench.run.solving import counted, solved
 from peftbench.run.timing import disturbance
 from peftbench.spec import SPLIT_OF_PHASE, Phase, RunSpec
 from peftbench.tasks import ImageRows
-from peftbench.training.checkpoint import Checkpoints
+from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.device import Compute, seeded
 from peftbench.training.loop import Callbacks, Fit, Fittable, fit
 from peftbench.untrusted import printable
@@ -161,25 +161,17 @@ def train(
             best(row.epoch)
             return checks(row.epoch)
 
-        solves = as_method(spec.method).card.solved
-        together = None if solves else trials.trained(bench, beside)
-        if solves:
+        together = None
+        if as_method(spec.method).card.solved:
             fitted = solved(bench)
-        elif together is not None:
+        elif (together := trials.trained(bench, beside)) is not None:
             fitted = trials.take_over(pending, bench, together)
             for row in fitted.history:
                 tell(row)
         else:
-            fitted = fit(
-                _fittable(bench),
-                bench.splits.train,
-                spec.recipe,
-                seed=spec.seed,
-                compute=compute,
-                callbacks=Callbacks(
-                    on_epoch, checkpoints, {"best": best, "looks": checks}, pending.history
-                ),
-            )
+            observers: dict[str, Stateful] = {"best": best, "looks": checks}
+            callbacks = Callbacks(on_epoch, checkpoints, observers, pending.history)
+            fitted = _fitted(bench, callbacks)
     joules = meter.joules()
     disturbed = disturbance(
         fitted.whole_steps, before, cost.clock(compute.device), torch.get_num_threads()
@@ -207,6 +199,18 @@ def train(
         seconds,
         disturbed is not None,
         joules if alone else None,
+    )
+
+
+def _fitted(bench: Bench, callbacks: Callbacks) -> Fit:
+    """Train by steps, from the start or from a checkpoint."""
+    return fit(
+        _fittable(bench),
+        bench.splits.train,
+        bench.spec.recipe,
+        seed=bench.spec.seed,
+        compute=bench.compute,
+        callbacks=callbacks,
     )
 
 

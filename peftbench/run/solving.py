@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from peftbench import data
 from peftbench.errors import Unsupported
-from peftbench.methods.base import Solvable
+from peftbench.methods import surgery
+from peftbench.methods.layers.solvable import Solvable
 from peftbench.run.bench import Bench
 from peftbench.run.ending import PendingRecord
 from peftbench.training.loop import Fit
@@ -36,17 +37,14 @@ def solved(bench: Bench) -> Fit:
 
 def features_of(bench: Bench, images: np.ndarray) -> np.ndarray:
     """(N, D) float32, what the classifier sees of images (N, S, S, 3)."""
-    head = bench.tuned.model.get_submodule(bench.tuned.anatomy.head)
+    model, head = bench.tuned.model, bench.tuned.anatomy.head
     seen: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen.append(inputs[0].detach().float().cpu())
 
-    handle = head.register_forward_pre_hook(note)
-    try:
+    with surgery.watched(model, [head], before=lambda path: note):
         bench.predict(images, bench.compute.alone())
-    finally:
-        handle.remove()
     features = torch.cat(seen)
     if features.ndim != 2 or len(features) != len(images):
         raise Unsupported(

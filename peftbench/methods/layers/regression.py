@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from peftbench.methods.base import Solvable
+    from peftbench.methods.layers.solvable import Solvable
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 1))  # values of C that are tried
 FOLDS = 5
@@ -21,14 +21,14 @@ UNSEEN = -30.0  # below the least logit at the mean features, of a class without
 
 
 @dataclass(frozen=True)
-class Linear:
+class Solution:
     """logits = weight x + bias."""
 
     weight: np.ndarray  # (classes, D) float64
     bias: np.ndarray  # (classes,) float64
 
 
-def logistic_regression(given: Solvable, strength: float | None) -> Linear:
+def logistic_regression(given: Solvable, strength: float | None) -> Solution:
     """The optimum on standardised features, in terms of the features themselves.
 
     Args:
@@ -52,7 +52,7 @@ def logistic_regression(given: Solvable, strength: float | None) -> Linear:
     lacking = np.setdiff1d(np.arange(given.num_classes), seen)
     bias[lacking] = bias[seen].min() + UNSEEN
     weight /= deviation
-    return Linear(weight, bias - weight @ mean)
+    return Solution(weight, bias - weight @ mean)
 
 
 def _rotated(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

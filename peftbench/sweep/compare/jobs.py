@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from peftbench.config.build import build
 from peftbench.config.choices import config_dir
@@ -29,17 +28,14 @@ class Place:
         return len(self.listing.train) + len(self.listing.val)
 
 
-def overrides_of(where: str, backbone: str, size: int | None) -> tuple[str, ...]:
-    """What `peftbench run` takes for pictures of one's own, but for method and split."""
-    from peftbench.cli.quoting import paths_quoted
-
+def overrides_of(backbone: str, size: int | None) -> tuple[str, ...]:
+    """What `peftbench run` takes for pictures of one's own, but for their place and the method."""
     chosen = () if size is None else (f"backbone.image_size={size}",)
-    root = paths_quoted([f"dataset.root={where}"])
-    return ("dataset=folder", *root, f"backbone={backbone}", "recipe=pictures", *chosen)
+    return ("dataset=folder", f"backbone={backbone}", "recipe=pictures", *chosen)
 
 
-def compose(overrides: Sequence[str]) -> RunSpec:
-    """The run that these overrides declare, its data set as it is configured and not yet read.
+def compose(where: str, overrides: Sequence[str]) -> RunSpec:
+    """The run that these overrides declare on the pictures of a place, which are not read yet.
 
     Raises:
         ConfigError: a choice or value that there is not.
@@ -57,6 +53,7 @@ def compose(overrides: Sequence[str]) -> RunSpec:
         cfg = composed("config", list(overrides))
     with open_dict(cfg):
         cfg.pop("hydra", None)
+    cfg.dataset.root, cfg.dataset.val_fraction = where, VAL_FRACTION
     return build(cfg, identify=lambda dataset: dataset)
 
 
@@ -66,9 +63,8 @@ def find(where: str) -> Place:
     Raises:
         DataError: there are none, or they cannot be split.
     """
-    spec = compose(overrides_of(where, "vit_mini", None)).dataset
+    spec = compose(where, overrides_of("vit_mini", None)).dataset
     seen: list[Listing] = []
-    spec = dataclasses.replace(spec, val_fraction=VAL_FRACTION)
     first = identify(spec, seen.append)
     (listing,) = seen
     if listing.origin is None or "test" not in listing.origin.drawn:
@@ -91,11 +87,3 @@ def trial(base: RunSpec, split: DatasetSpec, epochs: int, rate: float | None) ->
 def final(judged: RunSpec) -> RunSpec:
     """The run that trains as the trial did, on train and val, and is tested."""
     return dataclasses.replace(judged, phase=Phase.FINAL)
-
-
-def command_of(spec: RunSpec, where: Path | str, results_dir: Path | str) -> str:
-    """What makes the same run again, for a reader."""
-    recipe = spec.recipe
-    parts = [f"method={spec.method.name}", *overrides_of(str(where), spec.backbone.title, None)]
-    parts += [f"recipe.lr={recipe.lr:g}", f"recipe.epochs={recipe.epochs}"]
-    return f"peftbench run {' '.join(parts)} results_dir={results_dir}"

@@ -29,7 +29,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """One method over the splits that all rows have."""
 
     method: str
@@ -46,20 +46,20 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Leaderboard:
     """The leaderboard and what follows from it."""
 
-    rows: tuple[Row, ...]  # best on val first
+    rows: tuple[MethodRow, ...]  # best on val first
     level: tuple[str, ...]  # not told from the first on the test images
     recommended: str
     partial: tuple[str, ...] = ()  # methods that lack a split, and are ranked on fewer
 
-    def row(self, method: str) -> Row:
+    def row(self, method: str) -> MethodRow:
         """The row of a method."""
         return next(row for row in self.rows if row.method == method)
 
 
-def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Standing | None:
+def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Leaderboard | None:
     """Where the methods stand on the splits that they have.
 
     They are ranked by val. A method is level with the first unless McNemar's exact test on the test
@@ -90,13 +90,13 @@ def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> St
     recommended = min(near, key=lambda row: order.index(row.method)).method
     most = max(row.splits for row in rows)
     partial = tuple(row.method for row in rows if row.splits < most)
-    return Standing(tuple(rows), tuple(level), recommended, partial)
+    return Leaderboard(tuple(rows), tuple(level), recommended, partial)
 
 
-def _row(method: str, found: Sequence[Result], metric: str) -> Row:
+def _row(method: str, found: Sequence[Result], metric: str) -> MethodRow:
     found = sorted(found, key=lambda one: one.split)
     tested = [one.metrics[metric] for one in found]
-    return Row(
+    return MethodRow(
         method=method,
         val=float(np.mean([one.val for one in found])),
         test=float(np.mean(tested)),
@@ -112,12 +112,12 @@ def _row(method: str, found: Sequence[Result], metric: str) -> Row:
 
 
 def _moved(
-    row: Row,
+    row: MethodRow,
     found: Sequence[Result],
     by_method: Mapping[str, Sequence[Result]],
-    full: Mapping[str, Row],
+    full: Mapping[str, MethodRow],
     metric: str,
-) -> Row:
+) -> MethodRow:
     """`row` of a method that lacks splits, as far from a complete one as on those that it has.
 
     Some splits are easier than others, by more than methods differ.

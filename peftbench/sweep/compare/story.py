@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from peftbench.statistics.images import mcnemar
 from peftbench.sweep.compare.choice import Choice
-from peftbench.sweep.compare.standing import ClassRow, Row, Standing
+from peftbench.sweep.compare.standing import ClassRow, Leaderboard, MethodRow
 
 WEAK = 0.15  # recall below the mean, from which on a class is named
 FEW = 30  # pictures of a class, below which more of them are the first thing to try
 NAMED = 3  # classes
 
 
-def leaderboard(now: Standing) -> list[str]:
+def leaderboard(now: Leaderboard) -> list[str]:
     """A line a method, best on val first."""
     head = ("method", "val", "test", "top-1", "per class", "tuned", "train", "splits")
     grid = [head]
@@ -38,7 +38,7 @@ def leaderboard(now: Standing) -> list[str]:
     ]
 
 
-def explained(now: Standing, metric: str) -> list[str]:
+def explained(now: Leaderboard, metric: str) -> list[str]:
     """How to read the leaderboard."""
     lines = [
         f"Ranked by {metric} on val, in %; test ± one standard error. tuned: parameters besides "
@@ -51,7 +51,7 @@ def explained(now: Standing, metric: str) -> list[str]:
     return lines
 
 
-def verdict(now: Standing, majority: Row | None) -> list[str]:
+def verdict(now: Leaderboard, majority: MethodRow | None) -> list[str]:
     """Which methods cannot be told apart, and which of them to take."""
     taken = now.row(now.recommended)
     lines = []
@@ -79,7 +79,7 @@ def verdict(now: Standing, majority: Row | None) -> list[str]:
 
 
 def advice(
-    now: Standing,
+    now: Leaderboard,
     choice: Choice,
     classes: Sequence[ClassRow],
     pictures: Mapping[str, int],
