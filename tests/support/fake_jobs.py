@@ -54,11 +54,17 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (package / "cli" / "libraries.py").write_text("def warm_up(): ...\n")
     (package / "cli" / "main.py").write_text(FAKE_CLI)
     kept = (
+        "_version.py",
+        "canonical.py",
         "errors.py",
         "registry.py",
+        "untrusted.py",
         "waiting.py",
         "results",
+        "spec",
         "sweep",
+        "tasks",
+        "training",
         "cli/server.py",
         "config/limits.py",
     )
