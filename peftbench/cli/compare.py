@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +123,7 @@ def _contest(
 ) -> Contest:
     from peftbench.config.limits import check_threads
     from peftbench.results.store import ResultsStore
+    from peftbench.run import shown
     from peftbench.run.experiment import RunOptions, check
     from peftbench.sweep.compare import jobs, ladder
     from peftbench.sweep.compare.contest import Agenda, Contest
@@ -148,7 +148,7 @@ def _contest(
         device=options.device,
         threads=options.threads,
         saving=CheckpointPolicy(minutes=1),
-        progress=sys.stderr.isatty(),
+        show=shown.here(),
         activations=10 * 10**9,
         timed=False,
     )

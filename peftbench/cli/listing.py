@@ -215,7 +215,7 @@ def _wanted(status: str | None) -> set[Status]:
     if status is None:
         return set(Status)
     if status.lower() == "failed":
-        return {s for s in Status if not s.settled}
+        return {s for s in Status if s.failed}
     try:
         return {Status(status.upper())}
     except ValueError as e:

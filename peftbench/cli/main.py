@@ -6,14 +6,14 @@ import argparse
 import contextlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from peftbench import stopping
 from peftbench._version import __version__
 from peftbench.cli import bundles, compare, data, predict, report, runs
-from peftbench.cli.exit import FAILED, INTERRUPTED, OK, USAGE
+from peftbench.cli.exit import FAILED, OK, USAGE
 from peftbench.cli.profile import profile
 from peftbench.cli.run import plan, run
 from peftbench.errors import DiskFull, PeftbenchError
@@ -25,7 +25,7 @@ from peftbench.untrusted import printable
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `peftbench` and `python -m peftbench`; always exits."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    stopping.listen()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot encode ends no command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         status = USAGE
     except KeyboardInterrupt:
         _tell("interrupted; the same command continues")
-        status = INTERRUPTED
+        status = stopping.exit_status()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `peftbench ... | head`
         status = OK
@@ -53,12 +53,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _tell(line: str) -> None:
     with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
         print(f"peftbench: {printable(line)}", file=sys.stderr, flush=True)
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    # a second one, say of a cluster after that of the launcher, must not cut the record short
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _dispatch(arguments: list[str]) -> int:

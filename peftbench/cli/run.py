@@ -53,7 +53,7 @@ options:
                       retry_lost_machine=N   times that a job whose machine fails goes to another
 
 exit status: 0 done, 1 a run failed, is held by another launch or found the disk full, 2 bad command
-line, 3 the pair makes no sense, 130 interrupted
+line, 3 the pair makes no sense, 130 interrupted by Ctrl-C, 143 by SIGTERM
 """
 PLAN_HELP = """\
 usage: peftbench plan OVERRIDES...
@@ -99,6 +99,7 @@ def _options(cfg: DictConfig, spec: RunSpec) -> RunOptions:
     from omegaconf import OmegaConf
 
     from peftbench.config.limits import activation_bytes, is_timed
+    from peftbench.run import shown
     from peftbench.run.experiment import RunOptions
     from peftbench.sweep.beside import runs_beside
     from peftbench.training.saving import CheckpointPolicy
@@ -110,7 +111,7 @@ def _options(cfg: DictConfig, spec: RunSpec) -> RunOptions:
         threads=cfg.threads,
         micro_batch=cfg.micro_batch,
         saving=saving,
-        progress=sys.stderr.isatty(),
+        show=shown.here(),
         activations=activation_bytes(cfg.cache, cfg.cache_gigabytes),
         beside=runs_beside(spec, cfg.one_pass),
         compile=cfg.compile,

@@ -33,13 +33,18 @@ class Status(StrEnum):
     DIVERGED = "DIVERGED"  # a loss was not finite
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     TIMEOUT = "TIMEOUT"  # took longer than its launcher allows
-    INTERRUPTED = "INTERRUPTED"  # Ctrl-C or SIGTERM; a rerun starts it again
+    INTERRUPTED = "INTERRUPTED"  # Ctrl-C or SIGTERM; a rerun goes on from there
     ERROR = "ERROR"
 
     @property
     def settled(self) -> bool:
         """Whether a rerun of the same identity would end the same way."""
         return self in (Status.OK, Status.UNSUPPORTED)
+
+    @property
+    def failed(self) -> bool:
+        """Whether something went wrong, which an interruption does not."""
+        return not self.settled and self is not Status.INTERRUPTED
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from peftbench import stopping
 from peftbench.data.rows import SMALL, rows_of
 from peftbench.errors import ActivationsChanged
 from peftbench.run.activation_store import ActivationStore
@@ -179,6 +180,8 @@ def _computed(
     asked = torch.arange(len(pixels)).split(AT_ONCE)
     with contextlib.closing(pixels.batches(asked)) as batches:
         for images in batches:
+            if compute.world.is_single:
+                stopping.check()
             with torch.inference_mode(), autocast(compute):
                 values = activations_of(model, prefix, images)
             yield layout.to_bytes(values).cpu().numpy()

@@ -144,7 +144,7 @@ def status_of(error: BaseException, spec: RunSpec) -> tuple[Status, str]:
     if isinstance(error, Exception) and full_number(error) is not None:
         return Status.ERROR, str(explained(error))
     if isinstance(error, KeyboardInterrupt):
-        return Status.INTERRUPTED, "stopped before its end; run it again"
+        return Status.INTERRUPTED, "stopped before its end; the same command goes on from there"
     if _out_of_memory(error):
         return Status.OUT_OF_MEMORY, (
             f"{_first_line(error)} Lower recipe.batch_size (now {spec.recipe.batch_size}) "

@@ -18,6 +18,7 @@ from peftbench.results import told
 from peftbench.results.latencies import Latencies
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.run import shown
 from peftbench.run.ending import (
     RESUMABLE,
     PendingRecord,
@@ -26,9 +27,10 @@ from peftbench.run.ending import (
     reporting,
     worker_failures,
 )
+from peftbench.run.shown import Showing
 from peftbench.spec import RunSpec
 from peftbench.training.recipe import check_recipe
-from peftbench.training.saving import NO_SAVING, CheckpointPolicy
+from peftbench.training.saving import WHEN_STOPPED, CheckpointPolicy
 from peftbench.training.world import World, from_environment, join, leave
 
 if TYPE_CHECKING:
@@ -45,9 +47,9 @@ class RunOptions:
     device: str = "auto"
     threads: int | None = None
     micro_batch: int | None = None  # images in memory at a time
-    saving: CheckpointPolicy = NO_SAVING
+    saving: CheckpointPolicy = WHEN_STOPPED
     compile: bool = False  # the training, by `torch.compile`
-    progress: bool = False  # whether a terminal shows the epochs
+    show: Callable[[RunSpec], Showing] = shown.nowhere  # what a person sees of the training
     beside: tuple[RunSpec, ...] = ()  # trials that may train in one pass with this run
     activations: int | None = None  # bytes that activations of frozen parts may take; None: off
     timed: bool = True  # whether latencies are measured
@@ -100,14 +102,15 @@ def run(
             logger.start(spec.run_id, spec.describe(), lambda line: told.leave(artefacts, (line,)))
             with _scratch(spec, store) as scratch:
                 begin()
-                with recording(pending, store):
+                checkpoints = options.saving.to(state, world)
+                with recording(pending, store), checkpoints.saving_when_stopped():
                     compute = _compute(spec, device, world, options)
-                    checkpoints = options.saving.to(state, world)
-                    watching = Watching(options.progress, logger.epoch)
+                    watching = Watching(options.show, logger.epoch)
                     known = Latencies(store.root, renew=force)
                     shared = Shared(known, _activations(options), options.beside, options.timed)
                     measure_run(pending, scratch, compute, checkpoints, watching, shared)
                     _move(scratch.artefacts(key), artefacts)
+                pending.notes += checkpoints.notes
                 _explain(pending, scratch, world)
                 record = pending.record()
                 store.add(record)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from peftbench.methods.base import as_method
 from peftbench.results.latencies import Latencies, StepCost
 from peftbench.results.record import Cost, EpochRow
 from peftbench.results.store import ResultsStore
-from peftbench.run import cost, robustness, room, trials
+from peftbench.run import cost, robustness, room, shown, trials
 from peftbench.run.activation_store import ActivationStore
 from peftbench.run.bench import Bench, prepare
 from peftbench.run.ending import PendingRecord
@@ -26,6 +25,7 @@ from peftbench.run.energy import EnergyMeter
 from peftbench.run.freezing import with_frozen_part
 from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
+from peftbench.run.shown import Showing
 from peftbench.run.solving import counted, solved
 from peftbench.run.timing import disturbance
 from peftbench.spec import SPLIT_OF_PHASE, Phase, RunSpec
@@ -33,7 +33,6 @@ from peftbench.tasks import ImageRows
 from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.device import Compute, seeded
 from peftbench.training.loop import Callbacks, Fit, Fittable, fit
-from peftbench.untrusted import printable
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Shared:
 class Watching:
     """Who follows the epochs of a run."""
 
-    terminal: bool = False  # whether one shows them
+    show: Callable[[RunSpec], Showing] = shown.nowhere
     log: Callable[[EpochRow], object] = lambda row: None  # is told of each
 
 
@@ -88,7 +87,7 @@ def measure_run(
     pending: PendingRecord,
     store: ResultsStore,
     compute: Compute,
-    checkpoints: Checkpoints | None,
+    checkpoints: Checkpoints,
     watching: Watching,
     shared: Shared,
 ) -> None:
@@ -97,6 +96,7 @@ def measure_run(
     Each step notes down what it knows at once, so that a run which fails keeps it.
 
     Args:
+        checkpoints: where the state of the training is found, and left when it is stopped.
         shared: what other runs measured and computed, to take over and to add to.
     """
     began = time.perf_counter()
@@ -129,7 +129,7 @@ def measure_run(
 def train(
     pending: PendingRecord,
     bench: Bench,
-    checkpoints: Checkpoints | None,
+    checkpoints: Checkpoints,
     watching: Watching,
     beside: tuple[RunSpec, ...] = (),
 ) -> Trained:
@@ -144,22 +144,20 @@ def train(
     spec, tuned, compute = bench.spec, bench.tuned, bench.compute
     best = BestOnTest(spec, tuned, bench.splits, bench.rows_of_report)
     checks = ValChecks(spec, bench.splits, bench.rows_of_report)
-    if checkpoints is not None:
-        checkpoints.belongs_to(
-            run_id=spec.run_id,
-            backbone=bench.backbone.sha256,
-            data=bench.splits.manifest,
-            peftbench=peftbench.__version__,
-            torch=torch.__version__,
-        )
+    _claim(checkpoints, bench)
     before, meter = cost.clock(compute.device), EnergyMeter(compute.device)
-    with _shown(spec, watching) as tell, seeded(spec.seed, compute):
+    with watching.show(spec) as showing, seeded(spec.seed, compute):
+
+        def tell(row: EpochRow) -> None:
+            watching.log(row)
+            showing.epoch(row)
 
         def on_epoch(row: EpochRow) -> bool:
-            tell(row)
             meter.sample()
             best(row.epoch)
-            return checks(row.epoch)
+            over = checks(row.epoch)
+            tell(row)  # after all that can be stopped, and is done again then
+            return over
 
         together = None
         if as_method(spec.method).card.solved:
@@ -170,7 +168,7 @@ def train(
                 tell(row)
         else:
             observers: dict[str, Stateful] = {"best": best, "looks": checks}
-            callbacks = Callbacks(on_epoch, checkpoints, observers, pending.history)
+            callbacks = Callbacks(on_epoch, showing.step, checkpoints, observers, pending.history)
             fitted = _fitted(bench, callbacks)
     joules = meter.joules()
     disturbed = disturbance(
@@ -185,9 +183,7 @@ def train(
     seconds = time.perf_counter() - began + fitted.seconds_before
     if together is not None:
         seconds = together.seconds
-    if checkpoints is not None:
-        pending.notes += checkpoints.notes
-    resumed = 0 if checkpoints is None else checkpoints.resumed
+    resumed = checkpoints.resumed
     peak = cost.peak_bytes(compute.device)
     alone = compute.world.is_single and resumed == 0
     return Trained(
@@ -211,6 +207,17 @@ def _fitted(bench: Bench, callbacks: Callbacks) -> Fit:
         seed=bench.spec.seed,
         compute=bench.compute,
         callbacks=callbacks,
+    )
+
+
+def _claim(checkpoints: Checkpoints, bench: Bench) -> None:
+    """Take up no state but that of this very training."""
+    checkpoints.belongs_to(
+        run_id=bench.spec.run_id,
+        backbone=bench.backbone.sha256,
+        data=bench.splits.manifest,
+        peftbench=peftbench.__version__,
+        torch=torch.__version__,
     )
 
 
@@ -296,19 +303,3 @@ def _check_executed(tuned: Tuned) -> None:
             f"{tuned.method.name} added {len(added)} tensors and none of them got a "
             "gradient: the backbone never executes them."
         )
-
-
-@contextlib.contextmanager
-def _shown(spec: RunSpec, watching: Watching) -> Iterator[Callable[[EpochRow], None]]:
-    """What is told of each epoch: the logger keeps it, and a terminal shows it."""
-    from tqdm import tqdm
-
-    total, hidden = spec.recipe.total_epochs, not watching.terminal
-    with tqdm(total=total, desc=printable(str(spec)), unit="epoch", disable=hidden) as bar:
-
-        def on_epoch(row: EpochRow) -> None:
-            watching.log(row)
-            bar.set_postfix(loss=f"{row.loss:.3f}", train=f"{100 * row.accuracy:.1f}")
-            bar.update(row.epoch - bar.n)  # more than one after a run was taken up again
-
-        yield on_epoch

@@ -115,7 +115,7 @@ class ValChecks:
 
     def state_dict(self) -> dict[str, Any]:
         """The looks so far, for a checkpoint."""
-        return {"values": self.values}
+        return {"values": self.values, "stopped": self.stopped_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there.
@@ -123,12 +123,14 @@ class ValChecks:
         Raises:
             ValueError: these are not looks of such a run.
         """
-        values = state["values"]
+        values, stopped = state["values"], state["stopped"]
         if not values.keys() <= self.bounds.keys():
             raise ValueError("its looks are at other epochs")
         if not all(isinstance(value, float) for value in values.values()):
             raise ValueError("its looks are no accuracies")
-        self.values = values
+        if stopped is not None and stopped not in values:
+            raise ValueError("it was stopped where nobody looked")
+        self.values, self.stopped_epoch = values, stopped
 
 
 def report_split(splits: data.Splits) -> tuple[np.ndarray, np.ndarray]:

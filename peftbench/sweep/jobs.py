@@ -65,7 +65,16 @@ class Ending:
 
     @property
     def failed(self) -> bool:
-        return not self.held and (self.record is None or not self.record.status.settled)
+        return not self.held and (self.record is None or self.record.status.failed)
+
+    @property
+    def interrupted(self) -> bool:
+        return self.record is not None and self.record.status is Status.INTERRUPTED
+
+    @property
+    def open(self) -> bool:
+        """Whether it is not done, and nothing went wrong here: whoever goes on with it."""
+        return self.held or self.interrupted
 
 
 def without_repeats(jobs: list[Job]) -> list[Job]:
@@ -137,6 +146,15 @@ def ending_of(finished: Finished[Attempt], store: ResultsStore) -> Ending:
         return Ending(job, None, f"held by {holder}", held=True)
     assert record is not None
     return Ending(job, record, outcome(record), warnings=warnings)
+
+
+def stopped_ending(attempt: Attempt, store: ResultsStore) -> Ending | None:
+    """How a job ended that was stopped with its sweep; `None` where it could not record it."""
+    record = record_of(attempt.job, store)
+    if record is None or record == attempt.before:
+        return None
+    _forget(output_of(attempt.job, store))
+    return Ending(attempt.job, record, outcome(record))
 
 
 def looked_up_again(ending: Ending, store: ResultsStore) -> Ending:

@@ -36,10 +36,11 @@ class PlannedJob:
     """One planned job: what would happen and how long it may take."""
 
     spec: RunSpec
-    state: str  # "done", "to run", "no data", "unsupported", or how it failed before
+    state: str  # "done", "to run", "no data", "unsupported", "interrupted", or how it failed before
     note: str
     seconds: float | None  # estimate from earlier runs; None without any
     failed_before: bool = False
+    interrupted: bool = False
 
 
 def entries(
@@ -66,7 +67,10 @@ def entries(
         if spec.dataset in missing:
             planned.append(PlannedJob(spec, NO_DATA, "", estimate(spec)))
             continue
-        again = record is not None and not record.status.settled
+        if record is not None and record.status is Status.INTERRUPTED:
+            planned.append(PlannedJob(spec, "interrupted", "", estimate(spec), interrupted=True))
+            continue
+        again = record is not None and record.status.failed
         state = f"again ({record.status})" if record is not None and again else "to run"
         note = (record.error or "") if record is not None and again else ""
         planned.append(PlannedJob(spec, state, note, estimate(spec), again))
@@ -109,11 +113,15 @@ def show(
 def _show_totals(plan: Sequence[PlannedJob], slots: int) -> None:
     counts = {s: sum(e.state == s for e in plan) for s in SETTLED}
     left = [e for e in plan if e.state not in counts]
-    failed = sum(e.failed_before for e in left)
+    before = {
+        "failed before": sum(e.failed_before for e in left),
+        "interrupted": sum(e.interrupted for e in left),
+    }
+    of_them = ", ".join(f"{count} {what}" for what, count in before.items() if count)
     known = [e.seconds for e in left if e.seconds is not None]
     print(
         f"{len(plan)} jobs: {counts['done']} done, {counts['unsupported']} unsupported, "
-        f"{len(left)} to run{f' ({failed} failed before)' if failed else ''}"
+        f"{len(left)} to run{f' ({of_them})' if of_them else ''}"
     )
     if not left:
         return

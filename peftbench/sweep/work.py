@@ -25,7 +25,7 @@ class Work(ABC):
 
     to_run: int = 0  # jobs that are not done yet, as far as is known
     at_most: int = 0  # jobs that could run at a time
-    left: AbstractSet[int] = frozenset()  # what cannot go on, as another launch holds a part of it
+    left: AbstractSet[int] = frozenset()  # what cannot go on, as a part of it is held or stopped
 
     @abstractmethod
     def begin(self) -> list[Job]:
@@ -84,7 +84,7 @@ class TunedWork(Work):
         self.trials = sum(cell.search.trials for cell in self.cells)
         self.finals = len(tuned)
         self.found = 0  # of trials and final runs that are recorded
-        self.left: set[int] = set()  # ids of cells of which another launch holds a trial
+        self.left: set[int] = set()  # ids of cells with a trial that is held or was interrupted
         self.unfinished: list[str] = []  # cells in which no trial ended well
 
     def begin(self) -> list[Job]:
@@ -114,7 +114,7 @@ class TunedWork(Work):
             trial = cell.waiting.pop(run_id, None)
             if trial is None:
                 continue
-            if ending.held:  # what it reaches is not known, so none of them can be chosen
+            if ending.open:  # what it reaches is not known, so none of them can be chosen
                 self.to_run -= 0 if id(cell) in self.left else len(cell.finals)
                 self.left.add(id(cell))
             else:

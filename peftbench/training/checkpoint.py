@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +56,7 @@ class Checkpoints:
         self.world = world
         self.resumed = 0  # times that this run was taken up
         self.notes: list[str] = []  # why a file that is there was not taken up, or none written
+        self.trained: Mapping[str, Stateful] | None = None  # all parts, once training is over
         self._saved = time.monotonic()
 
     def belongs_to(self, **identity: str) -> None:
@@ -70,9 +71,23 @@ class Checkpoints:
             return False
         return bool(self.world.broadcast(time.monotonic() - self._saved >= 60 * self.minutes))
 
-    def save(self, parts: Mapping[str, Stateful]) -> None:
-        """Write the state of all parts; each process adds its random numbers."""
-        random = self.world.all_gather(random_state())
+    @contextlib.contextmanager
+    def saving_when_stopped(self) -> Iterator[None]:
+        """Around what follows training: where that is stopped, training is not lost."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.trained is not None:
+                self.save(self.trained, together=False)
+            raise
+
+    def save(self, parts: Mapping[str, Stateful], together: bool = True) -> None:
+        """Write the state of all parts; each process adds its random numbers.
+
+        Not `together` where others may be elsewhere, and nothing random follows.
+        """
+        own = random_state()
+        random = self.world.all_gather(own) if together else [own]
         self._saved = time.monotonic()
         if not self.world.is_main:
             return

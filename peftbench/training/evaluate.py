@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from peftbench import stopping
 from peftbench.data import DecodedImages
 from peftbench.spec import Preprocessing
 from peftbench.tasks import CLASSIFICATION, Task
@@ -46,6 +47,8 @@ def predict_inputs(
     own: dict[int, np.ndarray] = {}
     with contextlib.closing(inputs.batches(asked)) as batches:
         for index, x in zip(asked, batches, strict=True):
+            if compute.world.is_single:  # else others would wait for this one
+                stopping.check()
             with autocast(compute):
                 own[int(index[0])] = task.outputs(model(x)).cpu().numpy()
     outputs = {

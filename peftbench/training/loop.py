@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from peftbench import stopping
 from peftbench.data import TrainSplit
 from peftbench.data.rows import RowSource, rows_of, take
 from peftbench.errors import Diverged, SplitRoleError
@@ -28,8 +29,9 @@ from peftbench.training.compiling import compiled
 from peftbench.training.device import Compute, autocast, synchronise
 from peftbench.training.optim import Schedule, make_optimizer
 from peftbench.training.pixels import ModelInputs, Pixels
-from peftbench.training.progress import Progress, Timing, Weights
+from peftbench.training.progress import Place, Progress, Timing, Weights
 from peftbench.training.recomputation import recomputing
+from peftbench.training.stops import Stops
 from peftbench.training.views import FixedViews
 from peftbench.training.world import Part
 
@@ -66,11 +68,13 @@ class Callbacks:
     """Who follows a training, and what of it outlives its process.
 
     With `checkpoints`, training goes on from the state on disk, bit for bit as if it had not been
-    interrupted; epochs from before are not told again.
+    interrupted; epochs from before are not told again. One that is asked to stop saves its state
+    first, so that what `on_epoch` keeps changes only once it can no longer be stopped.
     """
 
     # called after each epoch; the training ends where it gives true
     on_epoch: Callable[[EpochRow], bool | None] = lambda row: None
+    on_step: Callable[[Place], object] = lambda place: None
     checkpoints: Checkpoints | None = None
     observers: Mapping[str, Stateful] = field(default_factory=dict)  # what `on_epoch` keeps
     history: list[EpochRow] = field(default_factory=list)  # gets a row an epoch
@@ -114,6 +118,7 @@ class _Training:
     average: WeightAverage
     progress: Progress
     timing: Timing
+    stops: Stops
 
     def parts(self) -> dict[str, Stateful]:
         """What is put aside and taken up again, by its name in the file."""
@@ -167,6 +172,7 @@ def fit(
         ConfigError: `recipe.checkpointing` or compiling, which model or machine cannot do.
         Diverged: the loss of an epoch is not finite.
         SplitRoleError: anything but a train split was handed over.
+        Stopped: a signal asked this process to stop; the step under way is done, and saved.
     """
     if not isinstance(train, TrainSplit):
         raise SplitRoleError(f"fit takes a TrainSplit, not a {type(train).__name__}.")
@@ -206,6 +212,7 @@ def fit(
         average=WeightAverage(fittable.trainable, recipe.ema_decay),
         progress=Progress.at_start(seed, compute.device, callbacks.history),
         timing=Timing.on(compute.device, len(bounds)),
+        stops=Stops(compute.world),
     )
     if recipe.checkpointing:
         fittable.set_mode()  # shows which norms train
@@ -220,13 +227,19 @@ def _all_epochs(training: _Training, callbacks: Callbacks) -> Fit:
     if checkpoints is not None and checkpoints.restore(kept):
         timing.first_step = progress.step
         progress.keep_if_leading(training.compute.world)
-    while progress.epoch < training.recipe.total_epochs:
-        row = _epoch(training, checkpoints, kept)
-        progress.end_epoch(row)
-        with training.average.in_place():
-            stop_early = callbacks.on_epoch(row)
-        if stop_early:
-            break
+    with stopping.held():
+        try:
+            while not progress.over and progress.epoch < training.recipe.total_epochs:
+                row = _epoch(training, callbacks, kept)
+                with training.average.in_place():
+                    over = callbacks.on_epoch(row)
+                progress.end_epoch(row, over=bool(over))
+            if checkpoints is not None:
+                checkpoints.trained = kept
+        except stopping.Stopped:
+            if checkpoints is not None:
+                checkpoints.save(kept)
+            raise
     training.average.keep()
     steps = progress.step - timing.first_step
     return Fit(
@@ -240,16 +253,19 @@ def _all_epochs(training: _Training, callbacks: Callbacks) -> Fit:
     )
 
 
-def _epoch(
-    training: _Training, checkpoints: Checkpoints | None, kept: Mapping[str, Stateful]
-) -> EpochRow:
+def _epoch(training: _Training, callbacks: Callbacks, kept: Mapping[str, Stateful]) -> EpochRow:
     """The steps that are left of the epoch under way.
 
     Raises:
         Diverged: its loss is not finite.
+        Stopped: after a step; the state is whole.
     """
     progress, recipe, timing = training.progress, training.recipe, training.timing
-    device, world = training.compute.device, training.compute.world
+    device, world, checkpoints = (
+        training.compute.device,
+        training.compute.world,
+        callbacks.checkpoints,
+    )
     began = time.perf_counter()
     training.fittable.set_mode()
     progress.epoch_order = progress.order.get_state()
@@ -263,13 +279,19 @@ def _epoch(
             tick = time.perf_counter()
             _step(training, order, batch, next(images))
             timing.end_step(progress.step, time.perf_counter() - tick, batch.stop - batch.start)
-            if checkpoints is not None and checkpoints.due(progress.step):
+            callbacks.on_step(_place(training))
+            due = checkpoints is not None and checkpoints.due(progress.step)
+            stop = training.stops.asked_after(progress.step)
+            if due or stop:
                 progress.epoch_seconds += time.perf_counter() - began
                 began = time.perf_counter()
                 progress.sum_to_leader(world)
+            if stop:
+                raise stopping.Stopped  # and is saved where that is caught
+            if checkpoints is not None and due:
                 checkpoints.save(kept)
     synchronise(device)  # the only wait for the device in an epoch
-    seconds = progress.epoch_seconds + time.perf_counter() - began
+    seconds = progress.epoch_seconds = progress.epoch_seconds + time.perf_counter() - began
     used = training.bounds[-1][1]  # images of an epoch
     timing.end_epoch(progress.step, seconds, used)
     mean_loss = float(world.all_reduce_sum(progress.total_loss)) / used
@@ -285,6 +307,18 @@ def _epoch(
         lr=training.optimizer.param_groups[0]["lr"],
         seconds=seconds,
     )
+
+
+def _place(training: _Training) -> Place:
+    """Where training is, for who follows it."""
+    progress, bounds = training.progress, training.bounds
+
+    def loss() -> float | None:
+        if training.compute.world.is_single:  # else others have a part of it
+            return float(progress.total_loss) / bounds[progress.position - 1][1]
+        return progress.history[-1].loss if progress.history else None
+
+    return Place(progress.epoch, progress.position, len(bounds), loss)
 
 
 def _asked(training: _Training, order: _Order, batches: Sequence[slice]) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Progress:
     epoch: int = 0
     position: int = 0  # batches of the epoch that are done
     step: int = 0
+    over: bool = False  # before the last epoch too
     epoch_seconds: float = 0.0
     history: list[EpochRow] = field(default_factory=list)
     epoch_order: Tensor | None = None  # of the generator, where the epoch began
@@ -46,9 +47,10 @@ class Progress:
             epoch_order=order.get_state(),
         )
 
-    def end_epoch(self, row: EpochRow) -> None:
-        """Keep the epoch's row and begin the next one."""
+    def end_epoch(self, row: EpochRow, over: bool = False) -> None:
+        """Keep the epoch's row and begin the next one, unless training is `over`."""
         self.history.append(row)
+        self.over = over
         self.epoch += 1
         self.position = 0
         self.epoch_seconds = 0.0
@@ -76,6 +78,7 @@ class Progress:
             "epoch": self.epoch,
             "position": self.position,
             "step": self.step,
+            "over": self.over,
             "epoch_seconds": self.epoch_seconds,
             "seconds": self.seconds_before + time.perf_counter() - self.began,
             "history": [dataclasses.asdict(row) for row in self.history],
@@ -95,9 +98,19 @@ class Progress:
         self.total_loss.copy_(state["total_loss"])
         self.correct.copy_(state["correct"])
         self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
-        self.epoch_seconds = state["epoch_seconds"]
+        self.over, self.epoch_seconds = state["over"], state["epoch_seconds"]
         self.seconds_before = state["seconds"]
         self.history[:] = rows
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where training is after a step."""
+
+    epoch: int  # whole epochs that are done
+    position: int  # steps of the one under way
+    steps: int  # of an epoch
+    loss: Callable[[], float | None]  # mean of the epoch so far; asking waits for a GPU
 
 
 @dataclass

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """How often the state of a training is saved; schema of `checkpoint`, no identity of a run."""
+    """How often the state of a training is saved, besides when it is stopped.
+
+    Schema of `checkpoint`; no identity of a run.
+    """
 
     minutes: float | None = None
     steps: int | None = None
@@ -26,13 +29,11 @@ class CheckpointPolicy:
             if value is not None and value <= 0:
                 raise ConfigError(f"checkpoint.{key}={value}; use a positive value, or null.")
 
-    def to(self, path: Path, world: World) -> Checkpoints | None:
-        """What saves to `path`; `None` where nothing is saved."""
-        if self.minutes is None and self.steps is None:
-            return None
+    def to(self, path: Path, world: World) -> Checkpoints:
+        """What saves to `path`."""
         from peftbench.training.checkpoint import Checkpoints
 
         return Checkpoints(path, self.minutes, self.steps, world)
 
 
-NO_SAVING = CheckpointPolicy()
+WHEN_STOPPED = CheckpointPolicy()  # and not before

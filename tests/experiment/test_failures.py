@@ -151,7 +151,7 @@ def test_an_interruption_is_recorded_and_a_rerun_finishes(
         patch.setattr(measure, "fit", failing(KeyboardInterrupt()))
         record = experiment.run(spec, store)
     assert record.status is Status.INTERRUPTED
-    assert record.error == "stopped before its end; run it again"
+    assert record.error == "stopped before its end; the same command goes on from there"
     assert [row.epoch for row in record.history] == [1]
     stored = store.get(spec.run_id)
     assert stored is not None and stored.status is Status.INTERRUPTED

@@ -20,7 +20,7 @@ from peftbench.run import experiment, measure
 from peftbench.run.measure import measure_run
 from peftbench.run.selection import BestOnTest
 from peftbench.spec import Precision, RunSpec
-from peftbench.training.saving import NO_SAVING, CheckpointPolicy
+from peftbench.training.saving import WHEN_STOPPED, CheckpointPolicy
 
 pytestmark = [
     pytest.mark.arithmetic,
@@ -40,7 +40,7 @@ RECIPE = {"batch_size": 4, "augmentation": "crop_flip", "mixup": 0.8, "lr": 1e-2
 
 
 def run_together(
-    spec: RunSpec, store: ResultsStore, size: int = 2, saving: CheckpointPolicy = NO_SAVING
+    spec: RunSpec, store: ResultsStore, size: int = 2, saving: CheckpointPolicy = WHEN_STOPPED
 ) -> list[int]:
     def task(rank: int) -> None:
         call = experiment.run if rank == 0 else experiment.run_worker

@@ -75,11 +75,12 @@ def cli(work: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
         assert isinstance(exit.value.code, int)
         return Done(exit.value.code, said.out, said.err)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     with short_timings() as patch:
         patch.setattr(Hydra, "get_mode", mode_of)
         yield call
-    signal.signal(signal.SIGTERM, before)
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def mode_of(hydra: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:

@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from peftbench.report.figures.histories import QUANTITIES
-from peftbench.report.page.facts import failures, method_parts, provenance
+from peftbench.report.page.facts import failures, interrupted, method_parts, provenance
 from peftbench.report.page.panels import costs, markers, method_styles, panels
 from peftbench.report.scores import SCORE, SCORES
 from peftbench.report.tables.text import to_csv
@@ -84,6 +84,7 @@ def render(
         data=Markup(_json(data)),
         methods=method_parts(view, store),
         failures=failures(table),
+        interrupted=interrupted(table),
         broken=broken,
         provenance=provenance(table),
         downloads=_downloads(view, epochs),
@@ -109,7 +110,8 @@ def _words(table: pd.DataFrame) -> tuple[str, str]:
     final = table[table["phase"] == "final"]
     done = int((table["status"] == str(Status.OK)).sum())
     refused = int((table["status"] == str(Status.UNSUPPORTED)).sum())
-    failed = len(table) - done - refused
+    interrupted = int((table["status"] == str(Status.INTERRUPTED)).sum())
+    failed = len(table) - done - refused - interrupted
     seeds = final["seed"].nunique()
     where = " and ".join(backbones) if len(backbones) < 3 else counted(len(backbones), "backbone")
     heading = f"{counted(len(methods), 'way')} to tune {where}"
@@ -118,6 +120,7 @@ def _words(table: pd.DataFrame) -> tuple[str, str]:
     parts.append(f"{done} finished")
     parts += [f"{refused} refused because the pair makes no sense"] if refused else []
     parts += [f"{failed} did not finish"] if failed else []
+    parts += [f"{interrupted} interrupted"] if interrupted else []
     return heading, f"{'; '.join(parts)}. Test accuracy, read once at the end of training."
 
 

@@ -20,6 +20,8 @@ from peftbench.results.store import ResultsStore
 from peftbench.results.validation import check_plain
 from peftbench.untrusted import MOST_RECORD, printable_lines, read_bounded
 
+INTERRUPTED = str(Status.INTERRUPTED)
+
 
 @dataclass(frozen=True)
 class Link:
@@ -109,20 +111,27 @@ def method_parts(view: View, store: ResultsStore) -> list[MethodPart]:
 
 
 def failures(table: pd.DataFrame) -> list[Failure]:
-    """Runs that did not finish, the most frequent cause first; refused pairs are not among them."""
-    bad = table[~table["status"].isin([str(Status.OK), str(Status.UNSUPPORTED)])]
+    """Runs that failed, the most frequent cause first; refused pairs are not among them."""
+    bad = table[table["status"].isin([str(status) for status in Status if status.failed])]
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for run in bad.to_dict("records"):
         cause = "no reason given" if pd.isna(run["error"]) else str(run["error"]).strip()
-        seed = "" if pd.isna(run["seed"]) else f", seed {run['seed']}"
-        groups[str(run["status"]), cause].append(
-            f"{run['method']} on {run['backbone']}, {run['dataset']}{seed}"
-        )
+        groups[str(run["status"]), cause].append(_name(run))
     result = []
     for (status, cause), runs in groups.items():
         first, _, rest = cause.partition("\n")
         result.append(Failure(status, first, cause if rest else "", tuple(runs)))
     return sorted(result, key=lambda f: (-len(f.runs), f.status, f.cause))
+
+
+def interrupted(table: pd.DataFrame) -> list[str]:
+    """Names of the runs that were stopped, with which the same command goes on."""
+    return [_name(run) for run in table[table["status"] == INTERRUPTED].to_dict("records")]
+
+
+def _name(run: Mapping[Any, Any]) -> str:
+    seed = "" if pd.isna(run["seed"]) else f", seed {run['seed']}"
+    return f"{run['method']} on {run['backbone']}, {run['dataset']}{seed}"
 
 
 def provenance(table: pd.DataFrame) -> list[Fact]:

@@ -20,7 +20,11 @@ COLUMNS = (
     Column("column", "string", "title of the column"),
     Column("kind", "string", "task, mean, mean of groups, wins, total parameters or parameters"),
     Column("unit", "string", "percent, backbones, millions or tasks"),
-    Column("state", "string", "ok, missing, unsupported, failed, mixed, incomplete or published"),
+    Column(
+        "state",
+        "string",
+        "ok, missing, unsupported, failed, interrupted, mixed, incomplete or published",
+    ),
     Column("value", "Float64", "measured; missing where the state is not ok"),
     Column("sd", "Float64", "sample standard deviation over seeds"),
     Column("n", "Int64", "seeds"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from peftbench.statistics import averages
 
 # What a cell is. Only an `ok` cell holds a number.
 OK, MISSING, UNSUPPORTED, FAILED, MIXED = "ok", "missing", "unsupported", "failed", "mixed"
+INTERRUPTED = "interrupted"  # a rerun goes on
 INCOMPLETE = "incomplete"  # an average over cells that are not all `ok`
 
 
@@ -43,7 +44,7 @@ SUMMARY_COLUMNS = (
     Column("mean", "Float64", "over seeds, a fraction; for an average, mean of the cells"),
     Column("sd", "Float64", "sample standard deviation (n - 1) over seeds"),
     Column("budget", "string", "search that chose hyper-parameters: trials x epochs of each"),
-    Column("state", "string", "ok, missing, unsupported, failed, mixed or incomplete"),
+    Column("state", "string", "ok, missing, unsupported, failed, interrupted, mixed or incomplete"),
     Column("note", "string", "what a reader must know, one remark a line"),
 )
 
@@ -227,10 +228,7 @@ def measure(runs: Sequence[Run], usual: Majority) -> Cell:
     """One row on one data set; `mixed`, with the reason, where its runs cannot be averaged."""
     done = [run for run in runs if run.status == Status.OK]
     if not done:
-        states = {run.status for run in runs}
-        if not states:
-            return Cell(MISSING)
-        return Cell(UNSUPPORTED if states == {Status.UNSUPPORTED} else FAILED)
+        return Cell(_without_number({run.status for run in runs}))
     differing: dict[str, set[Any]] = {
         "backbone weights": {short(run.weights) for run in done},
         "suite versions": {run.suite_version or "unknown" for run in done},
@@ -274,12 +272,30 @@ def measure(runs: Sequence[Run], usual: Majority) -> Cell:
         notes.append(f"seeds computed in {' and '.join(mixed)} are averaged")
     elif others := [text for text in computed if several((text, common))]:
         notes.append(f"computed in {others[0]}, while most runs of this column are in {common}")
-    lost = sorted({run.status for run in runs if run.status != Status.OK})
-    if lost:
-        notes.append(f"{len(runs) - len(done)} of {len(runs)} seeds failed: {', '.join(lost)}")
+    notes += _lost(runs)
     scores = {run.seed: run.score for run in done if run.score is not None}
     mean, sd = mean_and_sd(scores.values())
     return Cell(OK, scores, mean, sd, first.weights, tuple(notes), first.budget, computed)
+
+
+def _without_number(statuses: Set[str]) -> str:
+    """The state of a cell none of whose runs finished."""
+    if not statuses:
+        return MISSING
+    if statuses == {Status.UNSUPPORTED}:
+        return UNSUPPORTED
+    return INTERRUPTED if statuses <= {Status.INTERRUPTED, Status.UNSUPPORTED} else FAILED
+
+
+def _lost(runs: Sequence[Run]) -> list[str]:
+    """How many seeds of a row did not finish, and why."""
+    stopped = sum(run.status == Status.INTERRUPTED for run in runs)
+    failed = [run.status for run in runs if run.status not in (Status.OK, Status.INTERRUPTED)]
+    notes = [f"{stopped} of {len(runs)} seeds interrupted"] if stopped else []
+    if failed:
+        causes = ", ".join(sorted(set(failed)))
+        notes.append(f"{len(failed)} of {len(runs)} seeds failed: {causes}")
+    return notes
 
 
 def _averages(

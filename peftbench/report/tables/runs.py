@@ -66,9 +66,12 @@ def eligible_runs(
         lambda row: row["status"] == Status.OK and row[metric] is None,
     )
     runs = _runs(rows, metric)
-    failed = [run for run in runs if run.status not in (Status.OK, Status.UNSUPPORTED)]
+    good = (Status.OK, Status.UNSUPPORTED, Status.INTERRUPTED)
+    failed = [run for run in runs if run.status not in good]
+    interrupted = [run for run in runs if run.status == Status.INTERRUPTED]
     unsupported = [run for run in runs if run.status == Status.UNSUPPORTED]
     out += _listed("{} failed", failed, by_dataset=True)
+    out += _listed("{} interrupted", interrupted, by_dataset=True)
     out += _listed("{} of an unsupported pair", unsupported, by_dataset=False)
     return runs, out
 

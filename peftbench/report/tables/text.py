@@ -10,11 +10,27 @@ from typing import Any
 import pandas as pd
 
 from peftbench.report.scores import SCORE, SCORES
-from peftbench.report.tables.cells import FAILED, INCOMPLETE, MISSING, MIXED, OK, TASK, UNSUPPORTED
+from peftbench.report.tables.cells import (
+    FAILED,
+    INCOMPLETE,
+    INTERRUPTED,
+    MISSING,
+    MIXED,
+    OK,
+    TASK,
+    UNSUPPORTED,
+)
 from peftbench.report.words import commonest, magnitude, mark_of
 from peftbench.results.table_files import csv_text
 
-SHOWN = {MISSING: "–", UNSUPPORTED: "n/a", FAILED: "failed", MIXED: "mixed", INCOMPLETE: "–"}
+SHOWN = {
+    MISSING: "–",
+    UNSUPPORTED: "n/a",
+    FAILED: "failed",
+    INTERRUPTED: "interrupted",
+    MIXED: "mixed",
+    INCOMPLETE: "–",
+}
 # where Markdown takes a text for HTML, for a character by its name, or for a link
 ACTIVE = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)|\]\(|\]:")
 REPLACED = {"<": "&lt;", "&": "&amp;", "](": r"]\(", "]:": r"]\:"}

@@ -69,7 +69,7 @@ def find(where: str) -> Place:
     (listing,) = seen
     if listing.origin is None or "test" not in listing.origin.drawn:
         return Place((first,), listing)
-    folds = [dataclasses.replace(spec, split_seed=k) for k in range(FOLDS)]
+    folds = [dataclasses.replace(spec, folds=FOLDS, fold=k) for k in range(FOLDS)]
     seen.clear()
     splits = tuple(identify(fold, seen.append) for fold in folds)
     return Place(splits, seen[0])

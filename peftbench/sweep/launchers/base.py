@@ -46,6 +46,7 @@ from peftbench.sweep.jobs import (
     looked_up_again,
     output_of,
     record_of,
+    stopped_ending,
     without_repeats,
 )
 from peftbench.sweep.launchers.handover import Handover
@@ -258,7 +259,7 @@ class QueueLauncher(JobLauncher):
         if not work.left:
             endings = [looked_up_again(ending, store) for ending in endings]
         # what others hold is not done, whoever is at it
-        unfinished = [e for e in endings if e.failed or e.held]
+        unfinished = [e for e in endings if e.failed or e.open]
         self.task.unfinished.extend(unfinished)
         _summarise(endings, work.to_run)
 
@@ -283,12 +284,15 @@ class QueueLauncher(JobLauncher):
         estimate = Estimates(store.scan().records)
         endings: list[Ending] = []
         warned: set[str] = set()
+        running: dict[str, Attempt] = {}
         with StatusView(work.to_run, slots) as view:
 
             def begin(attempt: Attempt, slot: str) -> None:
-                view.begin(str(attempt.job.spec), slot, estimate(attempt.job.spec))
+                spec = attempt.job.spec
+                running[spec.run_id] = attempt
+                view.begin(str(spec), slot, estimate(spec), output_of(attempt.job, store))
 
-            queue.on_begin = begin
+            queue.on_begin, queue.on_stop = begin, _stopping
             for batch in self._batches(todo, len(slots)):
                 queue.add(
                     [
@@ -300,6 +304,7 @@ class QueueLauncher(JobLauncher):
                 )
             try:
                 for finished in queue.run():
+                    running.pop(finished.job.job.spec.run_id, None)
                     again = self._retry(finished, store)
                     if again is not None:
                         view.say(f"{again.job.spec}: out of memory; again with {again.extra[0]}")
@@ -319,7 +324,8 @@ class QueueLauncher(JobLauncher):
                         queue.add([self._command(Attempt(job, record_of(job, store)), store)])
                     view.total = work.to_run
             except KeyboardInterrupt:
-                print("stopping the running jobs; a rerun continues", file=sys.stderr, flush=True)
+                stopped = [stopped_ending(attempt, store) for attempt in running.values()]
+                _summarise([*endings, *filter(None, stopped)], work.to_run)
                 raise
         return endings
 
@@ -382,6 +388,10 @@ def _failures_allowed(options: QueueConfig) -> int | None:
     if options.on_failure not in ("continue", "stop"):
         raise unknown_name("hydra.launcher.on_failure", options.on_failure, ("continue", "stop"))
     return 1 if options.on_failure == "stop" else None
+
+
+def _stopping() -> None:
+    print("stopping the running jobs; a rerun continues", file=sys.stderr, flush=True)
 
 
 def _summarise(endings: list[Ending], wanted: int) -> None:

@@ -66,6 +66,7 @@ class Queue(Protocol[T]):
     """Runs commands somewhere and tells how each ended."""
 
     on_begin: Callable[[T, str], None]  # called with the job and where it runs
+    on_stop: Callable[[], None]  # called before jobs under way are stopped, which takes a while
     stopping: bool  # start nothing more
     left: int  # jobs that were started and not waited for
 
@@ -95,6 +96,7 @@ class Pool(Generic[T]):
         self.timeout = timeout
         self.stagger = stagger
         self.on_begin = on_begin
+        self.on_stop: Callable[[], None] = lambda: None
         self.stopping = False  # start nothing more
         self.left = 0  # it waits for every job
         self._queue: deque[list[Command[T]]] = deque()
@@ -245,6 +247,8 @@ class Pool(Generic[T]):
     def _close(self, selector: selectors.BaseSelector) -> None:
         """End every process: jobs first, so that they can write their records."""
         running = [s for s in self._servers if s.pid is not None]
+        if running:
+            self.on_stop()
         for server in self._servers:
             _shut(server.process.stdin)  # no further job of a shared process begins
         for server in running:

@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 
-STOP_SECONDS = 30.0  # a stopped job may take this long to write its record
+# a stopped job may take this long to end its step and to write its state and its record
+STOP_SECONDS = 120.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

@@ -137,6 +137,7 @@ class RemoteQueue(Generic[T]):
         self.release = release
         self.say = say or partial(print, flush=True)
         self.on_begin: Callable[[T, str], None] = lambda job, slot: None
+        self.on_stop: Callable[[], None] = lambda: None
         self.stopping = False
         self.left = 0  # jobs that were submitted and not waited for
         self._queue: deque[list[Command[T]]] = deque()
@@ -401,6 +402,7 @@ class RemoteQueue(Generic[T]):
         """Cancel what this launch submitted and wait until it has written its records."""
         ours = [active for active in self._active if active.ours and not self.terms.detach]
         if ours:
+            self.on_stop()
             self.engine.cancel([active.handle for active in ours])
         if len(ours) < len(self._active):
             others = [active for active in self._active if active not in ours]

@@ -16,7 +16,7 @@ from peftbench.sweep.queues.pool import Command, Pool
 from peftbench.sweep.queues.slots import Slot
 from peftbench.sweep.queues.submission import TIME_LIMIT, Submission, progress, tell
 
-INTERRUPTED = 130  # exit status of a job that a signal stopped
+INTERRUPTED = (130, 143)  # exit statuses of a job that a signal stopped
 SIGNAL_SECONDS = 3.0  # between the signals that a cluster sends to the processes of an allocation
 
 
@@ -46,7 +46,7 @@ def serve(path: str, limits: tuple[type[BaseException], ...] = ()) -> bool:
         )
         try:
             for job in pool.run():
-                if job.status == INTERRUPTED and not job.timed_out:
+                if job.status in INTERRUPTED and not job.timed_out:
                     time.sleep(SIGNAL_SECONDS)  # the signal that stopped it is for all of us
                 tell(
                     events,

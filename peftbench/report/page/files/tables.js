@@ -52,7 +52,7 @@ function choosePart(method) {
   }
 }
 
-const SHOWN = { missing: "–", unsupported: "n/a", failed: "failed", mixed: "mixed", incomplete: "–" };
+const SHOWN = { missing: "–", unsupported: "n/a", failed: "failed", interrupted: "interrupted", mixed: "mixed", incomplete: "–" };
 
 function score(row, name) {
   const cell = row.cells[name];

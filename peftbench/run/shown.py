@@ -1,0 +1,136 @@
+"""What a person sees of a training: a bar on a terminal, elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from peftbench.durations import duration
+from peftbench.results.record import EpochRow
+from peftbench.spec import RunSpec
+from peftbench.untrusted import printable
+
+if TYPE_CHECKING:
+    from peftbench.training.progress import Place
+
+FIRST_SECONDS = 10.0  # until the first line
+EVERY_SECONDS = 30.0  # between two
+
+
+class Follower(Protocol):
+    """Is told how far training has come."""
+
+    def step(self, place: Place) -> None:
+        """A step is done."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """An epoch is over, and what was evaluated after it."""
+
+
+Showing = AbstractContextManager[Follower]
+
+
+@dataclass
+class _Nobody:
+    """Shows nothing."""
+
+    def step(self, place: Place) -> None:
+        return
+
+    def epoch(self, row: EpochRow) -> None:
+        return
+
+
+@contextlib.contextmanager
+def nowhere(spec: RunSpec) -> Iterator[Follower]:
+    """Nobody looks."""
+    yield _Nobody()
+
+
+@contextlib.contextmanager
+def as_bar(spec: RunSpec) -> Iterator[Follower]:
+    """A bar on standard error, which is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=spec.recipe.total_epochs, desc=printable(str(spec)), unit="epoch") as bar:
+
+        class Bar(_Nobody):
+            def epoch(self, row: EpochRow) -> None:
+                bar.set_postfix(loss=f"{row.loss:.3f}", train=f"{100 * row.accuracy:.1f}")
+                bar.update(row.epoch - bar.n)  # more than one after a run was taken up again
+
+        yield Bar()
+
+
+@contextlib.contextmanager
+def in_lines(spec: RunSpec) -> Iterator[Follower]:
+    """Lines on standard error, which is a file or a pipe."""
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):  # it is full, or nobody reads it any more
+            print(printable(line), file=sys.stderr, flush=True)
+
+    yield Lines(str(spec), spec.recipe.total_epochs, say)
+
+
+def here() -> Callable[[RunSpec], Showing]:
+    """What suits standard error."""
+    return as_bar if sys.stderr.isatty() else in_lines
+
+
+class Lines:
+    """Says epoch, loss and time left, at most every `EVERY_SECONDS`.
+
+    The time is that of as many steps as are left, each as long as those of the last whole epoch
+    were, evaluation included; before there is one, as those of this process so far.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        epochs: int,
+        say: Callable[[str], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.title = title
+        self.epochs = epochs
+        self.say = say
+        self.clock = clock
+        self._began = self._epoch_began = clock()
+        self._due = self._began + FIRST_SECONDS
+        self._first: int | None = None  # steps that were done before this process
+        self._of_epoch: float | None = None  # seconds that the last whole epoch took
+        self._whole = False  # whether the epoch under way was begun here
+
+    def step(self, place: Place) -> None:
+        """Say where training is, unless that was said a moment ago."""
+        now = self.clock()
+        done = place.epoch * place.steps + place.position
+        if self._first is None:
+            self._first = done - 1
+            self._whole = place.position == 1
+        if now < self._due:
+            return
+        self._due = now + EVERY_SECONDS
+        each = (now - self._began) / (done - self._first)
+        if self._of_epoch is not None:
+            each = self._of_epoch / place.steps
+        left = each * (self.epochs * place.steps - done)
+        loss = place.loss()
+        self.say(
+            f"{self.title}: epoch {place.epoch + 1} of {self.epochs} "
+            f"({100 * place.position // place.steps} %)"
+            f"{'' if loss is None else f', loss {loss:.3f}'}, about {duration(left)} left"
+        )
+
+    def epoch(self, row: EpochRow) -> None:
+        """Take the time that it took."""
+        now = self.clock()
+        if self._whole:
+            self._of_epoch = now - self._epoch_began
+        self._whole, self._epoch_began = True, now

@@ -1,0 +1,73 @@
+"""What a person sees of a training that has no terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftbench.results.record import EpochRow
+from peftbench.run.shown import Lines
+from peftbench.training.progress import Place
+
+
+class Clock:
+    """Says the time that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def trained(lines: Lines, clock: Clock, epochs: int, *, steps: int, seconds: float) -> None:
+    """Epochs of so many steps, each of which takes so long."""
+    for epoch in range(epochs):
+        for position in range(1, steps + 1):
+            clock.now += seconds
+            lines.step(Place(epoch, position, steps, lambda: 0.5))
+        lines.epoch(EpochRow(epoch + 1, 0.5, 0.9, 0.1, steps * seconds))
+
+
+def test_a_line_has_epoch_loss_and_time_left_and_comes_every_half_minute() -> None:
+    said: list[str] = []
+    clock = Clock()
+    trained(Lines("lora", 10, said.append, clock), clock, 2, steps=100, seconds=0.5)
+    # at 10 s 20 of 1000 steps are done and 980 half seconds are left, 490 s; then at 40, 70 and
+    # 100 s: 460 s, 430 s, 400 s
+    assert said == [
+        "lora: epoch 1 of 10 (20 %), loss 0.500, about 8 min left",
+        "lora: epoch 1 of 10 (80 %), loss 0.500, about 8 min left",
+        "lora: epoch 2 of 10 (40 %), loss 0.500, about 7 min left",
+        "lora: epoch 2 of 10 (100 %), loss 0.500, about 7 min left",
+    ]
+
+
+def test_a_run_of_seconds_says_nothing() -> None:
+    said: list[str] = []
+    clock = Clock()
+    trained(Lines("lora", 10, said.append, clock), clock, 10, steps=3, seconds=0.3)
+    assert said == []
+
+
+def test_the_time_left_is_that_of_the_last_epoch_with_its_evaluation() -> None:
+    said: list[str] = []
+    clock = Clock()
+    lines = Lines("lora", 11, said.append, clock)
+    lines.step(Place(0, 1, 1, lambda: None))
+    clock.now = 60.0  # an epoch of one step, and its evaluation
+    lines.epoch(EpochRow(1, 0.5, 0.9, 0.1, 60.0))
+    lines.step(Place(1, 1, 1, lambda: None))
+    assert said == ["lora: epoch 2 of 11 (100 %), about 9 min left"]  # nine of them
+
+
+@pytest.mark.parametrize("position", [1, 7])
+def test_a_run_that_goes_on_counts_its_own_steps_alone(position: int) -> None:
+    said: list[str] = []
+    clock = Clock()
+    lines = Lines("lora", 10, said.append, clock)
+    for step in range(position, position + 3):
+        clock.now += 20.0
+        lines.step(Place(5, step, 10, lambda: 1.25))
+    # the first step took 20 s: of 100 steps in all, 50 + position are done
+    left = round(20.0 * (100 - 50 - position) / 60)
+    percent = 10 * position
+    assert said[0] == f"lora: epoch 6 of 10 ({percent} %), loss 1.250, about {left} min left"
