@@ -131,7 +131,7 @@ def _contest(
 
     check_threads(options.threads)
     asked = ladder.LADDER if options.methods is None else options.methods.split(",")
-    shared = jobs.overrides_of(backbone, size)
+    shared = jobs.overrides_of(backbone, size, METRICS[options.metric])
     bases = {
         name: jobs.compose(options.place, [f"method={name}", *shared])
         for name in ladder.in_order([name.strip() for name in asked])
@@ -181,7 +181,7 @@ def _tell(options: argparse.Namespace, contest: Contest, now: Leaderboard, choic
         "",
         *story.explained(now, options.metric),
         "",
-        *story.verdict(now, majority),
+        *story.verdict(now, majority, METRICS[options.metric]),
     ]:
         _say(line)
     lines = story.advice(now, choice, by_class(of_taken, names), counts, more)

@@ -15,13 +15,16 @@ from peftbench.methods import surgery
 from peftbench.methods.layers.solvable import Solvable
 from peftbench.run.bench import Bench
 from peftbench.run.ending import PendingRecord
+from peftbench.spec import BALANCED
+from peftbench.training.balance import balanced_weights
 from peftbench.training.loop import Fit
 
 
 def solved(bench: Bench) -> Fit:
     """Compute the head of `bench` in place.
 
-    Augmentation is not for it: it sees each training image once, as reported ones are shown.
+    Augmentation is not for it: it sees each training image once, as reported ones are shown. Where
+    the recipe weighs or draws classes alike, they weigh the same.
 
     Raises:
         Unsupported: the classifier of this backbone does not see one vector an image.
@@ -31,7 +34,10 @@ def solved(bench: Bench) -> Fit:
     if train.sizes is not None:
         images = data.squashed(images, bench.backbone.preprocessing)
     features = features_of(bench, images)
-    tuned.solve(Solvable(features, train.labels, bench.splits.num_classes))
+    recipe, classes, weights = bench.spec.recipe, bench.splits.num_classes, None
+    if BALANCED in (recipe.class_weights, recipe.sampling):
+        weights = balanced_weights(torch.tensor(train.labels), classes).numpy()
+    tuned.solve(Solvable(features, train.labels, classes, weights))
     return Fit([], [], None)
 
 

@@ -69,10 +69,11 @@ class Contest:
         heads = [m for m in self.agenda.bases if ladder.is_head(m)]
         others = [m for m in self.agenda.bases if not ladder.is_head(m)]
         for split in splits:
+            needed = sum(self._seconds_of_head(method) for method in heads)
+            if split > 0 and needed > self.left:
+                break  # a split that only some methods have compares nothing
             for method in heads:
-                needed = self._seconds_of_head(method)
-                if split == 0 or needed <= self.left:
-                    self._method(method, split)
+                self._method(method, split)
         for i, method in enumerate(others):
             if self._has_epochs(method, len(others) - i):
                 self._method(method, 0)
@@ -104,7 +105,7 @@ class Contest:
         began, epochs = self.clock(), self.epochs.get(method, HEAD_EPOCHS)
         rates = ladder.rates_of(method) or (None,)
         trials = [jobs.trial(base, place.splits[split], epochs, rate) for rate in rates]
-        judged: list[tuple[float, RunSpec]] = []
+        judged: list[tuple[float, int, RunSpec]] = []
         for i, spec in enumerate(trials):
             beside = tuple(trials[i + 1 :]) if ladder.is_head(method) else ()
             record = self._record(spec, beside)
@@ -112,17 +113,18 @@ class Contest:
                 return
             value = record.metrics.get(f"val/{self.agenda.metric}")
             if record.status is Status.OK and value is not None:
-                judged.append((value, spec))
+                judged.append((value, int(record.metrics.get("val/num_images") or 1), spec))
         if not judged:
             self.left_out[method] = "no trial ended well"
             return
         # of equally good rates the smaller: it changes less
-        val, chosen = max(judged, key=lambda one: (one[0], -one[1].recipe.lr))
-        tuning = {"tuner": "grid", "trials": len(trials), "epochs": epochs, "val_top1": val}
+        val, images, chosen = max(judged, key=lambda one: (one[0], -one[2].recipe.lr))
+        tuning = {"tuner": "grid", "trials": len(trials), "epochs": epochs}
+        tuning[f"val_{self.agenda.metric}"] = val
         record = self._record(jobs.final(chosen), (), tuning if rates[0] is not None else None)
         if record is None or record.status is not Status.OK:
             return
-        result = self._result(method, split, record, val)
+        result = self._result(method, split, record, (val, images))
         self.results.append(result)
         self.run_seconds[method] = max(self.run_seconds.get(method, 0), self.clock() - began)
         rate = "" if rates[0] is None else f", rate {chosen.recipe.lr:g}"
@@ -208,7 +210,9 @@ class Contest:
         text = json.dumps(self.epochs, indent=1).encode()
         write_atomic(self._file, lambda file: file.write(text))
 
-    def _result(self, method: str, split: int, record: RunRecord, val: float) -> Result:
+    def _result(
+        self, method: str, split: int, record: RunRecord, judged: tuple[float, int]
+    ) -> Result:
         predictions = self.store.load_predictions(method, record.run_id)
         assert predictions is not None, record.run_id  # a finished run has them
         parameters, cost = record.parameters, record.cost
@@ -216,7 +220,8 @@ class Contest:
             method=method,
             split=split,
             run_id=record.run_id,
-            val=val,
+            val=judged[0],
+            val_images=judged[1],
             metrics={
                 name.removeprefix("test/"): value
                 for name, value in record.metrics.items()

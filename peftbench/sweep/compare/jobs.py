@@ -11,6 +11,7 @@ from peftbench.config.choices import config_dir
 from peftbench.data import Listing, identify
 from peftbench.spec import DatasetSpec, Phase, RunSpec
 
+TOP1 = "top1"
 FOLDS = 5
 VAL_FRACTION = 0.2  # of what trains: a tenth of 300 pictures is too few to rank by
 
@@ -28,9 +29,14 @@ class Place:
         return len(self.listing.train) + len(self.listing.val)
 
 
-def overrides_of(backbone: str, size: int | None) -> tuple[str, ...]:
-    """What `peftbench run` takes for pictures of one's own, but for their place and the method."""
-    chosen = () if size is None else (f"backbone.image_size={size}",)
+def overrides_of(backbone: str, size: int | None = None, metric: str = TOP1) -> tuple[str, ...]:
+    """What `peftbench run` takes for pictures of one's own, but for their place and the method.
+
+    Classes weigh alike in the loss unless top-1 counts, to which large ones matter more.
+    """
+    chosen = [] if size is None else [f"backbone.image_size={size}"]
+    if metric != TOP1:
+        chosen += [f"selection.metric={metric}", "recipe.class_weights=balanced"]
     return ("dataset=folder", f"backbone={backbone}", "recipe=pictures", *chosen)
 
 
@@ -63,7 +69,7 @@ def find(where: str) -> Place:
     Raises:
         DataError: there are none, or they cannot be split.
     """
-    spec = compose(where, overrides_of("vit_mini", None)).dataset
+    spec = compose(where, overrides_of("vit_mini")).dataset
     seen: list[Listing] = []
     first = identify(spec, seen.append)
     (listing,) = seen

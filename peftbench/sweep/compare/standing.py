@@ -21,6 +21,7 @@ class Result:
     split: int
     run_id: str
     val: float  # the metric that ranks, on val
+    val_images: int
     metrics: Mapping[str, float]  # on test
     labels: np.ndarray  # (N,) true classes of the test images
     classes: np.ndarray  # (N,) predicted
@@ -37,7 +38,8 @@ class MethodRow:
     test: float  # the metric that ranks, mean over the splits
     top1: float
     mean_per_class: float
-    error: float  # standard error of `test`, of images and splits together
+    error: float  # standard error of `test`, of all its images
+    val_error: float  # the same of `val`
     params: int
     seconds: float
     splits: int
@@ -64,8 +66,9 @@ def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Le
 
     They are ranked by val. A method is level with the first unless McNemar's exact test on the test
     images of the splits that both have, corrected for the number of methods, tells them apart. Of
-    those that are level and whose mean is within one standard error of the highest on test, the
-    cheapest is recommended (the rule of Breiman et al., 1984, §3.4.3). `majority` is never.
+    those that are level and within one standard error of the first on val, the cheapest is
+    recommended (the rule of Breiman et al., 1984, §3.4.3); of two errors the smaller counts, so
+    that a method with few splits lets no other pass. `majority` is never recommended.
 
     Args:
         order: methods from cheap to dear.
@@ -85,8 +88,11 @@ def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Le
         for row in usable
         if row is first or _p(by_method[first.method], by_method[row.method]) >= bound
     ]
-    top = max((row for row in usable if row.method in level), key=lambda row: row.test)
-    near = [row for row in usable if row.method in level and row.test >= top.test - top.error]
+    near = [
+        row
+        for row in usable
+        if row.method in level and row.val >= first.val - min(first.val_error, row.val_error)
+    ]
     recommended = min(near, key=lambda row: order.index(row.method)).method
     most = max(row.splits for row in rows)
     partial = tuple(row.method for row in rows if row.splits < most)
@@ -96,13 +102,15 @@ def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Le
 def _row(method: str, found: Sequence[Result], metric: str) -> MethodRow:
     found = sorted(found, key=lambda one: one.split)
     tested = [one.metrics[metric] for one in found]
+    error, images = _error(found, metric, tested), sum(len(one.labels) for one in found)
     return MethodRow(
         method=method,
         val=float(np.mean([one.val for one in found])),
         test=float(np.mean(tested)),
         top1=float(np.mean([one.metrics["top1"] for one in found])),
         mean_per_class=float(np.mean([one.metrics["mean_per_class"] for one in found])),
-        error=_error(found, metric, tested),
+        error=error,
+        val_error=error * float(np.sqrt(images / sum(one.val_images for one in found))),
         params=max(one.params for one in found),
         seconds=float(np.mean([one.seconds for one in found])),
         splits=len(found),

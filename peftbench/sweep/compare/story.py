@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from peftbench.statistics.images import mcnemar
 from peftbench.sweep.compare.choice import Choice
+from peftbench.sweep.compare.jobs import TOP1
 from peftbench.sweep.compare.standing import ClassRow, Leaderboard, MethodRow
 
 WEAK = 0.15  # recall below the mean, from which on a class is named
@@ -51,7 +52,7 @@ def explained(now: Leaderboard, metric: str) -> list[str]:
     return lines
 
 
-def verdict(now: Leaderboard, majority: MethodRow | None) -> list[str]:
+def verdict(now: Leaderboard, majority: MethodRow | None, metric: str) -> list[str]:
     """Which methods cannot be told apart, and which of them to take."""
     taken = now.row(now.recommended)
     lines = []
@@ -61,14 +62,16 @@ def verdict(now: Leaderboard, majority: MethodRow | None) -> list[str]:
         )
     else:
         lines.append(f"{now.level[0]} is ahead of every other method on the test pictures.")
-    why = "the cheapest of them within one standard error of the highest"
+    why = "the cheapest of them within one standard error of the first on val"
     if len(now.level) == 1:
         why = "the one that is ahead"
+    elif now.recommended == now.level[0]:
+        why = "the first on val, and no cheaper one is within one standard error"
     lines.append(
         f"Take {now.recommended}: {why}, {100 * taken.top1:.1f} % top-1 and "
         f"{100 * taken.mean_per_class:.1f} % mean per class."
     )
-    if majority is not None and len(majority.hits) == len(taken.hits):
+    if majority is not None and metric == TOP1 and len(majority.hits) == len(taken.hits):
         p = mcnemar(taken.hits, majority.hits).p
         if p >= 0.05 or taken.top1 <= majority.top1:
             lines.append(
