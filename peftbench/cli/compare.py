@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftbench.cli.exit import FAILED, OK
 from peftbench.cli.options import add_results
+from peftbench.config.choices import check_choices
 from peftbench.config.limits import check_number
 from peftbench.untrusted import printable
 from peftbench.waiting import share_cores
@@ -66,6 +67,8 @@ def add_command(commands: Any) -> None:
 def compare(options: argparse.Namespace) -> int:
     """Look, choose, run, tell; the exit status says whether a method could be recommended."""
     check_number("--minutes", options.minutes, 0, MOST_MINUTES)
+    methods = None if options.methods is None else [m.strip() for m in options.methods.split(",")]
+    check_choices("method", methods or ())
     share_cores(os.environ)
     began = time.monotonic()
     from peftbench import data

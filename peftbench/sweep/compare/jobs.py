@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peftbench.config.build import build
-from peftbench.config.choices import config_dir
+from peftbench.config.choices import choices, config_dir
 from peftbench.data import Listing, identify
 from peftbench.spec import DatasetSpec, Phase, RunSpec
 
@@ -37,7 +37,8 @@ def overrides_of(backbone: str, size: int | None = None, metric: str = TOP1) -> 
     chosen = [] if size is None else [f"backbone.image_size={size}"]
     if metric != TOP1:
         chosen += [f"selection.metric={metric}", "recipe.class_weights=balanced"]
-    return ("dataset=folder", f"backbone={backbone}", "recipe=pictures", *chosen)
+    key = "backbone" if backbone in choices("backbone") else "backbone.name"  # any tag of timm
+    return ("dataset=folder", f"{key}={backbone}", "recipe=pictures", *chosen)
 
 
 def compose(where: str, overrides: Sequence[str]) -> RunSpec:
