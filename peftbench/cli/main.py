@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_commands(commands)
     runs.add_list(commands)
     report.add_commands(commands)
-    runs.add_commands(commands)
     predict.add_commands(commands)
+    runs.add_commands(commands)
     bundles.add_commands(commands)
     return parser

@@ -28,7 +28,7 @@ def add_commands(commands: Any) -> None:
     """The parser of `predict`; `commands` is what `add_subparsers` returned."""
     parser = commands.add_parser(
         "predict",
-        help="the classes of pictures, by the model of a run or of an exported folder",
+        help="classes of pictures, by the model of a run or an export",
         description="Say the likeliest classes of pictures, by a tuned model.",
     )
     parser.add_argument(
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "paths", metavar="PATH", nargs="+", help="a picture, a folder of pictures, or a pattern"
     )
-    parser.add_argument("--top", type=int, default=5, help="classes to name of each picture")
+    parser.add_argument("--top", type=int, default=5, help="classes to name of each picture (5)")
     parser.add_argument("--csv", metavar="FILE", help="write a row for each picture, too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="of the CPU")

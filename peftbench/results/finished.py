@@ -23,11 +23,11 @@ def find(store: ResultsStore, run_id: str) -> RunRecord:
     if record.status is not Status.OK:
         raise ConfigError(
             f"run {record.run_id} ended as {record.status} ({record.error}), so there is nothing "
-            "to export. Run it again."
+            "to export or to predict with. Run it again."
         )
     if record.spec["phase"] == Phase.TUNE:
         raise ConfigError(
-            f"run {record.run_id} is a trial of a search, which keeps no weights. Export a run of "
+            f"run {record.run_id} is a trial of a search, which keeps no weights. Use a run of "
             "phase=final."
         )
     return record

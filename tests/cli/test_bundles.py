@@ -38,3 +38,11 @@ def test_what_is_no_bundle_is_refused_in_one_line(cli, work: Path) -> None:
     done = cli("export-results")
     assert (done.status, files_below(work)) == (2, before)
     assert done.err.startswith("peftbench: No run is there in results/runs")
+
+
+def test_names_of_pictures_without_their_predictions_are_refused(cli) -> None:
+    done = cli("export-results", "--names")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == (
+        "peftbench: --names is about predictions of single images. Add --predictions.\n"
+    )
