@@ -21,6 +21,16 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_metric(parser: argparse.ArgumentParser) -> None:
+    """By which metric."""
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="of all runs: top1, mean_per_class, f1_macro, auroc; each by the one that it declares "
+        "(selection.metric) unless given",
+    )
+
+
 def add_dirty(parser: argparse.ArgumentParser) -> None:
     """Whether runs of changed code count."""
     parser.add_argument(

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from peftbench.cli.exit import FAILED, NOTHING, OK
-from peftbench.cli.options import add_dirty, add_results, add_rows
+from peftbench.cli.options import add_dirty, add_metric, add_results, add_rows
 from peftbench.errors import ConfigError
 from peftbench.untrusted import printable, printable_lines
 
@@ -63,6 +63,7 @@ def _add_report(commands: Any) -> None:
         help="one part; may be given several times; all three unless given",
     )
     report.set_defaults(command=make_report)
+    add_metric(report)
     add_dirty(report)
 
 
@@ -78,6 +79,7 @@ def _add_advise(commands: Any) -> None:
         )
     advise.add_argument("--results-dir", default="results", help="or a table.csv or table.parquet")
     advise.set_defaults(command=give_advice)
+    add_metric(advise)
     add_dirty(advise)
 
 
@@ -111,6 +113,7 @@ def make_report(options: argparse.Namespace) -> int:
     built = report.build(
         options.results_dir,
         where=options.where,
+        metric=options.metric,
         best_on_test=options.best_on_test,
         limited=options.limited,
         dirty=options.dirty,
@@ -128,9 +131,16 @@ def make_report(options: argparse.Namespace) -> int:
 
 
 def give_advice(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
     from peftbench.cli import units
     from peftbench.report import advice
+    from peftbench.report.again import measured_again
+    from peftbench.report.scores import check_metric
     from peftbench.results.frame import committed, load
+    from peftbench.results.store import ResultsStore
+
+    check_metric(options.metric)
 
     budget = advice.Budget(
         params=None if options.max_params is None else units.count(options.max_params),
@@ -144,7 +154,15 @@ def give_advice(options: argparse.Namespace) -> int:
         print(f"peftbench: {printable(str(warning.message))}", file=sys.stderr)
     if not options.dirty:
         runs, left_out = committed(runs)
-    advised = advice.advise(runs, budget, datasets=options.dataset, backbones=options.backbone)
+    if options.metric is not None and Path(options.results_dir).is_dir():
+        runs = measured_again(runs, ResultsStore(options.results_dir), [options.metric])
+    advised = advice.advise(
+        runs,
+        budget,
+        datasets=options.dataset,
+        backbones=options.backbone,
+        metric=options.metric,
+    )
     print(printable_lines(advice.to_text(advised, budget)), end="", flush=True)
     for line in left_out:
         print(f"Left out: {line}.", flush=True)

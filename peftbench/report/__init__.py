@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from peftbench.errors import StoreError
 from peftbench.report.names import slug
-from peftbench.report.scores import SCORE
+from peftbench.report.scores import IN_FIGURE_NAMES, SCORES, check_metric
 from peftbench.results.atomic import write_atomic
 from peftbench.results.store import ResultsStore, Scan
 
@@ -31,7 +31,7 @@ class ReportOptions:
 
     where: tuple[str, ...] = ()  # conditions on the runs, as `backbone=vit_mini`
     out: Path | str | None = None  # folder of the files; that of the results unless given
-    metric: str = SCORE
+    metric: str | None = None  # of all runs; each by the one that it declares unless given
     limited: bool = False  # runs on a part of the images count as well, but for the page
     # the table shows runs that selected the epoch on test as well, in rows of their own; figures
     # and page never do
@@ -105,10 +105,12 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
         UnknownName: there is no such experiment or table, column or value.
     """
     from peftbench.report import papers
+    from peftbench.report.again import measured_again
     from peftbench.report.view import Views
     from peftbench.results.frame import committed, public_table, select
 
     options = ReportOptions(where=tuple(where), **choices)
+    check_metric(options.metric)
     root = Path(root)
     folder = root if options.out is None else Path(options.out)
     layouts = [] if options.experiment is None else papers.layouts(options.experiment)
@@ -133,6 +135,7 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
             runs = f"{len(sources.everything)} runs"
             notes.append(f"No run has {' and '.join(where)}: {runs}, no figure.")
         return Report(_text(front.text, front.paths, notes), front.paths, scan.broken)
+    chosen = measured_again(chosen, store, _lacking(chosen, options))
     products = _products(sources, Views(chosen, tuple(left_out)), options)
     paths = (*front.paths, *(path for one in products for path in one.paths))
     notes += [note for one in products for note in one.notes]
@@ -192,16 +195,35 @@ def _front(sources: _Sources, layouts: Sequence[PaperTable], options: ReportOpti
     return Product(filled.text, (*written.paths, *filled.paths), tuple(notes))
 
 
+def _lacking(table: pd.DataFrame, options: ReportOptions) -> list[str]:
+    """The metrics that a report shows of runs that may be older than they are.
+
+    Those of the page are all that some run has.
+    """
+    asked = [] if options.metric is None else [options.metric]
+    if PAGE in options.parts:
+        asked += [name for name in SCORES if table[name].notna().any()]
+    return list(dict.fromkeys(asked))
+
+
 def _table(sources: _Sources, views: Views, options: ReportOptions) -> Product:
-    """The table that is printed, and the files of statistics."""
+    """The tables that are printed, one for each metric, and the files of statistics."""
+    import pandas as pd
+
     from peftbench.report import statistics, tables
 
-    view = views.view(options.metric, limited=options.limited, best_on_test=options.best_on_test)
-    comparisons = statistics.comparisons(view, sources.store)
-    stem = sources.folder / options.named("statistics")
-    paths = _statistics(comparisons, stem, tables.SCORES[options.metric])
-    styles = {"markdown": tables.to_markdown, "csv": tables.to_csv}
-    text = styles.get(options.style, tables.to_text)(view.cells)
+    shown, paths = list[pd.DataFrame](), list[Path]()
+    for metric, of_metric in views.by_metric(options.metric):
+        view = of_metric.view(metric, limited=options.limited, best_on_test=options.best_on_test)
+        comparisons = statistics.comparisons(view, sources.store)
+        stem = f"statistics_{IN_FIGURE_NAMES[metric]}" if shown else "statistics"
+        paths += _statistics(comparisons, sources.folder / options.named(stem), SCORES[metric])
+        shown.append(view.cells)
+    if options.style == "csv":
+        text = tables.to_csv(pd.concat(shown, ignore_index=True))
+    else:
+        written = tables.to_markdown if options.style == "markdown" else tables.to_text
+        text = "\n".join(written(cells) for cells in shown)
     return Product(text, tuple(paths))
 
 
@@ -248,7 +270,7 @@ def _page(sources: _Sources, views: Views, options: ReportOptions) -> Product:
 
     path = sources.folder / f"{options.named('report')}.html"
     broken = [public_text(str(error)) for error in sources.scan.broken]
-    html = render(views, sources.epochs, sources.store, broken=broken)
+    html = render(views, sources.epochs, sources.store, broken=broken, metric=options.metric)
     write_atomic(path, partial(_write, text=html))
     return Product(paths=(path,))
 

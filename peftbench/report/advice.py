@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from peftbench.report.scores import IN_FIGURE_NAMES, SCORE, SCORES, SHORT, check_metric
 from peftbench.report.sections import Section, sections
 from peftbench.report.verdict import seeds_it_would_take
-from peftbench.report.view import View
+from peftbench.report.view import Views
 from peftbench.report.words import counted, scaled
 from peftbench.results.frame import select
 from peftbench.statistics import ranks, scores
@@ -52,6 +53,7 @@ class Advice:
     """The answer for one backbone and suite, or for one's own data set."""
 
     title: str
+    metric: str  # that the methods are judged by
     datasets: tuple[str, ...]
     device: str
     chosen: tuple[Candidate, ...]  # on the frontier and not distinguishable from the best
@@ -67,8 +69,11 @@ def advise(
     *,
     datasets: Sequence[str] = (),
     backbones: Sequence[str] = (),
+    metric: str | None = None,
 ) -> list[Advice]:
-    """One answer for each backbone and suite with runs of these data sets.
+    """One answer for each backbone and suite with runs of these data sets, and each metric.
+
+    Runs are judged by the metric that they declare, or all by one that is given.
 
     The data sets of a suite are averaged; each of one's own has an answer of its own.
     A method is advised where no other within the budget has a mean at least as high at costs at
@@ -82,8 +87,12 @@ def advise(
         for column, names in (("dataset", datasets), ("backbone", backbones))
         if names
     ]
-    view = View.of(select(table, conditions))
-    return [_advice(one, budget) for one in sections(view)]
+    check_metric(metric)
+    return [
+        _advice(one, budget, name)
+        for name, views in Views(select(table, conditions)).by_metric(metric)
+        for one in sections(views.view(name))
+    ]
 
 
 def unbeaten(candidates: Sequence[Candidate], costs: Sequence[str]) -> list[Candidate]:
@@ -105,7 +114,7 @@ def unbeaten(candidates: Sequence[Candidate], costs: Sequence[str]) -> list[Cand
     return [one for one in candidates if not beaten(one)]
 
 
-def _advice(section: Section, budget: Budget) -> Advice:
+def _advice(section: Section, budget: Budget, metric: str) -> Advice:
     runs = section.runs
     kept, lacking = scores.complete(runs)
     refused = [f"{one.label}: no runs on {', '.join(one.lacks)}" for one in lacking]
@@ -127,6 +136,7 @@ def _advice(section: Section, budget: Budget) -> Advice:
     front = {one.label for one in unbeaten(within, list(budget.limits()) or ["params"])}
     return Advice(
         title=section.title,
+        metric=metric,
         datasets=datasets,
         device=device,
         chosen=tuple(x for x in within if x.label in members & front),
@@ -203,8 +213,10 @@ def to_text(advice: Sequence[Advice], budget: Budget) -> str:
 
 def _section(one: Advice, budget: Budget) -> str:
     limits = [f"{WORDS[n]} at most {SHOW[n](v)}" for n, v in budget.limits().items()]
+    title = one.title if one.metric == SCORE else f"{one.title} · by {SCORES[one.metric]}"
+    score = IN_FIGURE_NAMES[one.metric].replace("_", " ")
     lines = [
-        f"{one.title} · {', '.join(limits) or 'no limit'}",
+        f"{title} · {', '.join(limits) or 'no limit'}",
         f"{counted(len(one.datasets), 'data set')}: {', '.join(one.datasets)}",
         "",
     ]
@@ -212,7 +224,7 @@ def _section(one: Advice, budget: Budget) -> str:
         lines.append(
             "Take one of these; the runs do not tell them from the best within the budget:"
         )
-        lines += _grid(one.chosen)
+        lines += _grid(one.chosen, score)
     else:
         lines.append("No method with runs on all of these data sets is within the budget.")
     if one.dearer:
@@ -220,7 +232,7 @@ def _section(one: Advice, budget: Budget) -> str:
             "",
             "Not told from the best either, but another has a higher mean at no more cost:",
         ]
-        lines += _grid(one.dearer)
+        lines += _grid(one.dearer, score)
     if one.worse:
         names = ", ".join(f"{x.label} {100 * x.interval.estimate:.1f}" for x in one.worse)
         lines += ["", f"Behind the best: {names}"]
@@ -230,7 +242,8 @@ def _section(one: Advice, budget: Budget) -> str:
         lines += ["", "The evidence is thin:", *(f"  {doubt}" for doubt in one.doubts)]
     lines += [
         "",
-        "accuracy: mean top-1 over the data sets on test, in %, with its 95 % interval over seeds"
+        f"{score}: {SHORT[one.metric]} on test in %, mean over the data sets, with its 95 % "
+        "interval over seeds"
         f"{_held([*one.chosen, *one.dearer])}. "
         "tuned: parameters without the classifier.",
         f"latency of one image and peak memory of training are those of {one.device}; yours will "
@@ -239,8 +252,8 @@ def _section(one: Advice, budget: Budget) -> str:
     return "\n".join([*lines, ""])
 
 
-def _grid(candidates: Sequence[Candidate]) -> list[str]:
-    rows = [["method", "accuracy", "95 % interval", "tuned", "latency", "memory", "runs"]]
+def _grid(candidates: Sequence[Candidate], score: str) -> list[str]:
+    rows = [["method", score, "95 % interval", "tuned", "latency", "memory", "runs"]]
     for one in candidates:
         interval = one.interval
         bounds = "–"

@@ -9,7 +9,7 @@ from functools import cached_property
 import pandas as pd
 
 from peftbench.report.comparable import Remarks, comparable
-from peftbench.report.scores import SCORE
+from peftbench.report.scores import SCORE, declared, declared_by, metric_of
 from peftbench.report.tables.cells import cells_of, counted, with_labels
 from peftbench.report.tables.runs import Run, Variants
 
@@ -91,6 +91,27 @@ class Views:
             )
         return self._known[key]
 
+    def by_metric(self, metric: str | None = None) -> list[tuple[str, Views]]:
+        """The views of the runs that declare each metric, which tables show them by.
+
+        All runs by `metric` where it is given; they are then in rows of their own where they
+        declare different ones.
+        """
+        if metric is not None:
+            return [(metric, self)]
+        first, *others = declared(self.table)
+        if not others:
+            return [(first, self)]
+        own = declared_by(self.table)
+        parts = [
+            (first, self.table[~own.isin(others)]),
+            *((m, self.table[own == m]) for m in others),
+        ]
+        return [
+            (name, Views(part.reset_index(drop=True), self.left_out if name == first else ()))
+            for name, part in parts
+        ]
+
     def part(self, column: str, value: str) -> Views:
         """The views of the runs with `value` in `column`; a missing value is an empty text."""
         same = self.table[column].fillna("") == value
@@ -103,5 +124,5 @@ class Views:
 
 
 def view_of(runs: View | pd.DataFrame) -> View:
-    """`runs`, or the view of a table of runs by top-1 accuracy."""
-    return runs if isinstance(runs, View) else View.of(runs)
+    """`runs`, or the view of a table of runs by the metric that they declare."""
+    return runs if isinstance(runs, View) else View.of(runs, metric=metric_of(runs))

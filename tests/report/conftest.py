@@ -39,8 +39,10 @@ class _Facts:
     shots: int | None = None
     history: Sequence[float] = ()  # train accuracy of each epoch
     data: Mapping[str, Any] = field(default_factory=dict)  # fields of the data set
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the split, beside top-1
     tuning: Mapping[str, Any] | None = None
+    metric: str | None = None  # that the run declares
+    classes: int | None = None
 
 
 _FACTS = frozenset(f.name for f in fields(_Facts))
@@ -61,20 +63,27 @@ def _make_record(
     size = 4 * (facts.tuned + facts.head)
     spec = _spec(method, dataset, seed, facts)
     split = "test" if facts.phase == "final" else "val"
-    images = {"train_images": facts.train_images} if facts.train_images else {}
+    images = {"train_images": facts.train_images, "classes": facts.classes}
+    measured = {"top1": top1, **facts.metrics} if ok else {}
     return RunRecord(
         run_id=hashlib.sha256(repr(spec).encode()).hexdigest()[:16],
         spec=spec,
         status=facts.status,
         error=facts.error,
-        metrics=({f"{split}/top1": top1} if ok and top1 is not None else {}) | facts.metrics,
+        metrics={
+            name if "/" in name else f"{split}/{name}": value
+            for name, value in measured.items()
+            if value is not None
+        },
         tuning=facts.tuning and dict(facts.tuning),
         selection=facts.selection,
         parameters=Parameters(added, facts.head, facts.unfrozen, 5_000_000, size) if ok else None,
         cost=cost if ok else None,
         history=_history(facts.history) if ok else [],
         provenance=Provenance(
-            "0", "3", {}, None, None, "h", "p", 1, backbone_sha256=facts.weights, data=images
+            *("0", "3", {}, None, None, "h", "p", 1),
+            backbone_sha256=facts.weights,
+            data={name: count for name, count in images.items() if count},
         ),
     )
 
@@ -109,6 +118,7 @@ def _spec(method: str, dataset: str, seed: int, facts: _Facts) -> dict[str, Any]
         "seed": seed,
         "phase": facts.phase,
         "precision": "auto",
+        **({"selection": {"rule": "last", "metric": facts.metric}} if facts.metric else {}),
     }
 
 

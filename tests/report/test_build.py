@@ -162,7 +162,9 @@ def test_runs_of_changed_code_stay_out_unless_asked_for(root, make_record):
     assert f"Left out: {line}." in alone.text and "No run has" not in alone.text
 
 
-def test_a_report_computes_each_view_of_its_runs_once(root, monkeypatch):
+def test_a_report_computes_each_view_of_its_runs_once(root, make_record, monkeypatch):
+    both = make_record("bias", "a", 1, 0.5, metrics={"mean_per_class": 0.4})
+    ResultsStore(root).add(both)
     calls: dict[str, list[str]] = {"eligible_runs": [], "variants_of": []}
     for name, known in calls.items():
         real = getattr(cells, name)

@@ -59,7 +59,8 @@ def report(tmp_path_factory, make_record):
                 extra = {"tuned": tuned, "history": curve, **cost}
                 store.add(make_record(method, dataset, seed, score, **extra))
     for method in ("linear", EVIL):
-        store.add(make_record(method, "s/a", 0, 0.4, backbone="resnet", tuned=0))
+        other = {"mean_per_class": 0.3}
+        store.add(make_record(method, "s/a", 0, 0.4, backbone="resnet", tuned=0, metrics=other))
     store.add(make_record("bias", "s/a", 0, status=Status.ERROR, error=f"boom {'x' * 300} {EVIL}"))
     records = store.scan().records
     path = store.root / "report.html"
@@ -139,7 +140,11 @@ def test_choices_narrow_every_part_of_the_page(opened):
     assert methods(page) == ["linear", EVIL] or methods(page) == [EVIL, "linear"]
     assert "40.0 %" in page.locator("#finding").inner_text()
     page.locator("#metric").select_option("mean_per_class")
+    assert "30.0 %" in page.locator("#finding").inner_text()
+    page.locator("#search").fill("of no method")
     assert "No row is complete" in page.locator("#finding").inner_text()
+    page.locator("#backbone").select_option("vit_mini")  # none of whose runs has the other metric
+    assert page.locator("#metric").is_hidden()
     page.reload()
     check_curves(page)
 

@@ -20,7 +20,7 @@ from peftbench.report.figures.learning import learning_curves
 from peftbench.report.figures.ranks import critical_difference
 from peftbench.report.figures.style import is_empty
 from peftbench.report.figures.tasks import bars, heat_map
-from peftbench.report.scores import IN_FIGURE_NAMES, SCORE
+from peftbench.report.scores import IN_FIGURE_NAMES, metric_of
 from peftbench.report.view import View, Views
 
 
@@ -100,18 +100,20 @@ def all_figures(
     epochs: pd.DataFrame,
     bins: pd.DataFrame | None = None,
     *,
-    metric: str = SCORE,
+    metric: str | None = None,
     limited: bool = False,
     kinds: Collection[str] | None = None,
 ) -> Iterator[tuple[str, str, Figure]]:
     """Backbone, name and figure of each of `kinds`, all unless given.
 
-    `bins` are those of `peftbench.report.comparison.reliability`, for what shows single images.
-    One that would be empty is left out. Names are unique, and are not yet names of files.
+    They show the metric that the runs declare, or `metric`. `bins` are those of
+    `peftbench.report.comparison.reliability`, for what shows single images. One that would be empty
+    is left out. Names are unique, and are not yet names of files.
     """
     for name in kinds or ():
         if name not in KINDS:
             raise unknown_name("figure", name, KINDS)
+    metric = metric or metric_of(views.table)
     score = IN_FIGURE_NAMES.get(metric, metric)
     for backbone in sorted(set(views.table["backbone"].dropna())):
         part = views.part("backbone", backbone)

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from peftbench.registry import unknown_name
 from peftbench.report.figures.lines import BEFORE, NAME, Line, Score, draw, lines, name_ends
 from peftbench.report.figures.style import STYLE, empty, entitle_panel, text_width
-from peftbench.report.scores import SCORE, SCORES
+from peftbench.report.scores import SCORE, SCORES, check_metric
 from peftbench.results.record import Status
 from peftbench.results.settings import settings_of
 
@@ -87,8 +87,7 @@ def sensitivity(table: pd.DataFrame, setting: str = "lr", *, metric: str = SCORE
 
 def _rows(table: pd.DataFrame, metric: str, phase: str) -> list[dict[str, Any]]:
     """Finished runs of a phase with a score, none of them selected on test."""
-    if metric not in SCORES:
-        raise unknown_name("metric", metric, SCORES)
+    check_metric(metric)
     chosen = table[(table["status"] == str(Status.OK)) & (table["phase"] == phase)]
     chosen = chosen[~chosen["selection"].fillna("").str.contains("test")].dropna(subset=metric)
     return [

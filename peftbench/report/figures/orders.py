@@ -14,6 +14,7 @@ from peftbench.report.comparison import reliability
 from peftbench.report.figures.catalogue import KINDS, all_figures
 from peftbench.report.figures.style import save
 from peftbench.report.names import slug
+from peftbench.report.scores import SCORE
 from peftbench.report.view import Views
 from peftbench.results.store import ResultsStore, uncollected
 
@@ -27,7 +28,7 @@ class Order:
     place: Path
     formats: Sequence[str]
     kinds: Sequence[str]
-    metric: str
+    metric: str | None  # of all runs; each by the one that it declares where this is None
     limited: bool
 
 
@@ -45,16 +46,20 @@ def draw(order: Order, views: Views, rows: pd.DataFrame, store: ResultsStore) ->
 
     `views` are of the runs to show and `rows` their epochs; predictions come from `store`.
     """
-    bins = None
-    if OF_IMAGES in order.kinds:
-        with uncollected():
-            bins = reliability(views.view(limited=order.limited), store)
+    by_metric = views.by_metric(order.metric)
+    # a figure whose name tells no metric is drawn once
+    whole = by_metric if len(by_metric) == 1 else [(SCORE, views)]
     drawn: list[Drawn] = []
     for kind in order.kinds:
-        figures = all_figures(
-            views, rows, bins, metric=order.metric, limited=order.limited, kinds=[kind]
-        )
-        drawn += iter(partial(_next, figures, kind, order), None)
+        for metric, part in by_metric if "{score}" in kind else whole:
+            bins = None
+            if kind == OF_IMAGES:
+                with uncollected():
+                    bins = reliability(part.view(metric, limited=order.limited), store)
+            figures = all_figures(
+                part, rows, bins, metric=metric, limited=order.limited, kinds=[kind]
+            )
+            drawn += iter(partial(_next, figures, kind, order), None)
     places = {kind: i for i, kind in enumerate(KINDS)}
     return sorted(drawn, key=lambda one: (one.backbone, places[one.kind]))
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from peftbench.report.figures.histories import QUANTITIES
 from peftbench.report.page.facts import failures, interrupted, method_parts, provenance
 from peftbench.report.page.panels import costs, markers, method_styles, panels
-from peftbench.report.scores import SCORE, SCORES
+from peftbench.report.scores import SCORES, SHORT, metric_of
 from peftbench.report.tables.text import to_csv
 from peftbench.report.view import View, Views
 from peftbench.report.words import counted
@@ -50,19 +50,22 @@ def render(
     store: ResultsStore,
     *,
     broken: Sequence[str] = (),
+    metric: str | None = None,
 ) -> str:
     """The page of the runs of `views` and their epochs; cards come from the artefacts in `store`.
 
     The same records give the same text. Names and messages are shown as text, whatever they hold:
     the template escapes, the script makes text nodes, and a policy in the page lets nothing run
-    but that script and nothing load at all. `broken` are messages about unreadable files.
+    but that script and nothing load at all. `broken` are messages about unreadable files. A panel
+    opens with the metric that its runs declare, unless one is given for all.
     """
-    table, view = views.table, views.view()
-    content = panels(views, epochs)
+    table, shown = views.table, metric or metric_of(views.table)
+    view = views.view(shown)
+    content = panels(views, epochs, metric)
     data = {
         "panels": content,
         "first": _first(content),
-        "metrics": SCORES,
+        "metrics": {name: title for name, title in SCORES.items() if _has(content, name)},
         "quantities": QUANTITIES,
         "costs": costs(),
         "interval": INTERVAL,
@@ -83,6 +86,7 @@ def render(
         script_hash=_hash(script),
         data=Markup(_json(data)),
         methods=method_parts(view, store),
+        metric=SHORT[shown],
         failures=failures(table),
         interrupted=interrupted(table),
         broken=broken,
@@ -95,11 +99,16 @@ def _first(content: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The panel to open with: the one with most finished cells."""
 
     def finished(panel: Mapping[str, Any]) -> int:
-        rows = panel["scores"][SCORE]
+        rows = panel["scores"][panel["metric"]]
         return sum(cell["state"] == "ok" for row in rows for cell in row["cells"].values())
 
     best = max(content, key=finished, default={"backbone": "", "suite": ""})
     return {name: str(best[name]) for name in ("backbone", "suite")}
+
+
+def _has(content: Sequence[Mapping[str, Any]], metric: str) -> bool:
+    """Whether a panel shows a metric."""
+    return any(metric in panel["scores"] for panel in content)
 
 
 def _words(table: pd.DataFrame) -> tuple[str, str]:

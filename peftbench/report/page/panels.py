@@ -11,7 +11,7 @@ import pandas as pd
 from peftbench.report.costs import COSTS, measured
 from peftbench.report.figures.histories import QUANTITIES, histories, in_order
 from peftbench.report.figures.style import COLOURS, style_of
-from peftbench.report.scores import SCORES
+from peftbench.report.scores import SCORE, SCORES, metric_of
 from peftbench.report.spreads import RowKey, leaders, spreads
 from peftbench.report.tables.cells import OK, TASK
 from peftbench.report.verdict import verdict
@@ -23,30 +23,37 @@ DIGITS = 6  # significant digits on the page; its downloads keep every one
 MOST_EPOCHS = 60  # points of a learning curve; longer ones are thinned
 
 
-def panels(views: Views, epochs: pd.DataFrame) -> list[dict[str, Any]]:
-    """One entry for each backbone and suite with a finished or failed final run."""
+def panels(views: Views, epochs: pd.DataFrame, metric: str | None = None) -> list[dict[str, Any]]:
+    """One entry for each backbone and suite with a finished or failed final run.
+
+    Each opens with `metric`, or with the one that its runs declare, and has all that its runs have.
+    """
     by_section: dict[tuple[str, str], dict[str, Any]] = {}
-    best = {metric: leaders(views.view(metric)) for metric in SCORES}
-    for metric in SCORES:
-        known = spreads(views.view(metric))
-        for key, rows in _sections(views.view(metric).cells):
+    measured_by = [m for m in SCORES if m == SCORE or views.table[m].notna().any()]
+    best = {name: leaders(views.view(name)) for name in measured_by}
+    first = {} if metric else _declared(views.view().labelled)
+    for name in measured_by:
+        known = spreads(views.view(name))
+        for key, rows in _sections(views.view(name).cells):
             panel = by_section.setdefault(key, _panel(key, rows, views.table))
-            panel["scores"][metric] = _rows(rows, key, known)
+            panel["metric"] = metric or first.get(key, SCORE)
+            if name == panel["metric"] or (rows["state"] == OK).any():
+                panel["scores"][name] = _rows(rows, key, known)
     prices = _prices(views.view().labelled)
     curves = _curves(views.view(), epochs)
     for key, panel in by_section.items():
         panel["costs"] = prices.get(key, {})
         panel["devices"] = sorted({price["device"] for price in panel["costs"].values()} - {""})
         panel["curves"] = curves.get(key, {})
-        found_best = {metric: best[metric].get(key) for metric in SCORES}
+        found_best = {name: best[name].get(key) for name in panel["scores"]}
         panel["best"] = {
-            metric: list(one.members) if one is not None and one.conclusive else []
-            for metric, one in found_best.items()
+            name: list(one.members) if one is not None and one.conclusive else []
+            for name, one in found_best.items()
         }
         whole = next((a["name"] for a in panel["averages"]), "")
         panel["verdict"] = {
-            metric: "" if one is None else verdict(one, str(whole))
-            for metric, one in found_best.items()
+            name: "" if one is None else verdict(one, str(whole))
+            for name, one in found_best.items()
         }
     return list(by_section.values())
 
@@ -92,6 +99,12 @@ def costs() -> list[dict[str, Any]]:
         {"name": c.name, "heading": c.heading, "short": c.short, "measured": c.measured}
         for c in COSTS.values()
     ]
+
+
+def _declared(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The metric that the runs of each backbone and suite declare."""
+    parts = runs.assign(suite=runs["suite"].fillna("")).groupby(["heading", "suite"])
+    return {(str(heading), str(suite)): metric_of(part) for (heading, suite), part in parts}
 
 
 def _sections(cells: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:

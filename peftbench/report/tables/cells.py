@@ -10,9 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.registry import unknown_name
 from peftbench.report.frames import typed_frame
-from peftbench.report.scores import SCORE, SCORES
+from peftbench.report.scores import SCORE, check_metric
 from peftbench.report.tables.runs import Run, Variants, eligible_runs, variants_of
 from peftbench.report.words import commonest, short, some_of
 from peftbench.results.arithmetic import several
@@ -46,6 +45,7 @@ SUMMARY_COLUMNS = (
     Column("budget", "string", "search that chose hyper-parameters: trials x epochs of each"),
     Column("state", "string", "ok, missing, unsupported, failed, interrupted, mixed or incomplete"),
     Column("note", "string", "what a reader must know, one remark a line"),
+    Column("metric", "string", "that mean and sd are of"),
 )
 
 
@@ -93,8 +93,7 @@ def counted(
     Raises:
         UnknownName: there is no such metric.
     """
-    if metric not in SCORES:
-        raise unknown_name("metric", metric, SCORES)
+    check_metric(metric)
     runs, not_counted = eligible_runs(
         table, metric=metric, limited=limited, best_on_test=best_on_test
     )
@@ -109,7 +108,7 @@ def cells_of(
     for run in runs:
         sections[run.heading, run.suite].append(run)
     cells = [
-        {"backbone": heading, "suite": suite, **cell}
+        {"backbone": heading, "suite": suite, **cell, "metric": metric}
         for (heading, suite), members in sorted(sections.items())
         for cell in _section(members, variants)
     ]

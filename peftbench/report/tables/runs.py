@@ -9,11 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from peftbench.report.scores import SCORE
 from peftbench.report.words import counted, some_of, text_of
 from peftbench.results.arithmetic import arithmetic
 from peftbench.results.record import Status
 from peftbench.results.settings import settings_of
 
+ALWAYS = ("recipe", "limit", "selection", "metric")  # settings in which rows always differ
 # by `id` of a run: the text that tells its row, and the settings named in it
 Variants = dict[int, tuple[str, frozenset[str]]]
 
@@ -161,6 +163,7 @@ def _settings(row: Mapping[str, Any]) -> dict[str, str]:
         **settings_of(text_of(row["data_settings"])),
         **{name: text_of(row[name]) for name in ("image_size", "drop_path", "precision")},
         "selection": text_of(row["selection"]),
+        "metric": text_of(row["selection_metric"]) or SCORE,
     }
     for name, value in others.items():
         settings[f"recipe.{name}" if name in settings else name] = value
@@ -170,9 +173,9 @@ def _settings(row: Mapping[str, Any]) -> dict[str, str]:
 def variants_of(runs: Sequence[Run]) -> Variants:
     """For each run, by `id`: the text that tells its row, and the settings named in it.
 
-    Recipes, limits and rules of selection always make rows. Of the other settings, as few as needed
-    do so that a row has one setting on each data set and one number of tuned parameters: a learning
-    rate chosen for each data set leaves a method in one row.
+    Recipes, limits, rules of selection and metrics always make rows. Of the other settings, as few
+    as needed do so that a row has one setting on each data set and one number of tuned parameters:
+    a learning rate chosen for each data set leaves a method in one row.
     """
     by_method: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -181,7 +184,7 @@ def variants_of(runs: Sequence[Run]) -> Variants:
     for members in by_method.values():
         names = list(dict.fromkeys(name for run in members for name in run.settings))
         varying = [n for n in names if len({run.settings.get(n) for run in members}) > 1]
-        chosen = [name for name in varying if name in ("recipe", "limit", "selection")]
+        chosen = [name for name in varying if name in ALWAYS]
         while any(conflicts := _conflicts(members, chosen)):
             ranked = [
                 (_conflicts(members, [*chosen, name]), _groups(members, [*chosen, name]), i, name)

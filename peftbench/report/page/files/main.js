@@ -3,7 +3,8 @@
 const state = {
   backbone: null,
   suite: null,
-  metric: Object.keys(DATA.metrics)[0],
+  metric: null, // that of the panel, until one is chosen
+  chosen: false,
   average: null,
   head: false,
   search: "",
@@ -33,6 +34,7 @@ function settle() {
   const suites = unique(DATA.panels.filter((p) => p.backbone === state.backbone).map((p) => p.suite));
   if (!suites.includes(state.suite)) state.suite = suites.includes(DATA.first.suite) ? DATA.first.suite : suites[0];
   const panel = panelOf();
+  if (!state.chosen || !(state.metric in panel.scores)) state.metric = panel.metric;
   const averages = panel.averages.length ? panel.averages.map((a) => a.name) : panel.tasks.map((t) => t.name);
   if (!averages.includes(state.average)) state.average = averages[0];
   const prices = DATA.costs.filter((c) => Object.values(panel.costs).some((price) => c.name in price));
@@ -44,7 +46,7 @@ function settle() {
   state.device = devices.sort((a, b) => count(b) - count(a))[0] ?? null;
   offer("backbone", backbones.map((b) => [b, b]), state.backbone);
   offer("suite", suites.map((s) => [s, s || "no suite"]), state.suite);
-  offer("metric", Object.entries(DATA.metrics), state.metric);
+  offer("metric", Object.entries(DATA.metrics).filter(([name]) => name in panel.scores), state.metric);
   offer("average", averages.map((a) => [a, a]), state.average);
   offer("price", prices.map((c) => [c.name, c.heading]), state.price);
   offer("task", tasks.map((t) => [t, t || "mean of tasks"]), state.task);
@@ -114,6 +116,7 @@ if (DATA.panels.length) {
   for (const id of ["backbone", "suite", "metric", "average", "price", "task", "quantity"]) {
     byId(id).addEventListener("change", (event) => {
       state[id] = event.target.value;
+      if (id === "metric") state.chosen = true;
       draw();
     });
   }
