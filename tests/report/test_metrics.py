@@ -220,3 +220,10 @@ def test_old_runs_are_measured_again_from_their_predictions(
     text = build(store.root, metric="f1_macro").text
     assert "73.3 (1)" in text and "1 run finished without test/f1_macro" in text
     assert read_table(store.root / "table.csv")["f1_macro"].isna().all()  # as the records say
+
+
+def test_rows_say_what_a_recipe_left_out(make_record: Any) -> None:
+    weighed = {"class_weights": "balanced"}
+    runs = [make_record("lora", "a", 0, 0.5, recipe=recipe) for recipe in ({}, weighed)]
+    labels = list(Views(frame(runs)).view().cells["label"])
+    assert sorted(labels) == ["lora class_weights=balanced", "lora class_weights=none"]

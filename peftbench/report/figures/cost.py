@@ -119,7 +119,7 @@ def _remarks(points: Sequence[Point]) -> list[str]:
     seeds = f"n = {counted(high, 'seed')}{'' if low == high else ' unless given'}"
     bars = ", bars: 95 % interval over seeds" if any(p.mean_range for p in points) else ""
     across = "; across, range over seeds" if any(point.cost_range for point in points) else ""
-    line = "; grey line: most accurate at its cost" if len(frontier(points)) > 1 else ""
+    line = "; grey line: best at its cost" if len(frontier(points)) > 1 else ""
     held = describe(point.holds for point in points if point.mean_range)
     return [f"{seeds}{bars}{across}{line}", *([f"the interval {held}"] if held else [])]
 

@@ -130,7 +130,7 @@ def _words(table: pd.DataFrame) -> tuple[str, str]:
     parts += [f"{refused} refused because the pair makes no sense"] if refused else []
     parts += [f"{failed} did not finish"] if failed else []
     parts += [f"{interrupted} interrupted"] if interrupted else []
-    return heading, f"{'; '.join(parts)}. Test accuracy, read once at the end of training."
+    return heading, f"{'; '.join(parts)}. Test scores, read once at the end of training."
 
 
 def _downloads(view: View, epochs: pd.DataFrame) -> list[Download]:

@@ -377,7 +377,7 @@ def chosen_by_dataset(runs: Sequence[Run], named: frozenset[str]) -> list[str]:
     done = [run for run in runs if run.status == Status.OK]
     differing = []
     for name in dict.fromkeys(name for run in done for name in run.settings):
-        values = {run.settings.get(name, "unset") for run in done}
+        values = {run.told(name) for run in done}
         if len(values) > 1 and name not in named:
             differing.append(f"{name} ({some_of(sorted(values))})")
     return [f"chosen for each data set: {', '.join(differing)}"] if differing else []

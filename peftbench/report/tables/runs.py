@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
@@ -13,9 +13,14 @@ from peftbench.report.scores import SCORE
 from peftbench.report.words import counted, some_of, text_of
 from peftbench.results.arithmetic import arithmetic
 from peftbench.results.record import Status
-from peftbench.results.settings import settings_of
+from peftbench.results.settings import settings_of, settings_text
+from peftbench.spec import Recipe
 
 ALWAYS = ("recipe", "limit", "selection", "metric")  # settings in which rows always differ
+# settings of a recipe that records leave out where they have these values
+LEFT_OUT = settings_of(
+    settings_text({f.name: f.default for f in fields(Recipe) if f.metadata.get("later")})
+)
 # by `id` of a run: the text that tells its row, and the settings named in it
 Variants = dict[int, tuple[str, frozenset[str]]]
 
@@ -42,6 +47,10 @@ class Run:
     manifest: str
     arithmetic: str  # as "float32 on a CPU"
     budget: str  # of the search that chose its hyper-parameters; empty where there was none
+
+    def told(self, setting: str) -> str:
+        """Its value for a reader, also where the record has none."""
+        return self.settings.get(setting) or LEFT_OUT.get(setting, "unset")
 
 
 def eligible_runs(
@@ -195,7 +204,7 @@ def variants_of(runs: Sequence[Run]) -> Variants:
                 break
             chosen.append(min(ranked)[-1])
         for run in members:
-            text = ", ".join(f"{name}={run.settings.get(name, 'unset')}" for name in chosen)
+            text = ", ".join(f"{name}={run.told(name)}" for name in chosen)
             variants[id(run)] = (text, frozenset(chosen))
     return variants
 

@@ -75,7 +75,7 @@ function draw() {
   const device = cost.measured && state.device ? ` Measured on ${state.device}.` : "";
   const missing = absent ? ` ${absent} ${absent === 1 ? "row is" : "rows are"} not shown: incomplete, undefined here, or measured elsewhere.` : "";
   byId("scatter-remark").textContent =
-    `Dashed: the most accurate at its cost or less. ${DATA.interval}${cost.measured ? " Across, the range over seeds." : ""}${device}${missing}`;
+    `Dashed: the best at its cost or less. ${DATA.interval}${cost.measured ? " Across, the range over seeds." : ""}${device}${missing}`;
 
   drawLearning(panel, rows);
   for (const part of document.querySelectorAll(".method")) part.hidden = !fits(part.dataset.method);

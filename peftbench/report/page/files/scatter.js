@@ -1,4 +1,4 @@
-// Accuracy against a cost, with the frontier, intervals and a tooltip at each point.
+// Score against a cost, with the frontier, intervals and a tooltip at each point.
 
 function scatterPoints(state, panel, rows) {
   const cost = DATA.costs.find((c) => c.name === state.price);
