@@ -42,6 +42,8 @@ keys:
   results_dir=PATH data_dir=PATH force=true quiet=true threads=N processes=N
   checkpoint.minutes=N cache=auto|off cache_gigabytes=N latency=auto|off
   method.KEY backbone.KEY dataset.KEY recipe.KEY preprocessing.KEY logger.KEY
+  selection.metric=top1|mean_per_class|f1_macro|auroc   what chooses trials, and what tables show
+  recipe.class_weights=balanced, or recipe.sampling=balanced   for classes of unequal size
 options:
   -m, --multirun      a sweep: each job in a process of its own, finished jobs are skipped
   tuner=grid|optuna   with -m: choose hyper-parameters on val first, same budget for every method

@@ -90,7 +90,8 @@ def _classes(listing: Listing) -> list[str]:
             f"Smallest class {names[small]!r} has {totals[small]:,} image"
             f"{'s' * int(totals[small] != 1)}, largest {names[large]!r} {totals[large]:,} "
             f"({ratio:.{0 if ratio >= 10 else 1}f} to 1): "
-            "read mean per-class accuracy beside top-1."
+            "read mean per-class accuracy beside top-1, or choose by it with "
+            "selection.metric=mean_per_class."
         )
     return lines
 

@@ -39,7 +39,7 @@ TOLD = (
     "(dataset.group_copies=false draws them like any image).",
     "1 of 2 classes has no image in test, first 'dog'.",
     "Smallest class 'dog' has 5 images, largest 'cat' 10 (2.0 to 1): read mean per-class accuracy "
-    "beside top-1.",
+    "beside top-1, or choose by it with selection.metric=mean_per_class.",
 )
 COPIES = ("4 of 12 images of train repeat another one of train byte for byte.",)
 TORN = (  # of five dogs one is val and one test

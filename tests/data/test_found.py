@@ -76,7 +76,8 @@ def test_unequal_classes_are_named_from_one_and_a_half_to_one_on(
     lines = describe(listing((8, robins - 2, 5), (1, 1, 2), (1, 1, 2)))[1:]
     expected = (
         f"Smallest class 'wren' has 9 images, largest 'robin' {robins:,} ({ratio} to 1): "
-        "read mean per-class accuracy beside top-1."
+        "read mean per-class accuracy beside top-1, or choose by it with "
+        "selection.metric=mean_per_class."
     )
     assert lines == ([] if ratio is None else [expected])
 
