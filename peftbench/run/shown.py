@@ -121,10 +121,10 @@ class Lines:
         if self._of_epoch is not None:
             each = self._of_epoch / place.steps
         left = each * (self.epochs * place.steps - done)
-        loss = place.loss()
+        loss, percent = place.loss(), 100 * place.position // place.steps
         self.say(
-            f"{self.title}: epoch {place.epoch + 1} of {self.epochs} "
-            f"({100 * place.position // place.steps} %)"
+            f"{self.title}: epoch {place.epoch + 1} of {self.epochs}"
+            f"{f' ({percent} %)' if percent < 100 else ''}"
             f"{'' if loss is None else f', loss {loss:.3f}'}, about {duration(left)} left"
         )
 

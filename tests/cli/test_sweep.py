@@ -191,12 +191,16 @@ def test_ctrl_c_is_recorded_leaves_nothing_running_and_a_rerun_finishes(cli, wor
         finally:
             process.kill()
     assert process.returncode == 130
-    assert out.splitlines()[0] == "2 jobs: 0 already done, 2 to run, 1 at a time"
+    assert out.splitlines() == [
+        "2 jobs: 0 already done, 2 to run, 1 at a time",
+        "1 of 2 jobs ended: 1 INTERRUPTED",
+    ]
     assert err.splitlines() == [
         "stopping the running jobs; a rerun continues",
         "peftbench: interrupted; the same command continues",
     ]
     assert statuses(work / "results") == {"INTERRUPTED": 1}
+    assert not list((work / "results").rglob("output.txt"))
     assert locks(work) == []
     assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []
 

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from peftbench.results.record import Status
 from peftbench.sweep.jobs import Ending
 from peftbench.sweep.work import TunedWork
 
+STOPPED = SimpleNamespace(status=Status.INTERRUPTED)
 
-def test_a_search_does_not_choose_among_its_trials_while_another_launch_holds_one() -> None:
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        lambda job: Ending(job, None, "held by process 1 on b", held=True),
+        lambda job: Ending(job, STOPPED, "stopped before its end"),
+    ],
+    ids=["held by another launch", "interrupted"],
+)
+def test_a_search_does_not_choose_among_its_trials_while_one_of_them_is_open(
+    unknown: Callable[[Any], Ending],
+) -> None:
     told: list[object] = []
     search = SimpleNamespace(over=True)
     cell: Any = SimpleNamespace(
@@ -26,7 +42,7 @@ def test_a_search_does_not_choose_among_its_trials_while_another_launch_holds_on
     def job(run_id: str) -> Any:
         return SimpleNamespace(spec=SimpleNamespace(run_id=run_id))
 
-    assert work.after(Ending(job("a"), None, "held by process 1 on b", held=True)) == []
+    assert work.after(unknown(job("a"))) == []
     assert work.after(Ending(job("b"), None, "OK")) == []
     assert (told, went_on) == (["trial b"], [])
     assert work.to_run == 2  # no final run
