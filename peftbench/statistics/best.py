@@ -47,7 +47,7 @@ class Best:
     best: str
     members: tuple[str, ...]  # the best first, then by mean; all where not `conclusive`
     conclusive: bool  # whether the runs suffice to tell any two methods apart
-    over: str  # `SEEDS` or `DATASETS`: what the claim is about
+    over: str  # what the claim is about: `SEEDS`, `DATASETS`, or one of `new_images`
     p_holm: dict[str, float]  # of every other method against the best
     smallest: float  # adjusted p-value of the clearest result that so many runs could give
     datasets: int
@@ -56,7 +56,10 @@ class Best:
     means: dict[str, float] = field(default_factory=dict)  # over data sets, of every method
     # Seeds each that would tell the best from another method, were the difference the one that is
     # seen (`power.seeds_to_tell`); `None` for equal means, or where no run shows how seeds differ.
+    # Of a claim about new images, images in place of seeds.
     needed: dict[str, int | None] = field(default_factory=dict)
+    images: int | None = None  # different test images, of a claim about new ones
+    splits: int = 1
 
     @property
     def least(self) -> int:

@@ -50,11 +50,13 @@ class Interval:
     estimate: float
     low: float | None
     high: float | None
-    over: str  # what the claim is about: `SEEDS`, `DATASETS` or `NOTHING`
+    over: str  # what the claim is about: `SEEDS`, `DATASETS`, `NOTHING`, or one of `new_images`
     datasets: int
     seeds: int  # of the data set that has fewest
     level: float = LEVEL
     holds: Coverage | None = None  # how often, in simulations of so many data sets and seeds
+    splits: int = 1  # of a data set
+    images: int | None = None  # different ones that were tested; `None` where they are not counted
 
 
 @dataclass(frozen=True)
