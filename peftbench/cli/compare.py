@@ -17,7 +17,7 @@ from peftbench.waiting import share_cores
 if TYPE_CHECKING:
     from peftbench.sweep.compare.choice import Choice
     from peftbench.sweep.compare.contest import Contest
-    from peftbench.sweep.compare.jobs import Place
+    from peftbench.sweep.compare.jobs import OwnPictures
     from peftbench.sweep.compare.standing import Leaderboard
 
 METRICS = {
@@ -107,7 +107,7 @@ def compare(options: argparse.Namespace) -> int:
     return OK
 
 
-def _affordable(place: Place, options: argparse.Namespace, seconds: float) -> Any:
+def _affordable(place: OwnPictures, options: argparse.Namespace, seconds: float) -> Any:
     """Whether a backbone's forward passes over all splits fit into a share of the time."""
     pictures = sum(len(part) for _, part in place.listing.splits()) * len(place.splits)
     cores = options.threads or os.cpu_count() or 1
@@ -122,7 +122,7 @@ def _affordable(place: Place, options: argparse.Namespace, seconds: float) -> An
 
 
 def _contest(
-    options: argparse.Namespace, place: Place, backbone: str, size: int | None, seconds: float
+    options: argparse.Namespace, place: OwnPictures, backbone: str, size: int | None, seconds: float
 ) -> Contest:
     from peftbench.config.limits import check_threads
     from peftbench.results.store import ResultsStore

@@ -9,7 +9,6 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -17,6 +16,7 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from peftbench.data.grey import FULL, SIGNED_BYTE, Extent, Levels
 from peftbench.errors import ConfigError, DataError, PeftbenchError
 from peftbench.registry import unknown_name
 from peftbench.spec import INTERPOLATIONS, RESIZES, TF_BILINEAR, WHOLE, Preprocessing
@@ -32,9 +32,7 @@ SURE_PIXELS = 2**26  # a sheet at 600 dots an inch has 35 million, if it is blan
 MOST_RATIO = 10_000  # pixels for each byte of larger pictures; photographs have 1 to 50
 WIDE = "have 16 bits a pixel and are scaled to 8"  # what is peculiar about such pictures
 HEAD = 32  # bytes from which `may_be_wide` judges
-GREY_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners have
 BITS, SAMPLE_FORMAT = 258, 339  # tags of TIFF
-_FEW_BITS = 64  # below it, the upper 8 bits of 16 come of 14 bits or fewer
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,52 +45,6 @@ _TURNS = {
 
 
 Source: TypeAlias = str | Path | BinaryIO | Image.Image  # a file, or a picture that is open
-
-
-@dataclass(frozen=True)
-class Levels:
-    """Which numbers are black and white in grey pictures of more than 8 bits."""
-
-    black: int = 0
-    white: int = 65535
-
-    @classmethod
-    def of(cls, lowest: int, highest: int) -> Levels:
-        """Of numbers from `lowest` to `highest`.
-
-        Black is 0 and white the greatest number of as many bits as are in use; where some are
-        negative, as in computed tomography, the range itself.
-        """
-        if lowest < 0:
-            return cls(lowest, max(highest, lowest + 1))
-        bits = next((b for b in GREY_DEPTHS if highest < 2**b), highest.bit_length())
-        return cls(0, 2**bits - 1)
-
-    def scaled(self, wide: np.ndarray) -> np.ndarray:
-        """Whole numbers (H, W) as grey levels 0..255: (H, W) uint8."""
-        shown = wide.clip(self.black, self.white) - self.black
-        return np.round(shown / ((self.white - self.black) / 255)).astype(np.uint8)
-
-
-FULL = Levels()
-SIGNED_BYTE = Levels(-128, 127)
-
-
-@dataclass(frozen=True)
-class Extent:
-    """The numbers that a picture of more than 8 bits uses.
-
-    Of colours Pillow keeps the upper 8 of 16 bits alone: `cut` tells those.
-    """
-
-    lowest: int
-    highest: int
-    cut: bool = False
-
-    @property
-    def lost(self) -> bool:
-        """Whether what Pillow keeps of the colours is next to nothing."""
-        return self.cut and self.highest < _FEW_BITS
 
 
 def decode(

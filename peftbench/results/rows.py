@@ -37,12 +37,8 @@ def values_of(record: RunRecord) -> Row:
 
 def _row(record: RunRecord) -> dict[str, Any]:
     """The plain values of `NAMES`."""
-    spec, parameters, cost, origin = (
-        record.spec,
-        record.parameters,
-        record.cost,
-        record.provenance,
-    )
+    spec, parameters = record.spec, record.parameters
+    cost, origin = record.cost, record.provenance
     method, backbone, dataset, recipe = (
         _mapping(spec.get(key)) for key in ("method", "backbone", "dataset", "recipe")
     )

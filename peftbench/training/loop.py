@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.augment import Augmentation
 from peftbench.training.average import WeightAverage
 from peftbench.training.balance import ClassWeights, Draws, loss_of
+from peftbench.training.batches import batch_bounds, pick, pieces, places
 from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.compiling import compiled
 from peftbench.training.device import Compute, autocast, synchronise
@@ -327,7 +327,7 @@ def _asked(training: _Training, order: _Order, batches: Sequence[slice]) -> Iter
     numbers = order.host if pixels.indexed_on == order.host.device else order.device
     for batch in batches:
         index = numbers[batch]
-        yield _pick(index, training.shares[len(index)].needed)
+        yield pick(index, training.shares[len(index)].needed)
 
 
 def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None:
@@ -345,7 +345,7 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
     x, y, target = _batch(training, order, batch, images)
     training.timing.passes.begin()
     training.optimizer.zero_grad(set_to_none=True)
-    for part, own in zip(parts, _places(parts), strict=True):
+    for part, own in zip(parts, places(parts), strict=True):
         scale, counted = part.scale(size, compute.world.size), part.count
         if training.weights is not None and part.count:
             share = training.weights.share(target[own], training.labels[order.device[batch]])
@@ -401,7 +401,7 @@ def _batch(
     sizes = None
     if training.sizes is not None:
         sizes = take(training.sizes, order.host[batch].numpy()).tolist()
-    own = _pick(index, share.needed)
+    own = pick(index, share.needed)
     if not isinstance(images, Tensor):  # made of the images once; nothing changes them
         return images, labels[own], labels[own]
     if training.views is not None:  # nothing is mixed, so that it needs its own images alone
@@ -409,46 +409,6 @@ def _batch(
         own_sizes = None if sizes is None else [sizes[row] for row in share.needed]
         view = training.progress.epoch % training.views.count
         return training.views(images, numbers, view, own_sizes), labels[own], labels[own]
-    flip_draws = _pick(order.flip_draws[batch], share.needed)
+    flip_draws = pick(order.flip_draws[batch], share.needed)
     x, target = training.augment(images, labels[own], flip_draws, share.rows, len(index), sizes)
-    return x, labels[_pick(index, share.rows)], target
-
-
-def _pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Rows of a tensor, sorted and each once; without waiting for the device."""
-    if len(rows) == len(tensor):
-        return tensor
-    return tensor[torch.tensor(rows).to(tensor.device, non_blocking=True)]
-
-
-def _places(parts: Sequence[Part]) -> list[slice]:
-    """Where the rows of each part are among the rows of all parts."""
-    ends = list(itertools.accumulate((len(part.rows) for part in parts), initial=0))
-    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
-
-
-def pieces(length: int, micro_batch: int | None) -> list[slice]:
-    """Parts of a batch of `length` images that go through the model one after another.
-
-    They are of nearly equal size, so that none is a single image unless all are.
-    """
-    count = 1 if micro_batch is None else math.ceil(length / micro_batch)
-    bounds = [round(length * i / count) for i in range(count + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-
-
-def batch_bounds(
-    num_images: int, batch_size: int, drop_last: bool = False
-) -> list[tuple[int, int]]:
-    """(start, stop) of each batch of an epoch; the last one may be smaller, or is left out.
-
-    Batch normalisation is undefined on one image alone, so that it joins the batch before it.
-    Fewer images than a batch are one batch in any case.
-    """
-    starts = list(range(0, num_images, batch_size))
-    last = num_images - starts[-1]
-    if len(starts) > 1 and drop_last and last < batch_size:
-        num_images = starts.pop()
-    elif len(starts) > 1 and last == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], num_images], strict=True))
+    return x, labels[pick(index, share.rows)], target

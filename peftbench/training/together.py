@@ -24,8 +24,8 @@ from peftbench.spec import Recipe
 from peftbench.tasks import Task
 from peftbench.training.average import WeightAverage
 from peftbench.training.balance import ClassWeights, Draws, loss_of
+from peftbench.training.batches import batch_bounds
 from peftbench.training.device import Compute, autocast, seeded, synchronise
-from peftbench.training.loop import batch_bounds
 from peftbench.training.optim import Schedule, make_optimizer
 from peftbench.training.pixels import ModelInputs
 from peftbench.training.recipe import COUPLED, OPTIMIZERS

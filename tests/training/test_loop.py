@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from peftbench.data import TestSplit, TrainSplit, ValSplit
 from peftbench.errors import Diverged, SplitRoleError
 from peftbench.spec import Preprocessing, Recipe
+from peftbench.training.batches import batch_bounds, pieces
 from peftbench.training.device import Compute, seeded
-from peftbench.training.loop import Callbacks, Fit, Fittable, batch_bounds, fit, pieces
+from peftbench.training.loop import Callbacks, Fit, Fittable, fit
 
 pytestmark = pytest.mark.arithmetic
 SIZE = 2

@@ -30,7 +30,7 @@ LEFT_OVER = 0.05  # of the time, for the last lines, the page and the export
 class Agenda:
     """What is compared, on what, and for how long."""
 
-    place: jobs.Place
+    place: jobs.OwnPictures
     bases: Mapping[str, RunSpec]  # by method, from cheap to dear
     metric: str
     seconds: float

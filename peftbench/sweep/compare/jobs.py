@@ -17,7 +17,7 @@ VAL_FRACTION = 0.2  # of what trains: a tenth of 300 pictures is too few to rank
 
 
 @dataclass(frozen=True)
-class Place:
+class OwnPictures:
     """Pictures as they were found, and how they are split."""
 
     splits: tuple[DatasetSpec, ...]  # folds; one alone where test was given
@@ -64,7 +64,7 @@ def compose(where: str, overrides: Sequence[str]) -> RunSpec:
     return build(cfg, identify=lambda dataset: dataset)
 
 
-def find(where: str) -> Place:
+def find(where: str) -> OwnPictures:
     """The pictures of a folder or a list, and the splits that they are tested on.
 
     Raises:
@@ -75,11 +75,11 @@ def find(where: str) -> Place:
     first = identify(spec, seen.append)
     (listing,) = seen
     if listing.origin is None or "test" not in listing.origin.drawn:
-        return Place((first,), listing)
+        return OwnPictures((first,), listing)
     folds = [dataclasses.replace(spec, folds=FOLDS, fold=k) for k in range(FOLDS)]
     seen.clear()
     splits = tuple(identify(fold, seen.append) for fold in folds)
-    return Place(splits, seen[0])
+    return OwnPictures(splits, seen[0])
 
 
 def trial(base: RunSpec, split: DatasetSpec, epochs: int, rate: float | None) -> RunSpec:
