@@ -30,6 +30,7 @@ from peftbench.training.device import Compute
 from peftbench.training.evaluate import predict, predict_inputs
 
 CHECK_IMAGES = 256  # about as many of the train split, for the reload and merge checks
+CHECK_PIXELS = CHECK_IMAGES * 112**2  # fewer of larger ones: at 224 px a third of a short run
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Bench:
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, S, S, 3) of the train split as the model takes them, and their labels (N,)."""
         train = self.splits.train
-        stride = max(1, len(train) // CHECK_IMAGES)  # classes follow one another in the split
+        wanted = min(CHECK_IMAGES, CHECK_PIXELS // self.backbone.image_size**2 or 1)
+        stride = max(1, len(train) // wanted)  # classes follow one another in the split
         images = data.squashed(train.images[::stride], self.backbone.preprocessing)
         return images, train.labels[::stride]
 
