@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +91,35 @@ def test_what_cannot_be_compared_is_refused_in_one_line_and_leaves_nothing(
     assert said in done.err.splitlines()[-1]
     assert "Traceback" not in done.err
     assert not (work / "results" / "runs").exists()
+
+
+def finished(root: Path) -> dict[str, bytes]:
+    """Every record that needs no rerun, as it lies on disk."""
+    store = ResultsStore(root)
+    return {
+        record.run_id: store.path(str(record.spec["method"]["name"]), record.run_id).read_bytes()
+        for record in store.records()
+        if record.status is Status.OK
+    }
+
+
+@pytest.mark.slow  # 2 minutes
+def test_a_comparison_that_is_killed_goes_on_and_repeats_no_finished_run(work: Path) -> None:
+    write_images(work / "pets", per_class=12)
+    command = [sys.executable, "-m", "peftbench", "compare", "pets", "--backbone", "vit_mini"]
+    command += ["--image-size", "12", "--minutes", "0.5", "--threads", "1"]
+    rng, settled = random.Random(0), dict[str, bytes]()
+    for strike in range(10):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as one:
+            time.sleep(rng.uniform(3.0, 14.0))  # it is at work after 5 s
+            one.send_signal(signal.SIGTERM if strike % 2 else signal.SIGKILL)
+            one.wait(120)
+        after = finished(work / "results")
+        assert {run_id: after[run_id] for run_id in settled} == settled
+        settled = after
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Take " in done.stdout
+    after = finished(work / "results")
+    assert {run_id: after[run_id] for run_id in settled} == settled
+    assert not (work / "results" / ".scratch").exists()
