@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.errors import StoreError
+from peftbench.report.scores import SCORE
 from peftbench.report.view import View
 from peftbench.report.words import first_of
 from peftbench.results.predictions import ROWS, Predictions
@@ -44,6 +45,7 @@ class Comparison:
 
     heading: str
     suite: str
+    metric: str  # that the scores are of
     labels: tuple[str, ...]  # compared methods, the highest mean first
     datasets: tuple[str, ...]
     seeds: tuple[int, int]  # fewest and most of a method on a data set
@@ -60,11 +62,12 @@ class Comparison:
 
 
 def compare(
-    runs: pd.DataFrame, remarks: list[str], store: ResultsStore | None = None
+    runs: pd.DataFrame, remarks: list[str], store: ResultsStore | None = None, metric: str = SCORE
 ) -> Comparison | None:
     """The comparison of the runs of one backbone and suite; `None` for fewer than 2 methods.
 
-    `runs` are some of `View.scored`. Predictions are read from `store`, where there is one.
+    `runs` are some of `View.scored`, by `metric`. Predictions are read from `store`, where there is
+    one.
     """
     kept, lacking = scores.complete(runs)
     means = scores.means(kept)
@@ -81,6 +84,7 @@ def compare(
     return Comparison(
         heading=str(kept["heading"].iloc[0]),
         suite=str(kept["suite"].iloc[0]),
+        metric=metric,
         labels=labels,
         datasets=datasets,
         seeds=(int(number.min()), int(number.max())),

@@ -29,6 +29,8 @@ def declared_by(table: pd.DataFrame) -> pd.Series:
 
 def declared(table: pd.DataFrame) -> tuple[str, ...]:
     """The metrics that final runs of a table declare, in the order of the task; at least one."""
+    if "selection_metric" not in table:  # a frame of few columns, for a figure
+        return (SCORE,)
     found = set(declared_by(table)[(table["phase"] == "final").fillna(False).astype(bool)])
     return tuple(name for name in SCORES if name in found) or (SCORE,)
 

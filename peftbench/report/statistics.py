@@ -37,6 +37,7 @@ STATISTICS_COLUMNS = (
     Column("seeds", "Int64", "of the data set that has fewest"),
     Column("holds_normal", "Float64", "share of simulations of normal scores whose interval holds"),
     Column("holds_skewed", "Float64", "the same for exponential scores (skewness 2)"),
+    Column("metric", "string", "that the scores are of"),
 )
 
 INTRODUCTION = """\
@@ -57,7 +58,7 @@ corrected p-value above 5 %; that is no proof that the two are equal.
 def comparisons(view: View, store: ResultsStore | None = None) -> list[Comparison]:
     """One comparison for each backbone and suite that has two methods with all its data sets."""
     compared = [
-        compare(part, view.remarks[str(heading), str(suite)], store)
+        compare(part, view.remarks[str(heading), str(suite)], store, view.metric)
         for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True)
     ]
     return [one for one in compared if one is not None]
@@ -71,7 +72,7 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
 def to_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """One row a value with the columns and dtypes of `STATISTICS_COLUMNS`."""
     rows = [
-        {"backbone": one.heading, "suite": one.suite, **row}
+        {"backbone": one.heading, "suite": one.suite, "metric": one.metric, **row}
         for one in comparisons
         for row in _rows(one)
     ]

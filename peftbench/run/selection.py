@@ -127,7 +127,7 @@ class ValChecks:
         if not values.keys() <= self.bounds.keys():
             raise ValueError("its looks are at other epochs")
         if not all(isinstance(value, float) for value in values.values()):
-            raise ValueError("its looks are no accuracies")
+            raise ValueError("its looks are no scores")
         if stopped is not None and stopped not in values:
             raise ValueError("it was stopped where nobody looked")
         self.values, self.stopped_epoch = values, stopped

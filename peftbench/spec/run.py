@@ -62,7 +62,7 @@ class RunSpec:
     precision: Precision = Precision.AUTO
     selection: Selection = field(default_factory=Selection)
     protocol: Protocol = field(default_factory=Protocol)
-    # of a trial: (epoch after which val is looked at, accuracy without which it stops there)
+    # of a trial: (epoch after which val is looked at, score without which it stops there)
     looks: tuple[tuple[int, float | None], ...] = ()
     shifts: tuple[DatasetSpec, ...] = ()  # where to find `dataset.shifts`, which are the identity
     task: Task = CLASSIFICATION  # identity and recorded only where it is another

@@ -193,7 +193,9 @@ def test_identify_fills_the_suite_and_changes_nothing_else() -> None:
     plain = spec("mini/digits", limit=5, split_seed=3)
     known = data.identify(plain)
     assert (known.suite, known.suite_version, known.group) == ("mini", 1, "specialized")
-    assert replace(known, suite="", suite_version=0, group="", manifest="") == plain
+    assert known.facts == replace(plain.facts, classes=10)
+    found = {"suite": "", "suite_version": 0, "group": "", "manifest": "", "facts": plain.facts}
+    assert replace(known, **found) == plain
     assert data.identify(known) == known
 
 

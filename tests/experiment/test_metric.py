@@ -14,6 +14,8 @@ from peftbench import data
 from peftbench.config.build import build
 from peftbench.config.schema import TunerConfig
 from peftbench.errors import ConfigError
+from peftbench.results.bundles.incoming import import_results
+from peftbench.results.bundles.outgoing import export_results
 from peftbench.results.identity import run_id_of
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
@@ -91,7 +93,9 @@ def test_the_metric_chooses_the_epoch_and_is_looked_at(store: ResultsStore) -> N
     assert chosen.score is not None and chosen.score >= chosen.metrics["last_epoch/f1_macro"]
 
 
-def test_two_classes_have_an_area_under_the_curve(store: ResultsStore, pets: DatasetSpec) -> None:
+def test_two_classes_have_an_area_under_the_curve(
+    store: ResultsStore, pets: DatasetSpec, tmp_path: Path
+) -> None:
     spec = tiny_spec("bias", dataset=pets, selection=Selection(metric="auroc"))
     record = experiment.run(spec, store)
     assert record.status is Status.OK, record.error
@@ -100,6 +104,10 @@ def test_two_classes_have_an_area_under_the_curve(store: ResultsStore, pets: Dat
         rows = dict(file)
     assert set(rows) == set(CLASSIFICATION.stored)
     assert abs(AUROC.of(rows) - (record.score or 0)) <= AUROC.rounding(rows) + 1e-9
+    # a bundle is checked against the predictions, as exactly as the file has them
+    there = tmp_path / "there"
+    bundle = export_results(store.root, tmp_path / "runs.zip", predictions=True)
+    assert import_results(bundle.path, there).added == (record.run_id,)
     # and runs that are judged by something else have it too
     other = experiment.run(dataclasses.replace(spec, selection=Selection()), store)
     assert other.run_id != record.run_id

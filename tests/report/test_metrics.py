@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from peftbench import report as reports
@@ -71,6 +72,7 @@ def test_a_table_shows_what_its_runs_declare(unequal: Path) -> None:
     assert "lora 1 101 51.0 ± 1.0 (3)" in rows
     assert "full 2 102 41.0 ± 1.0 (3)" in rows
     assert "Test mean per-class accuracy in %: mean ± sample standard deviation" in text
+    assert pd.read_csv(unequal / "statistics.csv")["metric"].eq("mean_per_class").all()
     told = (unequal / "statistics.md").read_text()
     assert "Scores are mean per-class accuracy on test, in %." in told
     assert read_table(unequal / "table.csv")["selection_metric"].eq("mean_per_class").all()

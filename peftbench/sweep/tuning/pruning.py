@@ -17,7 +17,7 @@ from peftbench.registry import unknown_name
 
 PRUNERS = ("none", "median", "halving")
 
-# (epoch, val accuracy to reach by then or to stop)
+# (epoch, score on val to reach by then or to stop)
 ValChecks = tuple[tuple[int, float | None], ...]
 
 
@@ -25,7 +25,7 @@ ValChecks = tuple[tuple[int, float | None], ...]
 class Curve:
     """What a trial reached at each look."""
 
-    values: Mapping[int, float]  # epoch -> val accuracy
+    values: Mapping[int, float]  # epoch -> score on val
     whole: bool  # it was not stopped
 
 
@@ -34,7 +34,7 @@ class Pruner:
     """A rule for stopping trials.
 
     Attributes:
-        rule: what the best val accuracy of a trial so far must reach. `median`: the median of what
+        rule: what the best score on val of a trial so far must reach. `median`: the median of what
             whole trials had at the same epoch (Golovin et al., 2017, section 3.2.2). `halving`: a
             place among the best 1/`reduction` of all trials that came as far (asynchronous
             successive halving, Li et al., 2020, algorithm 2).

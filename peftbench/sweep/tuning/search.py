@@ -81,9 +81,9 @@ class Search(ABC):
         val_checks: Mapping[int, float] | None = None,
         stopped: bool = False,
     ) -> None:
-        """Val accuracy of a trial; `None` where it failed, diverged or was stopped.
+        """Score on val of a trial; `None` where it failed, diverged or was stopped.
 
-        `val_checks` are its val accuracies on the way, by epoch.
+        `val_checks` are its scores on the way, by epoch.
         """
         self.finished.add(trial.number)
         if score is not None and math.isfinite(score):
