@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +129,32 @@ def _spec(method: str, dataset: str, seed: int, facts: _Facts) -> dict[str, Any]
 def make_record() -> MakeRecord:
     """Builds a record from what matters to a table."""
     return _make_record
+
+
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+def _chromium(driver: Any) -> str | None:
+    """An executable of Chromium, or `None`."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = [os.environ.get("CHROMIUM"), *map(shutil.which, names), driver.chromium.executable_path]
+    return next((path for path in found if path and Path(path).exists()), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, where one is found.
+
+    Debian: apt-get install chromium; elsewhere `playwright install chromium`, or CHROMIUM=PATH.
+    """
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is missing: pip install playwright"
+    )
+    with playwright.sync_playwright() as driver:
+        path = _chromium(driver)
+        if path is None:
+            pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM to its path")
+        browser = driver.chromium.launch(executable_path=path, headless=True, args=QUIET)
+        yield browser
+        browser.close()

@@ -1,13 +1,6 @@
-"""Promises of the page that only a browser can keep, in a headless Chromium where one is found.
-
-Debian: apt-get install chromium; elsewhere `playwright install chromium`, or CHROMIUM=PATH.
-"""
+"""Promises of the page that only a browser can keep, in a headless Chromium where one is found."""
 
 from __future__ import annotations
-
-import os
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -17,35 +10,11 @@ from peftbench.results.frame import epochs, frame
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is missing: pip install playwright"
-)
-
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 EVIL = "<script>document.title='owned'<_script>"  # a slash cannot be in the name of a folder
 
 # Means over s/a and s/b (equal scores): ssf 0.55, lora 0.70, full 0.65, linear 0.50; resnet has
 # linear alone. lora beats full with fewer parameters, so the frontier is linear, ssf, lora.
 SCORES = {"linear": (0, 0.50), "ssf": (900, 0.55), "lora": (40_000, 0.70), "full": (10**7, 0.65)}
-
-
-def chromium(driver):
-    """An executable of Chromium, or `None`."""
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = [os.environ.get("CHROMIUM"), *map(shutil.which, names), driver.chromium.executable_path]
-    return next((path for path in found if path and Path(path).exists()), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        path = chromium(driver)
-        if path is None:
-            pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM to its path")
-        browser = driver.chromium.launch(executable_path=path, headless=True, args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +116,28 @@ def test_choices_narrow_every_part_of_the_page(opened):
     assert page.locator("#metric").is_hidden()
     page.reload()
     check_curves(page)
+
+
+def test_the_leaderboard_of_a_suite_with_groups_does_not_scroll_sideways(
+    browser, tmp_path, make_record
+):
+    store = ResultsStore(tmp_path)
+    groups = {"s/a": "natural", "s/b": "specialized", "s/c": "structured", "s/d": "structured"}
+    cost = {"peak_bytes": 2**28, "kept_bytes": 2**27, "seconds_train": 33.0}
+    for method in ("adapter_houlsby", "linear"):
+        for dataset, group in groups.items():
+            for seed in range(2):
+                extra = {"group": group, "latency_ms_batch1": 2.5, "latency_batch_size": 64}
+                store.add(make_record(method, dataset, seed, 0.5 + 0.1 * seed, **cost, **extra))
+    records = store.scan().records
+    path = tmp_path / "report.html"
+    path.write_text(render(Views(frame(records)), epochs(records), store), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(path.as_uri())
+    assert "kept, MiB" in page.locator("#board thead").inner_text()
+    box = "document.querySelector('#leaderboard .scroll')"
+    assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")
+    page.close()
 
 
 def test_points_tell_of_themselves_to_pointer_and_keyboard(opened):

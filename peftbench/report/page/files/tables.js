@@ -9,7 +9,7 @@ function drawTable(table, columns, rows, sort, choose) {
       "th",
       {
         scope: "col",
-        class: column.cut ? "cut" : null,
+        class: column.cut ? "cut" : column.words ? "words" : null,
         "aria-sort": column === chosen ? (sort.down ? "descending" : "ascending") : null,
       },
       column.group ? element("span", { class: "group" }, column.group) : null,
@@ -74,9 +74,16 @@ function scoreTitle(cell) {
   return parts.join("\n");
 }
 
+// Without its spread, which the title has in any case, a cell takes half the width.
+function meanCell(row, name) {
+  const cell = row.cells[name] ?? { state: "missing" };
+  const ok = cell.state === "ok";
+  return element("td", { class: ok ? null : "none", title: scoreTitle(cell) }, ok ? percent(cell.mean) : SHOWN[cell.state]);
+}
+
 function scoreCell(row, name, ...more) {
   const cell = row.cells[name] ?? { state: "missing" };
-  if (cell.state !== "ok") return element("td", { class: "none", title: scoreTitle(cell) }, SHOWN[cell.state]);
+  if (cell.state !== "ok") return meanCell(row, name);
   const spread = cell.sd === null || cell.sd === undefined ? null : element("span", { class: "sd" }, ` ± ${percent(cell.sd)}`);
   return element("td", { title: scoreTitle(cell) }, percent(cell.mean), spread, ...more);
 }
@@ -89,7 +96,7 @@ function ends(cell) {
 }
 
 function intervalPlot(cell, method, low, high) {
-  const width = 104;
+  const width = 92;
   const at = (value) => 6 + ((value - low) / (high - low || 1)) * (width - 12);
   const [from, to] = ends(cell);
   const dot = shape("g", { transform: `translate(${at(cell.mean)} 8)` }, mark(method, 4));
@@ -158,7 +165,7 @@ function boardColumns(state, panel, rows) {
     });
   }
   for (const { name } of panel.averages.filter((a) => a.name !== state.average)) {
-    columns.push({ key: name, head: name, value: (row) => score(row, name), cell: (row) => scoreCell(row, name) });
+    columns.push({ key: name, head: name, value: (row) => score(row, name), cell: (row) => meanCell(row, name) });
   }
   columns.push({
     key: "n",
