@@ -119,6 +119,9 @@ class Listing:
     remarks: Callable[[], tuple[str, ...]] = tuple
     # what is black and white in pictures of more than 8 bits, where there are any
     levels: Callable[[], Levels | None] = lambda: None
+    # one picture by its name, as it is decoded before it is made square, and not stored; raises
+    # `DataError` where it is broken. `None` where pictures are decoded together alone
+    open: Callable[[str], Image.Image] | None = None
 
     def covered(self) -> Mapping[str, SplitList]:
         """The splits from which the roll-up hash is made."""

@@ -157,6 +157,7 @@ def make_listing(
         origin=origin,
         remarks=wide.remarks,
         levels=wide.found,
+        open=lambda name: pictures.open(name, wide().levels),
     )
 
 
