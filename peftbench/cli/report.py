@@ -57,6 +57,11 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("--no-figures", action="store_true")
     report.add_argument(
+        "--no-pictures",
+        action="store_true",
+        help="a page to be shared: without small pictures of your images and names of their files",
+    )
+    report.add_argument(
         "--only",
         choices=("tables", "figures", "page"),
         action="append",
@@ -118,6 +123,7 @@ def make_report(options: argparse.Namespace) -> int:
         limited=options.limited,
         dirty=options.dirty,
         formats=formats,
+        pictures=not options.no_pictures,
         style=options.format,
         experiment=options.experiment,
         published=options.published,

@@ -47,6 +47,7 @@ class ReportOptions:
     experiment: str | None = None
     published: bool = False  # with what the papers print below each row of them
     incomplete: bool = False  # with averages over rows with holes, marked
+    pictures: bool = True  # the page has small pictures of data sets that are here, and file names
 
     @property
     def name(self) -> str:
@@ -266,11 +267,17 @@ def _figures(sources: _Sources, views: Views, options: ReportOptions) -> Product
 
 def _page(sources: _Sources, views: Views, options: ReportOptions) -> Product:
     from peftbench.report.page import render
+    from peftbench.report.page.images.parts import parts
+    from peftbench.report.page.images.runs import Sources
     from peftbench.results.privacy import public_text
 
     path = sources.folder / f"{options.named('report')}.html"
     broken = [public_text(str(error)) for error in sources.scan.broken]
-    html = render(views, sources.epochs, sources.store, broken=broken, metric=options.metric)
+    records = {record.run_id: record for record in sources.scan.records}
+    images = parts(views, Sources(sources.store, records, options.pictures))
+    html = render(
+        views, sources.epochs, sources.store, broken=broken, metric=options.metric, images=images
+    )
     write_atomic(path, partial(_write, text=html))
     return Product(paths=(path,))
 

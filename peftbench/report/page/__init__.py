@@ -26,7 +26,10 @@ from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
 from peftbench.results.table_files import csv_text
 
-SCRIPTS = ("dom.js", "tables.js", "scatter.js", "curves.js", "main.js")
+SCRIPTS = (
+    *("dom.js", "tables.js", "scatter.js", "curves.js"),
+    *("matrix.js", "pictures.js", "images.js", "main.js"),
+)
 COMPRESSED = 400_000  # bytes from which a download is stored as gzip
 INTERVAL = (
     "Lines are 95 % intervals over seeds (Student's, corrected for skewness), which one seed has "
@@ -51,13 +54,15 @@ def render(
     *,
     broken: Sequence[str] = (),
     metric: str | None = None,
+    images: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page of the runs of `views` and their epochs; cards come from the artefacts in `store`.
 
     The same records give the same text. Names and messages are shown as text, whatever they hold:
     the template escapes, the script makes text nodes, and a policy in the page lets nothing run
-    but that script and nothing load at all. `broken` are messages about unreadable files. A panel
-    opens with the metric that its runs declare, unless one is given for all.
+    but that script and nothing load at all. `broken` are messages about unreadable files, `images`
+    what `images.parts` gives. A panel opens with the metric that its runs declare, unless one is
+    given for all.
     """
     table, shown = views.table, metric or metric_of(views.table)
     view = views.view(shown)
@@ -69,6 +74,7 @@ def render(
         "quantities": QUANTITIES,
         "costs": costs(),
         "interval": INTERVAL,
+        "images": list(images),
         "looks": (styles := method_styles(map(str, table["method"].dropna()))),
         "markers": markers(style["marker"] for style in styles.values()),
     }
@@ -89,6 +95,7 @@ def render(
         metric=SHORT[shown],
         failures=failures(table),
         interrupted=interrupted(table),
+        images=len(images),
         broken=broken,
         provenance=provenance(table),
         downloads=_downloads(view, epochs),

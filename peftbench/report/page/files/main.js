@@ -136,5 +136,6 @@ if (DATA.panels.length) {
 } else {
   for (const id of ["controls", "leaderboard", "cost", "tasks", "learning"]) byId(id).hidden = true;
 }
+startImages();
 byId("unscripted").hidden = true;
 for (const spot of document.querySelectorAll(".glyph")) spot.append(glyph(spot.dataset.method));
