@@ -72,6 +72,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "batch_size": recipe.get("batch_size"),
         "preprocessing": cached_settings_text(_mapping(spec.get("preprocessing"))),
         "image_size": backbone.get("image_size"),
+        "input_size": origin and origin.preprocessing.get("size"),
         "drop_path": backbone.get("drop_path"),
         "precision": spec.get("precision"),
         "selection": record.selection,

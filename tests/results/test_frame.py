@@ -49,6 +49,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "batch_size": NA,
         "preprocessing": "normalisation=checkpoint,resize=squash",
         "image_size": NA,
+        "input_size": NA,
         "drop_path": 0.1,
         "precision": "auto",
         "selection": "last",

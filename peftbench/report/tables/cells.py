@@ -42,6 +42,7 @@ SUMMARY_COLUMNS = (
     Column("n", "Int64", "seeds; for an average, those that all its data sets share"),
     Column("mean", "Float64", "over seeds, a fraction; for an average, mean of the cells"),
     Column("sd", "Float64", "sample standard deviation (n - 1) over seeds"),
+    Column("inputs", "string", "sides of the square inputs of the part, in pixels"),
     Column("budget", "string", "search that chose hyper-parameters: trials x epochs of each"),
     Column("state", "string", "ok, missing, unsupported, failed, interrupted, mixed or incomplete"),
     Column("note", "string", "what a reader must know, one remark a line"),
@@ -108,13 +109,18 @@ def cells_of(
     for run in runs:
         sections[run.heading, run.suite].append(run)
     cells = [
-        {"backbone": heading, "suite": suite, **cell, "metric": metric}
+        {"backbone": heading, "suite": suite, **cell, "inputs": _inputs(members), "metric": metric}
         for (heading, suite), members in sorted(sections.items())
         for cell in _section(members, variants)
     ]
     result = typed_frame(SUMMARY_COLUMNS, cells)
     result.attrs = {"metric": metric, "left_out": list(left_out)}
     return result
+
+
+def _inputs(runs: Sequence[Run]) -> str:
+    sizes = sorted({run.input_size for run in runs if run.input_size is not None})
+    return f"{', '.join(map(str, sizes))} px" if sizes else ""
 
 
 def with_labels(table: pd.DataFrame, runs: Sequence[Run], variants: Variants) -> pd.DataFrame:

@@ -46,6 +46,7 @@ class Run:
     suite_version: str
     manifest: str
     arithmetic: str  # as "float32 on a CPU"
+    input_size: int | None  # side of the square input in pixels
     budget: str  # of the search that chose its hyper-parameters; empty where there was none
 
     def told(self, setting: str) -> str:
@@ -144,6 +145,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
                 suite_version=text_of(row["suite_version"]),
                 manifest=text_of(row["manifest"]),
                 arithmetic=arithmetic(text_of(row["dtype"]), text_of(row["device"])),
+                input_size=None if row.get("input_size") is None else int(row["input_size"]),
                 budget=_budget(row),
             )
         )

@@ -101,6 +101,8 @@ def _layout(cells: pd.DataFrame) -> list[_Section]:
             grid.append([str(label), *counts, *texts])
         heading = f"{backbone} · {suite}" if suite else str(backbone)
         done = part.loc[(part["kind"] == TASK) & (part["state"] == OK), "budget"]
+        if inputs := commonest(part["inputs"].fillna("").tolist()):
+            heading += f" · input {inputs}"
         if budget := commonest(done.fillna("").tolist()):
             heading += f" · hyper-parameters from {budget}"
         sections.append(_Section(heading, grid, [(mark, note) for note, mark in marks.items()]))

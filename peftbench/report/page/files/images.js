@@ -110,7 +110,7 @@ function drawClasses(part, run) {
       value: (row) => taken.get(row.number)?.[1] ?? null,
       cell: (row) => {
         const found = taken.get(row.number);
-        return element("td", { class: found ? "words" : "none" }, found ? `${part.classes[found[0]]} (${found[1]})` : "–");
+        return element("td", { class: found ? "words" : "words none" }, found ? `${part.classes[found[0]]} (${found[1]})` : "–");
       },
     },
   ];
