@@ -227,7 +227,7 @@ def test_two_folders_of_one_name_are_told_apart(
     add_run(store, other, labels, labels)
     first, second = (part["name"] for part in shown(store))
     digests = sorted((folder(root)[0].manifest[:8], other.manifest[:8]))
-    assert [first, second] == [f"folder ({digest})" for digest in digests]
+    assert [first, second] == [f"pets ({digest})" for digest in digests]
 
 
 def test_val_is_shown_of_the_trials_that_chose_the_rate(store: ResultsStore, root: Path) -> None:

@@ -17,7 +17,7 @@ from peftbench.report.view import Views
 from peftbench.results.predictions import Predictions
 from peftbench.results.record import RunRecord, parsed
 from peftbench.results.store import ResultsStore
-from peftbench.spec import TRAIN_AND_VAL, TRAIN_ONLY
+from peftbench.spec import TRAIN_AND_VAL, TRAIN_ONLY, called
 from peftbench.untrusted import MOST_RECORD, printable, read_bounded
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _part(runs: Sequence[ShownRun], sources: Sources, room: Room) -> dict[str, A
     data = _data(best, said, sources.store)
     counts = _counts(data)
     part: dict[str, Any] = {
-        "name": printable(str(best.spec["dataset"]["name"])),
+        "name": printable(_name(best)),
         "manifest": str(best.spec["dataset"]["manifest"])[:8],
         "classes": list(data.class_names),
         "labels": data.labels.tolist(),
@@ -92,6 +92,13 @@ def _part(runs: Sequence[ShownRun], sources: Sources, room: Room) -> dict[str, A
             part["samples"] = pictures.samples(opened, preprocessing, room)
         part["thumbs"] = pictures.mistakes(opened, said, data.labels, room)
     return part
+
+
+def _name(record: RunRecord) -> str:
+    """Of a data set as tables call it, and of its fold."""
+    dataset = record.spec["dataset"]
+    fold = f", fold {dataset['fold']} of {dataset['folds']}" if dataset.get("folds") else ""
+    return f"{called(dataset)}{fold}"
 
 
 def _data(record: RunRecord, said: Sequence[Predictions], store: ResultsStore) -> _Data:
