@@ -160,14 +160,16 @@ def give_advice(options: argparse.Namespace) -> int:
         print(f"peftbench: {printable(str(warning.message))}", file=sys.stderr)
     if not options.dirty:
         runs, left_out = committed(runs)
-    if options.metric is not None and Path(options.results_dir).is_dir():
-        runs = measured_again(runs, ResultsStore(options.results_dir), [options.metric])
+    folder = Path(options.results_dir)
+    if options.metric is not None and folder.is_dir():
+        runs = measured_again(runs, ResultsStore(folder), [options.metric])
     advised = advice.advise(
         runs,
         budget,
         datasets=options.dataset,
         backbones=options.backbone,
         metric=options.metric,
+        store=ResultsStore(folder) if folder.is_dir() else None,
     )
     print(printable_lines(advice.to_text(advised, budget)), end="", flush=True)
     for line in left_out:

@@ -138,7 +138,17 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
         notes,
         of_files=_of_files(listing, report.names),
         levels=listing.levels(),
+        numbers=_numbers(listing, report.names),
     )
+
+
+def _numbers(listing: Listing, names: tuple[str, ...]) -> tuple[int, ...] | None:
+    """The place of each image among the sorted names of a user's data set, whatever the splits."""
+    if not listing.content:
+        return None
+    every = sorted(name for _, part in listing.splits() for name in part.names)
+    place = {name: number for number, name in enumerate(every)}
+    return tuple(place[name] for name in names)
 
 
 def _of_files(listing: Listing, names: tuple[str, ...]) -> bool:

@@ -107,9 +107,10 @@ class Splits:
     manifest: str  # roll-up hash of the data set
     notes: tuple[str, ...] = ()  # what the record of a run must say about its data
     of_files: bool = False  # whether the names of images are paths of files
-    levels: Levels | None = (
-        None  # by which pictures of more than 8 bits were read, if there are any
-    )
+    # by which pictures of more than 8 bits were read, if there are any
+    levels: Levels | None = None
+    # of the reported images, among all of a data set that a user brings; `None` of others
+    numbers: tuple[int, ...] | None = None
 
     @property
     def reported_files(self) -> tuple[str, ...] | None:

@@ -137,7 +137,7 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
             notes.append(f"No run has {' and '.join(where)}: {runs}, no figure.")
         return Report(_text(front.text, front.paths, notes), front.paths, scan.broken)
     chosen = measured_again(chosen, store, _lacking(chosen, options))
-    products = _products(sources, Views(chosen, tuple(left_out)), options)
+    products = _products(sources, Views(chosen, tuple(left_out), store), options)
     paths = (*front.paths, *(path for one in products for path in one.paths))
     notes += [note for one in products for note in one.notes]
     printed = "".join(one.text for one in products)

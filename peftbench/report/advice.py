@@ -10,15 +10,16 @@ import pandas as pd
 
 from peftbench.report.scores import IN_FIGURE_NAMES, SCORE, SCORES, SHORT, check_metric
 from peftbench.report.sections import Section, sections
-from peftbench.report.verdict import seeds_it_would_take
+from peftbench.report.spreads import leaders_on
+from peftbench.report.verdict import behind, on_images, what_it_would_take
 from peftbench.report.view import Views
 from peftbench.report.words import counted, scaled
 from peftbench.results.frame import select
+from peftbench.results.store import ResultsStore
 from peftbench.statistics import ranks, scores
 from peftbench.statistics.best import Best
 from peftbench.statistics.coverage import describe
-from peftbench.statistics.intervals import Interval, mean_interval
-from peftbench.statistics.leaders import leaders
+from peftbench.statistics.intervals import SEEDS, Interval, mean_interval
 
 FEW_SEEDS = 3  # with fewer, one lucky seed decides
 
@@ -61,6 +62,8 @@ class Advice:
     worse: tuple[Candidate, ...]  # distinguishable from the best
     refused: tuple[str, ...]  # methods outside the budget or without evidence, with the reason
     doubts: tuple[str, ...]  # why the evidence is thin
+    over: str = SEEDS  # what intervals are over
+    measured: str = "over the data sets"  # what the accuracy is a mean of
 
 
 def advise(
@@ -70,12 +73,15 @@ def advise(
     datasets: Sequence[str] = (),
     backbones: Sequence[str] = (),
     metric: str | None = None,
+    store: ResultsStore | None = None,
 ) -> list[Advice]:
     """One answer for each backbone and suite with runs of these data sets, and each metric.
 
     Runs are judged by the metric that they declare, or all by one that is given.
 
-    The data sets of a suite are averaged; each of one's own has an answer of its own.
+    The data sets of a suite are averaged; each of one's own has an answer of its own, from single
+    test images where there is a `store` with the predictions of the runs.
+
     A method is advised where no other within the budget has a mean at least as high at costs at
     most as high (and one of them better), and where the runs do not tell it from the best within
     the budget (`statistics.best`, over seeds). The costs of that frontier are the limited ones, or
@@ -90,7 +96,7 @@ def advise(
     check_metric(metric)
     return [
         _advice(one, budget, name)
-        for name, views in Views(select(table, conditions)).by_metric(metric)
+        for name, views in Views(select(table, conditions), store=store).by_metric(metric)
         for one in sections(views.view(name))
     ]
 
@@ -123,7 +129,7 @@ def _advice(section: Section, budget: Budget, metric: str) -> Advice:
     device = str(min(devices.unique(), key=lambda name: (-int((devices == name).sum()), name)))
     within = []
     for label, part in kept.groupby("label", sort=True):
-        one = _candidate(str(label), part, datasets, device)
+        one = _candidate(str(label), part, section, device)
         reason = _over(one, budget, device)
         if reason:
             refused.append(f"{one.label}: {reason}")
@@ -131,7 +137,7 @@ def _advice(section: Section, budget: Budget, metric: str) -> Advice:
             within.append(one)
     within.sort(key=lambda one: (-one.interval.estimate, one.label))
     rows = kept[kept["label"].isin([one.label for one in within])]
-    leading = leaders(rows)
+    leading = leaders_on(section.view, rows)
     members = set(leading.members) if leading else set()
     front = {one.label for one in unbeaten(within, list(budget.limits()) or ["params"])}
     return Advice(
@@ -144,17 +150,23 @@ def _advice(section: Section, budget: Budget, metric: str) -> Advice:
         worse=tuple(x for x in within if x.label not in members),
         refused=tuple(refused),
         doubts=tuple([*section.remarks, *_doubts(leading, len(within))]),
+        over=leading.over if section.own and leading else SEEDS,
+        measured=f"of {behind(leading)}" if section.own and leading else Advice.measured,
     )
 
 
-def _candidate(label: str, part: pd.DataFrame, datasets: tuple[str, ...], device: str) -> Candidate:
+def _candidate(label: str, part: pd.DataFrame, section: Section, device: str) -> Candidate:
     there = part[part["device"].fillna("unknown device") == device]
     merged = there["merged_latency_ms_batch1"]
     latency = merged.fillna(there["latency_ms_batch1"])
-    samples = scores.samples(part, datasets)[label]
+    if section.own:
+        place = section.heading, section.suite, label, section.suite
+        interval = section.view.intervals[place]
+    else:
+        interval = mean_interval(scores.samples(part, sorted(set(part["dataset"])))[label])
     return Candidate(
         label=label,
-        interval=mean_interval(samples),
+        interval=interval,
         costs={
             "params": _number(part["params_tuned"].max()),
             "latency": _number(latency.median()),
@@ -185,22 +197,43 @@ def _doubts(leading: Best | None, within: int) -> list[str]:
             "one method only is within the budget and has runs: nothing to compare it with"
         )
         return doubts
+    if on_images(leading):
+        return [*doubts, *_doubts_on_images(leading)]
     if leading.seeds < FEW_SEEDS:
         doubts.append(f"some method has {counted(leading.seeds, 'seed')} only on a data set")
     if not leading.conclusive:
         doubts.append(
             "so few runs cannot tell any two methods apart; the order may be luck. "
-            + seeds_it_would_take(leading)
+            + what_it_would_take(leading)
         )
     elif len(leading.members) > 1:
         doubts.append(
             f"{leading.best} and {counted(len(leading.members) - 1, 'other')} cannot be told "
-            "apart. " + seeds_it_would_take(leading)
+            "apart. " + what_it_would_take(leading)
         )
     pairs = within * (within - 1) // 2
     if ranks.smallest_signed_rank_p(leading.datasets) * pairs > leading.alpha:
         sets = counted(leading.datasets, "data set")
         doubts.append(f"{sets} cannot tell how {within} methods compare on others")
+    return doubts
+
+
+def _doubts_on_images(leading: Best) -> list[str]:
+    doubts = []
+    if leading.splits == 1:
+        doubts.append(
+            f"one split of {leading.images or 'few'} test images: another one would give other "
+            "numbers. dataset.folds=5 tests every image once"
+        )
+    if not leading.conclusive:
+        doubts.append(
+            "so few test images cannot tell any two methods apart. " + what_it_would_take(leading)
+        )
+    elif len(leading.members) > 1:
+        doubts.append(
+            f"{leading.best} and {counted(len(leading.members) - 1, 'other')} cannot be told "
+            "apart. " + what_it_would_take(leading)
+        )
     return doubts
 
 
@@ -242,9 +275,8 @@ def _section(one: Advice, budget: Budget) -> str:
         lines += ["", "The evidence is thin:", *(f"  {doubt}" for doubt in one.doubts)]
     lines += [
         "",
-        f"{score}: {SHORT[one.metric]} on test in %, mean over the data sets, with its 95 % "
-        "interval over seeds"
-        f"{_held([*one.chosen, *one.dearer])}. "
+        f"{score}: {SHORT[one.metric]} on test in %, mean {one.measured}, with its 95 % "
+        f"interval over {one.over}{_held([*one.chosen, *one.dearer])}. "
         "tuned: parameters without the classifier.",
         f"latency of one image and peak memory of training are those of {one.device}; yours will "
         "differ. latency is after merging where marked m.",

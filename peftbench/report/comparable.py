@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from peftbench.report.tables import cells as tables
+from peftbench.report.units import UNKNOWN, draws, units
 from peftbench.report.words import commonest, first_of
 from peftbench.results.arithmetic import arithmetic, several
 from peftbench.results.record import Status
@@ -19,7 +20,9 @@ def comparable(
 
     `runs` come from `tables.labelled` and `cells` from `tables.summary`, by the same metric. Runs
     keep all their columns. A cell that a table refuses to average is not among them, nor is a run
-    on other weights, files or suite versions than most runs of its backbone and suite have.
+    on other weights, files or suite versions than most runs of its backbone and suite have; splits
+    of one's own data set have the same files. `seed` is what `units` documents, `run_seed` the seed
+    itself and `draw` the number of the split.
     """
     cells = cells[(cells["kind"] == tables.TASK) & (cells["state"] == tables.OK)]
     keys = ["backbone", "suite", "label", "column"]
@@ -33,7 +36,7 @@ def comparable(
         usual = commonest(_texts(part["backbone_sha256"]))
         kept = part[part["backbone_sha256"].fillna("") == usual]
         for column in ("suite_version", "manifest"):
-            text = _texts(kept[column])
+            text = _texts(kept[column]).where(kept["content"].isna(), "")
             common = text.groupby(kept["dataset"]).transform(commonest)
             kept = kept[text == common]
         notes = []
@@ -45,9 +48,10 @@ def comparable(
         notes += _arithmetic(kept)
         parts.append(kept)
         remarks[str(heading), str(suite)] = notes
-    out = pd.concat(parts) if parts else runs
-    seeds = out["seed"].fillna(-1).astype(int)
-    return out.assign(seed=seeds, score=out["score"].astype(float)), remarks
+    out = (pd.concat(parts) if parts else runs).reset_index(drop=True)
+    seeds = out["seed"].fillna(UNKNOWN).astype(int)
+    numbers = {"seed": units(out), "run_seed": seeds, "draw": draws(out)}
+    return out.assign(**numbers, score=out["score"].astype(float)), remarks
 
 
 def _texts(values: pd.Series) -> pd.Series:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -11,15 +11,19 @@ import numpy as np
 import pandas as pd
 
 from peftbench.errors import StoreError
+from peftbench.report.evidence import TOP1, image_scores
 from peftbench.report.scores import SCORE
+from peftbench.report.sections import Section
+from peftbench.report.spreads import leaders_on
 from peftbench.report.view import View
 from peftbench.report.words import first_of
 from peftbench.results.predictions import ROWS, Predictions
 from peftbench.results.store import ResultsStore
-from peftbench.statistics import best, images, intervals, ranks, scores
+from peftbench.statistics import best, images, intervals, paired, ranks, scores
 from peftbench.statistics.averages import weightings
 from peftbench.statistics.best import Best
 from peftbench.statistics.intervals import DATASETS, SEEDS, Interval
+from peftbench.statistics.paired import Cells, PairTest
 from peftbench.statistics.ranks import Friedman
 
 MOST_WITH_IMAGES = (
@@ -44,7 +48,7 @@ class Comparison:
     """Everything that is compared within one backbone and suite."""
 
     heading: str
-    suite: str
+    suite: str  # or one's own data set
     metric: str  # that the scores are of
     labels: tuple[str, ...]  # compared methods, the highest mean first
     datasets: tuple[str, ...]
@@ -57,8 +61,9 @@ class Comparison:
     pairs: pd.DataFrame
     bars: tuple[tuple[str, ...], ...]
     win_rates: pd.DataFrame
-    best: tuple[Best, ...]  # over seeds, and over data sets
+    best: tuple[Best, ...]  # over seeds, and over data sets; of one's own data, on new images
     images: Images | None
+    own: bool = False  # about one's own data set
 
 
 def compare(
@@ -107,6 +112,64 @@ def compare(
         best=tuple(one for one in leaders if one is not None),
         images=pictures,
     )
+
+
+def compare_own(
+    section: Section, store: ResultsStore | None = None, metric: str = SCORE
+) -> Comparison | None:
+    """The comparison on one of one's own data sets, on new images; `None` for fewer than 2 methods.
+
+    Ranks over data sets and their tests say nothing here. Predictions are read from `store`.
+    """
+    kept, _ = scores.complete(section.runs)
+    means = scores.means(kept)
+    if len(means) < 2:
+        return None
+    labels = _ordered(means)
+    place = section.heading, section.suite
+    leaders = leaders_on(section.view, kept)
+    notes = list(section.remarks)
+    number = scores.counts(kept).to_numpy()
+    pictures = None
+    if store is not None:
+        pictures = _images(kept, labels[:MOST_WITH_IMAGES], store, notes)
+        if pictures is not None:
+            pictures = replace(pictures, tests=_tests_of_own(kept, pictures.labels, store))
+    return Comparison(
+        heading=section.heading,
+        suite=section.suite,
+        metric=metric,
+        labels=labels,
+        datasets=(section.suite,),
+        seeds=(int(number.min()), int(number.max())),
+        remarks=tuple(notes),
+        intervals=tuple(
+            (label, section.suite, section.view.intervals[*place, label, section.suite])
+            for label in labels
+        ),
+        improvement=(),
+        average_ranks=pd.Series(dtype=float),
+        friedman=ranks.friedman(means),
+        pairs=pd.DataFrame(),
+        bars=(),
+        win_rates=pd.DataFrame(),
+        best=() if leaders is None else (leaders,),
+        images=pictures,
+        own=True,
+    )
+
+
+def _tests_of_own(kept: pd.DataFrame, labels: tuple[str, ...], store: ResultsStore) -> pd.DataFrame:
+    """Tests of single images of all pairs, which count an image once over all splits."""
+    found = {x: image_scores(kept[kept["label"] == x], TOP1, store) for x in labels}
+    cells = {x: Cells.from_scores(one) for x, one in found.items() if one is not None}
+    rows = []
+    for a, b in combinations([x for x in labels if x in cells], 2):
+        test = paired.compare(cells[a], cells[b], exact=True)
+        if test is not None:
+            rows.append({"first": a, "second": b, **vars(test)})
+    tests = pd.DataFrame(rows, columns=["first", "second", *PairTest.__dataclass_fields__])
+    return tests.assign(p_holm=ranks.holm(tests["p"].to_numpy(float)))
 
 
 def reliability(view: View, store: ResultsStore) -> pd.DataFrame:
@@ -210,7 +273,8 @@ def _read(
     """`None`, and a remark, where the predictions that are there cannot be compared."""
     runs = kept[kept["label"].isin(labels)]
     seeds: dict[Any, set[Any]] = defaultdict(set)
-    for *place, seed in zip(*(runs[x].tolist() for x in ("label", "dataset", "seed")), strict=True):
+    columns = ("label", "dataset", "draw", "run_seed")
+    for *place, seed in zip(*(runs[x].tolist() for x in columns), strict=True):
         seeds[tuple(place)].add(seed)
     shared = set.intersection(*seeds.values())
     if not shared:
@@ -218,8 +282,9 @@ def _read(
         return None
     loaded: dict[str, list[Predictions]] = {}
     truth: list[Any] = []
-    order = runs[runs["seed"].isin(shared)].sort_values(["label", "seed", "dataset"])
-    for (label, _), part in order.groupby(["label", "seed"], sort=True):
+    order = runs[runs["run_seed"].isin(shared)]
+    order = order.sort_values(["label", "run_seed", "dataset", "draw"])
+    for (label, _), part in order.groupby(["label", "run_seed"], sort=True):
         parts = []
         for method, run_id in zip(part["method"].tolist(), part["run_id"].tolist(), strict=True):
             try:
@@ -235,7 +300,7 @@ def _read(
         whole = Predictions(rows[0], rows[1], rows[2], rows[3])
         truth.append(whole.labels)
         loaded.setdefault(str(label), []).append(whole)
-    if any(not np.array_equal(truth[0], other) for other in truth[1:]):
+    if any(not np.array_equal(truth[0], other) for other in truth[1:]):  # or in their splits
         notes.append("single images are not compared: runs differ in the true classes of images")
         return None
     classes = {x: np.stack([one.classes for one in loaded[x]]) for x in labels}

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from peftbench.report.frames import typed_frame
+from peftbench.report.units import units
 from peftbench.results.columns import Column
 from peftbench.results.record import Status
 
@@ -134,8 +135,8 @@ def _numbers(series: pd.Series) -> list[float | None]:
 
 
 def _places(runs: pd.DataFrame) -> list[tuple[str, int]]:
-    """Data set and seed of each run."""
-    return list(zip(runs["dataset"].fillna(""), runs["seed"].fillna(-1), strict=True))
+    """Data set of each run, and its seed; with splits of a data set, its split and seed."""
+    return list(zip(runs["dataset"].fillna(""), units(runs), strict=True))
 
 
 def _spread(

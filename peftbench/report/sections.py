@@ -14,15 +14,16 @@ class Section:
     """Runs that may be compared, of one backbone and of one suite or one data set."""
 
     heading: str  # of the backbone, as tables name it
-    suite: str
-    own: str  # one's own data set that it is about; empty for those of a suite
+    suite: str  # or one's own data set
+    own: bool
     runs: pd.DataFrame  # some of `View.scored`
     remarks: tuple[str, ...]
+    view: View  # that they are of
 
     @property
     def title(self) -> str:
         """As a heading of a part: `vit_mini · mini`."""
-        return " · ".join(filter(None, (self.heading, self.suite, self.own)))
+        return " · ".join(filter(None, (self.heading, self.suite)))
 
 
 def sections(view: View) -> list[Section]:
@@ -30,21 +31,14 @@ def sections(view: View) -> list[Section]:
 
     One's own data sets that belong to no suite have nothing in common, and get one each.
     """
-    runs = view.scored
-    own = runs["dataset"].where(is_own(runs), "").astype("string").fillna("")
-    keyed = runs.assign(own=own)
     return [
         Section(
             str(heading),
             str(suite),
-            str(name),
-            part.drop(columns="own"),
+            bool(part["own"].all()),
+            part,
             tuple(view.remarks[str(heading), str(suite)]),
+            view,
         )
-        for (heading, suite, name), part in keyed.groupby(["heading", "suite", "own"], sort=True)
+        for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True)
     ]
-
-
-def is_own(runs: pd.DataFrame) -> pd.Series:
-    """Whether each run is on a data set that a user brought and that belongs to no suite."""
-    return runs["content"].notna() & (runs["suite"].fillna("") == "")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Mapping
 
 import pandas as pd
 
+from peftbench.report.evidence import TOP1
 from peftbench.report.view import View
-from peftbench.statistics import intervals, scores
+from peftbench.statistics import intervals, new_images, paired, scores
 from peftbench.statistics.averages import weightings
 from peftbench.statistics.best import Best
 from peftbench.statistics.intervals import Interval
 from peftbench.statistics.leaders import leaders as leaders_of
+from peftbench.statistics.paired import Evidence
 
 RowKey = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
 
@@ -21,11 +24,15 @@ RowKey = tuple[str, str, str]  # backbone and suite as tables name them, and the
 def spreads(view: View) -> Mapping[RowKey, Mapping[str, Interval]]:
     """By row and name of the average, its 95 % interval over seeds.
 
-    A row on a single data set has an interval under the name of that data set. Rows that lack a
-    data set, or ran on other weights or files than most, have none.
+    A row on a single data set has an interval under the name of that data set, over its images
+    where there is one seed. Rows that lack a data set, or ran on other weights or files than most,
+    have none. Of one's own data sets each has its interval over new images.
     """
     by_row: dict[RowKey, dict[str, Interval]] = {}
     for (heading, suite), kept in _parts(view):
+        if kept["own"].all():
+            by_row |= _own(view, heading, suite)
+            continue
         named = kept.assign(group=kept["group"].fillna(""))
         group_of = {str(d): str(g) for d, g in named.groupby("dataset")["group"].first().items()}
         datasets = sorted(group_of)
@@ -33,10 +40,33 @@ def spreads(view: View) -> Mapping[RowKey, Mapping[str, Interval]]:
         if len(datasets) == 1:
             averages = {datasets[0]: {datasets[0]: 1.0}}
         for label, samples in scores.samples(kept, datasets).items():
-            by_row[heading, suite, str(label)] = {
+            found = {
                 name: intervals.mean_interval(samples, weights=[weights[d] for d in datasets])
                 for name, weights in averages.items()
             }
+            if len(datasets) == 1 and found[datasets[0]].over == intervals.NOTHING:
+                rows = kept[kept["label"] == label]
+                found[datasets[0]] = _of_one_run(rows, view.metric) or found[datasets[0]]
+            by_row[heading, suite, str(label)] = found
+    return by_row
+
+
+def _of_one_run(rows: pd.DataFrame, metric: str) -> Interval | None:
+    """Wilson's interval of a single run; `None` of scores that are no mean over images."""
+    number = rows["num_images"].iloc[0]
+    if metric != TOP1 or pd.isna(number):
+        return None
+    images = int(number)
+    score = [float(rows["score"].iloc[0])]
+    return new_images.interval(new_images.of_counts({0: score}, images, images, once=True))
+
+
+def _own(view: View, heading: str, suite: str) -> dict[RowKey, dict[str, Interval]]:
+    """By row, the interval on new images of each of one's own data sets."""
+    by_row: dict[RowKey, dict[str, Interval]] = defaultdict(dict)
+    for (backbone, of_suite, label, dataset), interval in view.intervals.items():
+        if (backbone, of_suite) == (heading, suite):
+            by_row[heading, suite, label][dataset] = interval
     return by_row
 
 
@@ -52,10 +82,22 @@ def equals_of_the_best(view: View) -> dict[tuple[str, str], tuple[str, ...]]:
 def leaders(view: View) -> dict[tuple[str, str], Best]:
     """By backbone and suite, the best over seeds by the mean of all data sets, and its equals.
 
-    Without p-values, most of which decide nothing here.
+    Without p-values, most of which decide nothing here. Of one's own data sets, the best on new
+    images.
     """
-    by_section = {key: leaders_of(kept) for key, kept in _parts(view)}
+    by_section = {key: leaders_on(view, kept) for key, kept in _parts(view)}
     return {key: one for key, one in by_section.items() if one is not None}
+
+
+def leaders_on(view: View, kept: pd.DataFrame) -> Best | None:
+    """The best of complete runs of one backbone and suite, some of `View.scored`."""
+    if not len(kept) or not kept["own"].all():
+        return leaders_of(kept)
+    rivals: dict[str, dict[str, Evidence]] = defaultdict(dict)
+    keys = kept[["heading", "suite", "label", "dataset"]].drop_duplicates().sort_values("dataset")
+    for key in keys.itertuples(index=False, name=None):
+        rivals[str(key[2])][str(key[3])] = view.evidence[key]
+    return paired.leaders(rivals, exact=view.metric == TOP1)
 
 
 def _parts(view: View) -> list[tuple[tuple[str, str], pd.DataFrame]]:

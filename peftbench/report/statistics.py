@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from peftbench.report.comparison import Comparison, compare
+from peftbench.report.comparison import Comparison, Images, compare, compare_own
 from peftbench.report.frames import typed_frame
+from peftbench.report.sections import sections
 from peftbench.report.tables.text import inert
-from peftbench.report.verdict import seeds_it_would_take
+from peftbench.report.verdict import behind, on_images, what_it_would_take
 from peftbench.report.view import View
 from peftbench.report.words import counted
 from peftbench.results.columns import Column
@@ -55,11 +56,22 @@ corrected p-value above 5 %; that is no proof that the two are equal.
 """
 
 
+OWN_INTRODUCTION = """\
+Scores on one's own images: intervals are those of the accuracy on new images. They hold the chance
+of which images were tested, of splits where there are several, and of seeds. In simulations of 60
+to 300 images they held in 92.7 to 98.1 %, 95.4 % on average. One split and one seed have Wilson's
+interval. A method is not distinguishable from the best where a test of single images does not tell
+the two apart.
+"""
+
+
 def comparisons(view: View, store: ResultsStore | None = None) -> list[Comparison]:
-    """One comparison for each backbone and suite that has two methods with all its data sets."""
+    """One for each backbone and suite, or one's own data set, on which two methods are complete."""
     compared = [
-        compare(part, view.remarks[str(heading), str(suite)], store, view.metric)
-        for (heading, suite), part in view.scored.groupby(["heading", "suite"], sort=True)
+        compare_own(one, store, view.metric)
+        if one.own
+        else compare(one.runs, list(one.remarks), store, view.metric)
+        for one in sections(view)
     ]
     return [one for one in compared if one is not None]
 
@@ -88,8 +100,9 @@ def _rows(one: Comparison) -> Iterator[dict[str, Any]]:
         yield {"statistic": "probability of improvement", **pair, **_interval(interval)}
     for ranked, rank in one.average_ranks.items():
         yield {"statistic": "average rank", "label": ranked, "value": rank, **behind}
-    test = one.friedman
-    yield {"statistic": "friedman", "value": test.statistic, "p": test.p, **behind}
+    if not one.own:
+        test = one.friedman
+        yield {"statistic": "friedman", "value": test.statistic, "p": test.p, **behind}
     for row in one.pairs.to_dict("records"):
         pair = {"label": row["first"], "other": row["second"], "value": row["difference"]}
         p = {"p": row["p"], "p_holm": row["p_holm"]}
@@ -100,9 +113,12 @@ def _rows(one: Comparison) -> Iterator[dict[str, Any]]:
     yield from _matrix("win rate", one.win_rates, behind)
     for leaders in one.best:
         yield from _best(leaders)
-    if one.images is None:
-        return
-    for row in one.images.tests.to_dict("records"):
+    if one.images is not None:
+        yield from _of_images(one.images)
+
+
+def _of_images(images: Images) -> Iterator[dict[str, Any]]:
+    for row in images.tests.to_dict("records"):
         pair = {"label": row["first"], "other": row["second"]}
         lead = (row["first_only"] - row["second_only"]) / row["images"]
         yield {
@@ -112,11 +128,11 @@ def _rows(one: Comparison) -> Iterator[dict[str, Any]]:
             "p": row["p"],
             "p_holm": row["p_holm"],
         }
-    yield from _matrix("agreement", one.images.agreement, {})
-    for label, error in one.images.ece.items():
+    yield from _matrix("agreement", images.agreement, {})
+    for label, error in images.ece.items():
         yield {"statistic": "expected calibration error", "label": label, "value": error}
-    for kind, value in one.images.ensembles.drop(columns="run").mean().items():
-        yield {"statistic": f"ensemble: {kind}", "value": float(value), "seeds": one.images.runs}
+    for kind, value in images.ensembles.drop(columns="run").mean().items():
+        yield {"statistic": f"ensemble: {kind}", "value": float(value), "seeds": images.runs}
 
 
 def _interval(interval: Interval) -> dict[str, Any]:
@@ -158,13 +174,24 @@ def to_markdown(comparisons: Sequence[Comparison], *, metric: str = "top-1 accur
     parts = [INTRODUCTION.format(metric=metric)]
     if not comparisons:
         parts.append("No backbone has two methods with all data sets of a suite yet.\n")
+    if any(one.own for one in comparisons):
+        parts.append(OWN_INTRODUCTION)
     for one in comparisons:
-        parts += [_head(one), _averages(one), _sets(one), _tests(one), _pictures(one)]
+        parts.append(_head(one))
+        if one.own:
+            parts += [_on_new_images(one), _sets(one)]
+        else:
+            parts += [_averages(one), _sets(one), _tests(one)]
+        parts.append(_pictures(one))
     return inert("\n".join(part for part in parts if part))
 
 
 def _head(one: Comparison) -> str:
-    title = f"{one.heading} · {one.suite}" if one.suite else one.heading
+    title = " · ".join(filter(None, (one.heading, one.suite)))
+    if one.own:
+        rests = behind(one.best[0]) if one.best else ""
+        lines = [f"## {title}\n", f"{len(one.labels)} methods: {rests}."]
+        return "\n".join([*lines, *(f"- {remark}" for remark in one.remarks), ""])
     seeds = "–".join(str(n) for n in dict.fromkeys(one.seeds))
     lines = [
         f"## {title}\n",
@@ -200,6 +227,15 @@ def _averages(one: Comparison) -> str:
     return "\n".join([_grid(head, rows), *_held(one.intervals)])
 
 
+def _on_new_images(one: Comparison) -> str:
+    """Each method with its interval, the best first."""
+    rows = []
+    for label, _, interval in one.intervals:
+        over = interval.over if interval.low is not None else "–"
+        rows.append([label, f"{100 * interval.estimate:.1f}", _bounds(interval), over])
+    return _grid(["method", one.suite, "95 % interval", "over"], rows)
+
+
 def _held(named: Sequence[tuple[str, str, Interval]]) -> list[str]:
     """One line for each kind of interval on how often it holds, and an empty one after them."""
     kinds: dict[tuple[str, str], list[Coverage | None]] = {}
@@ -218,28 +254,32 @@ def _sets(one: Comparison) -> str:
     lines = ["### Not distinguishable from the best\n"]
     for leaders in one.best:
         claim = "On these data sets" if leaders.over == SEEDS else "On new data sets of the kind"
-        behind = f"{counted(leaders.datasets, 'data set')}, {counted(leaders.seeds, 'seed')}"
-        lines.append(f"- {claim}: {_told(leaders, behind)}")
+        rests = f"{counted(leaders.datasets, 'data set')}, {counted(leaders.seeds, 'seed')}"
+        if on_images(leaders):
+            claim, rests = "On new images", behind(leaders)
+        lines.append(f"- {claim}: {_told(leaders, rests)}")
     return "\n".join([*lines, ""])
 
 
-def _told(leaders: Best, behind: str) -> str:
+def _told(leaders: Best, rests: str) -> str:
     if not leaders.conclusive:
         return (
-            f"nothing can be told. With {behind} and {len(leaders.p_holm) + 1} methods even the "
+            f"nothing can be told. With {rests} and {len(leaders.p_holm) + 1} methods even the "
             f"clearest result has a corrected p-value of {_p(leaders.smallest)}.{_more(leaders)}"
         )
     test = "Wilcoxon's signed-rank test"
     if leaders.over == SEEDS:
         test = "exchange of runs and Welch's t-test"
-    return f"{', '.join(leaders.members)} ({test}, {behind}).{_more(leaders)}"
+    if on_images(leaders):
+        test = "test of single images"
+    return f"{', '.join(leaders.members)} ({test}, {rests}).{_more(leaders)}"
 
 
 def _more(leaders: Best) -> str:
     """How many seeds it would take; more seeds say nothing of new data sets."""
-    if leaders.over != SEEDS or len(leaders.members) < 2:
+    if not (on_images(leaders) or leaders.over == SEEDS) or len(leaders.members) < 2:
         return ""
-    return f" {seeds_it_would_take(leaders)}"
+    return f" {what_it_would_take(leaders)}"
 
 
 def _tests(one: Comparison) -> str:
@@ -289,12 +329,21 @@ def _pictures(one: Comparison) -> str:
         return ""
     images = one.images
     first = images.labels[0]
+    claim = (
+        "McNemar's exact test counts an image once, for the method that is right on it in more of "
+        "its seeds; its claim is about these trained models and new images."
+    )
+    if one.own:
+        claim = (
+            "An image counts once, for the method that is right on it in more of its runs. p is "
+            "that of McNemar's exact test, or of a t-test that holds splits and seeds as well, "
+            "whichever is larger."
+        )
+    number = images.tests["images"].iloc[0] if len(images.tests) else 0
     lines = [
         "### Single images\n",
-        f"{images.tests['images'].iloc[0]} test images, {counted(images.runs, 'seed')}, "
-        f"{len(images.labels)} methods of highest mean. McNemar's exact test counts an image once, "
-        "for the method that is right on it in more of its seeds; its claim is about these trained "
-        "models and new images.\n",
+        f"{number} test images, {counted(images.runs, 'seed')}, "
+        f"{len(images.labels)} methods of highest mean. {claim}\n",
     ]
     rows = []
     for row in images.tests[images.tests["first"] == first].to_dict("records"):

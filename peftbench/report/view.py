@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pandas as pd
 
 from peftbench.report.comparable import Remarks, comparable
+from peftbench.report.evidence import CellKey, evidence, interval_of
 from peftbench.report.scores import SCORE, declared, declared_by, metric_of
-from peftbench.report.tables.cells import cells_of, counted, with_labels
+from peftbench.report.tables.cells import TASK, cells_of, counted, with_labels
 from peftbench.report.tables.runs import Run, Variants
+from peftbench.results.store import ResultsStore
+from peftbench.statistics.intervals import Interval
+from peftbench.statistics.paired import Evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,7 @@ class View:
     metric: str
     limited: bool  # also runs on a part of the images
     best_on_test: bool  # also runs that selected the epoch on test
+    store: ResultsStore | None = None  # where the predictions of single images are
 
     @classmethod
     def of(
@@ -35,8 +40,11 @@ class View:
         limited: bool = False,
         best_on_test: bool = False,
         left_out: Sequence[str] = (),
+        store: ResultsStore | None = None,
     ) -> View:
         """The view of a table; `tables.summary` documents the arguments.
+
+        With the `store` of the runs, intervals of one's own data sets count single images.
 
         Raises:
             UnknownName: there is no such metric.
@@ -45,7 +53,8 @@ class View:
             table, metric=metric, limited=limited, best_on_test=best_on_test
         )
         cells = cells_of(runs, variants, metric=metric, left_out=[*left_out, *not_counted])
-        return cls(table, tuple(runs), variants, cells, metric, limited, best_on_test)
+        view = cls(table, tuple(runs), variants, cells, metric, limited, best_on_test, store)
+        return view._with_intervals()
 
     @cached_property
     def labelled(self) -> pd.DataFrame:
@@ -63,6 +72,39 @@ class View:
         return self._comparable[1]
 
     @cached_property
+    def evidence(self) -> dict[CellKey, Evidence]:
+        """What is known of each cell of one's own data sets."""
+        return evidence(self.scored[self.scored["own"]], self.metric, self.store)
+
+    @cached_property
+    def intervals(self) -> dict[CellKey, Interval]:
+        """The interval on new images of each cell of one's own data sets."""
+        return {key: interval_of(known) for key, known in self.evidence.items()}
+
+    def _with_intervals(self) -> View:
+        """The same with the intervals of one's own data sets in the cells."""
+        if not self.table["content"].notna().any() or not self.intervals:
+            return self
+        cells = self.cells.copy()
+        keys = cells[["backbone", "suite", "label", "column"]].fillna("")
+        rows = [
+            self.intervals.get(key) if kind == TASK else None
+            for key, kind in zip(
+                keys.itertuples(index=False, name=None), cells["kind"], strict=True
+            )
+        ]
+        for name in ("low", "high"):
+            ends = [None if one is None else getattr(one, name) for one in rows]
+            cells[name] = pd.array(ends, dtype="Float64")
+        over = [None if one is None or one.low is None else one.over for one in rows]
+        cells["over"] = pd.array(over, dtype="string")
+        cells.attrs = self.cells.attrs
+        view = replace(self, cells=cells)
+        for name in ("labelled", "_comparable", "evidence", "intervals"):  # as they are already
+            view.__dict__[name] = getattr(self, name)
+        return view
+
+    @cached_property
     def _comparable(self) -> tuple[pd.DataFrame, Remarks]:
         return comparable(self.labelled, self.cells, self.metric)
 
@@ -73,6 +115,7 @@ class Views:
 
     table: pd.DataFrame
     left_out: tuple[str, ...] = ()  # what the cells say is not in the table
+    store: ResultsStore | None = None  # of the runs
     _known: dict[tuple[str, bool, bool], View] = field(default_factory=dict, repr=False)
     _parts: dict[tuple[str, str], Views] = field(default_factory=dict, repr=False)
 
@@ -88,6 +131,7 @@ class Views:
                 limited=limited,
                 best_on_test=best_on_test,
                 left_out=self.left_out,
+                store=self.store,
             )
         return self._known[key]
 
@@ -108,7 +152,12 @@ class Views:
             *((m, self.table[own == m]) for m in others),
         ]
         return [
-            (name, Views(part.reset_index(drop=True), self.left_out if name == first else ()))
+            (
+                name,
+                Views(
+                    part.reset_index(drop=True), self.left_out if name == first else (), self.store
+                ),
+            )
             for name, part in parts
         ]
 
@@ -119,7 +168,7 @@ class Views:
             return self
         if (column, value) not in self._parts:
             part = self.table[same].reset_index(drop=True)
-            self._parts[column, value] = Views(part, self.left_out)
+            self._parts[column, value] = Views(part, self.left_out, self.store)
         return self._parts[column, value]
 
 

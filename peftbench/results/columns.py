@@ -29,6 +29,9 @@ COLUMNS = (
     Column("suite_version", "Int64", "version of the suite"),
     Column("group", "string", "group within the suite"),
     Column("shots", "Int64", "training images of each class, in few-shot sets"),
+    Column("split_seed", "Int64", "by which one's own images were split, where they were"),
+    Column("folds", "Int64", "parts of one's own images that take turns as test"),
+    Column("fold", "Int64", "the part that is test, from 0 on"),
     Column("seed", "Int64", "seed of head, method and order of images"),
     Column("phase", "string", "tune reports val, final reports test"),
     Column("protocol", "string", "named set of choices; records without one have the default"),
@@ -119,7 +122,10 @@ COLUMNS = (
 DTYPES = {column.name: column.dtype for column in COLUMNS}
 # of the reported split, by the names that records and columns share
 METRICS = ("top1", "mean_per_class", "f1_macro", "auroc", "loss", "ece", "num_images")
-ORDER = ("backbone", "suite", "dataset", "method", "hyperparameters", "recipe", "seed", "run_id")
+ORDER = (
+    *("backbone", "suite", "dataset", "method", "hyperparameters", "recipe"),
+    *("split_seed", "fold", "seed", "run_id"),
+)
 EPOCH_COLUMNS = (
     Column("run_id", "string", "digest of the declared identity"),
     Column("epoch", "Int64", "counted from 1"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROWS = ("classes", "confidence", "margin", "labels")  # arrays that every file has
 NAMES = "names"
+NUMBERS = "numbers"
 LONGEST_NAME = 1024  # characters of the path of an image; longer ones are not stored
 MOST_NAMES = 64 * 2**20  # bytes of all names of a run, four for each character of the longest
 
@@ -34,6 +35,9 @@ class Predictions:
     # N paths of the images' files below the folder of the data; `None` where they are no files,
     # where the run is from before they were kept, and where a bundle left them out
     names: tuple[str, ...] | None = None
+    # of each image among all of the data set, whatever split it is in, so that splits can be put
+    # together; `None` of data sets with given splits alone, and of older runs
+    numbers: npt.NDArray[np.int32] | None = None
 
 
 # what reading a zip file, an array or a text of somebody else's may end in
@@ -48,7 +52,8 @@ def predictions_of(arrays: Mapping[str, np.ndarray]) -> Predictions:
     lacking = [name for name in ROWS if name not in arrays]
     if lacking:
         raise ValueError(f"it has no {', '.join(lacking)}")
-    kinds = {"classes": "iu", "labels": "iu", "confidence": "f", "margin": "f", NAMES: "U"}
+    kinds = {"classes": "iu", "labels": "iu", "confidence": "f", "margin": "f"}
+    kinds |= {NAMES: "U", NUMBERS: "iu"}
     for name, known in kinds.items():
         array = arrays.get(name)
         if array is None:
@@ -59,8 +64,19 @@ def predictions_of(arrays: Mapping[str, np.ndarray]) -> Predictions:
     if NAMES in arrays:
         names = tuple(arrays[NAMES].tolist())
         _check_names(names)
+    numbers = arrays.get(NUMBERS)
+    if numbers is not None:
+        _check_numbers(numbers)
     classes, confidence, margin, labels = (arrays[name] for name in ROWS)
-    return Predictions(classes, confidence, margin, labels, names)
+    return Predictions(classes, confidence, margin, labels, names, numbers)
+
+
+def _check_numbers(numbers: np.ndarray) -> None:
+    """Refuse numbers (N,) that do not tell the images apart."""
+    if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < 2**31:
+        raise ValueError("numbers has some that no image can have")
+    if len(set(numbers.tolist())) < len(numbers):
+        raise ValueError("numbers has one of them twice")
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from peftbench.results.index import Row, rows_of
 from peftbench.results.record import Cost, RunRecord
 from peftbench.results.settings import cached_settings_text, settings_text
 from peftbench.results.store import ResultsStore
-from peftbench.spec import OWN_READERS, called
+from peftbench.spec import OWN_READERS, DatasetSpec, called
 
 # of the values of a row: beside the columns, what the run is judged by, and the name of that
 NAMES = (*DTYPES, "score", "judged_by")
@@ -21,6 +21,11 @@ DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
 REPORTED = ("test/", "val/", "last_epoch/")  # metrics of the data set itself; others are of shifts
 # which list of a few-shot set trains is not among them: it varies as the seed does
 DATA_SETTINGS = ("shots", "keep_repeats", "final_trains_on", "shifts")
+# the same of one's own images; which fold is test, and how the split was drawn, vary as seeds do
+OWN_SETTINGS = ("folds", "group_column", "group_copies")
+FRACTIONS = {
+    f.name: f.default for f in dataclasses.fields(DatasetSpec) if f.name.endswith("_fraction")
+}
 
 _IN_ORDER = itemgetter(*NAMES)
 
@@ -56,11 +61,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "hyperparameters": cached_settings_text(_mapping(method.get("hyperparameters"))),
         "backbone": backbone.get("title") or backbone.get("name"),
         "backbone_tag": _tag(backbone),
-        "dataset": called(dataset) or None,
-        "suite": dataset.get("suite"),
-        "suite_version": dataset.get("suite_version"),
-        "group": dataset.get("group"),
-        "shots": dataset.get("shots"),
+        **_data(dataset, manifest),
         "seed": spec.get("seed"),
         "phase": spec.get("phase"),
         "protocol": _mapping(spec.get("protocol")).get("name") or DEFAULT_PROTOCOL,
@@ -94,7 +95,6 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "merge_max_logit_diff": _mapping(record.merge).get("max_logit_difference"),
         "backbone_sha256": origin and origin.backbone_sha256,
         "manifest": manifest,
-        "content": _content(dataset, manifest),
         "train_images": origin and origin.data.get("train_images"),
         "classes": origin and origin.data.get("classes"),
         "git_commit": origin and origin.git_commit,
@@ -103,8 +103,6 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "torch": versions.get("torch"),
         "timm": versions.get("timm"),
         "host": origin and origin.host,
-        "limit": dataset.get("limit"),
-        "data_settings": settings_text({k: dataset[k] for k in DATA_SETTINGS if k in dataset}),
         "shift_metrics": settings_text(
             {k: v for k, v in record.metrics.items() if not k.startswith(REPORTED)}
         ),
@@ -119,9 +117,26 @@ def _cost(cost: Cost | None) -> dict[str, Any]:
     return {f.name: cost and getattr(cost, f.name) for f in dataclasses.fields(Cost)}
 
 
-def _content(dataset: Mapping[str, Any], manifest: Any) -> Any:
-    """What tells one's own data sets apart; of older records the hash that holds splits as well."""
-    return (dataset.get("content") or manifest) if dataset.get("reader") in OWN_READERS else None
+def _data(dataset: Mapping[str, Any], manifest: Any) -> dict[str, Any]:
+    own = dataset.get("reader") in OWN_READERS
+    return {
+        "dataset": called(dataset) or None,
+        **{name: dataset.get(name) for name in ("suite", "suite_version", "group", "shots")},
+        **{k: dataset.get(k) if own else None for k in ("split_seed", "folds", "fold")},
+        # what tells one's own data sets apart; of older records the hash that holds splits as well
+        "content": (dataset.get("content") or manifest) if own else None,
+        "limit": dataset.get("limit"),
+        "data_settings": settings_text(_asked(dataset)),
+    }
+
+
+def _asked(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """What a data set is asked beyond its defaults."""
+    asked = {k: dataset[k] for k in DATA_SETTINGS if k in dataset}
+    if dataset.get("reader") in OWN_READERS:
+        asked |= {k: dataset[k] for k in OWN_SETTINGS if k in dataset}
+        asked |= {k: dataset[k] for k, v in FRACTIONS.items() if dataset.get(k, v) != v}
+    return asked
 
 
 def _tag(backbone: Mapping[str, Any]) -> str | None:

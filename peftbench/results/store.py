@@ -246,12 +246,14 @@ class ResultsStore:
         task: Task = CLASSIFICATION,
         *,
         names: Sequence[str] | None = None,
+        numbers: Sequence[int] | None = None,
         **rows: npt.ArrayLike,
     ) -> Path:
         """File with the rows of one run that its task stores, in the order of the images.
 
         Args:
             names: paths of the images' files below the folder of their data, if they have any.
+            numbers: of the images among all of the data set, where it is split in several ways.
         """
         import numpy as np
 
@@ -260,6 +262,8 @@ class ResultsStore:
         }
         if names is not None and (listed := names_array(names)) is not None:
             arrays["names"] = listed
+        if numbers is not None:
+            arrays["numbers"] = np.asarray(numbers, dtype="int32")
         shapes = {name: array.shape for name, array in arrays.items()}
         if len({shape[:1] for shape in shapes.values()}) != 1 or () in shapes.values():
             raise StoreError(

@@ -44,8 +44,10 @@ class Kept:
 def save_predictions(store: ResultsStore, bench: Bench, rows: ImageRows) -> None:
     """Write what the model says of each image of the reported split, and of which file it is."""
     spec = bench.spec
-    names = bench.splits.reported_files
-    store.save_predictions(spec.method.name, spec.run_id, spec.task, names=names, **rows)
+    names, numbers = bench.splits.reported_files, bench.splits.numbers
+    store.save_predictions(
+        spec.method.name, spec.run_id, spec.task, names=names, numbers=numbers, **rows
+    )
 
 
 def keep(pending: PendingRecord, bench: Bench, store: ResultsStore) -> Kept:

@@ -203,7 +203,7 @@ def of_counts(
     return Spread(mean, variance, pictures, number, min(map(len, scores.values())))
 
 
-def resampled(scores: Sequence[float], tested: int, trained: int, level: float = LEVEL) -> Interval:
+def resampled(scores: Sequence[float], ratio: float, level: float = LEVEL) -> Interval:
     """Nadeau & Bengio's corrected resampled t interval (2003) of the scores of several splits.
 
     For scores that are no mean over images. The variance of scores that are drawn of the same
@@ -211,15 +211,14 @@ def resampled(scores: Sequence[float], tested: int, trained: int, level: float =
 
     Args:
         scores: mean over the runs of each split.
-        tested: images that a split tests.
-        trained: images that it trains on.
+        ratio: of the images that a split tests to those that it trains on.
     """
     from scipy.special import stdtrit
 
     number, mean = len(scores), float(np.mean(scores))
-    if number < 2 or trained < 1:
+    if number < 2:
         return Interval(mean, None, None, NOTHING, 1, 1, level, None, number)
-    variance = (1 / number + tested / trained) * float(np.var(scores, ddof=1))
+    variance = (1 / number + ratio) * float(np.var(scores, ddof=1))
     half = float(stdtrit(number - 1, (1 + level) / 2)) * math.sqrt(variance)
     low, high = max(0.0, mean - half), min(1.0, mean + half)
     return Interval(mean, low, high, IMAGES_SPLITS, 1, 1, level, None, number)

@@ -41,6 +41,8 @@ class PairTest:
     images: int  # that both were tested on; 0 where they are not known
     p: float  # two-sided
     least: float = 0.0  # p-value of the clearest result that so many images or splits could give
+    first_only: int = 0  # images on which the first is right in more of its runs
+    second_only: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ def compare(first: Cells, second: Cells, *, exact: bool) -> PairTest | None:
         by_variance = float(2 * stdtr(wins + losses - 1, -t))
         p = max(p, by_variance) if exact else by_variance
     least = min(1.0, 2.0 * 0.5**known.images)
-    return PairTest(known.mean, variance, known.images, min(1.0, p), least)
+    return PairTest(known.mean, variance, known.images, min(1.0, p), least, wins, losses)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,11 @@ def test_predictions_of_a_folder_name_its_files_and_those_of_arrays_name_none(
         found = store.load_predictions("linear", record.run_id)
         assert found is not None
         if not files:
-            assert found.names is None
+            assert found.names is None and found.numbers is None
             continue
+        assert found.numbers is not None
+        every = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+        assert tuple(every[number] for number in found.numbers) == found.names
         size = Preprocessing(size=12, mean=(0.5,) * 3, std=(0.5,) * 3)
         assert found.names == data.load(spec.dataset, Phase.FINAL, size).report.names
         for name, label in zip(found.names, found.labels.tolist(), strict=True):

@@ -38,6 +38,9 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "suite_version": 3,
         "group": "natural",
         "shots": 4,
+        "split_seed": NA,
+        "folds": NA,
+        "fold": NA,
         "seed": 1,
         "phase": "final",
         "protocol": "peftbench",  # of records without one

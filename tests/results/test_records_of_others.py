@@ -258,7 +258,7 @@ def test_predictions_of_the_record_come_in(tmp_path, make_record):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (predictions(spare=np.zeros(2**24)), "unpacks to .* more than 65,664"),
+        (predictions(spare=np.zeros(2**24)), "unpacks to .* more than 65,696"),
         (predictions(confidence=np.full(4, np.nan, np.float32)), "confidence is not within"),
         (predictions(margin=np.ones(3, np.float32)), "margin has the shape"),
         (predictions(classes=np.array(["a"] * 4)), "accuracy is 0|classes has the shape"),
@@ -278,9 +278,12 @@ def test_predictions_of_the_record_come_in(tmp_path, make_record):
         (predictions(classes=np.array([None] * 4, object)), "Python objects"),
         (predictions(names=np.array(["a.png"] * 3)), "names has the shape"),
         (predictions(names=np.arange(4)), "names has the shape .* type int64"),
+        (predictions(numbers=np.array([0, 1, 1, 3])), "numbers has one of them twice"),
+        (predictions(numbers=np.array([0, 1, 2**31, 3])), "no image can have"),
+        (predictions(numbers=np.array([-1, 1, 2, 3])), "no image can have"),
         (predictions(names=np.array(["a", "b", "c/../../d", "e"])), "no path below a folder"),
         (predictions(names=np.array(["a", "/b", "c", "d"])), "no path below a folder"),
-        (predictions(names=np.array(["a"] * 4), spare=np.zeros(2**24)), "more than 82,048"),
+        (predictions(names=np.array(["a"] * 4), spare=np.zeros(2**24)), "more than 82,080"),
         (b"PK\x05\x06" + b"\x00" * 18, "classes"),
         (b"no zip file", "not a zip file"),
     ],

@@ -137,11 +137,11 @@ def test_random_splits_by_scores_alone_count_images_that_several_test() -> None:
 
 def test_other_scores_have_the_corrected_resampled_t_interval() -> None:
     scores = [0.70, 0.74, 0.66, 0.78, 0.72]
-    found = resampled(scores, tested=20, trained=80)
+    found = resampled(scores, 20 / 80)
     half = stats.t.ppf(0.975, 4) * math.sqrt((1 / 5 + 20 / 80) * np.var(scores, ddof=1))
     assert (found.low, found.high) == pytest.approx((0.72 - half, 0.72 + half))
     assert found.over == IMAGES_SPLITS
-    assert resampled([0.7], 20, 80).low is None
+    assert resampled([0.7], 0.25).low is None
 
 
 def test_the_simulated_accuracy_is_that_on_new_images() -> None:

@@ -22,6 +22,7 @@ from peftbench.report.scores import SCORES
 from peftbench.report.view import View, view_of
 from peftbench.report.words import counted, scaled
 from peftbench.statistics.coverage import describe
+from peftbench.statistics.new_images import IMAGES
 
 PAD = 1.5  # typographic points on both sides of a name
 WIDE = 20.0  # costs that differ by more than this factor get a logarithmic axis
@@ -116,9 +117,11 @@ def _remarks(points: Sequence[Point]) -> list[str]:
     if not points:
         return ["no complete row"]
     low, high = min(point.n for point in points), max(point.n for point in points)
-    seeds = f"n = {counted(high, 'seed')}{'' if low == high else ' unless given'}"
-    bars = ", bars: 95 % interval over seeds" if any(p.mean_range for p in points) else ""
-    across = "; across, range over seeds" if any(point.cost_range for point in points) else ""
+    over = sorted({point.over for point in points if point.mean_range})
+    noun = "run" if any(text.startswith(IMAGES) for text in over) else "seed"
+    seeds = f"n = {counted(high, noun)}{'' if low == high else ' unless given'}"
+    bars = f", bars: 95 % interval over {' or '.join(over)}" if over else ""
+    across = f"; across, range over {noun}s" if any(point.cost_range for point in points) else ""
     line = "; grey line: best at its cost" if len(frontier(points)) > 1 else ""
     held = describe(point.holds for point in points if point.mean_range)
     return [f"{seeds}{bars}{across}{line}", *([f"the interval {held}"] if held else [])]

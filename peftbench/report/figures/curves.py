@@ -17,13 +17,17 @@ from peftbench.registry import unknown_name
 from peftbench.report.figures.lines import BEFORE, NAME, Line, Score, draw, lines, name_ends
 from peftbench.report.figures.style import STYLE, empty, entitle_panel, text_width
 from peftbench.report.scores import SCORE, SCORES, check_metric
+from peftbench.report.units import units
 from peftbench.results.record import Status
 from peftbench.results.settings import settings_of
 
 COLUMNS = 2  # panels side by side
 SETTINGS = {"lr": "learning rate", "weight_decay": "weight decay"}
 PLACE = ("backbone", "suite", "dataset", "method", "seed")
-READ = (*PLACE, "split", "hyperparameters", "lr", "weight_decay", "shots", "train_images")
+READ = (
+    *(*PLACE, "split", "hyperparameters", "lr", "weight_decay", "shots", "train_images"),
+    *("limit", "data_settings", "content"),
+)
 RunFields = Mapping[str, Any]
 
 
@@ -48,17 +52,35 @@ def data_scale_curves(table: pd.DataFrame, *, metric: str = SCORE) -> Figure:
         for row in _rows(table, metric, "final")
         if row["train_images"] is not None and row["shots"] is None
     ]
+    mean = _mean_sizes(rows)
     sizes: dict[Any, set[int]] = defaultdict(set)
     for row in rows:
-        sizes[row["backbone"], row["dataset"]].add(row["train_images"])
+        sizes[row["backbone"], row["dataset"]].add(mean[_asked_of(row)])
     rows = [row for row in rows if len(sizes[row["backbone"], row["dataset"]]) > 1]
     return _figure(
         rows,
         metric,
-        lambda row: float(row["train_images"]),
+        lambda row: float(mean[_asked_of(row)]),
         "training images",
         mean=False,
     )
+
+
+def _mean_sizes(rows: Iterable[RunFields]) -> dict[Any, int]:
+    """Training images by what was asked: those of folds and splits differ by a few."""
+    known: dict[Any, list[int]] = defaultdict(list)
+    for row in rows:
+        known[_asked_of(row)].append(row["train_images"])
+    return {asked: round(sum(counts) / len(counts)) for asked, counts in known.items()}
+
+
+def _asked_of(row: RunFields) -> tuple[Any, ...]:
+    """What decides how many images train, but for how the split was drawn.
+
+    Runs that say no more than their number are told apart by it.
+    """
+    drawn = row["data_settings"] if row["content"] else row["train_images"]
+    return (row["dataset"], row["limit"], drawn)
 
 
 def sensitivity(table: pd.DataFrame, setting: str = "lr", *, metric: str = SCORE) -> Figure:
@@ -90,6 +112,7 @@ def _rows(table: pd.DataFrame, metric: str, phase: str) -> list[dict[str, Any]]:
     check_metric(metric)
     chosen = table[(table["status"] == str(Status.OK)) & (table["phase"] == phase)]
     chosen = chosen[~chosen["selection"].fillna("").str.contains("test")].dropna(subset=metric)
+    chosen = chosen.assign(seed=units(chosen))
     return [
         {str(name): None if pd.isna(value) else value for name, value in row.items()}
         for row in chosen[[*READ, metric]].to_dict("records")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from peftbench.registry import unknown_name
 from peftbench.report.figures.lines import Line, LinePoint
+from peftbench.report.units import units
 from peftbench.report.view import View
 from peftbench.results.record import Status
 
@@ -86,7 +87,8 @@ def histories(view: View, epochs: pd.DataFrame, quantity: str) -> list[History]:
     kept = epochs[epochs["run_id"].isin(runs["run_id"])].dropna(subset=quantity)
     row = pd.Index(runs["run_id"]).get_indexer(kept["run_id"])
     labels, datasets, seeds = (
-        runs[name].astype(str).to_numpy(dtype=object)[row] for name in ("label", "dataset", "seed")
+        values.astype(str).to_numpy(dtype=object)[row]
+        for values in (runs["label"], runs["dataset"], units(runs))
     )
     methods = dict(zip(runs["label"].astype(str), runs["method"].astype(str), strict=True))
     number = kept["epoch"].to_numpy(dtype=float)

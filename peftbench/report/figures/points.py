@@ -25,9 +25,10 @@ class Point:
     cost: float
     cost_range: tuple[float, float] | None
     mean: float
-    mean_range: tuple[float, float] | None  # 95 % interval over seeds
+    mean_range: tuple[float, float] | None  # 95 % interval
     n: int
     holds: Coverage | None = None  # how often such an interval does, in simulations
+    over: str = ""  # what the interval is over
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def _point(row: dict[Any, Any], price: dict[Any, Any], interval: Interval | None
         mean_range=_range(interval),
         n=int(row["n"]),
         holds=None if interval is None else interval.holds,
+        over="" if interval is None else interval.over,
     )
 
 

@@ -125,7 +125,7 @@ def _accuracy(
         result.state,
         None if result.mean is None else PERCENT * result.mean,
         None if result.sd is None else PERCENT * result.sd,
-        tuple(result.scores) if result.state == OK else (),
+        tuple(seed for _, seed in result.scores) if result.state == OK else (),
         result.notes,
         tuple(differences),
         partial=used != list(cells),
@@ -201,8 +201,10 @@ def draws(cells: Mapping[int, tables.Cell], wanted: int) -> tables.Cell:
     notes = [note for cell in cells.values() for note in cell.notes]
     if len(cells) != wanted:
         notes.append(f"{len(cells)} of {wanted} draws of the training images")
-    scores: dict[int | None, float] = {
-        number: cell.mean for number, cell in sorted(cells.items()) if cell.mean is not None
+    scores: dict[tables.Unit, float] = {
+        ((None, None), number): cell.mean
+        for number, cell in sorted(cells.items())
+        if cell.mean is not None
     }
     values = list(scores.values())
     weights = next(iter(cells.values())).weights

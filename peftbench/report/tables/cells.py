@@ -5,19 +5,22 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from peftbench.report.frames import typed_frame
 from peftbench.report.scores import SCORE, check_metric
-from peftbench.report.tables.runs import Run, Variants, eligible_runs, variants_of
+from peftbench.report.tables.runs import Draw, Run, Variants, eligible_runs, inputs_of, variants_of
 from peftbench.report.words import commonest, short, some_of
 from peftbench.results.arithmetic import several
 from peftbench.results.columns import Column
 from peftbench.results.record import Status
 from peftbench.statistics import averages
+
+Unit = tuple[Draw, int | None]  # the split that was drawn, and the seed
 
 # What a cell is. Only an `ok` cell holds a number.
 OK, MISSING, UNSUPPORTED, FAILED, MIXED = "ok", "missing", "unsupported", "failed", "mixed"
@@ -31,7 +34,7 @@ MEAN_OF_TASKS, MEAN_OF_GROUPS = "mean of tasks", "mean of groups"
 
 SUMMARY_COLUMNS = (
     Column("backbone", "string", "title, with its tag where one title stands for several"),
-    Column("suite", "string", "suite of the data sets"),
+    Column("suite", "string", "suite of the data sets; of one's own data set its name"),
     Column("method", "string", "registered name"),
     Column("variant", "string", "settings in which the rows of one method differ"),
     Column("label", "string", "method and variant"),
@@ -39,13 +42,19 @@ SUMMARY_COLUMNS = (
     Column("params_with_head", "Float64", "the same and the head, mean over the data sets"),
     Column("kind", "string", "task, group mean, mean of tasks or mean of groups"),
     Column("column", "string", "heading of the column"),
-    Column("n", "Int64", "seeds; for an average, those that all its data sets share"),
-    Column("mean", "Float64", "over seeds, a fraction; for an average, mean of the cells"),
-    Column("sd", "Float64", "sample standard deviation (n - 1) over seeds"),
+    Column("n", "Int64", "runs; for an average, the seeds that all its data sets share"),
+    Column("mean", "Float64", "over runs, a fraction; for an average, mean of the cells"),
+    Column("sd", "Float64", "sample standard deviation (n - 1) over runs: splits and seeds"),
     Column("inputs", "string", "sides of the square inputs of the part, in pixels"),
     Column("budget", "string", "search that chose hyper-parameters: trials x epochs of each"),
     Column("state", "string", "ok, missing, unsupported, failed, interrupted, mixed or incomplete"),
     Column("note", "string", "what a reader must know, one remark a line"),
+    Column("own", "boolean", "whether it is one's own data set"),
+    Column("splits", "Int64", "splits of the data set that were tested"),
+    Column("low", "Float64", "of one's own data: lower end of the 95 % interval on new images"),
+    Column("high", "Float64", "its upper end"),
+    Column("over", "string", "what that interval holds: images, images and seeds or splits"),
+    Column("val", "Float64", "mean of the scores on val of the same settings, a fraction"),
     Column("metric", "string", "that mean and sd are of"),
 )
 
@@ -109,7 +118,14 @@ def cells_of(
     for run in runs:
         sections[run.heading, run.suite].append(run)
     cells = [
-        {"backbone": heading, "suite": suite, **cell, "inputs": _inputs(members), "metric": metric}
+        {
+            "backbone": heading,
+            "suite": suite,
+            "own": members[0].own,
+            **cell,
+            "inputs": inputs_of(members),
+            "metric": metric,
+        }
         for (heading, suite), members in sorted(sections.items())
         for cell in _section(members, variants)
     ]
@@ -118,16 +134,16 @@ def cells_of(
     return result
 
 
-def _inputs(runs: Sequence[Run]) -> str:
-    sizes = sorted({run.input_size for run in runs if run.input_size is not None})
-    return f"{', '.join(map(str, sizes))} px" if sizes else ""
-
-
 def with_labels(table: pd.DataFrame, runs: Sequence[Run], variants: Variants) -> pd.DataFrame:
-    """The rows of `table` that `runs` come from, with `heading` and `label` of each."""
+    """The rows of `table` that `runs` come from, with `heading`, `label` and `own` of each.
+
+    The suite of one's own data set is its name.
+    """
     chosen = table.iloc[[run.row for run in runs]].reset_index(drop=True)
     return chosen.assign(
         heading=pd.array([run.heading for run in runs], dtype="string"),
+        suite=pd.array([run.suite or pd.NA for run in runs], dtype="string"),
+        own=np.array([run.own for run in runs], dtype=bool),
         label=pd.array([_label(run.method, variants[id(run)][0]) for run in runs], dtype="string"),
     )
 
@@ -153,17 +169,29 @@ class Cell:
     """A place of a table. `mean` and `sd` are over seeds; only an `ok` cell has numbers."""
 
     state: str
-    scores: Mapping[int | None, float] = field(default_factory=dict)  # by seed
+    scores: Mapping[Unit, float] = field(default_factory=dict)  # by split and seed
     mean: float | None = None
     sd: float | None = None
     weights: str = ""
     notes: tuple[str, ...] = ()
     budget: str = ""
     arithmetic: tuple[str, ...] = ()  # of each run
+    vals: Mapping[Unit, float] = field(default_factory=dict)  # on val, where every run has it
 
     @property
     def n(self) -> int | None:
+        """Runs that are averaged."""
         return len(self.scores) if self.state == OK else None
+
+    @property
+    def splits(self) -> int | None:
+        """Splits of the data set that were tested."""
+        return len({draw for draw, _ in self.scores}) if self.state == OK else None
+
+    @property
+    def val(self) -> float | None:
+        """Mean of the scores on val."""
+        return statistics.fmean(self.vals.values()) if self.state == OK and self.vals else None
 
 
 def _section(runs: Sequence[Run], variants: Variants) -> list[dict[str, Any]]:
@@ -199,7 +227,8 @@ def _section(runs: Sequence[Run], variants: Variants) -> list[dict[str, Any]]:
 
 def _shown(cell: Cell) -> dict[str, Any]:
     note = "\n".join(cell.notes)
-    numbers = {"n": cell.n, "mean": cell.mean, "sd": cell.sd}
+    numbers = {"n": cell.n, "splits": cell.splits, "mean": cell.mean, "sd": cell.sd}
+    numbers["val"] = cell.val
     return {**numbers, "budget": cell.budget, "state": cell.state, "note": note}
 
 
@@ -237,7 +266,7 @@ def measure(runs: Sequence[Run], usual: Majority) -> Cell:
     differing: dict[str, set[Any]] = {
         "backbone weights": {short(run.weights) for run in done},
         "suite versions": {run.suite_version or "unknown" for run in done},
-        "manifests": {short(run.manifest) for run in done},
+        "manifests": _manifests(done),
         "search budgets": {run.budget or "no search" for run in done},
         "settings": {frozenset(run.settings.items()) for run in done},
     }
@@ -247,8 +276,8 @@ def measure(runs: Sequence[Run], usual: Majority) -> Cell:
         for name, values in differing.items()
         if len(values) > 1
     ]
-    seeds = Counter(run.seed for run in done)
-    repeated = sorted(str(seed) for seed, times in seeds.items() if times > 1)
+    units = Counter(run.unit for run in done)
+    repeated = sorted({str(seed) for (_, seed), times in units.items() if times > 1})
     if repeated and not notes:
         notes.append(f"not averaged: seed {', '.join(repeated)} was run more than once")
     if notes:
@@ -260,7 +289,7 @@ def measure(runs: Sequence[Run], usual: Majority) -> Cell:
             f"while most runs of this table have {short(usual.weights)}"
         )
     data = usual.data[first.dataset]
-    if (first.suite_version, first.manifest) != data:
+    if not first.content and (first.suite_version, first.manifest) != data:
         notes.append(
             f"{first.dataset} version {first.suite_version or 'unknown'} with manifest "
             f"{short(first.manifest)}, while most runs have version {data[0] or 'unknown'} "
@@ -277,10 +306,34 @@ def measure(runs: Sequence[Run], usual: Majority) -> Cell:
         notes.append(f"seeds computed in {' and '.join(mixed)} are averaged")
     elif others := [text for text in computed if several((text, common))]:
         notes.append(f"computed in {others[0]}, while most runs of this column are in {common}")
-    notes += _lost(runs)
-    scores = {run.seed: run.score for run in done if run.score is not None}
+    notes += [*_lost(runs), *_missing_folds(done)]
+    scores = {run.unit: run.score for run in done if run.score is not None}
     mean, sd = mean_and_sd(scores.values())
-    return Cell(OK, scores, mean, sd, first.weights, tuple(notes), first.budget, computed)
+    vals = {run.unit: run.val for run in done if run.val is not None}
+    whole = vals if len(vals) == len(scores) else {}
+    cell = Cell(OK, scores, mean, sd, first.weights, tuple(notes), first.budget, computed)
+    return replace(cell, vals=whole)
+
+
+def _manifests(runs: Sequence[Run]) -> set[str]:
+    """Hashes of files and splits that cannot be averaged: several of one split that was drawn."""
+    by_draw: dict[Draw, set[str]] = defaultdict(set)
+    for run in runs:
+        by_draw[run.draw if run.content else (None, None)].add(short(run.manifest))
+    return max(by_draw.values(), key=len)
+
+
+def _missing_folds(runs: Sequence[Run]) -> list[str]:
+    """A remark where not every image was tested once."""
+    folds = {run.settings.get("folds") for run in runs} - {None}
+    if len(folds) != 1:
+        return []
+    number = int(str(folds.pop()))
+    by_draw: dict[int | None, set[int | None]] = defaultdict(set)
+    for run in runs:
+        by_draw[run.draw[0]].add(run.draw[1])
+    tested = min(len(folds) for folds in by_draw.values())
+    return [f"{tested} of {number} folds are there"] if tested < number else []
 
 
 def _without_number(statuses: Set[str]) -> str:
@@ -294,12 +347,13 @@ def _without_number(statuses: Set[str]) -> str:
 
 def _lost(runs: Sequence[Run]) -> list[str]:
     """How many seeds of a row did not finish, and why."""
+    what = "runs" if len({run.draw for run in runs}) > 1 else "seeds"
     stopped = sum(run.status == Status.INTERRUPTED for run in runs)
     failed = [run.status for run in runs if run.status not in (Status.OK, Status.INTERRUPTED)]
-    notes = [f"{stopped} of {len(runs)} seeds interrupted"] if stopped else []
+    notes = [f"{stopped} of {len(runs)} {what} interrupted"] if stopped else []
     if failed:
         causes = ", ".join(sorted(set(failed)))
-        notes.append(f"{len(failed)} of {len(runs)} seeds failed: {causes}")
+        notes.append(f"{len(failed)} of {len(runs)} {what} failed: {causes}")
     return notes
 
 
@@ -354,7 +408,12 @@ def average(
     if mixed := several(computed):
         notes.append(f"runs computed in {' and '.join(mixed)} are averaged")
     sd = mean_and_sd(by_seed.values())[1]
-    return Cell(OK, by_seed, mean, sd, "", tuple(notes), budget, computed)
+    vals: dict[Unit, float] = {}
+    if all(cells[d].vals for d in weights):  # each has the mean over its own runs
+        means = {d: cells[d].val or 0.0 for d in weights}
+        vals[(None, None), None] = averages.weighted(means, weights)
+    cell = Cell(OK, by_seed, mean, sd, "", tuple(notes), budget, computed)
+    return replace(cell, vals=vals)
 
 
 def mean_and_sd(values: Iterable[float]) -> tuple[float | None, float | None]:

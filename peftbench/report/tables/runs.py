@@ -23,6 +23,7 @@ LEFT_OUT = settings_of(
 )
 # by `id` of a run: the text that tells its row, and the settings named in it
 Variants = dict[int, tuple[str, frozenset[str]]]
+Draw = tuple[int | None, int | None]  # seed of a drawn split, and which fold is test
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Run:
 
     row: int  # place in the table of runs
     heading: str
-    suite: str
+    suite: str  # or one's own data set, which stands for itself
     group: str
     dataset: str
     method: str
@@ -48,6 +49,15 @@ class Run:
     arithmetic: str  # as "float32 on a CPU"
     input_size: int | None  # side of the square input in pixels
     budget: str  # of the search that chose its hyper-parameters; empty where there was none
+    content: str = ""  # of one's own data set: what it is, whatever the splits
+    own: bool = False  # whether it is on such a set, outside of any suite
+    draw: Draw = (None, None)
+    val: float | None = None  # the score on val of the same settings, where it is known
+
+    @property
+    def unit(self) -> tuple[Draw, int | None]:
+        """What runs of one cell differ by: the split that was drawn, and the seed."""
+        return self.draw, self.seed
 
     def told(self, setting: str) -> str:
         """Its value for a reader, also where the record has none."""
@@ -124,11 +134,12 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
     for row in rows:
         backbone, tag = text_of(row["backbone"]), text_of(row["backbone_tag"])
         without_head, head = row["params_tuned"], row["params_head"]
+        own = row["content"] is not None and not text_of(row["suite"])
         runs.append(
             Run(
                 row=row["row"],
                 heading=backbone if len(tags[backbone]) == 1 else f"{backbone} [{tag}]",
-                suite=text_of(row["suite"]),
+                suite=text_of(row["dataset"] if own else row["suite"]),
                 group=text_of(row["group"]),
                 dataset=text_of(row["dataset"]),
                 method=text_of(row["method"]),
@@ -147,9 +158,19 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
                 arithmetic=arithmetic(text_of(row["dtype"]), text_of(row["device"])),
                 input_size=None if row.get("input_size") is None else int(row["input_size"]),
                 budget=_budget(row),
+                content=text_of(row["content"]),
+                own=own,
+                draw=(row["split_seed"], row["fold"]),
+                val=None if row.get(f"val_{metric}") is None else float(row[f"val_{metric}"]),
             )
         )
     return runs
+
+
+def inputs_of(runs: Sequence[Run]) -> str:
+    """Sides of the square inputs of some runs, as "64, 224 px"; empty where none is known."""
+    sizes = sorted({run.input_size for run in runs if run.input_size is not None})
+    return f"{', '.join(map(str, sizes))} px" if sizes else ""
 
 
 def _budget(row: Mapping[str, Any]) -> str:

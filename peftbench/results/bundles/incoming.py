@@ -72,7 +72,7 @@ from peftbench.untrusted import (
     unguarded,
 )
 
-BYTES_OF_IMAGE = 4 * 8  # of its predictions: four numbers, at most of 64 bits
+BYTES_OF_IMAGE = 5 * 8  # of its predictions: five numbers, at most of 64 bits
 SLACK = 1e-9  # of a recorded score, for sums in another order
 BYTES_BESIDE = 64 * 2**10  # of the headers of these arrays and of the zip file around them
 ROW_KEYS = ("run_id", "status", "method", "dataset", "seed", "phase", "top1", "loss")
