@@ -89,8 +89,9 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
     """The two splits that a run of `phase` may see.
 
     `TUNE` trains on train and reports val. `FINAL` trains on train and val together and reports
-    test. With `preprocessing.train_size`, what trains is kept whole for crops to be cut from it.
-    Files that no longer match `spec.manifest` raise `DataError`.
+    test, or on train alone, beside which val of one's own images is measured. With
+    `preprocessing.train_size`, what trains is kept whole for crops to be cut from it. Files that no
+    longer match `spec.manifest` raise `DataError`.
     """
     training = preprocessing.of_training
     check_geometry(preprocessing)
@@ -122,8 +123,11 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
     else:  # one array for both phases, so that no image is decoded twice
         train = read("train and val", _joined(parts["train"], parts["val"]), training)
     report: ValSplit | TestSplit
+    beside = None
     if phase is Phase.FINAL:
         report = TestSplit(*read("test", parts["test"])[:3])
+        if spec.final_trains_on == TRAIN_ONLY and listing.content:
+            beside = ValSplit(*read("val", parts["val"])[:3])
     else:
         cut = len(parts["train"])
         apart = spec.final_trains_on == TRAIN_ONLY or training is not preprocessing
@@ -139,6 +143,7 @@ def load(spec: DatasetSpec, phase: Phase, preprocessing: Preprocessing) -> Split
         of_files=_of_files(listing, report.names),
         levels=listing.levels(),
         numbers=_numbers(listing, report.names),
+        val=beside,
     )
 
 

@@ -165,6 +165,12 @@ def _check_drawn(
     parts: Mapping[str, SplitList], class_names: tuple[str, ...], spec: DatasetSpec
 ) -> None:
     """Raise `DataError` for a class that stays together and is in test as a whole."""
+    empty = [name for name in ("val", "test") if not len(parts[name])]
+    if empty:
+        raise DataError(
+            f"No image is left for {empty[0]}: what stays together is too large for it. Add "
+            "images, or raise dataset.val_fraction and dataset.test_fraction."
+        )
     lost = sorted({*parts["test"].labels, *parts["val"].labels} - set(parts["train"].labels))
     if lost:
         together = f"one value of column {spec.group_column!r}" if spec.group_column else ""

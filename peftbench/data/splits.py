@@ -111,6 +111,8 @@ class Splits:
     levels: Levels | None = None
     # of the reported images, among all of a data set that a user brings; `None` of others
     numbers: tuple[int, ...] | None = None
+    # beside test, where a final run on one's own images does not train on it
+    val: ValSplit | None = None
 
     @property
     def reported_files(self) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""What runs of one cell differ by: the split of one's own data set that was drawn, and the seed."""
+"""What runs of one cell differ by, a split that was drawn and a seed, and which runs are apart."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import pandas as pd
 
 DRAW = ["split_seed", "fold"]
 UNKNOWN = -1  # where a record does not say it
+
+
+def places(table: pd.DataFrame) -> pd.Series[str]:
+    """Where each run belongs: its suite, or one's own data set that is in none, by its name."""
+    suite = table["suite"].astype("string").fillna("")
+    own = table["content"].notna() & (suite == "")
+    return suite.mask(own, table["dataset"].astype("string").fillna(""))
 
 
 def draws(runs: pd.DataFrame) -> pd.Series[int]:

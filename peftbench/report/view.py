@@ -13,6 +13,7 @@ from peftbench.report.evidence import CellKey, evidence, interval_of
 from peftbench.report.scores import SCORE, declared, declared_by, metric_of
 from peftbench.report.tables.cells import TASK, cells_of, counted, with_labels
 from peftbench.report.tables.runs import Run, Variants
+from peftbench.report.units import places
 from peftbench.results.store import ResultsStore
 from peftbench.statistics.intervals import Interval
 from peftbench.statistics.paired import Evidence
@@ -162,8 +163,12 @@ class Views:
         ]
 
     def part(self, column: str, value: str) -> Views:
-        """The views of the runs with `value` in `column`; a missing value is an empty text."""
-        same = self.table[column].fillna("") == value
+        """The views of the runs with `value` in `column`; a missing value is an empty text.
+
+        The column "place" is the suite, or one's own data set that is in none.
+        """
+        values = places(self.table) if column == "place" else self.table[column].fillna("")
+        same = values == value
         if same.all():  # the usual case of one backbone
             return self
         if (column, value) not in self._parts:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from peftbench.tasks import CLASSIFICATION
+
 
 @dataclass(frozen=True)
 class Column:
@@ -61,6 +63,10 @@ COLUMNS = (
     Column("loss", "Float64", "mean cross-entropy in nats"),
     Column("ece", "Float64", "expected calibration error, a fraction"),
     Column("num_images", "Int64", "images of the split"),
+    *(
+        Column(f"val_{m.name}", "Float64", f"{m.title} on val, of the run or the trial it is from")
+        for m in CLASSIFICATION.scores
+    ),
     Column("params_method", "Int64", "parameters that the method adds"),
     Column("params_head", "Int64", "parameters of the classifier"),
     Column("params_unfrozen", "Int64", "backbone parameters that the method trains"),
@@ -121,6 +127,7 @@ COLUMNS = (
 )
 DTYPES = {column.name: column.dtype for column in COLUMNS}
 # of the reported split, by the names that records and columns share
+VAL = tuple(f"val_{metric.name}" for metric in CLASSIFICATION.scores)
 METRICS = ("top1", "mean_per_class", "f1_macro", "auroc", "loss", "ece", "num_images")
 ORDER = (
     *("backbone", "suite", "dataset", "method", "hyperparameters", "recipe"),

@@ -20,6 +20,7 @@ from peftbench.results.record import RunRecord, Status, current, preferred
 from peftbench.results.rows import NAMES, stored_rows, values_of
 from peftbench.results.store import ResultsStore, StoreWarning
 from peftbench.results.table_files import read_table, spell
+from peftbench.results.vals import with_vals
 
 # with the columns and the files, so that one import reads results
 __all__ = [
@@ -67,7 +68,7 @@ def _table(rows: Iterable[Row]) -> pd.DataFrame:
             for name, dtype in DTYPES.items()
         }
     )
-    table = with_names_apart(table)
+    table = with_vals(with_names_apart(table))
     return table.sort_values(list(ORDER), kind="stable", ignore_index=True)
 
 

@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from peftbench.errors import StoreError
-from peftbench.results.columns import DTYPES, METRICS
+from peftbench.results.columns import DTYPES, METRICS, VAL
 from peftbench.results.index import Row, rows_of
 from peftbench.results.record import Cost, RunRecord
 from peftbench.results.settings import cached_settings_text, settings_text
@@ -85,6 +85,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "trial_epochs": tuning.get("epochs"),
         "split": record.split,
         **metrics,
+        **_val(record, tuning),
         "params_method": parameters and parameters.method,
         "params_head": parameters and parameters.head,
         "params_unfrozen": parameters and parameters.unfrozen,
@@ -115,6 +116,17 @@ def _row(record: RunRecord) -> dict[str, Any]:
 
 def _cost(cost: Cost | None) -> dict[str, Any]:
     return {f.name: cost and getattr(cost, f.name) for f in dataclasses.fields(Cost)}
+
+
+def _val(record: RunRecord, tuning: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores on val: of the run, else of the trial that chose its hyper-parameters.
+
+    A trial that was stopped before its end has none.
+    """
+    if record.stopped_epoch is not None:
+        return dict.fromkeys(VAL)
+    own = {name: record.metrics.get(f"val/{name.removeprefix('val_')}") for name in VAL}
+    return {name: tuning.get(name) if value is None else value for name, value in own.items()}
 
 
 def _data(dataset: Mapping[str, Any], manifest: Any) -> dict[str, Any]:

@@ -260,8 +260,12 @@ def score(pending: PendingRecord, bench: Bench, predicted: Predicted) -> Scored:
     task = bench.spec.task
     measured = task.metrics(predicted.rows, bench.splits.num_classes)
     scores = {f"{name}/{key}": value for key, value in measured.items()}
-    pending.metrics.update(scores)
     alone = bench.compute.alone()
+    val = bench.splits.val
+    if val is not None:  # which has not trained the model
+        beside = task.metrics(bench.rows(val.images, val.labels, alone), bench.splits.num_classes)
+        scores |= {f"val/{key}": value for key, value in beside.items()}
+    pending.metrics.update(scores)
     for shift, parts in bench.shifts.items():
         shifted = robustness.measure(
             shift, parts, lambda images: bench.predict(images, alone), task

@@ -70,6 +70,10 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "loss": 2e-308,
         "ece": 5e-324,
         "num_images": 1797,
+        "val_top1": 0.5,  # of the trial that won
+        "val_mean_per_class": NA,
+        "val_f1_macro": NA,
+        "val_auroc": NA,
         "params_method": 300,
         "params_head": 650,
         "params_unfrozen": 20,

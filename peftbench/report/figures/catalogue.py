@@ -21,6 +21,7 @@ from peftbench.report.figures.ranks import critical_difference
 from peftbench.report.figures.style import is_empty
 from peftbench.report.figures.tasks import bars, heat_map
 from peftbench.report.scores import IN_FIGURE_NAMES, metric_of
+from peftbench.report.units import places
 from peftbench.report.view import View, Views
 
 
@@ -117,7 +118,7 @@ def all_figures(
     score = IN_FIGURE_NAMES.get(metric, metric)
     for backbone in sorted(set(views.table["backbone"].dropna())):
         part = views.part("backbone", backbone)
-        suites = sorted(set(part.table["suite"].fillna("")))
+        suites = sorted(set(places(part.table)))
         for kind, draw in KINDS.items():
             if kinds is not None and kind not in kinds:
                 continue
@@ -126,7 +127,7 @@ def all_figures(
             chosen = {name: (part, pictures)}
             if kind in _BY_SUITE and len(suites) > 1:
                 chosen = {
-                    f"{name}_{s}": (part.part("suite", s), _rows(pictures, "suite", s))
+                    f"{name}_{s}": (part.part("place", s), _rows(pictures, "suite", s))
                     for s in suites
                 }
             for stem, (rows, of_suite) in chosen.items():

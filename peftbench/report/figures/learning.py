@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from peftbench.report.figures.histories import QUANTITIES, histories, in_order
 from peftbench.report.figures.lines import Line
 from peftbench.report.figures.style import GREY, STYLE, empty, entitle_panel, style_of
+from peftbench.report.units import places
 from peftbench.report.view import View, view_of
 
 COLUMNS = 5  # panels side by side
@@ -72,7 +73,7 @@ def learning_curves(
         tasks = int(table["dataset"].nunique())
         over = f"mean of {tasks} tasks" if tasks > 1 else str(table["dataset"].iloc[0])
         seeds = max(place.n for line in drawn for place in line.places)
-        title = " · ".join(str(table[name].iloc[0]) for name in ("backbone", "suite"))
+        title = " · ".join(filter(None, (str(table["backbone"].iloc[0]), places(table).iloc[0])))
         edge = 1 - 0.08 / size[1]
         figure.suptitle(title, x=0.62 / size[0], y=edge, ha="left", va="top", **HEADING)
         figure.supylabel(f"{QUANTITIES[quantity]}, {over}", fontsize=9, x=0.06 / size[0], ha="left")

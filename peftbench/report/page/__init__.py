@@ -33,7 +33,8 @@ SCRIPTS = (
 COMPRESSED = 400_000  # bytes from which a download is stored as gzip
 INTERVAL = (
     "Lines are 95 % intervals over seeds (Student's, corrected for skewness), which one seed has "
-    "not; point at one to see how often it holds in simulations."
+    "not, or of one's own images over new images; point at one to see what it is over, and how "
+    "often it holds in simulations."
 )
 
 

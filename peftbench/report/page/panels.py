@@ -14,6 +14,7 @@ from peftbench.report.figures.style import COLOURS, style_of
 from peftbench.report.scores import SCORE, SCORES, metric_of
 from peftbench.report.spreads import RowKey, leaders, spreads
 from peftbench.report.tables.cells import OK, TASK
+from peftbench.report.tables.text import ranking
 from peftbench.report.verdict import verdict
 from peftbench.report.view import View, Views
 from peftbench.statistics.coverage import describe
@@ -39,6 +40,10 @@ def panels(views: Views, epochs: pd.DataFrame, metric: str | None = None) -> lis
             panel["metric"] = metric or first.get(key, SCORE)
             if name == panel["metric"] or (rows["state"] == OK).any():
                 panel["scores"][name] = _rows(rows, key, known)
+                if panel["own"]:
+                    order, remarks = ranking(rows)
+                    panel["by_val"][name] = bool(order) and "by val" in remarks[0]
+                    panel["ranking"][name] = remarks[0]
     prices = _prices(views.view().labelled)
     curves = _curves(views.view(), epochs)
     for key, panel in by_section.items():
@@ -130,6 +135,9 @@ def _panel(key: tuple[str, str], rows: pd.DataFrame, table: pd.DataFrame) -> dic
             if k == TASK
         ],
         "scores": {},
+        "own": bool(rows["own"].iloc[0]),  # one's own data set, whose suite it is called
+        "by_val": {},  # by metric, whether every row has a score on val
+        "ranking": {},  # by metric, in words
     }
 
 
@@ -157,9 +165,11 @@ def _cell(cell: Mapping[Any, Any], interval: Interval | None) -> dict[str, Any]:
     shown: dict[str, Any] = {"state": str(cell["state"])}
     if cell["state"] == OK:
         shown |= {name: _number(cell[name]) for name in ("mean", "sd", "n")}
+        if not pd.isna(cell["val"]):
+            shown["val"] = _number(cell["val"])
         if interval is not None and interval.low is not None:
             shown |= {"low": _number(interval.low), "high": _number(interval.high)}
-            shown |= {"holds": describe([interval.holds])}
+            shown |= {"holds": describe([interval.holds]), "over": interval.over}
     if not pd.isna(cell["note"]):
         shown["note"] = str(cell["note"])
     return shown

@@ -161,7 +161,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
                 content=text_of(row["content"]),
                 own=own,
                 draw=(row["split_seed"], row["fold"]),
-                val=None if row.get(f"val_{metric}") is None else float(row[f"val_{metric}"]),
+                val=_number(row.get(f"val_{metric}")) if row["content"] else None,
             )
         )
     return runs
@@ -171,6 +171,10 @@ def inputs_of(runs: Sequence[Run]) -> str:
     """Sides of the square inputs of some runs, as "64, 224 px"; empty where none is known."""
     sizes = sorted({run.input_size for run in runs if run.input_size is not None})
     return f"{', '.join(map(str, sizes))} px" if sizes else ""
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _budget(row: Mapping[str, Any]) -> str:

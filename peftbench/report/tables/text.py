@@ -20,7 +20,7 @@ from peftbench.report.tables.cells import (
     TASK,
     UNSUPPORTED,
 )
-from peftbench.report.words import commonest, magnitude, mark_of
+from peftbench.report.words import commonest, first_of, magnitude, mark_of
 from peftbench.results.table_files import csv_text
 
 SHOWN = {
@@ -31,6 +31,7 @@ SHOWN = {
     MIXED: "mixed",
     INCOMPLETE: "–",
 }
+ABSENT = {"state": MISSING, "val": pd.NA, "low": pd.NA, "high": pd.NA, "note": pd.NA}
 # where Markdown takes a text for HTML, for a character by its name, or for a link
 ACTIVE = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)|\]\(|\]:")
 REPLACED = {"<": "&lt;", "&": "&amp;", "](": r"]\(", "]:": r"]\:"}
@@ -41,7 +42,7 @@ def to_text(cells: pd.DataFrame, *, width: int | None = 100) -> str:
     parts: list[str] = []
     for section in _layout(cells):
         blocks = [_aligned(block) for block in _blocks(_padded(section.grid), width)]
-        notes = [f"[{mark}] {note}" for mark, note in section.notes]
+        notes = [*(f"[{mark}] {note}" for mark, note in section.notes), *section.remarks]
         parts.append(
             "\n\n".join([section.heading, *blocks, *(["\n".join(notes)] if notes else [])])
         )
@@ -56,6 +57,7 @@ def to_markdown(cells: pd.DataFrame) -> str:
         rule = ["---", *["---:"] * (len(head) - 1)]
         lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
         notes = [f"- [{mark}] {note}" for mark, note in section.notes]
+        notes += [f"- {remark}" for remark in section.remarks]
         parts.append(
             "\n\n".join(
                 [
@@ -83,13 +85,18 @@ class _Section:
     heading: str
     grid: list[list[str]]  # header first; label, two counts, then the cells
     notes: list[tuple[str, str]]  # mark and text
+    remarks: tuple[str, ...] = ()  # what all of it is
 
 
 def _layout(cells: pd.DataFrame) -> list[_Section]:
-    """Cells as texts, one section for each backbone and suite."""
+    """Cells as texts, one section for each backbone and suite, and one for one's own data sets."""
     sections: list[_Section] = []
     keyed = cells.assign(suite=cells["suite"].fillna(""))
-    for (backbone, suite), part in keyed.groupby(["backbone", "suite"], sort=False):
+    own = keyed["own"].fillna(False).astype(bool)
+    for backbone, part in keyed[own].groupby("backbone", sort=False):
+        sections.append(_of_own(str(backbone), part))
+    for key, part in keyed[~own].groupby(["backbone", "suite"], sort=False):
+        backbone, suite = map(str, key)
         columns = list(dict.fromkeys(part["column"]))
         grid = [["method", "tuned", "with head", *columns]]
         marks: dict[str, str] = {}
@@ -107,6 +114,74 @@ def _layout(cells: pd.DataFrame) -> list[_Section]:
             heading += f" · hyper-parameters from {budget}"
         sections.append(_Section(heading, grid, [(mark, note) for note, mark in marks.items()]))
     return sections
+
+
+def _of_own(backbone: str, part: pd.DataFrame) -> _Section:
+    """A row for each method, and for each data set its scores on val and test with an interval."""
+    datasets = sorted(set(map(str, part["column"])))
+    order, remarks = ranking(part)
+    with_val = {name for name in datasets if part.loc[part["column"] == name, "val"].notna().any()}
+    grid = [["method", "tuned", "with head"]]
+    for name in datasets:
+        grid[0] += [*([f"{name} val"] if name in with_val else []), f"{name} test", "95 % interval"]
+    marks: dict[str, str] = {}
+    for label in order:
+        row = part[part["label"] == label]
+        heads = row["params_with_head"].dropna()  # of each data set, whose classes differ
+        counts = row["params_tuned"].iloc[0], heads.mean() if len(heads) else pd.NA
+        line = [label, *map(magnitude, counts)]
+        by_column = {str(cell["column"]): cell for cell in row.to_dict("records")}
+        for name in datasets:
+            cell = by_column.get(name, ABSENT)
+            line += [_percent(cell["val"])] if name in with_val else []
+            line += [_cell_text(cell, marks), _interval_text(cell)]
+        grid.append(line)
+    heading = f"{backbone} · {', '.join(datasets)}"
+    done = part.loc[part["state"] == OK, "budget"]
+    if budget := commonest(done.fillna("").tolist()):
+        heading += f" · hyper-parameters from {budget}"
+    over = sorted(set(part["over"].dropna()))
+    if over:
+        remarks.append(f"95 % interval: of the score on new images; it holds {' or '.join(over)}.")
+    if with_val:
+        remarks.append(
+            "val: of runs and trials that trained on train alone; where a trial chose the settings "
+            "by it, it flatters a little."
+        )
+    notes = [(mark, note) for note, mark in marks.items()]
+    return _Section(heading, grid, notes, tuple(remarks))
+
+
+def ranking(part: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """The rows of one's own data sets in the order of a table, and by what they are ranked.
+
+    By val, where every method has it on every data set: test is not for choosing.
+    """
+    labels = list(dict.fromkeys(map(str, part["label"])))
+    datasets = set(part["column"])
+    done = part[part["state"] == OK].dropna(subset="val")
+    known = {str(x): rows["val"].mean() for x, rows in done.groupby("label")}
+    whole = {str(x) for x, rows in done.groupby("label") if set(rows["column"]) == datasets}
+    lacking = [label for label in labels if label not in whole]
+    if labels and not lacking:
+        several = " (mean over the data sets)" if len(datasets) > 1 else ""
+        order = sorted(labels, key=lambda label: (-known[label], labels.index(label)))
+        return order, [f"Ranked by val{several}, not by test."]
+    every = " on every data set" if len(datasets) > 1 else ""
+    return labels, [
+        "Not ranked: rows rise with the tuned parameters. Test is not for choosing, and there is "
+        f"no val of {first_of(lacking, 3)}{every}; phase=tune or a tuner gives it."
+    ]
+
+
+def _interval_text(cell: Any) -> str:
+    if cell["state"] != OK or pd.isna(cell["low"]):
+        return "–"
+    return f"{_percent(cell['low'])}–{_percent(cell['high'])}"
+
+
+def _percent(share: Any) -> str:
+    return "–" if pd.isna(share) else f"{100 * share:.1f}"
 
 
 def _cell_text(cell: Any, marks: dict[str, str]) -> str:
@@ -165,8 +240,9 @@ def _closing(cells: pd.DataFrame, bullet: str) -> str:
     metric = SCORES[cells.attrs.get("metric", SCORE)]
     lines = [f"No finished final run has a test {metric} yet."]
     if len(cells):
+        runs = "runs" if (cells["splits"].fillna(1) > 1).any() else "seeds"
         lines = [
-            f"Test {metric} in %: mean ± sample standard deviation over seeds (number of seeds).",
+            f"Test {metric} in %: mean ± sample standard deviation over {runs} (number of {runs}).",
             "tuned: parameters that the method adds or unfreezes. "
             "with head: and the classifier, mean over the data sets.",
         ]

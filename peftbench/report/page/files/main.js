@@ -14,6 +14,7 @@ const state = {
   quantity: Object.keys(DATA.quantities)[0],
   hidden: new Set(),
   board: { key: "average", down: true },
+  sorted: false, // whether a head of the board was pressed
   heat: { key: null, down: true },
 };
 
@@ -39,6 +40,7 @@ function settle() {
   if (!averages.includes(state.average)) state.average = averages[0];
   const prices = DATA.costs.filter((c) => Object.values(panel.costs).some((price) => c.name in price));
   if (prices.length && !prices.some((c) => c.name === state.price)) state.price = prices[0].name;
+  if (!state.sorted) state.board = { key: panel.by_val[state.metric] ? "val" : "average", down: true };
   const tasks = Object.keys(panel.curves).sort();
   if (!tasks.includes(state.task)) state.task = tasks[0] ?? "";
   const devices = unique(Object.values(panel.costs).map((price) => price.device)).filter(Boolean);
@@ -65,7 +67,7 @@ function draw() {
   byId("finding").textContent = finding(panel, rows);
   const devices = panel.devices.length ? ` Costs were measured on ${panel.devices.join(", ")}.` : "";
   byId("board-remark").textContent =
-    `${order.length} of ${(panel.scores[state.metric] ?? []).length} rows; test ${DATA.metrics[state.metric]} in %, mean ± sample standard deviation over seeds. ${DATA.interval} ${equals(state, panel).length ? `●: ${BEST}.` : ""}${devices}`;
+    `${order.length} of ${(panel.scores[state.metric] ?? []).length} rows; test ${DATA.metrics[state.metric]} in %, mean ± sample standard deviation over ${panel.own ? "runs" : "seeds"}. ${panel.ranking[state.metric] ?? ""} ${DATA.interval} ${equals(state, panel).length ? `●: ${bestText(panel)}.` : ""}${devices}`;
 
   const heat = heatColumns(panel, rows);
   if (!heat.some((c) => c.key === state.heat.key)) state.heat = { key: heat[1]?.key, down: true };
@@ -97,7 +99,7 @@ function finding(panel, rows) {
   const also = equals(state, panel).filter((label) => label !== top.label && ranked.some((r) => r.label === label));
   const cheap = ranked.filter((row) => also.includes(row.label) && row.parameters !== null).sort((a, b) => a.parameters - b.parameters)[0];
   const all = (panel.scores[state.metric] ?? []).length === rows.length;
-  let text = `${top.label} has the highest mean of the rows shown, ${percent(cell.mean)} % (${state.average}, ${cell.n} ${cell.n === 1 ? "seed" : "seeds"}).`;
+  let text = `${top.label} has the highest mean of the rows shown, ${percent(cell.mean)} % (${state.average}, ${cell.n} ${panel.own ? "run" : "seed"}${cell.n === 1 ? "" : "s"}).`;
   if (all && wholeAverage(panel) === state.average && panel.verdict[state.metric]) text = panel.verdict[state.metric];
   else text += " Whether that is more than luck is tested for all rows and the mean of all tasks only.";
   if (cheap && cheap.parameters < (top.parameters ?? 0)) {
@@ -108,6 +110,7 @@ function finding(panel, rows) {
 
 const sortBy = (name) => (column) => {
   const same = state[name].key === column.key;
+  if (name === "board") state.sorted = true;
   state[name] = { key: column.key, down: same ? !state[name].down : !(column.key === "name" || column.up) };
   draw();
 };

@@ -62,7 +62,8 @@ function score(row, name) {
 // The interval of a cell, and how often it holds in simulations.
 function intervalText(cell) {
   const held = cell.holds ? ` (${cell.holds})` : "";
-  return `95 % interval ${percent(cell.low)} to ${percent(cell.high)}${held}`;
+  const over = cell.over ? ` over ${cell.over}` : "";
+  return `95 % interval${over} ${percent(cell.low)} to ${percent(cell.high)}${held}`;
 }
 
 function scoreTitle(cell) {
@@ -111,12 +112,27 @@ function intervalPlot(cell, method, low, high) {
 
 const BEST = "not distinguishable from the best at 5 % (exchanging runs between methods and Welch's t-test, Holm over all pairs)";
 
+const BEST_OWN = "not distinguishable from the best on new images at 5 % (test of single images, Holm over all pairs)";
+const bestText = (panel) => (panel.own ? BEST_OWN : BEST);
+
 const wholeAverage = (panel) => panel.averages.find((a) => a.kind === "mean of tasks")?.name ?? panel.tasks[0].name;
 
 // Labels not distinguishable from the best; the tests are about the mean of all tasks.
 function equals(state, panel) {
   return state.average === wholeAverage(panel) ? panel.best[state.metric] : [];
 }
+
+// Scores on val, by which one's own data sets are ranked: test is not for choosing.
+const valColumn = (state) => ({
+  key: "val",
+  head: "val",
+  title: "on val, of runs and trials that trained on train alone",
+  value: (row) => row.cells[state.average]?.val ?? null,
+  cell: (row) => {
+    const val = row.cells[state.average]?.val;
+    return val === undefined ? element("td", { class: "none" }, "–") : element("td", {}, percent(val));
+  },
+});
 
 function boardColumns(state, panel, rows) {
   const cells = rows.map((row) => row.cells[state.average]).filter((cell) => cell?.state === "ok");
@@ -133,10 +149,11 @@ function boardColumns(state, panel, rows) {
         const cell = row.cells[state.average];
         if (cell?.state !== "ok") return scoreCell(row, state.average);
         const best = equals(state, panel).includes(row.label);
-        const star = element("span", { class: "best", title: best ? BEST : null }, best ? "●" : "");
+        const star = element("span", { class: "best", title: best ? bestText(panel) : null }, best ? "●" : "");
         return scoreCell(row, state.average, star, intervalPlot(cell, row.method, low, high));
       },
     },
+    ...(rows.some((row) => row.cells[state.average]?.val !== undefined) ? [valColumn(state)] : []),
     {
       key: "parameters",
       head: state.head ? "tuned parameters with head" : "tuned parameters",
@@ -169,7 +186,7 @@ function boardColumns(state, panel, rows) {
   }
   columns.push({
     key: "n",
-    head: "seeds",
+    head: panel.own ? "runs" : "seeds",
     value: (row) => row.cells[state.average]?.n ?? null,
     cell: (row) => element("td", {}, String(row.cells[state.average]?.n ?? "–")),
   });
