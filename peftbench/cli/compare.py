@@ -11,6 +11,7 @@ from peftbench.cli.exit import FAILED, OK
 from peftbench.cli.options import add_results
 from peftbench.config.choices import check_choices
 from peftbench.config.limits import check_number
+from peftbench.tasks import CLASSIFICATION
 from peftbench.untrusted import printable
 from peftbench.waiting import share_cores
 
@@ -20,12 +21,7 @@ if TYPE_CHECKING:
     from peftbench.sweep.compare.jobs import OwnPictures
     from peftbench.sweep.compare.standing import Leaderboard
 
-METRICS = {
-    "accuracy": "top1",
-    "mean-per-class": "mean_per_class",
-    "f1": "f1_macro",
-    "auroc": "auroc",
-}
+METRICS = {m.figure.replace("_", "-"): m.name for m in CLASSIFICATION.scores}
 MOST_MINUTES = 60 * 24 * 30
 CPU_GMACS_PER_SECOND = 25.0  # of one core, bfloat16 or not: 20 to 40 were seen; for choosing alone
 SHARE_OF_FEATURES = 0.3  # of the time that forward passes alone may take
@@ -54,8 +50,8 @@ def add_command(commands: Any) -> None:
         "--for",
         dest="metric",
         choices=tuple(METRICS),
-        default="accuracy",
-        help="what counts (accuracy)",
+        default=next(iter(METRICS)),
+        help="what counts (%(default)s)",
     )
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the input")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.errors import StoreError
-from peftbench.report.evidence import TOP1, image_scores
+from peftbench.report.evidence import image_scores
 from peftbench.report.scores import SCORE
 from peftbench.report.sections import Section
 from peftbench.report.spreads import leaders_on
@@ -25,6 +25,7 @@ from peftbench.statistics.best import Best
 from peftbench.statistics.intervals import DATASETS, SEEDS, Interval
 from peftbench.statistics.paired import Cells, PairTest
 from peftbench.statistics.ranks import Friedman
+from peftbench.tasks import TOP1
 
 MOST_WITH_IMAGES = (
     12  # methods whose predictions are read: 12 x 24 data sets x 5 seeds take seconds

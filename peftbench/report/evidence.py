@@ -15,8 +15,8 @@ from peftbench.statistics import new_images
 from peftbench.statistics.intervals import NOTHING, Interval
 from peftbench.statistics.new_images import ImageScores
 from peftbench.statistics.paired import Cells, Evidence
+from peftbench.tasks import PER_CLASS, TOP1
 
-TOP1, PER_CLASS = "top1", "mean_per_class"  # scores that are means over images, or over classes
 CellKey = tuple[str, str, str, str]  # backbone and suite as tables name them, row, data set
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from peftbench.report.evidence import TOP1
 from peftbench.report.view import View
 from peftbench.statistics import intervals, new_images, paired, scores
 from peftbench.statistics.averages import weightings
@@ -18,6 +17,7 @@ from peftbench.statistics.leaders import leaders as leaders_of
 from peftbench.statistics.paired import Evidence
 
 RowKey = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
+from peftbench.tasks import TOP1
 
 
 @functools.lru_cache(maxsize=1)  # the figures of a view ask one after the other

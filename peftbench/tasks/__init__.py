@@ -13,7 +13,9 @@ from peftbench.tasks.classification import Classification
 
 __all__ = [
     "CLASSIFICATION",
+    "PER_CLASS",
     "TASKS",
+    "TOP1",
     "Classification",
     "ImageRows",
     "Metric",
@@ -22,6 +24,8 @@ __all__ = [
 ]
 
 CLASSIFICATION = Classification()  # of every run that names no other
+# names of its scores that are means over images, and over classes
+TOP1, PER_CLASS = (metric.name for metric in CLASSIFICATION.scores[:2])
 
 
 def judged_by(spec: Mapping[str, Any]) -> Metric:

@@ -13,7 +13,7 @@ from peftbench.training.world import Part
 
 
 def pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Rows of a tensor, sorted and each once; without waiting for the device."""
+    """`rows` (k, ...) of a tensor (N, ...), sorted, each once; without waiting for the device."""
     if len(rows) == len(tensor):
         return tensor
     return tensor[torch.tensor(rows).to(tensor.device, non_blocking=True)]

@@ -123,7 +123,8 @@ def test_list_methods_long_gives_each_method_three_paragraphs(
         assert flat.startswith(
             f"{page.name} ({card.title}): {' '.join(card.summary.split())} cost:"
         )
-        assert f" source: {card.paper}, {card.section}; code: {card.reference}" in flat
+        paper = "" if card.paper == "none" else f"{card.paper}, {card.section}; "
+        assert f" source: {paper}code: {card.reference}" in flat
         assert ("differs: " in flat) == bool(card.deviations)
     assert files_below(work) == []
 

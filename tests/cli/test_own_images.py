@@ -42,6 +42,7 @@ TOLD = (
     "beside top-1, or choose by it with selection.metric=mean_per_class.",
 )
 COPIES = ("4 of 12 images of train repeat another one of train byte for byte.",)
+SIZES = "Input 12 x 12 px; the pictures' shorter side is 6 px (median)."
 TORN = (  # of five dogs one is val and one test
     "1 of 3 test images is byte for byte in train or val as well: results flatter. "
     "Remove the copies.",
@@ -50,7 +51,7 @@ TORN = (  # of five dogs one is val and one test
 
 
 def told(root: Path) -> str:
-    return "".join(f"{line}\n" for line in (*TOLD, *COPIES)).format(root=root)
+    return "".join(f"{line}\n" for line in (*TOLD, *COPIES, SIZES)).format(root=root)
 
 
 def test_a_folder_of_pictures_is_told_of_and_scored_in_one_command(cli, work: Path) -> None:

@@ -102,7 +102,7 @@ def test_two_classes_have_an_area_under_the_curve(
     assert record.score == record.metrics["test/auroc"]
     with np.load(store.artefacts(record) / "predictions.npz") as file:
         rows = dict(file)
-    assert set(rows) == set(CLASSIFICATION.stored)
+    assert set(rows) == {*CLASSIFICATION.stored, "names", "numbers"}
     assert abs(AUROC.of(rows) - (record.score or 0)) <= AUROC.rounding(rows) + 1e-9
     # a bundle is checked against the predictions, as exactly as the file has them
     there = tmp_path / "there"

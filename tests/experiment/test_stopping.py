@@ -82,6 +82,17 @@ def signalled_in(owner: Any, name: str, call: int = 1) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _default_handlers() -> Iterator[None]:
+    """As in a program of its own: in the background, tests inherit a Ctrl-C that is deaf."""
+    before = {signum: signal.getsignal(signum) for signum in stopping.SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    stopping.listen()  # forgets what came
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.fixture
 def listening() -> Iterator[None]:
     """Signals are heard as the command hears them."""

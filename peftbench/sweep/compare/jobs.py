@@ -10,8 +10,8 @@ from peftbench.config.build import build
 from peftbench.config.choices import choices, config_dir
 from peftbench.data import Listing, identify
 from peftbench.spec import DatasetSpec, Phase, RunSpec
+from peftbench.tasks import TOP1
 
-TOP1 = "top1"
 FOLDS = 5
 VAL_FRACTION = 0.2  # of what trains: a tenth of 300 pictures is too few to rank by
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peftbench.statistics.images import mcnemar
+from peftbench.tasks import PER_CLASS, TOP1
 
 REFERENCES = ("logistic", "linear", "knn")  # whose splits show how easy each is
 ALPHA = 0.05  # of two methods being called different, corrected for all that are compared
@@ -36,8 +37,8 @@ class MethodRow:
     method: str
     val: float
     test: float  # the metric that ranks, mean over the splits
-    top1: float
-    mean_per_class: float
+    accuracy: float
+    per_class: float
     error: float  # standard error of `test`, of all its images
     val_error: float  # the same of `val`
     params: int
@@ -107,8 +108,8 @@ def _row(method: str, found: Sequence[Result], metric: str) -> MethodRow:
         method=method,
         val=float(np.mean([one.val for one in found])),
         test=float(np.mean(tested)),
-        top1=float(np.mean([one.metrics["top1"] for one in found])),
-        mean_per_class=float(np.mean([one.metrics["mean_per_class"] for one in found])),
+        accuracy=float(np.mean([one.metrics[TOP1] for one in found])),
+        per_class=float(np.mean([one.metrics[PER_CLASS] for one in found])),
         error=error,
         val_error=error * float(np.sqrt(images / sum(one.val_images for one in found))),
         params=max(one.params for one in found),
@@ -142,7 +143,7 @@ def _moved(
         row,
         **{
             name: getattr(row, name) + getattr(whole, name) - getattr(part, name)
-            for name in ("val", "test", "top1", "mean_per_class")
+            for name in ("val", "test", "accuracy", "per_class")
         },
     )
 
@@ -152,7 +153,7 @@ def _error(found: Sequence[Result], metric: str, tested: Sequence[float]) -> flo
     labels = np.concatenate([one.labels for one in found])
     hits = np.concatenate([one.classes == one.labels for one in found])
     share, images = float(np.mean(tested)), len(labels)
-    if metric == "top1":
+    if metric == TOP1:
         return float(np.sqrt(share * (1 - share) / images))
     variances = []
     for label in np.unique(labels):

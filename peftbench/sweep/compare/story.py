@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from peftbench.statistics.images import mcnemar
 from peftbench.sweep.compare.choice import Choice
-from peftbench.sweep.compare.jobs import TOP1
 from peftbench.sweep.compare.standing import ClassRow, Leaderboard, MethodRow
+from peftbench.tasks import TOP1
 
 WEAK = 0.15  # recall below the mean, from which on a class is named
 FEW = 30  # pictures of a class, below which more of them are the first thing to try
@@ -25,8 +25,8 @@ def leaderboard(now: Leaderboard) -> list[str]:
                 row.method + mark,
                 f"{100 * row.val:.1f}",
                 f"{100 * row.test:.1f} ± {100 * row.error:.1f}",
-                f"{100 * row.top1:.1f}",
-                f"{100 * row.mean_per_class:.1f}",
+                f"{100 * row.accuracy:.1f}",
+                f"{100 * row.per_class:.1f}",
                 f"{row.params:,}",
                 f"{row.seconds:.0f} s",
                 str(row.splits),
@@ -68,15 +68,15 @@ def verdict(now: Leaderboard, majority: MethodRow | None, metric: str) -> list[s
     elif now.recommended == now.level[0]:
         why = "the first on val, and no cheaper one is within one standard error"
     lines.append(
-        f"Take {now.recommended}: {why}, {100 * taken.top1:.1f} % top-1 and "
-        f"{100 * taken.mean_per_class:.1f} % mean per class."
+        f"Take {now.recommended}: {why}, {100 * taken.accuracy:.1f} % top-1 and "
+        f"{100 * taken.per_class:.1f} % mean per class."
     )
     if majority is not None and metric == TOP1 and len(majority.hits) == len(taken.hits):
         p = mcnemar(taken.hits, majority.hits).p
-        if p >= 0.05 or taken.top1 <= majority.top1:
+        if p >= 0.05 or taken.accuracy <= majority.accuracy:
             lines.append(
                 f"It is not told from always saying the largest class "
-                f"({100 * majority.top1:.1f} % top-1)."
+                f"({100 * majority.accuracy:.1f} % top-1)."
             )
     return lines
 

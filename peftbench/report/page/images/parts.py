@@ -18,6 +18,7 @@ from peftbench.results.predictions import Predictions
 from peftbench.results.record import RunRecord, parsed
 from peftbench.results.store import ResultsStore
 from peftbench.spec import TRAIN_AND_VAL, TRAIN_ONLY, called
+from peftbench.tasks import PER_CLASS
 from peftbench.untrusted import MOST_RECORD, printable, read_bounded
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def _run(run: ShownRun, count: int) -> dict[str, Any]:
         "seed": record.spec["seed"],
         "lr": record.spec["recipe"].get("lr"),
         "tuning": record.tuning or None,
-        "mean_per_class": _rounded(record.reported("mean_per_class")),
+        PER_CLASS: _rounded(record.reported(PER_CLASS)),
     }
     predictions = run.predictions
     if predictions is None:

@@ -15,6 +15,7 @@ from peftbench.report.view import Views
 from peftbench.results.predictions import Predictions
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
+from peftbench.tasks import TOP1
 
 MOST_CLASSES = 2_000  # a matrix of more would be seen by nobody
 
@@ -63,7 +64,7 @@ def groups(views: Views, sources: Sources) -> list[list[ShownRun]]:
 def _in_turn(rows: Sequence[Mapping[Any, Any]]) -> list[Mapping[Any, Any]]:
     scores: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        score = 0.0 if pd.isna(row["top1"]) else float(row["top1"])
+        score = 0.0 if pd.isna(row[TOP1]) else float(row[TOP1])
         scores.setdefault(_key(row), []).append(score)
     mean = {key: sum(values) / len(values) for key, values in scores.items()}
     ordered = sorted(rows, key=lambda row: (-mean[_key(row)], _key(row), _seed(row)))
