@@ -15,9 +15,9 @@ from peftbench.statistics.best import Best
 from peftbench.statistics.intervals import Interval
 from peftbench.statistics.leaders import leaders as leaders_of
 from peftbench.statistics.paired import Evidence
+from peftbench.tasks import TOP1
 
 RowKey = tuple[str, str, str]  # backbone and suite as tables name them, and the label of the row
-from peftbench.tasks import TOP1
 
 
 @functools.lru_cache(maxsize=1)  # the figures of a view ask one after the other
