@@ -167,7 +167,7 @@ def leaders(rivals: Mapping[str, Rival], *, exact: bool, alpha: float = ranks.AL
             name: images_to_tell(test, alpha / max(1, len(pairs)))
             for name, test in with_best.items()
         },
-        images=max((one.spread.images for one in every if one.spread), default=0),
+        images=min((one.spread.images for one in every if one.spread), default=0),
         splits=splits,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from own_runs import own_data
 
 from peftbench.report.page import render
 from peftbench.report.view import Views
@@ -40,9 +41,9 @@ def report(tmp_path_factory, make_record):
 @pytest.fixture
 def opened(browser, report):
     """Opens the page at a width; afterwards nothing was requested, logged or thrown."""
-    contexts, asked, said = [], [], []
+    contexts, asked, said, expected = [], [], [], set()
 
-    def open_page(width=1280, height=900, **settings):
+    def open_page(width=1280, height=900, path=report, **settings):
         size = {"width": width, "height": height}
         context = browser.new_context(viewport=size, offline=True, **settings)
         contexts.append(context)
@@ -51,7 +52,8 @@ def opened(browser, report):
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(report.as_uri())
+        page.goto(path.as_uri())
+        expected.add(path.as_uri())
         return page
 
     yield open_page
@@ -59,11 +61,26 @@ def opened(browser, report):
     for context in contexts:
         context.close()
     assert said == []
-    assert set(asked) == {report.as_uri()}
+    assert set(asked) == expected
     assert all(title.startswith("peftbench: ") for title in titles)  # no name of a method ran
 
 
 BODY = "(getComputedStyle(document.body))"
+
+
+def test_ones_own_data_opens_ranked_by_val(opened, tmp_path, make_record):
+    store = ResultsStore(tmp_path)
+    for method, test, val in (("linear", 0.9, 0.5), ("lora", 0.7, 0.8)):
+        tuning = {"tuner": "grid", "val_top1": val}
+        store.add(make_record(method, top1=test, tuning=tuning, **own_data("birds")))
+    records = store.scan().records
+    path = tmp_path / "report.html"
+    path.write_text(render(Views(frame(records)), epochs(records), store), encoding="utf-8")
+    page = opened(path=path)
+    assert methods(page) == ["lora", "linear"] and column(page, "board", 3) == ["80.0", "50.0"]
+    assert "Ranked by val, not by test." in page.locator("#board-remark").inner_text()
+    page.get_by_role("button", name="birds").first.click()
+    assert methods(page) == ["linear", "lora"]
 
 
 def column(page, table, number):
