@@ -7,7 +7,14 @@ import pytest
 from peftbench.methods import METHODS, discover
 from peftbench.sweep.compare import choice, ladder
 from peftbench.sweep.compare.choice import CANDIDATES, BackboneOption, choose, size_for
-from peftbench.sweep.compare.ladder import Pace, epochs_that_fit, in_order, rates_of, seconds_of
+from peftbench.sweep.compare.ladder import (
+    Length,
+    Pace,
+    in_order,
+    length_that_fits,
+    rates_of,
+    seconds_of,
+)
 
 discover()
 
@@ -80,13 +87,26 @@ def test_heads_of_the_ladder_are_the_methods_whose_cards_say_so() -> None:
         assert (not rates_of(name)) == METHODS[name].card.solved, name
 
 
-def test_epochs_are_as_many_as_fit_with_all_trials_and_the_final_run() -> None:
+def test_training_is_as_long_as_fits_with_all_trials_and_the_final_run() -> None:
     pace = Pace(0.01)
     # full: 3 passes of 100 images of 10 ms are 3 s an epoch; 3 rates and a final run, 1.2 of it
     assert seconds_of("full", pace, 10, 100) == pytest.approx(30)
-    assert epochs_that_fit("full", pace, 100, 4 * 1.2 * 3 * 30 + 0.1) == 30
-    assert epochs_that_fit("full", pace, 100, 4 * 1.2 * 3 * 30 - 1) == 20
-    assert epochs_that_fit("full", pace, 100, 4 * 1.2 * 3 * 5 - 1) is None
+
+    def fits(seconds: float) -> Length | None:
+        return length_that_fits("full", pace, 100, seconds)
+
+    assert fits(4 * 1.2 * 3 * 30 + 0.1) == Length(30, 3)
+    assert fits(4 * 1.2 * 3 * 30 - 0.1) == Length(20, 3)
+    assert fits(4 * 1.2 * 3 * 5 + 0.1) == Length(5, 3)
+    # one rate where not even five epochs of all fit: 2 runs
+    assert fits(4 * 1.2 * 3 * 5 - 0.1) == Length(8, 1)
+    assert fits(2 * 1.2 * 3 * 5 - 0.1) is None
+
+
+def test_one_rate_is_the_middle_one() -> None:
+    assert Length(5, 1).tried("full") == (3e-4,)
+    assert Length(5, 3).tried("full") == (1e-3, 3e-4, 1e-4)
+    assert Length(30, 0).tried("majority") == ()
 
 
 def test_a_timed_step_counts_as_it_is() -> None:

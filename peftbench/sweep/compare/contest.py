@@ -18,7 +18,7 @@ from peftbench.run import experiment
 from peftbench.run.experiment import RunOptions
 from peftbench.spec import RunSpec
 from peftbench.sweep.compare import jobs, ladder
-from peftbench.sweep.compare.ladder import MARGIN, Pace
+from peftbench.sweep.compare.ladder import MARGIN, Length, Pace
 from peftbench.sweep.compare.standing import Leaderboard, Result, standing
 
 HEAD_EPOCHS = 30
@@ -55,7 +55,7 @@ class Contest:
     started: float = 0.0
     paces: dict[str, Pace] = field(default_factory=dict)
     run_seconds: dict[str, float] = field(default_factory=dict)  # of the slowest, by method
-    epochs: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, Length] = field(default_factory=dict)
 
     def run(self) -> Leaderboard | None:
         """Where the methods stand once the time is over, or all is done.
@@ -64,7 +64,7 @@ class Contest:
             KeyboardInterrupt: a run was interrupted.
         """
         self.started = self.clock()
-        self.epochs = self._kept()
+        self.lengths = self._kept()
         splits = range(len(self.agenda.place.splits))
         heads = [m for m in self.agenda.bases if ladder.is_head(m)]
         others = [m for m in self.agenda.bases if not ladder.is_head(m)]
@@ -75,7 +75,7 @@ class Contest:
             for method in heads:
                 self._method(method, split)
         for i, method in enumerate(others):
-            if self._has_epochs(method, len(others) - i):
+            if self._has_length(method, len(others) - i):
                 self._method(method, 0)
         for split in splits[1:]:
             for method in self._promising(others):
@@ -102,8 +102,9 @@ class Contest:
     def _method(self, method: str, split: int) -> None:
         """Choose a rate on val of this split, and test it."""
         base, place = self.agenda.bases[method], self.agenda.place
-        began, epochs = self.clock(), self.epochs.get(method, HEAD_EPOCHS)
-        rates = ladder.rates_of(method) or (None,)
+        began = self.clock()
+        length = self.lengths.get(method, Length(HEAD_EPOCHS, len(ladder.rates_of(method))))
+        epochs, rates = length.epochs, length.tried(method) or (None,)
         trials = [jobs.trial(base, place.splits[split], epochs, rate) for rate in rates]
         judged: list[tuple[float, int, RunSpec]] = []
         for i, spec in enumerate(trials):
@@ -169,24 +170,23 @@ class Contest:
     def _seconds_of(self, method: str) -> float:
         return MARGIN * self.run_seconds.get(method, float("inf"))
 
-    def _has_epochs(self, method: str, sharing: int) -> bool:
+    def _has_length(self, method: str, sharing: int) -> bool:
         """Decide how long a method trains, where `sharing` methods share the time that is left."""
-        if method in self.epochs:
+        if method in self.lengths:
             return True
         pace = self.paces.get(method) or self.paces.get("")
         if pace is None:
             return False
         images = self.agenda.place.trained
-        epochs = ladder.epochs_that_fit(method, pace, images, self.left / sharing)
-        if epochs is None:  # it may have what others would leave
-            epochs = ladder.epochs_that_fit(method, pace, images, self.left)
-        if epochs is None:
-            runs = len(ladder.rates_of(method)) + 1
-            needed = MARGIN * runs * ladder.seconds_of(method, pace, ladder.EPOCHS[-1], images)
+        length = ladder.length_that_fits(method, pace, images, self.left / sharing)
+        if length is None:  # it may have what others would leave
+            length = ladder.length_that_fits(method, pace, images, self.left)
+        if length is None:
+            needed = MARGIN * 2 * ladder.seconds_of(method, pace, ladder.EPOCHS[-1], images)
             self.left_out[method] = f"would take {max(1, round(needed / 60))} minutes or more"
             self.tell(f"{method}: left out, {self.left_out[method]}")
             return False
-        self.epochs[method] = epochs
+        self.lengths[method] = length
         self._keep()
         return True
 
@@ -198,16 +198,18 @@ class Contest:
         of["size"] = str(first.backbone.image_size)
         return self.store.root / "compare" / f"{digest(of)}.json"
 
-    def _kept(self) -> dict[str, int]:
+    def _kept(self) -> dict[str, Length]:
         try:
             kept = json.loads(self._file.read_text(encoding="utf-8"))
-            return {str(k): int(v) for k, v in kept.items() if int(v) in ladder.EPOCHS}
+            lengths = {str(name): Length(*map(int, values)) for name, values in kept.items()}
+            return {name: one for name, one in lengths.items() if one.epochs in ladder.EPOCHS}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 
     def _keep(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.epochs, indent=1).encode()
+        kept = {name: [one.epochs, one.rates] for name, one in self.lengths.items()}
+        text = json.dumps(kept, indent=1).encode()
         write_atomic(self._file, lambda file: file.write(text))
 
     def _result(

@@ -44,12 +44,28 @@ def seconds_of(method: str, pace: Pace, epochs: int, images: int) -> float:
     return epochs * images * passes * pace.seconds_an_image
 
 
-def epochs_that_fit(method: str, pace: Pace, images: int, seconds: float) -> int | None:
-    """The most epochs for which all trials and a final run fit in `seconds`; `None`: none do."""
-    runs = len(rates_of(method)) + 1
-    for epochs in EPOCHS:
-        if MARGIN * runs * seconds_of(method, pace, epochs, images) <= seconds:
-            return epochs
+@dataclass(frozen=True)
+class Length:
+    """How much a method trains."""
+
+    epochs: int
+    rates: int  # that are tried
+
+    def tried(self, method: str) -> tuple[float, ...]:
+        """All rates of a method, or the middle one alone."""
+        known = rates_of(method)
+        return known if self.rates >= len(known) else known[len(known) // 2 :][:1]
+
+
+def length_that_fits(method: str, pace: Pace, images: int, seconds: float) -> Length | None:
+    """The longest training whose trials and final run fit in `seconds`; `None` where none does.
+
+    All rates in few epochs come before one rate in many.
+    """
+    for rates in (len(rates_of(method)), 1):
+        for epochs in EPOCHS:
+            if MARGIN * (rates + 1) * seconds_of(method, pace, epochs, images) <= seconds:
+                return Length(epochs, rates)
     return None
 
 
