@@ -13,7 +13,12 @@ ORDER = ("majority", "logistic", "linear", "lora")
 
 
 def result(
-    method: str, hits: Sequence[int], val: float, split: int = 0, val_images: int = 100
+    method: str,
+    hits: Sequence[int],
+    val: float,
+    split: int = 0,
+    val_images: int = 100,
+    val_per_class: float = 0.5,
 ) -> Result:
     """Two classes that take turns; `hits` says which images are right."""
     labels = np.arange(len(hits)) % 2
@@ -22,7 +27,17 @@ def result(
     metrics = {"top1": float(right.mean()), "mean_per_class": float(np.mean(per_class))}
     classes = np.where(right, labels, 1 - labels)
     return Result(
-        method, split, f"{method}{split}", val, val_images, metrics, labels, classes, 7, 1
+        method,
+        split,
+        f"{method}{split}",
+        val,
+        val_images,
+        val_per_class,
+        metrics,
+        labels,
+        classes,
+        7,
+        1,
     )
 
 
@@ -115,3 +130,13 @@ def test_recall_of_classes_is_over_all_splits_and_worst_first() -> None:
         [result("lora", [1, 0, 1, 0], 0.5, 0), result("lora", [1, 1, 0, 0], 0.5, 1)], ["a", "b"]
     )
     assert [(row.name, row.images, row.recall) for row in rows] == [("b", 4, 0.25), ("a", 4, 0.75)]
+
+
+def test_of_equally_cheap_methods_the_better_mean_per_class_on_val_decides() -> None:
+    results = [
+        result("logistic", right(80, 100), 0.81, val_per_class=0.3),
+        result("linear", right(79, 100), 0.80, val_per_class=0.4),
+    ]
+    now = standing(results, "top1", ORDER)
+    assert now is not None
+    assert (now.rows[0].method, now.recommended) == ("logistic", "linear")

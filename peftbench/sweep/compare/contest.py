@@ -20,6 +20,7 @@ from peftbench.spec import RunSpec
 from peftbench.sweep.compare import jobs, ladder
 from peftbench.sweep.compare.ladder import MARGIN, Length, Pace
 from peftbench.sweep.compare.standing import Leaderboard, Result, standing
+from peftbench.tasks import PER_CLASS
 
 HEAD_EPOCHS = 30
 FIRST_GUESS = 10.0  # seconds of a run on kept features, before one was timed
@@ -106,7 +107,7 @@ class Contest:
         length = self.lengths.get(method, Length(HEAD_EPOCHS, len(ladder.rates_of(method))))
         epochs, rates = length.epochs, length.tried(method) or (None,)
         trials = [jobs.trial(base, place.splits[split], epochs, rate) for rate in rates]
-        judged: list[tuple[float, int, RunSpec]] = []
+        judged: list[tuple[float, RunRecord, RunSpec]] = []
         for i, spec in enumerate(trials):
             beside = tuple(trials[i + 1 :]) if ladder.is_head(method) else ()
             record = self._record(spec, beside)
@@ -114,18 +115,18 @@ class Contest:
                 return
             value = record.metrics.get(f"val/{self.agenda.metric}")
             if record.status is Status.OK and value is not None:
-                judged.append((value, int(record.metrics.get("val/num_images") or 1), spec))
+                judged.append((value, record, spec))
         if not judged:
             self.left_out[method] = "no trial ended well"
             return
         # of equally good rates the smaller: it changes less
-        val, images, chosen = max(judged, key=lambda one: (one[0], -one[2].recipe.lr))
+        val, trial, chosen = max(judged, key=lambda one: (one[0], -one[2].recipe.lr))
         tuning = {"tuner": "grid", "trials": len(trials), "epochs": epochs}
         tuning[f"val_{self.agenda.metric}"] = val
         record = self._record(jobs.final(chosen), (), tuning if rates[0] is not None else None)
         if record is None or record.status is not Status.OK:
             return
-        result = self._result(method, split, record, (val, images))
+        result = self._result(method, split, record, trial)
         self.results.append(result)
         self.run_seconds[method] = max(self.run_seconds.get(method, 0), self.clock() - began)
         rate = "" if rates[0] is None else f", rate {chosen.recipe.lr:g}"
@@ -212,9 +213,7 @@ class Contest:
         text = json.dumps(kept, indent=1).encode()
         write_atomic(self._file, lambda file: file.write(text))
 
-    def _result(
-        self, method: str, split: int, record: RunRecord, judged: tuple[float, int]
-    ) -> Result:
+    def _result(self, method: str, split: int, record: RunRecord, trial: RunRecord) -> Result:
         predictions = self.store.load_predictions(method, record.run_id)
         assert predictions is not None, record.run_id  # a finished run has them
         parameters, cost = record.parameters, record.cost
@@ -222,8 +221,9 @@ class Contest:
             method=method,
             split=split,
             run_id=record.run_id,
-            val=judged[0],
-            val_images=judged[1],
+            val=trial.metrics[f"val/{self.agenda.metric}"] or 0.0,
+            val_images=int(trial.metrics["val/num_images"] or 1),
+            val_per_class=trial.metrics[f"val/{PER_CLASS}"] or 0.0,
             metrics={
                 name.removeprefix("test/"): value
                 for name, value in record.metrics.items()

@@ -11,6 +11,7 @@ from peftbench.statistics.images import mcnemar
 from peftbench.tasks import PER_CLASS, TOP1
 
 REFERENCES = ("logistic", "linear", "knn")  # whose splits show how easy each is
+SAME_COST = {"linear": "logistic"}  # both are a linear classifier on frozen features
 ALPHA = 0.05  # of two methods being called different, corrected for all that are compared
 
 
@@ -23,6 +24,7 @@ class Result:
     run_id: str
     val: float  # the metric that ranks, on val
     val_images: int
+    val_per_class: float  # mean per-class accuracy on val
     metrics: Mapping[str, float]  # on test
     labels: np.ndarray  # (N,) true classes of the test images
     classes: np.ndarray  # (N,) predicted
@@ -41,6 +43,7 @@ class MethodRow:
     per_class: float
     error: float  # standard error of `test`, of all its images
     val_error: float  # the same of `val`
+    val_per_class: float
     params: int
     seconds: float
     splits: int
@@ -69,7 +72,8 @@ def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Le
     images of the splits that both have, corrected for the number of methods, tells them apart. Of
     those that are level and within one standard error of the first on val, the cheapest is
     recommended (the rule of Breiman et al., 1984, §3.4.3); of two errors the smaller counts, so
-    that a method with few splits lets no other pass. `majority` is never recommended.
+    that a method with few splits lets no other pass. Of equally cheap ones the better mean
+    per-class accuracy on val decides. `majority` is never recommended.
 
     Args:
         order: methods from cheap to dear.
@@ -94,10 +98,16 @@ def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Le
         for row in usable
         if row.method in level and row.val >= first.val - min(first.val_error, row.val_error)
     ]
-    recommended = min(near, key=lambda row: order.index(row.method)).method
+    recommended = min(near, key=lambda row: (_cost(row.method, order), -row.val_per_class)).method
     most = max(row.splits for row in rows)
     partial = tuple(row.method for row in rows if row.splits < most)
     return Leaderboard(tuple(rows), tuple(level), recommended, partial)
+
+
+def _cost(method: str, order: Sequence[str]) -> int:
+    """The place of a method in the order, which methods of the same cost share."""
+    same = SAME_COST.get(method, method)
+    return order.index(same if same in order else method)
 
 
 def _row(method: str, found: Sequence[Result], metric: str) -> MethodRow:
@@ -109,6 +119,7 @@ def _row(method: str, found: Sequence[Result], metric: str) -> MethodRow:
         val=float(np.mean([one.val for one in found])),
         test=float(np.mean(tested)),
         accuracy=float(np.mean([one.metrics[TOP1] for one in found])),
+        val_per_class=float(np.mean([one.val_per_class for one in found])),
         per_class=float(np.mean([one.metrics[PER_CLASS] for one in found])),
         error=error,
         val_error=error * float(np.sqrt(images / sum(one.val_images for one in found))),
