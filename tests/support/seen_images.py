@@ -16,7 +16,7 @@ from peftbench.report.page.images.parts import parts
 from peftbench.report.page.images.runs import Sources
 from peftbench.report.view import Views
 from peftbench.results.frame import frame
-from peftbench.results.record import Provenance, RunRecord, Status
+from peftbench.results.record import EpochRow, Provenance, RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.spec import DatasetSpec, Phase
 from support.tiny_runs import tiny_spec
@@ -70,6 +70,7 @@ def add_run(
         metrics={f"{split}/top1": right, f"{split}/mean_per_class": right},
         tuning=tuning,
         looks=looks,
+        history=[EpochRow(1, 0.5, 0.5, spec.recipe.lr, 1.0)],
         provenance=Provenance("0", "3", {}, None, None, "h", "p", 1, preprocessing=SQUARE),
     )
     store.add(record)

@@ -175,7 +175,8 @@ def _run(run: ShownRun, count: int) -> dict[str, Any]:
     told: dict[str, Any] = {
         "id": record.run_id,
         "seed": record.spec["seed"],
-        "lr": record.spec["recipe"].get("lr"),
+        # a method that took no epoch has no rate, whatever its recipe says
+        "lr": record.spec["recipe"].get("lr") if record.history else None,
         "tuning": record.tuning or None,
         PER_CLASS: _rounded(record.reported(PER_CLASS)),
     }
