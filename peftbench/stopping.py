@@ -74,9 +74,11 @@ def held() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    foreign = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if foreign:
+    handler = signal.getsignal(signal.SIGINT)
+    foreign = handler is signal.default_int_handler
+    if handler is not _hear:  # nobody has listened since; what came before was for another run
         _heard.signum = None
+    if foreign:
         signal.signal(signal.SIGINT, _hear)
     _heard.held = True
     try:

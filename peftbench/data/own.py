@@ -167,9 +167,14 @@ def _check_drawn(
     """Raise `DataError` for a class that stays together and is in test as a whole."""
     empty = [name for name in ("val", "test") if not len(parts[name])]
     if empty:
+        apart = (
+            ", or draw copies of a picture like any image with dataset.group_copies=false"
+            if spec.group_copies and not spec.group_column
+            else ""
+        )
         raise DataError(
             f"No image is left for {empty[0]}: what stays together is too large for it. Add "
-            "images, or raise dataset.val_fraction and dataset.test_fraction."
+            f"images, or raise dataset.val_fraction and dataset.test_fraction{apart}."
         )
     lost = sorted({*parts["test"].labels, *parts["val"].labels} - set(parts["train"].labels))
     if lost:

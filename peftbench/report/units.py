@@ -11,6 +11,8 @@ UNKNOWN = -1  # where a record does not say it
 def places(table: pd.DataFrame) -> pd.Series[str]:
     """Where each run belongs: its suite, or one's own data set that is in none, by its name."""
     suite = table["suite"].astype("string").fillna("")
+    if "content" not in table:  # of an older version, or made by hand
+        return suite
     own = table["content"].notna() & (suite == "")
     return suite.mask(own, table["dataset"].astype("string").fillna(""))
 

@@ -309,7 +309,7 @@ def test_nothing_half_written_stays_after_a_failure(
 ) -> None:
     root = make_folder({"cat": 6})
     for path in (root / "cat").iterdir():
-        path.write_bytes(b"broken")
+        path.write_bytes(f"broken {path.name}".encode())
     with pytest.raises(DataError):
         data.load(spec(root), Phase.TUNE, small)
     assert [path.suffix for path in (cache / "pixels").iterdir()] == [".lock"]

@@ -147,7 +147,7 @@ def test_ahead_is_said_only_where_single_images_tell(folds, make_record, tmp_pat
     (answer,) = advise(frame(folds), Budget(), store=folds)
     assert [one.label for one in answer.chosen] == ["good"]
     text = to_text([answer], Budget())
-    assert "mean top-1 of 50 test images, 5 splits, 1 seed on test" in text
+    assert "top-1 on test in %, mean of 50 test images, 5 splits, 1 seed," in text
     assert "interval over images and splits" in text
     # by one image of ten nobody is told from anybody
     few = [
