@@ -24,14 +24,14 @@ def with_vals(table: pd.DataFrame) -> pd.DataFrame:
     if tuned.empty:
         return table
     final = table["phase"] == "final"
-    keys, of_tuned = _keys(table), _keys(tuned)
+    keys = _keys(table)
     result = table.copy()
     for name in VAL:
         known = tuned[name].notna()
         if not known.any():
             continue
         scores = tuned.loc[known, name].astype(float)
-        settings, seeds = of_tuned[known], tuned.loc[known, "seed"]
+        settings, seeds = keys[scores.index], tuned.loc[known, "seed"]
         exact = scores.groupby([settings, seeds]).mean().to_dict()  # without runs of no seed
         mean = scores.groupby(settings).mean().to_dict()
         for row in table.index[final & table[name].isna()]:
@@ -41,7 +41,7 @@ def with_vals(table: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def _keys(table: pd.DataFrame) -> pd.Series[str]:
-    """One text for equal settings on equal splits."""
+def _keys(table: pd.DataFrame) -> pd.Series[int]:
+    """One number for equal settings on equal splits."""
     texts = table[SAME].astype("string").fillna("")
-    return texts.agg("\x1f".join, axis=1) if len(texts) else pd.Series(dtype="string")
+    return texts.groupby(SAME, sort=False).ngroup()
