@@ -37,9 +37,14 @@ def listen() -> None:
     Whatever came before is forgotten. A second Ctrl-C is obeyed at once, everywhere; a second
     SIGTERM is not heard, as a cluster sends one after that of the launcher.
     """
-    _heard.signum, _heard.held = None, False
+    forget()
     for signum in SIGNALS:
         signal.signal(signum, _hear)
+
+
+def forget() -> None:
+    """What came before was for other work."""
+    _heard.signum, _heard.held = None, False
 
 
 def asked() -> int | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from peftbench import stopping
 
 # what the shell of a user or a job of a cluster may have set: tests have a world of their own, but
 # for the arithmetic that they are to be run in
@@ -39,6 +42,14 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # else libraries report at the exit that these objects leaked
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_for_one_test() -> Iterator[None]:
+    """What stopped a run of one test stops none of the next."""
+    stopping.forget()
+    yield
+    stopping.forget()
 
 
 @pytest.fixture(scope="session", autouse=True)
