@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from peftbench.cli.exit import FAILED, OK
@@ -16,7 +17,7 @@ from peftbench.untrusted import printable
 from peftbench.waiting import share_cores
 
 if TYPE_CHECKING:
-    from peftbench.sweep.compare.choice import Choice
+    from peftbench.sweep.compare.choice import BackboneOption, Choice
     from peftbench.sweep.compare.contest import Contest
     from peftbench.sweep.compare.jobs import OwnPictures
     from peftbench.sweep.compare.standing import Leaderboard
@@ -63,8 +64,7 @@ def add_command(commands: Any) -> None:
 def compare(options: argparse.Namespace) -> int:
     """Look, choose, run, tell; the exit status says whether a method could be recommended."""
     check_number("--minutes", options.minutes, 0, MOST_MINUTES)
-    methods = None if options.methods is None else [m.strip() for m in options.methods.split(",")]
-    check_choices("method", methods or ())
+    check_choices("method", _asked(options))
     share_cores(os.environ)
     began = time.monotonic()
     from peftbench import data
@@ -103,16 +103,23 @@ def compare(options: argparse.Namespace) -> int:
     return OK
 
 
-def _affordable(place: OwnPictures, options: argparse.Namespace, seconds: float) -> Any:
+def _asked(options: argparse.Namespace) -> list[str]:
+    """The methods that are named; none where the choice is left to the command."""
+    return [] if options.methods is None else [m.strip() for m in options.methods.split(",")]
+
+
+def _affordable(
+    place: OwnPictures, options: argparse.Namespace, seconds: float
+) -> Callable[[BackboneOption], bool]:
     """Whether a backbone's forward passes over all splits fit into a share of the time."""
     pictures = sum(len(part) for _, part in place.listing.splits()) * len(place.splits)
     cores = options.threads or os.cpu_count() or 1
 
-    def fits(candidate: Any) -> bool:
+    def fits(candidate: BackboneOption) -> bool:
         if options.device not in ("auto", "cpu"):
             return True
         rate = CPU_GMACS_PER_SECOND * cores
-        return bool(pictures * candidate.gmacs / rate <= SHARE_OF_FEATURES * seconds)
+        return pictures * candidate.gmacs / rate <= SHARE_OF_FEATURES * seconds
 
     return fits
 
@@ -129,11 +136,10 @@ def _contest(
     from peftbench.training.saving import CheckpointPolicy
 
     check_threads(options.threads)
-    asked = ladder.LADDER if options.methods is None else options.methods.split(",")
     shared = jobs.overrides_of(backbone, size, METRICS[options.metric])
     bases = {
         name: jobs.compose(options.place, [f"method={name}", *shared])
-        for name in ladder.in_order([name.strip() for name in asked])
+        for name in ladder.in_order(_asked(options) or ladder.LADDER)
     }
     for base in bases.values():
         check(base, options.device, options.threads)
@@ -168,9 +174,9 @@ def _tell(options: argparse.Namespace, contest: Contest, now: Leaderboard, choic
             counts[names[label]] += 1
     of_taken = [one for one in contest.results if one.method == now.recommended]
     more = []
-    if contest.left_out:
-        longer = [f"{m} {why}" for m, why in contest.left_out.items() if "minutes" in why]
-        more += [f"Left out for time: {'; '.join(longer)}. Use more --minutes."] if longer else []
+    if contest.too_long:
+        longer = "; ".join(f"{method} {why}" for method, why in contest.too_long.items())
+        more.append(f"Left out for time: {longer}. Use more --minutes.")
     done, wanted = now.row(now.recommended).splits, len(contest.agenda.place.splits)
     if done < wanted:
         more.append(f"{done} of {wanted} splits were tested: the same command goes on.")

@@ -52,7 +52,7 @@ class Contest:
     tell: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     results: list[Result] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)  # method -> reason
+    too_long: dict[str, str] = field(default_factory=dict)  # by method, how long it would take
     started: float = 0.0
     paces: dict[str, Pace] = field(default_factory=dict)
     run_seconds: dict[str, float] = field(default_factory=dict)  # of the slowest, by method
@@ -117,7 +117,7 @@ class Contest:
             if record.status is Status.OK and value is not None:
                 judged.append((value, record, spec))
         if not judged:
-            self.left_out[method] = "no trial ended well"
+            self.tell(f"{method}: left out, no trial ended well")
             return
         # of equally good rates the smaller: it changes less
         val, trial, chosen = max(judged, key=lambda one: (one[0], -one[2].recipe.lr))
@@ -137,14 +137,13 @@ class Contest:
     def _record(
         self, spec: RunSpec, beside: tuple[RunSpec, ...], tuning: dict[str, Any] | None = None
     ) -> RunRecord | None:
-        """The record of a run, new or known; `None`, and a reason kept, where it is refused."""
+        """The record of a run, new or known; `None`, and a reason told, where it is refused."""
         options = dataclasses.replace(self.options, beside=beside)
         record = experiment.run(spec, self.store, options, tuning=tuning)
         if record.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         self._note_pace(spec, record)
         if record.status in (Status.UNSUPPORTED, Status.ERROR, Status.OUT_OF_MEMORY):
-            self.left_out[spec.method.name] = str(record.error)
             self.tell(f"{spec.method.name}: left out, {record.error}")
             return None
         return record
@@ -184,8 +183,8 @@ class Contest:
             length = ladder.length_that_fits(method, pace, images, self.left)
         if length is None:
             needed = MARGIN * 2 * ladder.seconds_of(method, pace, ladder.EPOCHS[-1], images)
-            self.left_out[method] = f"would take {max(1, round(needed / 60))} minutes or more"
-            self.tell(f"{method}: left out, {self.left_out[method]}")
+            self.too_long[method] = f"would take {max(1, round(needed / 60))} minutes or more"
+            self.tell(f"{method}: left out, {self.too_long[method]}")
             return False
         self.lengths[method] = length
         self._keep()

