@@ -145,6 +145,9 @@ def _variants() -> Iterator[Case]:
 
 PAIRS = [Case(METHODS[n](), b, f"{n}-{b}") for n in METHODS for b in TINY]
 WORKING = [*_cases(_expected), *_variants()]
+IN_PLACE = [
+    case for case in WORKING if case.backbone == "efficientnet" and not case.method.card.solved
+]
 
 
 def _attach(case: Case, seed: int = 0) -> Tuned:
@@ -393,6 +396,23 @@ def test_touched_names_places_of_the_bare_backbone(case: Case, initial: Tuned) -
     places = dict(bare.named_modules()).keys() | dict(bare.named_parameters()).keys()
     assert set(initial.touched) <= places
     assert bool(initial.touched) != case.method.card.head_only
+
+
+# ------------------------------------------------------------------- what a step may use
+
+
+@pytest.mark.parametrize("case", IN_PLACE, ids=lambda case: case.label, indirect=True)
+def test_a_step_in_bfloat16_gives_each_tensor_a_gradient_where_activations_work_in_place(
+    case: Case,
+) -> None:
+    tuned = _attach(case)
+    tuned.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = tuned.model(images(case.backbone, BATCH))
+    F.cross_entropy(logits.float(), labels()).backward()
+    missing = [n for n, p in tuned.trainable.items() if p.grad is None]
+    assert not missing
+    assert all(p.grad.isfinite().all() for p in tuned.trainable.values() if p.grad is not None)
 
 
 # ------------------------------------------------------------------- what it computes

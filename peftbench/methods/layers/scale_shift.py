@@ -89,7 +89,9 @@ class _ScaleAndShift(torch.autograd.Function):
         if how.as_norm:
             mean, variance = _standard(scale)
             flat = _as_map(x, how.axis)
-            return F.batch_norm(flat, mean, variance, scale, shift, eps=0.0).view_as(x)
+            y = F.batch_norm(flat, mean, variance, scale, shift, eps=0.0)
+            # a view would forbid the activation behind to work in place
+            return y if y.shape == x.shape else torch.ops.aten._unsafe_view(y, x.shape)
         shape = _broadcast(x, how.axis)
         return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(x.dtype)
 
