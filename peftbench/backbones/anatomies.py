@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.backbones.known import of_name
 from peftbench.spec import BackboneSpec
@@ -25,4 +27,10 @@ def described(spec: BackboneSpec) -> Anatomy:
     from peftbench.backbones.load import load
 
     loaded = load(spec, 2, device="meta")
+    known = describe(loaded.model, loaded.image_size)
+    if known.sites:
+        return known
+    # nobody described it: inference runs it, which needs values, though none that were trained
+    random = dataclasses.replace(spec, pretrained=False, checkpoint=None)
+    loaded = load(random, 2)
     return describe(loaded.model, loaded.image_size)

@@ -62,6 +62,7 @@ class Site:
     num_params: int
     kind: Kind = Kind.OTHER
     has_bias: bool = False
+    evidence: str = ""  # of a site that was inferred: what shows and what confirms it
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ class Anatomy:
     norms: tuple[str, ...] = ()  # paths of all norms with scales or shifts, described or not
     num_norm_params: int = 0
     channels: int = 3  # of the images
+    inferred: bool = False  # by looking at the backbone, whose class nobody described
+    uncovered: tuple[str, ...] = ()  # layers in the blocks that are no sites
+    left_out: tuple[tuple[str, str, str], ...] = ()  # path, role, why it is not confirmed
 
     def where(self, *roles: Role, depths: Container[int] | None = None) -> tuple[Site, ...]:
         """Sites whose role is among `roles`, in depth order, optionally at `depths` only."""

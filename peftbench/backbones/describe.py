@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from peftbench.backbones.accepted import dtype_of, uncopyable
 from peftbench.backbones.anatomy import GENERIC, STEM, Anatomy, Family, Kind, Role, Site, Tokens
+from peftbench.backbones.inference import NOTHING, Inferred, infer
+from peftbench.backbones.kinds import kind_of
 from peftbench.errors import ConfigError, Unsupported
+
+
+QUICK = 128  # side of the images at which inference looks at a model that takes them, in pixels
 
 
 def describe(backbone: nn.Module, image_size: int) -> Anatomy:
@@ -43,18 +48,20 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
     )
     optional = family.optional | {Role.ATTN_ENTRY, Role.MLP_ENTRY}
     missing = set(family.inside) - {site.role for site in sites} - optional
-    if missing:  # a variant with other modules, such as blocks with fused projections
-        family, sites = GENERIC, ()
     blocks = [site for site in sites if site.role is Role.BLOCK]
+    looked = None
+    if missing or not sites:  # no description, or a variant with other modules
+        looked = _look(backbone, image_size, channels, head)
+        family, sites = replace(GENERIC, name=_named(backbone, looked)), looked.sites
     norms = _norms(backbone, head)
     head_params = sum(p.numel() for p in classifier.parameters())
     return Anatomy(
         family=family.name,
         sites=sites,
-        depth=len(blocks),
+        depth=looked.depth if looked else len(blocks),
         head=head,
         head_width=_in_features(classifier, head),
-        tokens=_tokens(backbone, family, blocks),
+        tokens=looked.tokens if looked else _tokens(backbone, family, blocks),
         num_params=sum(p.numel() for p in backbone.parameters()) - head_params,
         bias_attributes=family.bias_attributes,
         position_biases=family.position_biases,
@@ -64,6 +71,47 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
         norms=tuple(norms),
         num_norm_params=sum(norms.values()),
         channels=channels,
+        inferred=bool(looked and looked.sites),
+        uncovered=looked.uncovered if looked else _uncovered(backbone, sites),
+        left_out=tuple((o.path, o.role.value, o.reason) for o in looked.left_out) if looked else (),
+    )
+
+
+def _look(backbone: nn.Module, image_size: int, channels: int, head: str) -> Inferred:
+    """What inference finds; nothing in a model without values, or one that it cannot watch."""
+    if any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers())):
+        return NOTHING
+    _probe(backbone, [head], image_size)  # whether the model takes such an image at all
+    for size in dict.fromkeys((min(QUICK, image_size), image_size)):
+        try:
+            looked = infer(backbone, size, channels, head)
+        except Exception:  # of code of somebody's class: methods that need no sites still work
+            continue
+        if size == image_size or looked.tokens is None:
+            return looked
+        embed = next((s.path for s in looked.sites if s.role is Role.EMBED), None)
+        shapes = _probe(backbone, [embed], image_size)[0] if embed else {}
+        if embed in shapes and len(shapes[embed]) == 4 and looked.tokens.grid is not None:
+            grid = (int(shapes[embed][-2]), int(shapes[embed][-1]))
+            return replace(looked, tokens=replace(looked.tokens, grid=grid))
+    return NOTHING
+
+
+def _named(backbone: nn.Module, looked: Inferred) -> str:
+    """The class of the model, or the name of what nothing is known of."""
+    return type(backbone).__name__ if looked.sites else GENERIC.name
+
+
+def _uncovered(backbone: nn.Module, sites: tuple[Site, ...]) -> tuple[str, ...]:
+    """Convolutions inside the blocks that their family does not describe."""
+    known = {site.path for site in sites}
+    blocks = [site.path for site in sites if site.role is Role.BLOCK]
+    return tuple(
+        path
+        for path, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d)
+        and path not in known
+        and any(path.startswith(f"{block}.") for block in blocks)
     )
 
 
@@ -309,17 +357,6 @@ def _site(
         kind=kind_of(module),
         has_bias=getattr(module, "bias", None) is not None,
     )
-
-
-def kind_of(module: nn.Module) -> Kind:
-    """What `module` computes; a norm is known by its name, since timm defines many of its own."""
-    if isinstance(module, nn.Linear):
-        return Kind.LINEAR
-    if isinstance(module, nn.Conv2d):
-        return Kind.CONV
-    if isinstance(module, _BatchNorm):
-        return Kind.BATCH_NORM
-    return Kind.NORM if "Norm" in type(module).__name__ else Kind.OTHER
 
 
 def _inside(path: str, family: Family) -> str:
