@@ -62,6 +62,7 @@ class Site:
     num_params: int
     kind: Kind = Kind.OTHER
     has_bias: bool = False
+    is_map: bool = True  # whether its block, or it, reads (B, C, H, W) or (B, H, W, C)
     evidence: str = ""  # of a site that was inferred: what shows and what confirms it
 
 
@@ -96,6 +97,7 @@ class Anatomy:
     norms: tuple[str, ...] = ()  # paths of all norms with scales or shifts, described or not
     num_norm_params: int = 0
     channels: int = 3  # of the images
+    fixed_size: bool = False  # of the images, as an experiment says
     inferred: bool = False  # by looking at the backbone, whose class nobody described
     uncovered: tuple[str, ...] = ()  # layers in the blocks that are no sites
     left_out: tuple[tuple[str, str, str], ...] = ()  # path, role, why it is not confirmed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,21 +12,34 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from peftbench.backbones.accepted import dtype_of, uncopyable
 from peftbench.backbones.anatomy import GENERIC, STEM, Anatomy, Family, Kind, Role, Site, Tokens
+from peftbench.backbones.corrections import NONE, Corrections
 from peftbench.backbones.inference import NOTHING, Inferred, infer
 from peftbench.backbones.kinds import kind_of
+from peftbench.backbones.patterns import match
 from peftbench.errors import ConfigError, Unsupported
 
-
+BORDER = 5  # by which images are enlarged to see whether a model takes other sizes, in pixels
 QUICK = 128  # side of the images at which inference looks at a model that takes them, in pixels
 
 
-def describe(backbone: nn.Module, image_size: int) -> Anatomy:
+def describe(
+    backbone: nn.Module,
+    image_size: int,
+    corrections: Corrections = NONE,
+    look: bool = True,
+) -> Anatomy:
     """The anatomy of a timm model with a classifier.
 
     Sites are declared by the family of the model's class and confirmed by one forward pass of a
-    weightless copy, which gives widths and shows modules that are never called. A class without a
-    family, or a variant that lacks a role of its family, has no sites: methods that need none
-    still work.
+    weightless copy, which gives widths and shows modules that are never called. The sites of a
+    class without a family, of a variant that lacks a role of its family, and of any backbone that
+    is corrected are inferred; see `peftbench.backbones.inference`. A model without values, or one
+    that cannot be watched, has none: methods that need none still work.
+
+    Args:
+        image_size: side of the images that it takes, in pixels.
+        corrections: roles that are told.
+        look: whether to infer; an undescribed backbone has no sites without.
 
     Raises:
         Unsupported: the model has no single classifier.
@@ -50,8 +62,9 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
     missing = set(family.inside) - {site.role for site in sites} - optional
     blocks = [site for site in sites if site.role is Role.BLOCK]
     looked = None
-    if missing or not sites:  # no description, or a variant with other modules
-        looked = _look(backbone, image_size, channels, head)
+    if missing or not sites or not corrections.is_empty:
+        # no description, or a variant with other modules, or one that is told
+        looked = _look(backbone, image_size, channels, head, corrections) if look else NOTHING
         family, sites = replace(GENERIC, name=_named(backbone, looked)), looked.sites
     norms = _norms(backbone, head)
     head_params = sum(p.numel() for p in classifier.parameters())
@@ -71,20 +84,25 @@ def describe(backbone: nn.Module, image_size: int) -> Anatomy:
         norms=tuple(norms),
         num_norm_params=sum(norms.values()),
         channels=channels,
+        fixed_size=bool(looked) and not _takes(backbone, head, image_size + 2 * BORDER),
         inferred=bool(looked and looked.sites),
         uncovered=looked.uncovered if looked else _uncovered(backbone, sites),
         left_out=tuple((o.path, o.role.value, o.reason) for o in looked.left_out) if looked else (),
     )
 
 
-def _look(backbone: nn.Module, image_size: int, channels: int, head: str) -> Inferred:
+def _look(
+    backbone: nn.Module, image_size: int, channels: int, head: str, corrections: Corrections
+) -> Inferred:
     """What inference finds; nothing in a model without values, or one that it cannot watch."""
     if any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers())):
         return NOTHING
     _probe(backbone, [head], image_size)  # whether the model takes such an image at all
     for size in dict.fromkeys((min(QUICK, image_size), image_size)):
         try:
-            looked = infer(backbone, size, channels, head)
+            looked = infer(backbone, size, channels, head, corrections)
+        except ConfigError:
+            raise
         except Exception:  # of code of somebody's class: methods that need no sites still work
             continue
         if size == image_size or looked.tokens is None:
@@ -95,6 +113,15 @@ def _look(backbone: nn.Module, image_size: int, channels: int, head: str) -> Inf
             grid = (int(shapes[embed][-2]), int(shapes[embed][-1]))
             return replace(looked, tokens=replace(looked.tokens, grid=grid))
     return NOTHING
+
+
+def _takes(backbone: nn.Module, head: str, image_size: int) -> bool:
+    """Whether a model takes images of another size than it was built for."""
+    try:
+        _probe(backbone, [head], image_size)
+    except Exception:  # whatever its code does with them
+        return False
+    return True
 
 
 def _named(backbone: nn.Module, looked: Inferred) -> str:
@@ -138,17 +165,6 @@ def _no_classifier(backbone: nn.Module, classifier: object) -> str:
             "them. Use an architecture with one head, such as its form without distillation."
         )
     return f"{own}: what its get_classifier returns is a {type(classifier).__name__}."
-
-
-def match(pattern: str, paths: list[str]) -> list[str]:
-    """Those of `paths` that fit `pattern`, name by name; * stands for any part of one name."""
-    want = pattern.split(".")
-    matching = []
-    for path in paths:
-        names = path.split(".")
-        if len(names) == len(want) and all(map(fnmatch.fnmatchcase, names, want)):
-            matching.append(path)
-    return matching
 
 
 def weightless_copy(model: nn.Module) -> nn.Module:
@@ -356,6 +372,7 @@ def _site(
         num_params=sum(p.numel() for p in module.parameters()),
         kind=kind_of(module),
         has_bias=getattr(module, "bias", None) is not None,
+        is_map=not family.tokens,
     )
 
 

@@ -83,7 +83,7 @@ def _site(row: list[Any]) -> Site:
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _origin() -> dict[str, str]:

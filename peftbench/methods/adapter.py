@@ -72,11 +72,11 @@ class BottleneckAdapter(Method):
         """Width of the bottleneck of an adapter on `width` channels."""
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
-        """One site for each adapter."""
-        return anatomy.where(*_roles(self.position))
+        """One site for each adapter; none where a block gives several tensors."""
+        return tuple(site for site in anatomy.where(*_roles(self.position)) if site.called)
 
     def check(self, anatomy: Anatomy) -> None:
-        roles = {site.role for site in self.sites(anatomy) if site.called}
+        roles = {site.role for site in self.sites(anatomy)}
         if roles == set(_roles(self.position)):
             return
         if not anatomy.where(Role.BLOCK):

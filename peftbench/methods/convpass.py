@@ -69,10 +69,11 @@ class Convpass(Method):
                 "convpass needs blocks that read the stream through a norm in front of attention, "
                 f"and {anatomy.family} backbones have none. Use method=adapter_plus, bias or norm."
             )
-        if anatomy.tokens is not None and anatomy.tokens.grid is None:
+        rowless = anatomy.tokens is None or anatomy.tokens.grid is None
+        if rowless and not all(site.is_map for site in anatomy.where(*self.roles())):
             raise Unsupported(
-                f"convpass needs to know the rows of patches, and this {anatomy.family} backbone "
-                "has no patch_embed.grid_size. Use method=adapter."
+                f"convpass needs to know the rows of patches, and the tokens of this "
+                f"{anatomy.family} backbone are not known to be in rows. Use method=adapter."
             )
 
     def roles(self) -> tuple[Role, ...]:
@@ -87,7 +88,14 @@ class Convpass(Method):
         from peftbench.methods.layers.bypass import Bypass, initialise
 
         def make(site: Site) -> Bypass:
-            bypass = Bypass(site.width, self.bottleneck, self.scale, self.dropout, anatomy.tokens)
+            bypass = Bypass(
+                site.width,
+                self.bottleneck,
+                self.scale,
+                self.dropout,
+                None if site.is_map else anatomy.tokens,
+                site.channels_last,
+            )
             initialise(bypass, self.conv_init, generator)
             return bypass
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from peftbench.backbones.anatomy import Anatomy, Role, Site
+from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import Unsupported
 from peftbench.methods.base import (
     Attachment,
@@ -52,6 +52,11 @@ class FactorTuning(Method):
         widths = _widths(anatomy)
         for site in sites:
             width = widths[site.depth]
+            if site.kind is not Kind.LINEAR:
+                raise Unsupported(
+                    f"{self.name} factorises linear layers, and {site.path!r} of this "
+                    f"{anatomy.family} backbone is none. Use method=lora."
+                )
             if _slices(site, width) is None:
                 raise Unsupported(
                     f"{self.name} cuts each weight into square slices of the {width} channels, but "
@@ -169,7 +174,9 @@ class FacTTT(FactorTuning):
         from peftbench.methods.layers.factors import TrainDelta
 
         def make(site: Site, width: int, layout: SliceLayout) -> Delta:
-            names = site.parts if site.role is Role.ATTN_IN else (_CORE_NAMES[site.role],)
+            names = site.parts or ("qkv",)
+            if site.role is not Role.ATTN_IN:
+                names = (_CORE_NAMES[site.role],)
             return TrainDelta(factors[width], layout, names, self.scale, self.dropout, generator)
 
         return make

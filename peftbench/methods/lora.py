@@ -75,6 +75,8 @@ class LoRA(Method):
 
     def check(self, anatomy: Anatomy) -> None:
         described = {t for site in anatomy.sites for t in self.rows(site, tuple(TARGETS))}
+        if "qkv" in described:  # rows that cannot be told apart are adapted as one
+            described |= {"q", "k", "v"}
         absent = [t for t in self.resolved(anatomy) if t not in described]
         if not anatomy.sites:
             raise Unsupported(
@@ -124,6 +126,8 @@ class LoRA(Method):
                 size = site.width // len(site.parts)
                 start = site.parts.index(target) * size
                 rows[target] = (start, start + size)
+            elif site.role is Role.ATTN_IN and not site.parts:
+                rows = {"qkv": (0, site.width)}  # which rows are whose does not show
             elif not site.parts or (target == "qkv" and len(site.parts) == 3):
                 rows[target] = (0, site.width)
         return rows

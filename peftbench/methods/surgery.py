@@ -106,7 +106,27 @@ def standing_in(model: nn.Module, outputs: Mapping[str, Tensor]) -> Iterator[Non
             attributes.update(own)
 
 
-class OutputAdapter(nn.Module):
+class Around(nn.Module):
+    """A module in the place of another one, which it holds as `base`.
+
+    Some models ask a layer for its weight to learn a device or a type, and get that of `base`. A
+    site whose weight they compute with is not `called`, and is never wrapped.
+    """
+
+    base: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """That of the module inside."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of the module inside."""
+        return self.base.bias  # type: ignore[return-value]
+
+
+class OutputAdapter(Around):
     """A frozen module with an adapter on its output."""
 
     def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
@@ -130,7 +150,7 @@ class ResidualAdapter(OutputAdapter):
         return changed
 
 
-class InputAdapter(nn.Module):
+class InputAdapter(Around):
     """A frozen module with an adapter on its input."""
 
     def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
@@ -216,7 +236,7 @@ class Delta(nn.Module, ABC):
         """The same change in the weight's shape: (width, fan_in), or a kernel (out, in, k, k)."""
 
 
-class DeltaLayer(nn.Module):
+class DeltaLayer(Around):
     """A frozen layer with a change computed beside it.
 
     Forming W + dW at each step would make autograd compute the gradient of the whole weight.

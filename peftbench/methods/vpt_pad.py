@@ -54,6 +54,12 @@ class VPTPad(Method):
                 "Swin, or describe the class in backbones/families.py."
             )
 
+        if anatomy.fixed_size:
+            raise Unsupported(
+                f"{self.name} enlarges the image, and this {anatomy.family} backbone takes no "
+                f"other size than {anatomy.image_size} pixels. Use method=bias or full."
+            )
+
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:

@@ -118,10 +118,11 @@ def folds(module: nn.Module, use: Use) -> bool:
     return bool((inside - beside).abs().max() <= TOLERANCE * inside.abs().max())
 
 
-def parts(attention: Attention, use: Use) -> tuple[str, ...]:
+def parts(attention: Attention, use: Use, channels_last: bool) -> tuple[str, ...]:
     """Names of the equal row blocks of a projection, by which rows queries, keys and values need.
 
-    Empty where they are no such blocks, as where heads lie beside each other, or of a convolution.
+    Empty where they are no such blocks, as where heads lie beside each other, and of a convolution
+    that gives several.
     """
     operands = _operands(attention)
     if operands is None or use.result.ndim < 2:
@@ -131,10 +132,10 @@ def parts(attention: Attention, use: Use) -> tuple[str, ...]:
         if use.path in feeding(_flow(tensor), Through.PRODUCT | Through.SUM) or use.path in (
             _flow(tensor).near
         ):
-            read = _rows(tensor, use.result)
+            read = _rows(tensor, use.result, -1 if channels_last else 1)
             if read is not None and len(read):
                 rows[name] = read
-    width = use.result.shape[-1]
+    width = use.result.shape[-1 if channels_last else 1]
     names = sorted(rows, key=lambda name: int(rows[name][0]))
     if not names or width % len(names):
         return ()
@@ -142,7 +143,7 @@ def parts(attention: Attention, use: Use) -> tuple[str, ...]:
     for index, name in enumerate(names):
         if rows[name].tolist() != list(range(index * size, (index + 1) * size)):
             return ()
-    return tuple(names)
+    return tuple(names) if channels_last or len(names) == 1 else ()
 
 
 def _operands(attention: Attention) -> dict[str, Tensor] | None:
@@ -178,8 +179,8 @@ def _flow(tensor: Tensor) -> Flow:
     return flow_of(tensor) or Flow(value=0)
 
 
-def _rows(tensor: Tensor, result: Tensor) -> Tensor | None:
-    """Which channels (the last axis) of a layer's result a tensor depends on."""
+def _rows(tensor: Tensor, result: Tensor, axis: int) -> Tensor | None:
+    """Which channels, along `axis`, of a layer's result a tensor depends on."""
     if not tensor.requires_grad:
         return None
     generator = torch.Generator().manual_seed(4)
@@ -189,7 +190,7 @@ def _rows(tensor: Tensor, result: Tensor) -> Tensor | None:
     )
     if gradient is None:
         return None
-    return gradient.abs().flatten(0, -2).amax(0).nonzero().flatten()
+    return gradient.abs().movedim(axis, -1).flatten(0, -2).amax(0).nonzero().flatten()
 
 
 def norm_layout(module: nn.Module, width: int, ndim: int) -> bool | None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import Kind, Role, Site, Tokens
+from peftbench.backbones.anatomy import STEM, Kind, Role, Site, Tokens
+from peftbench.backbones.corrections import NONE, Corrections
 from peftbench.backbones.inference import confirm
 from peftbench.backbones.inference.flow import flow_of
 from peftbench.backbones.inference.roles import Found, attention, found
 from peftbench.backbones.inference.structure import Structure, structure
 from peftbench.backbones.inference.trace import Call, Trace, Use, image_for, traced
 from peftbench.backbones.kinds import kind_of
+from peftbench.backbones.patterns import match
+from peftbench.errors import ConfigError
 
 _MATRICES = (
     Role.EMBED,
@@ -55,7 +58,13 @@ class Inferred:
 NOTHING = Inferred((), None, 0, (), ())
 
 
-def infer(backbone: nn.Module, image_size: int, channels: int, head: str) -> Inferred:
+def infer(
+    backbone: nn.Module,
+    image_size: int,
+    channels: int,
+    head: str,
+    corrections: Corrections = NONE,
+) -> Inferred:
     """The confirmed sites of a backbone whose class nobody described.
 
     The backbone itself is not changed; its copy is run on the CPU with two images.
@@ -64,8 +73,10 @@ def infer(backbone: nn.Module, image_size: int, channels: int, head: str) -> Inf
         image_size: side of the images that it takes.
         channels: of the images.
         head: path of the classifier.
+        corrections: roles that are told; they are confirmed as the others are.
 
     Raises:
+        ConfigError: what is told fits nothing.
         whatever the model raises where it does not take such an image.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -75,8 +86,9 @@ def infer(backbone: nn.Module, image_size: int, channels: int, head: str) -> Inf
         model = confirm.randomised(backbone, image)
         trace = traced(model, image_for(model, channels, image_size))
         skeleton = structure(model, trace, head)
-        looked = _Looked(model, trace, skeleton)
-        sites, left_out = looked.sites(found(model, trace, skeleton))
+        looked = _Looked(model, trace, skeleton, corrections)
+        candidates = _corrected(found(model, trace, skeleton), trace, skeleton, corrections)
+        sites, left_out = looked.sites(candidates)
         tokens = looked.tokens()
     covered = {site.path for site in sites if site.role in _MATRICES}
     uncovered = dict.fromkeys(
@@ -88,11 +100,55 @@ def infer(backbone: nn.Module, image_size: int, channels: int, head: str) -> Inf
     return Inferred(tuple(sites), tokens, depth, tuple(left_out), tuple(uncovered))
 
 
+def _corrected(
+    candidates: Sequence[Found], trace: Trace, skeleton: Structure, corrections: Corrections
+) -> list[Found]:
+    """The candidates with what is told in place of what was inferred.
+
+    Raises:
+        ConfigError: a pattern fits no module that is called.
+    """
+    called = {call.path: call for call in reversed(trace.calls)}
+    called |= {use.path: use.call for use in reversed(trace.uses)}
+    told = []
+    for role, patterns in corrections.roles.items():
+        for path in _fitting(patterns, called, f"roles.{role}"):
+            block = skeleton.of(called[path])
+            depth, stage = (block.depth, block.stage) if block is not None else (STEM, 0)
+            told.append(Found(path, role, depth, stage, "told"))
+    left_out = _fitting(corrections.leave_out, called, "leave_out")
+    _fitting(tuple(corrections.parts), called, "parts")
+    replaced = {one.path for one in told} | set(left_out)
+    kept = [one for one in candidates if one.path not in replaced]
+    return sorted((*kept, *told), key=lambda one: one.depth)
+
+
+def _fitting(patterns: Sequence[str], called: Mapping[str, Call], key: str) -> list[str]:
+    paths = []
+    for pattern in patterns:
+        found_here = match(pattern, called)
+        if not found_here:
+            raise ConfigError(
+                f"{key} of backbone.anatomy names {pattern!r}, which fits no layer that this "
+                "backbone calls. `peftbench anatomy BACKBONE` shows the paths; * is one name."
+            )
+        paths += found_here
+    return paths
+
+
 class _Looked:
     """A traced copy with what its experiments share."""
 
-    def __init__(self, model: nn.Module, trace: Trace, skeleton: Structure) -> None:
+    def __init__(
+        self, model: nn.Module, trace: Trace, skeleton: Structure, corrections: Corrections
+    ) -> None:
         self.model, self.trace, self.skeleton = model, trace, skeleton
+        paths = [path for path, _ in model.named_modules()]
+        self.told_parts = {
+            path: names
+            for pattern, names in corrections.parts.items()
+            for path in match(pattern, paths)
+        }
         self.uses: dict[str, list[Use]] = {}
         for use in trace.uses:
             self.uses.setdefault(use.path, []).append(use)
@@ -148,8 +204,10 @@ class _Looked:
                 return "a change of its weight is not that change beside it"
             layout = not isinstance(module, nn.Conv2d)
             width = int(module.get_parameter("weight").shape[0])
-            if one.role is Role.ATTN_IN and layout:
-                parts = confirm.parts(self.attentions[one.path], uses[0])
+            if one.path in self.told_parts:
+                parts = self.told_parts[one.path]
+            elif one.role is Role.ATTN_IN and one.path in self.attentions:
+                parts = confirm.parts(self.attentions[one.path], uses[0], layout)
             evidence += (
                 "; a change folds" if called else "; its weight is read and it is not called"
             )
@@ -183,7 +241,15 @@ class _Looked:
             kind=kind_of(module),
             has_bias=getattr(module, "bias", None) is not None,
             evidence=f"{one.why}; {evidence}",
+            is_map=self._is_map(one.path),
         )
+
+    def _is_map(self, path: str) -> bool:
+        """Whether the module, or the block it lies in, reads maps."""
+        call = self.calls.get(path)
+        block = self.skeleton.of(call) if call is not None else None
+        shape = block.call.shape if block is not None else () if call is None else call.shape
+        return len(shape) == 4
 
     def tokens(self) -> Tokens | None:
         """The token stream between the blocks; `None` where they exchange maps."""

@@ -56,7 +56,10 @@ def found(model: nn.Module, trace: Trace, skeleton: Structure) -> list[Found]:
     if not skeleton.blocks:
         sites += _without_blocks(model, trace, skeleton)
     sites += _after(model, trace, skeleton)
-    return sites
+    unique: dict[tuple[str, Role], Found] = {}
+    for one in sites:  # several blocks may share a module
+        unique.setdefault((one.path, one.role), one)
+    return list(unique.values())
 
 
 def attention(model: nn.Module, trace: Trace, block: Block) -> Attention | None:

@@ -17,7 +17,13 @@ class Bypass(nn.Module):
     """
 
     def __init__(
-        self, width: int, bottleneck: int, scale: float, dropout: float, tokens: Tokens | None
+        self,
+        width: int,
+        bottleneck: int,
+        scale: float,
+        dropout: float,
+        tokens: Tokens | None,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.down = nn.Linear(width, bottleneck)
@@ -26,10 +32,16 @@ class Bypass(nn.Module):
         self.activation = QuickGELU()
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
-        self.tokens = tokens  # None: the input is a map (B, H, W, C) already
+        self.tokens = tokens  # None: the input is a map already
+        self.channels_last = channels_last
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, N, C) or (B, H, W, C); the change has the same shape."""
+        """x: (B, N, C), (B, H, W, C) or (B, C, H, W); the change has the same shape."""
+        if self.channels_last:
+            return self._change(x)
+        return self._change(x.movedim(1, -1)).movedim(-1, 1)
+
+    def _change(self, x: Tensor) -> Tensor:
         hidden = self.activation(self.down(x))
         if self.tokens is None:
             mixed = self._convolve(hidden)

@@ -36,7 +36,7 @@ class StreamState:
         self.change = change if self.change is None else self.change + change
 
 
-class StreamInput(nn.Module):
+class StreamInput(surgery.Around):
     """The module through which a branch reads the stream, with an adapter.
 
     The adapter gets and gives tensors in the layout of the block's input, of which a branch may
@@ -110,6 +110,8 @@ def add_to_stream(
     device = next(model.parameters()).device
     adapters: dict[str, nn.Module] = {}
     for block in anatomy.where(Role.BLOCK):
+        if not anatomy.where(*roles, depths=(block.depth,)):
+            continue  # one that changes the size of the stream, or lacks the branch
         carried = StreamState()
         wrapped = (Role.ATTN_ENTRY, Role.MLP_ENTRY) if Role.ATTN_ENTRY in roles else roles
         for site in anatomy.where(*wrapped, depths=(block.depth,)):
