@@ -20,6 +20,7 @@ from peftbench.artefacts import task_file as files
 from peftbench.artefacts.loading import backbone_of, check_finite, load_merged, named
 from peftbench.backbones.accepted import check_model, dtype_of
 from peftbench.backbones.anatomy import Anatomy
+from peftbench.backbones.corrections import NONE, Corrections, parsed, text_of
 from peftbench.backbones.describe import describe
 from peftbench.backbones.hashes import hash_tensors
 from peftbench.errors import ConfigError, NotMergeable, WeightsError
@@ -133,6 +134,7 @@ def tune(
     *,
     seed: int = 0,
     image_size: int | None = None,
+    anatomy: str | Path | None = None,
     **hyperparameters: Any,
 ) -> TunedModel:
     """Attach a method to a timm model in place, in train mode.
@@ -143,6 +145,7 @@ def tune(
         num_classes: of a new linear classifier; `None` keeps the model's own, which trains.
         seed: of the new tensors.
         image_size: side of the images; by default what the model was built for.
+        anatomy: a YAML file that corrects which layers are addressed; see `peftbench anatomy`.
         hyperparameters: fields of the method, such as `rank=4`.
 
     Raises:
@@ -158,7 +161,9 @@ def tune(
     check_model(model)
     with _undone_on_failure(model) as before:
         size = _image_size(model) if image_size is None else image_size
-        built = _apply(model, chosen, num_classes, size, seed)
+        _give_classifier(model, num_classes)
+        told = parsed(text_of(str(anatomy))) if anatomy is not None else NONE
+        built = _apply(model, chosen, num_classes, _describe(model, size, told), seed)
         before.keep(built.trainable.values())
     return TunedModel(built, before).train()
 
@@ -230,23 +235,22 @@ def attach(backbone: nn.Module, path: str | Path) -> TunedModel:
         _give_classifier(backbone, 2 if held < num_classes else num_classes)
         _check_weights(backbone, card, folder)
         with named(folder):
-            _check_size(backbone, method, num_classes, size, held)
-            built = _apply(backbone, method, num_classes, size, seed=0)
+            told = parsed(cards.backbone(card).anatomy)
+            anatomy = _describe(backbone, size, told)
+            _check_size(anatomy, method, num_classes, held)
+            built = _apply(backbone, method, num_classes, anatomy, seed=0)
         before.keep(built.trainable.values())
         files.load(built, folder)
         check_finite(built.state(), folder / files.TASK)
     return TunedModel(built, before, card).eval()
 
 
-def _check_size(
-    backbone: nn.Module, method: Method, num_classes: int, image_size: int, held: int
-) -> None:
+def _check_size(anatomy: Anatomy, method: Method, num_classes: int, held: int) -> None:
     """Refuse a method of other dimensions than the `held` numbers of its file, before it is made.
 
     Raises:
         WeightsError: it has more.
     """
-    anatomy = _describe(backbone, image_size)
     method.check(anatomy)
     needed = method.expected_params(anatomy) + num_classes
     with contextlib.suppress(NotImplementedError), torch.device("meta"):
@@ -361,19 +365,17 @@ def _undone_on_failure(model: nn.Module) -> Iterator[surgery.Snapshot]:
 
 
 def _apply(
-    model: nn.Module, method: Method, num_classes: int | None, image_size: int, seed: int
+    model: nn.Module, method: Method, num_classes: int | None, anatomy: Anatomy, seed: int
 ) -> Tuned:
-    _give_classifier(model, num_classes)
     dtype = dtype_of(model)
-    anatomy = _describe(model, image_size)
     built = apply(method, model, anatomy, num_classes, torch.Generator().manual_seed(seed))
     built.model.to(dtype)  # new tensors are drawn in float32
     return built
 
 
-def _describe(model: nn.Module, image_size: int) -> Anatomy:
+def _describe(model: nn.Module, image_size: int, corrections: Corrections) -> Anatomy:
     try:
-        return describe(model, image_size)
+        return describe(model, image_size, corrections)
     except (AssertionError, RuntimeError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise ConfigError(

@@ -14,7 +14,7 @@ from peftbench.backbones.accepted import dtype_of, uncopyable
 from peftbench.backbones.anatomy import GENERIC, STEM, Anatomy, Family, Kind, Role, Site, Tokens
 from peftbench.backbones.corrections import NONE, Corrections
 from peftbench.backbones.inference import NOTHING, Inferred, infer
-from peftbench.backbones.kinds import kind_of
+from peftbench.backbones.kinds import kind_of, norm_layout
 from peftbench.backbones.patterns import match
 from peftbench.errors import ConfigError, Unsupported
 
@@ -348,7 +348,7 @@ def _site(
     module = backbone.get_submodule(path)
     weight = getattr(module, "weight", None)
     matrix = isinstance(weight, Tensor) and weight.ndim >= 2
-    channels_last = _channels_last(module, family)
+    channels_last = _channels_last(module, family, shape)
     if isinstance(weight, Tensor):
         width = weight.shape[0]
     elif shape is not None:
@@ -372,7 +372,7 @@ def _site(
         num_params=sum(p.numel() for p in module.parameters()),
         kind=kind_of(module),
         has_bias=getattr(module, "bias", None) is not None,
-        is_map=not family.tokens,
+        is_map=not family.tokens or role is Role.EMBED,
     )
 
 
@@ -380,14 +380,17 @@ def _inside(path: str, family: Family) -> str:
     return ".".join(path.split(".")[len(family.blocks.split(".")) :])
 
 
-def _channels_last(module: nn.Module, family: Family) -> bool:
-    """Layout is a property of the module, not of the family: it is read off the type."""
+def _channels_last(module: nn.Module, family: Family, shape: torch.Size | None) -> bool:
+    """Layout is a property of the module, not of the family: read off the type, else tried."""
     if isinstance(module, nn.Linear):
         return True
     if isinstance(module, nn.Conv2d | _BatchNorm):
         return False
-    if isinstance(module, nn.LayerNorm):
-        return not type(module).__name__.startswith("LayerNorm2d")
+    weight = getattr(module, "weight", None)
+    if kind_of(module) is Kind.NORM and isinstance(weight, Tensor) and weight.ndim == 1:
+        tried = norm_layout(module, len(weight), len(shape) if shape is not None else 4)
+        if tried is not None:
+            return tried
     return family.channels_last
 
 

@@ -28,7 +28,7 @@ def of_name(name: str) -> tuple[Anatomy, ...]:
     """What is known of the backbone that is called so exactly, first that at its own image size."""
     plugins.load("families")
     content = _read()
-    if content["origin"] != _origin() or not _others().isdisjoint(content["classes"]):
+    if content["origin"] != origin() or not _others().isdisjoint(content["classes"]):
         return ()
     return tuple(map(_kept, content["names"].get(name, ())))
 
@@ -51,7 +51,7 @@ def written(anatomies: Mapping[str, Sequence[Anatomy]], classes: Iterable[str]) 
         rows = ",\n".join(json.dumps(list(site.values())) for site in rest.pop("sites"))
         entries.append(f'{{"rest": {json.dumps(rest)}, "sites": [\n{rows}]}}')
     names = {name: [numbers[anatomy] for anatomy in known] for name, known in anatomies.items()}
-    head = f'"origin": {json.dumps(_origin())},\n"classes": {json.dumps(sorted(set(classes)))},\n'
+    head = f'"origin": {json.dumps(origin())},\n"classes": {json.dumps(sorted(set(classes)))},\n'
     head += f'"names": {json.dumps(names)}'
     together = ",\n".join(entries)
     return f'{{{head},\n"anatomies": [\n{together}]}}\n'
@@ -67,10 +67,15 @@ def _read() -> dict[str, Any]:
 @cache
 def _kept(number: int) -> Anatomy:
     """The anatomy of that number in the file."""
-    return _anatomy(**_read()["anatomies"][number])
+    return thawed(**_read()["anatomies"][number])
 
 
-def _anatomy(rest: dict[str, Any], sites: list[list[Any]]) -> Anatomy:
+def thawed(rest: dict[str, Any], sites: list[list[Any]]) -> Anatomy:
+    """An anatomy from its values as JSON: its sites in the order of `COLUMNS`, and the rest.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not those of an anatomy.
+    """
     values: dict[str, Any] = {key: _frozen(value) for key, value in rest.items()}
     if rest["tokens"] is not None:
         values["tokens"] = Tokens(**{k: _frozen(v) for k, v in rest["tokens"].items()})
@@ -86,9 +91,10 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _origin() -> dict[str, str]:
+def origin() -> dict[str, str]:
     """What an anatomy depends on beside the code that describes."""
-    return {"timm": _timm(), "families": _families()}
+    fields = [field.name for field in (*dataclasses.fields(Anatomy), *dataclasses.fields(Tokens))]
+    return {"timm": _timm(), "families": _families(), "fields": digest([*fields, *COLUMNS])}
 
 
 def _others() -> set[str]:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from peftbench import stopping
 from peftbench._version import __version__
-from peftbench.cli import bundles, compare, data, predict, report, runs
+from peftbench.cli import anatomy, bundles, compare, data, predict, report, runs
 from peftbench.cli.exit import FAILED, OK, USAGE
 from peftbench.cli.profile import profile
 from peftbench.cli.run import plan, run
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_command(commands)
     data.add_commands(commands)
     runs.add_list(commands)
+    anatomy.add_command(commands)
     report.add_commands(commands)
     predict.add_commands(commands)
     runs.add_commands(commands)

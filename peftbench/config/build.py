@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from peftbench import loggers, methods
+from peftbench.backbones import corrections
 from peftbench.backbones.hashes import hash_checkpoint
 from peftbench.config.choices import catalogue, in_data_dir
 from peftbench.config.schema import RunConfig
@@ -73,6 +74,8 @@ def build(
     if backbone.checkpoint is not None:
         sha256 = hash_file(Path(backbone.checkpoint))
         backbone = dataclasses.replace(backbone, checkpoint_sha256=sha256)
+    if backbone.anatomy:
+        backbone = dataclasses.replace(backbone, anatomy=corrections.text_of(backbone.anatomy))
     backbone = dataclasses.replace(backbone, title=_title(backbone))
     dataset: DatasetSpec = OmegaConf.to_object(cfg.dataset)  # type: ignore[assignment]
     for key, name in (("name", dataset.name), ("title", dataset.title or "-")):

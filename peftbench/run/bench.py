@@ -12,8 +12,8 @@ import torch
 
 import peftbench
 from peftbench import data
+from peftbench.backbones.anatomies import of_model
 from peftbench.backbones.anatomy import Anatomy
-from peftbench.backbones.describe import describe
 from peftbench.backbones.kernels import choose_layout
 from peftbench.backbones.load import Backbone, load
 from peftbench.canonical import plain
@@ -101,7 +101,7 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
     began = time.perf_counter()
     spec = pending.spec
     backbone = load(spec.backbone, 2, spec.preprocessing, compute.device, compute.dtype)
-    anatomy = describe(backbone.model, backbone.image_size)
+    anatomy = of_model(spec.backbone, backbone.model, backbone.image_size)
     as_method(spec.method).check(anatomy)
     kept = dataclasses.replace(
         backbone.preprocessing, train_size=spec.train_size(backbone.image_size)

@@ -87,15 +87,16 @@ def _steps(asked: dict[str, Any], images: int) -> None:
     """Build the model and make steps; all of it is garbage behind."""
     import torch
 
-    from peftbench.backbones.describe import describe
+    from peftbench.backbones.anatomies import of_model
     from peftbench.backbones.load import load
     from peftbench.methods import METHODS, apply
     from peftbench.run.step import Step, StepPlan
     from peftbench.training.device import Compute
 
-    backbone = load(BackboneSpec(**asked["backbone"]), 2)
+    declared = BackboneSpec(**asked["backbone"])
+    backbone = load(declared, 2)
     method = METHODS[asked["method"]](**asked["hyperparameters"]).offline()
-    anatomy = describe(backbone.model, backbone.image_size)
+    anatomy = of_model(declared, backbone.model, backbone.image_size)
     tuned = apply(method, backbone.model, anatomy, asked["num_classes"], torch.Generator())
     plan = StepPlan(tuned, Recipe(**asked["recipe"]), backbone.preprocessing, asked["num_classes"])
     dtype = torch.bfloat16 if asked["dtype"] == "bfloat16" else torch.float32

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from peftbench.artefacts import task_file
-from peftbench.backbones.describe import describe, weightless_copy
+from peftbench.backbones.anatomies import of_model
+from peftbench.backbones.describe import weightless_copy
 from peftbench.backbones.load import load
 from peftbench.errors import NotMergeable, Unsupported
 from peftbench.methods import METHODS
@@ -187,7 +188,7 @@ def planned_step(spec: RunSpec, num_classes: int, device: torch.device | str = "
     method = as_method(spec.method).offline()
     random = peak.with_random_weights(spec.backbone)
     backbone = load(random, 2, spec.preprocessing, device)
-    anatomy = describe(backbone.model, backbone.image_size)
+    anatomy = of_model(random, backbone.model, backbone.image_size)
     generator = torch.Generator().manual_seed(spec.seed)
     tuned = apply(method, backbone.model, anatomy, num_classes, generator)
     return StepPlan(tuned, spec.recipe, backbone.preprocessing, num_classes, spec.task)

@@ -33,6 +33,9 @@ class BackboneSpec:
     drop_path: float = 0.0  # stochastic depth rate of the parts that train
     seed: int = 0  # of random weights, read only where nothing pretrained is loaded
     title: str = ""  # short name for tables; not identity
+    # a YAML file that corrects which layers methods address; read when the run is built, so that
+    # its content is the identity
+    anatomy: str = later("")
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:

@@ -193,25 +193,6 @@ def _rows(tensor: Tensor, result: Tensor, axis: int) -> Tensor | None:
     return gradient.abs().movedim(axis, -1).flatten(0, -2).amax(0).nonzero().flatten()
 
 
-def norm_layout(module: nn.Module, width: int, ndim: int) -> bool | None:
-    """Whether a norm has its channels last, by what it takes; `None` where it takes neither."""
-    sizes = [s for s in (2, 3, 5, 7) if s != width][: ndim - 2]
-    if ndim <= 2:
-        return True
-    takes = []
-    for last in (True, False):
-        shape = (1, *sizes, width) if last else (1, width, *sizes)
-        try:
-            with torch.no_grad():
-                fits = module(torch.randn(shape)).shape == shape
-        except (RuntimeError, ValueError, IndexError, AssertionError):
-            fits = False
-        takes.append(fits)
-    if takes[0] == takes[1]:
-        return None
-    return takes[0]
-
-
 @dataclass(frozen=True)
 class MoreTokens:
     """Whether the blocks of a token stream take more of them, and why not."""

@@ -16,7 +16,7 @@ from peftbench.backbones.inference.flow import flow_of
 from peftbench.backbones.inference.roles import Found, attention, found
 from peftbench.backbones.inference.structure import Structure, structure
 from peftbench.backbones.inference.trace import Call, Trace, Use, image_for, traced
-from peftbench.backbones.kinds import kind_of
+from peftbench.backbones.kinds import kind_of, norm_layout
 from peftbench.backbones.patterns import match
 from peftbench.errors import ConfigError
 
@@ -220,7 +220,10 @@ class _Looked:
                 if isinstance(weight, Tensor) and weight.ndim != 1:
                     return "its scales are no vector of channels"
                 width = len(weight) if isinstance(weight, Tensor) else 0
-                layout = confirm.norm_layout(module, width, call.result.ndim) if width else None
+                layout = norm_layout(module, width, call.result.ndim) if width else None
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                width = int(module.weight.shape[0])
+                layout = isinstance(module, nn.Linear)
             else:
                 width, layout = self._channels(call)
             if layout is None:
@@ -246,7 +249,7 @@ class _Looked:
 
     def _is_map(self, path: str) -> bool:
         """Whether the module, or the block it lies in, reads maps."""
-        call = self.calls.get(path)
+        call = self.calls.get(path) or (self.uses[path][0].call if path in self.uses else None)
         block = self.skeleton.of(call) if call is not None else None
         shape = block.call.shape if block is not None else () if call is None else call.shape
         return len(shape) == 4
@@ -323,12 +326,12 @@ class _Looked:
     def _read_as(self, call: Call) -> bool | None:
         """Whether what reads a module's result has its channels last: a layer or a norm."""
         for use in self.trace.uses:
-            if use.source.value == call.gives:
+            if use.given is call.result:
                 return not isinstance(self.model.get_submodule(use.path), nn.Conv2d)
         for other in self.trace.calls:
             module = self.model.get_submodule(other.path)
             weight = getattr(module, "weight", None)
             is_norm = kind_of(module) in (Kind.NORM, Kind.BATCH_NORM)
-            if other.reads == call.gives and is_norm and isinstance(weight, Tensor):
-                return confirm.norm_layout(module, len(weight), len(other.shape))
+            if other.given is call.result and is_norm and isinstance(weight, Tensor):
+                return norm_layout(module, len(weight), len(other.shape))
         return None
