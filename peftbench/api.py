@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +17,10 @@ from torch import Tensor, nn
 from peftbench.artefacts import card as cards
 from peftbench.artefacts import task_file as files
 from peftbench.artefacts.loading import backbone_of, check_finite, load_merged, named
-from peftbench.backbones.accepted import check_model, dtype_of
+from peftbench.backbones.accepted import check_model
 from peftbench.backbones.anatomy import Anatomy
+from peftbench.backbones.classifier import has_none
+from peftbench.backbones.copies import full_copy
 from peftbench.backbones.corrections import NONE, Corrections, parsed, text_of
 from peftbench.backbones.describe import describe
 from peftbench.backbones.hashes import hash_tensors
@@ -196,15 +197,16 @@ def merge(tuned: TunedModel) -> nn.Module:
         NotMergeable: the method cannot be folded into the weights.
     """
     method = tuned.tuned.method
-    merged = method.merge(copy.deepcopy(tuned.model)).eval()
-    classifier = merged.get_submodule(tuned.tuned.anatomy.head)
-    if not isinstance(classifier, nn.Linear):
-        raise NotMergeable(
-            f"{method.card.title} ({method.name}) has a {type(classifier).__name__} as its head, "
-            "which no plain timm model has."
-        )
-    if hasattr(merged, "num_classes"):
-        merged.num_classes = classifier.out_features  # type: ignore[assignment]
+    merged = method.merge(full_copy(tuned.model)).eval()
+    for head in tuned.tuned.anatomy.heads:
+        classifier = merged.get_submodule(head.path)
+        if head.width and not isinstance(classifier, nn.Linear | nn.Conv2d):
+            raise NotMergeable(
+                f"{method.card.title} ({method.name}) has a {type(classifier).__name__} as its "
+                "head, which no plain timm model has."
+            )
+        if head.width and hasattr(merged, "num_classes"):
+            merged.num_classes = len(classifier.get_parameter("weight"))  # type: ignore[assignment]
     return merged if tuned.card is None else _told(merged, tuned.card)
 
 
@@ -254,8 +256,9 @@ def _check_size(anatomy: Anatomy, method: Method, num_classes: int, held: int) -
     method.check(anatomy)
     needed = method.expected_params(anatomy) + num_classes
     with contextlib.suppress(NotImplementedError), torch.device("meta"):
-        head = method.head(anatomy.head_width, num_classes, torch.Generator())
-        needed += sum(p.numel() for p in head.parameters()) - num_classes
+        widths = [head.width for head in anatomy.heads if not head.auxiliary]
+        heads = [method.head(width, num_classes, torch.Generator()) for width in widths]
+        needed += sum(p.numel() for head in heads for p in head.parameters()) - num_classes
     if needed > held:
         raise WeightsError(
             f"its {method.name} for {num_classes} classes has {needed:,} numbers, and "
@@ -367,10 +370,7 @@ def _undone_on_failure(model: nn.Module) -> Iterator[surgery.Snapshot]:
 def _apply(
     model: nn.Module, method: Method, num_classes: int | None, anatomy: Anatomy, seed: int
 ) -> Tuned:
-    dtype = dtype_of(model)
-    built = apply(method, model, anatomy, num_classes, torch.Generator().manual_seed(seed))
-    built.model.to(dtype)  # new tensors are drawn in float32
-    return built
+    return apply(method, model, anatomy, num_classes, torch.Generator().manual_seed(seed))
 
 
 def _describe(model: nn.Module, image_size: int, corrections: Corrections) -> Anatomy:
@@ -385,8 +385,7 @@ def _describe(model: nn.Module, image_size: int, corrections: Corrections) -> An
 
 def _give_classifier(model: nn.Module, num_classes: int | None) -> None:
     """Give a model built with `num_classes=0` the classifier that methods replace."""
-    classifier = getattr(model, "get_classifier", lambda: None)()
-    if not isinstance(classifier, nn.Identity):
+    if not has_none(model):
         return
     if num_classes is None:
         raise ConfigError(

@@ -79,6 +79,16 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Head:
+    """One layer that makes logits of features."""
+
+    path: str
+    width: int  # features that it receives; 0 of a layer of another kind, which can only be kept
+    on_maps: bool = False  # a 1 x 1 convolution of (B, C, H, W)
+    auxiliary: bool = False  # beside the classifier that timm names; zero where that is replaced
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """The described backbone."""
 
@@ -86,7 +96,7 @@ class Anatomy:
     sites: tuple[Site, ...]
     depth: int  # number of residual blocks
     head: str  # path of the classifier
-    head_width: int  # features the classifier receives
+    head_width: int  # features the classifier receives; 0 where it can only be kept
     tokens: Tokens | None  # None where the blocks exchange feature maps
     num_params: int  # the backbone without its classifier
     bias_attributes: tuple[str, ...]  # names under which modules hold true biases
@@ -97,10 +107,22 @@ class Anatomy:
     norms: tuple[str, ...] = ()  # paths of all norms with scales or shifts, described or not
     num_norm_params: int = 0
     channels: int = 3  # of the images
+    head_on_maps: bool = False  # the classifier is a 1 x 1 convolution
+    more_heads: tuple[Head, ...] = ()  # of models with several classifiers, those behind the first
     fixed_size: bool = False  # of the images, as an experiment says
     inferred: bool = False  # by looking at the backbone, whose class nobody described
     uncovered: tuple[str, ...] = ()  # layers in the blocks that are no sites
     left_out: tuple[tuple[str, str, str], ...] = ()  # path, role, why it is not confirmed
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Every layer that makes logits."""
+        return (Head(self.head, self.head_width, self.head_on_maps), *self.more_heads)
+
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """What the names of the classifier's tensors begin with."""
+        return tuple(f"{head.path}." for head in self.heads)
 
     def where(self, *roles: Role, depths: Container[int] | None = None) -> tuple[Site, ...]:
         """Sites whose role is among `roles`, in depth order, optionally at `depths` only."""

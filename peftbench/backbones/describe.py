@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from peftbench.backbones.accepted import dtype_of, uncopyable
-from peftbench.backbones.anatomy import GENERIC, STEM, Anatomy, Family, Kind, Role, Site, Tokens
+from peftbench.backbones.anatomy import (
+    GENERIC,
+    STEM,
+    Anatomy,
+    Family,
+    Head,
+    Kind,
+    Role,
+    Site,
+    Tokens,
+)
+from peftbench.backbones.classifier import heads_of, prefixes
+from peftbench.backbones.copies import weightless_copy
 from peftbench.backbones.corrections import NONE, Corrections
 from peftbench.backbones.inference import NOTHING, Inferred, infer
 from peftbench.backbones.kinds import kind_of, norm_layout
@@ -42,14 +53,15 @@ def describe(
         look: whether to infer; an undescribed backbone has no sites without.
 
     Raises:
-        Unsupported: the model has no single classifier.
-        ConfigError: the model cannot be copied, which the probe and merging need.
+        Unsupported: the model has no classifier.
+        ConfigError: the model cannot be copied, which the probe and merging need, or gives two
+            outputs while it trains.
     """
     from peftbench.backbones.families import family_of
 
     family = family_of(backbone)
-    head = head_path(backbone)
-    classifier = backbone.get_submodule(head)
+    heads = heads_of(backbone)
+    of_heads = prefixes(heads)
     declared = list(_declare(backbone, family))
     shapes, channels = _probe(backbone, [site.path for site in declared], image_size)
     late = _late_entries(declared, shapes)
@@ -64,27 +76,33 @@ def describe(
     looked = None
     if missing or not sites or not corrections.is_empty:
         # no description, or a variant with other modules, or one that is told
-        looked = _look(backbone, image_size, channels, head, corrections) if look else NOTHING
+        looked = NOTHING
+        if look:
+            looked = _look(backbone, image_size, channels, heads, corrections)
         family, sites = replace(GENERIC, name=_named(backbone, looked)), looked.sites
-    norms = _norms(backbone, head)
-    head_params = sum(p.numel() for p in classifier.parameters())
+    norms = _norms(backbone, of_heads)
+    head_params = sum(
+        p.numel() for name, p in backbone.named_parameters() if name.startswith(of_heads)
+    )
     return Anatomy(
         family=family.name,
         sites=sites,
         depth=looked.depth if looked else len(blocks),
-        head=head,
-        head_width=_in_features(classifier, head),
+        head=heads[0].path,
+        head_width=heads[0].width,
         tokens=looked.tokens if looked else _tokens(backbone, family, blocks),
         num_params=sum(p.numel() for p in backbone.parameters()) - head_params,
         bias_attributes=family.bias_attributes,
         position_biases=family.position_biases,
-        num_biases=_count(backbone, family.bias_attributes, head),
-        num_position_biases=_count(backbone, family.position_biases, head),
+        num_biases=_count(backbone, family.bias_attributes, of_heads),
+        num_position_biases=_count(backbone, family.position_biases, of_heads),
         image_size=image_size,
         norms=tuple(norms),
         num_norm_params=sum(norms.values()),
         channels=channels,
-        fixed_size=bool(looked) and not _takes(backbone, head, image_size + 2 * BORDER),
+        head_on_maps=heads[0].on_maps,
+        more_heads=heads[1:],
+        fixed_size=bool(looked) and not _takes(backbone, heads[0].path, image_size + 2 * BORDER),
         inferred=bool(looked and looked.sites),
         uncovered=looked.uncovered if looked else _uncovered(backbone, sites),
         left_out=tuple((o.path, o.role.value, o.reason) for o in looked.left_out) if looked else (),
@@ -92,15 +110,20 @@ def describe(
 
 
 def _look(
-    backbone: nn.Module, image_size: int, channels: int, head: str, corrections: Corrections
+    backbone: nn.Module,
+    image_size: int,
+    channels: int,
+    heads: tuple[Head, ...],
+    corrections: Corrections,
 ) -> Inferred:
     """What inference finds; nothing in a model without values, or one that it cannot watch."""
     if any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers())):
         return NOTHING
-    _probe(backbone, [head], image_size)  # whether the model takes such an image at all
+    paths = tuple(head.path for head in heads)
+    _probe(backbone, [paths[0]], image_size)  # whether the model takes such an image at all
     for size in dict.fromkeys((min(QUICK, image_size), image_size)):
         try:
-            looked = infer(backbone, size, channels, head, corrections)
+            looked = infer(backbone, size, channels, paths, corrections)
         except ConfigError:
             raise
         except Exception:  # of code of somebody's class: methods that need no sites still work
@@ -140,42 +163,6 @@ def _uncovered(backbone: nn.Module, sites: tuple[Site, ...]) -> tuple[str, ...]:
         and path not in known
         and any(path.startswith(f"{block}.") for block in blocks)
     )
-
-
-def head_path(backbone: nn.Module) -> str:
-    """Dotted path of the classifier that timm's `get_classifier` returns."""
-    get_classifier: Callable[[], nn.Module] | None = getattr(backbone, "get_classifier", None)
-    classifier = get_classifier() if get_classifier else None
-    for path, module in backbone.named_modules():
-        if module is classifier and path and not isinstance(module, nn.Identity):
-            return path
-    raise Unsupported(_no_classifier(backbone, classifier))
-
-
-def _no_classifier(backbone: nn.Module, classifier: object) -> str:
-    """Why there is no single module to replace."""
-    own = f"{type(backbone).__name__} has no single classifier module to replace"
-    if classifier is None:
-        return f"{own}: it is no model of timm, whose get_classifier would name it."
-    if isinstance(classifier, nn.Identity):
-        return f"{own}: it was built with num_classes=0. Build it with num_classes > 0."
-    if isinstance(classifier, tuple | list | nn.ModuleList | nn.ModuleDict):
-        return (
-            f"{own} but {len(classifier)}, as distilled models do, and a method would train one of "
-            "them. Use an architecture with one head, such as its form without distillation."
-        )
-    return f"{own}: what its get_classifier returns is a {type(classifier).__name__}."
-
-
-def weightless_copy(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are on the meta device; costs no memory."""
-    memo: dict[int, Tensor] = {}
-    for parameter in model.parameters():
-        empty = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo)
 
 
 @dataclass(frozen=True)
@@ -415,32 +402,21 @@ def _grid(backbone: nn.Module) -> tuple[int, int] | None:
     return (int(size[0]), int(size[1])) if size is not None else None
 
 
-def _count(backbone: nn.Module, attributes: tuple[str, ...], head: str) -> int:
+def _count(backbone: nn.Module, attributes: tuple[str, ...], of_heads: tuple[str, ...]) -> int:
     return sum(
         parameter.numel()
         for name, parameter in backbone.named_parameters()
-        if name.rpartition(".")[2] in attributes and not name.startswith(f"{head}.")
+        if name.rpartition(".")[2] in attributes and not name.startswith(of_heads)
     )
 
 
-def _norms(backbone: nn.Module, head: str) -> dict[str, int]:
+def _norms(backbone: nn.Module, of_heads: tuple[str, ...]) -> dict[str, int]:
     """Paths of the norms outside the classifier and how many parameters each has."""
     sizes = {}
     for path, module in backbone.named_modules():
-        inside_head = f"{path}.".startswith(f"{head}.")
+        inside_head = f"{path}.".startswith(of_heads)
         if kind_of(module) in (Kind.NORM, Kind.BATCH_NORM) and not inside_head:
             own = sum(p.numel() for p in module.parameters(recurse=False))
             if own:
                 sizes[path] = own
     return sizes
-
-
-def _in_features(classifier: nn.Module, path: str) -> int:
-    for name in ("in_features", "in_channels"):
-        value = getattr(classifier, name, None)
-        if isinstance(value, int):
-            return value
-    raise Unsupported(
-        f"The classifier {path!r} is a {type(classifier).__name__}; only linear and 1 x 1 "
-        "convolution classifiers can be replaced."
-    )

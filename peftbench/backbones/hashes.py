@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def hash_tensors(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all tensors but the classifier's."""
-    from peftbench.backbones.describe import head_path
+    from peftbench.backbones.classifier import prefixes_of
 
-    head = head_path(model) + "."
+    head = prefixes_of(model)
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(head):

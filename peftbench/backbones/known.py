@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from peftbench import plugins
-from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site, Tokens
+from peftbench.backbones.anatomy import Anatomy, Head, Kind, Role, Site, Tokens
 from peftbench.backbones.families import FAMILIES, OURS
 from peftbench.canonical import digest
 
 FILE = Path(__file__).parent / "anatomies.json"
 COLUMNS = tuple(field.name for field in dataclasses.fields(Site))
+UNUSUAL = {"head_on_maps": False, "more_heads": ()}  # left out of the file where they are so
 
 
 def of_name(name: str) -> tuple[Anatomy, ...]:
@@ -48,6 +49,7 @@ def written(anatomies: Mapping[str, Sequence[Anatomy]], classes: Iterable[str]) 
             continue
         numbers[anatomy] = len(numbers)
         rest = dataclasses.asdict(anatomy)
+        rest = {key: value for key, value in rest.items() if UNUSUAL.get(key, ...) != value}
         rows = ",\n".join(json.dumps(list(site.values())) for site in rest.pop("sites"))
         entries.append(f'{{"rest": {json.dumps(rest)}, "sites": [\n{rows}]}}')
     names = {name: [numbers[anatomy] for anatomy in known] for name, known in anatomies.items()}
@@ -79,6 +81,7 @@ def thawed(rest: dict[str, Any], sites: list[list[Any]]) -> Anatomy:
     values: dict[str, Any] = {key: _frozen(value) for key, value in rest.items()}
     if rest["tokens"] is not None:
         values["tokens"] = Tokens(**{k: _frozen(v) for k, v in rest["tokens"].items()})
+    values["more_heads"] = tuple(Head(**head) for head in rest.get("more_heads", ()))
     return Anatomy(sites=tuple(map(_site, sites)), **values)
 
 

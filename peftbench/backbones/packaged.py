@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peftbench.backbones import saliency
 from peftbench.backbones.checkpoints import files as checkpoint
 from peftbench.backbones.checkpoints.conversion import Needs, convert
-from peftbench.backbones.describe import head_path
+from peftbench.backbones.classifier import prefixes_of
 from peftbench.backbones.hashes import hash_checkpoint
 from peftbench.errors import WeightsError
 
@@ -59,7 +59,7 @@ def read_efficientnet_lite0(model: nn.Module) -> dict[str, Tensor]:
     own = model.state_dict()
     if len(own) != len(saved):
         raise WeightsError(f"{files[0]} holds {len(saved)} tensors, not {len(own)}.")
-    head = head_path(model) + "."
+    head = prefixes_of(model)
     state = {}
     for (name, tensor), value in zip(own.items(), saved.values(), strict=True):
         if name.startswith(head):

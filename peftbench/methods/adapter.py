@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
 from peftbench.errors import Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -79,16 +80,13 @@ class BottleneckAdapter(Method):
         roles = {site.role for site in self.sites(anatomy)}
         if roles == set(_roles(self.position)):
             return
+        hint = advice(self.name, anatomy)
         if not anatomy.where(Role.BLOCK):
-            advice = (
-                "Use method=bias, norm or full, or describe the class in backbones/families.py."
-            )
-        else:
-            advice = "Use method=adapter_plus, which needs blocks only, or method=bias."
+            hint += " Or describe the class in backbones/families.py."
         need = _NEEDS.get(self.position, "an MLP in each block")
         raise Unsupported(
             f"{self.name} (position {self.position!r}) needs {need}, and family "
-            f"{anatomy.family!r} describes none. {advice}"
+            f"{anatomy.family!r} describes none. {hint}"
         )
 
     def attach(

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from peftbench.backbones.accepted import dtype_of
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import ConfigError, NoEffect, Unsupported
 from peftbench.methods import surgery
-from peftbench.methods.base import Method
+from peftbench.methods.base import Method, parameters_of
+from peftbench.methods.layers.heads import on_maps, on_rows, silent_head
 from peftbench.methods.layers.neighbours import NearestNeighbours
 from peftbench.methods.layers.solvable import Solvable
 
@@ -57,9 +59,15 @@ class Tuned:
         """All that one task needs besides the pretrained backbone."""
         return {name: tensor.detach() for name, tensor in self._stored().items()}
 
-    def solve(self, given: Solvable) -> None:
-        """Compute the head of a method that takes no steps."""
-        self.method.solve(self.model.get_submodule(self.anatomy.head), given)
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Paths of the classifiers that train."""
+        return tuple(head.path for head in self.anatomy.heads if not head.auxiliary)
+
+    def solve(self, *given: Solvable) -> None:
+        """Compute the head of a method that takes no steps; each of several of what it sees."""
+        for path, seen in zip(self.heads, given, strict=True):
+            self.method.solve(on_rows(self.model.get_submodule(path)), seen)
         self._renew()
 
     def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -112,21 +120,11 @@ def apply(
         NoEffect: the method touched nothing.
     """
     method.check(anatomy)
-    device = next(backbone.parameters()).device
-    old_head = backbone.get_submodule(anatomy.head)
-    if not isinstance(old_head, nn.Linear):
-        raise Unsupported(
-            f"the classifier {anatomy.head!r} is a {type(old_head).__name__}; only linear "
-            "classifiers can be replaced."
-        )
-    head: nn.Module = old_head
-    if num_classes is not None:
-        head = method.head(anatomy.head_width, num_classes, generator)
-        surgery.replace(backbone, anatomy.head, head)
-    elif not isinstance(method.head(anatomy.head_width, 2, torch.Generator()), nn.Linear):
-        raise ConfigError(f"method={method.name} makes a head of its own. Give num_classes.")
+    first = next(backbone.parameters())
+    device, dtype = first.device, dtype_of(backbone)
+    heads = _heads(method, backbone, anatomy, num_classes, generator)
     backbone.eval()
-    head_ids = {id(p) for p in head.parameters()}
+    head_ids = {id(p) for p in parameters_of(*heads)}
     original_ids = {id(p) for p in backbone.parameters()} - head_ids
     attachment = method.attach(backbone, anatomy, generator)
     if not attachment.trainable and not method.card.head_only:
@@ -135,17 +133,17 @@ def apply(
             "none of its sites."
         )
     model = attachment.model
-    surgery.freeze_except(model, (*attachment.trainable, *head.parameters()))
+    surgery.freeze_except(model, (*attachment.trainable, *parameters_of(*heads)))
     chosen = {id(p) for p in attachment.trainable}
     names = {id(p): name for name, p in model.named_parameters()}
     outside = [i for i in chosen | head_ids if i not in names]
     if outside:
         raise NoEffect(f"{method.name} declared {len(outside)} parameters outside the model.")
-    train_modules = (*attachment.train_modules, head)
+    train_modules = (*attachment.train_modules, *heads)
     buffer_ids = {id(b) for module in train_modules for b in module.buffers()}
     buffers = [n for n, b in model.named_buffers() if id(b) in buffer_ids]
     saved = model.state_dict().keys()  # leaves out buffers that are rebuilt, such as masks
-    model.to(device)
+    model.to(device, dtype)  # new tensors are drawn in float32 on the CPU
     parameters = dict(model.named_parameters())  # moving to the meta device makes new objects
 
     def pick(ids: set[int]) -> dict[str, nn.Parameter]:
@@ -162,5 +160,59 @@ def apply(
         train_modules=train_modules,
         touched=attachment.touched,
         regulariser=attachment.regulariser,
-        notes=attachment.notes,
+        notes=(*_notes(anatomy, num_classes), *attachment.notes),
     )
+
+
+def _heads(
+    method: Method,
+    backbone: nn.Module,
+    anatomy: Anatomy,
+    num_classes: int | None,
+    generator: torch.Generator,
+) -> list[nn.Module]:
+    """The classifiers that train: new ones of the method in their places, or those that are there.
+
+    An auxiliary classifier is set to zero beside new ones.
+    """
+    if num_classes is None:
+        if not isinstance(method.head(anatomy.head_width or 1, 2, torch.Generator()), nn.Linear):
+            raise ConfigError(f"method={method.name} makes a head of its own. Give num_classes.")
+        return [backbone.get_submodule(head.path) for head in anatomy.heads]
+    made = []
+    for head in anatomy.heads:
+        if not head.width:
+            raise Unsupported(
+                f"the classifier {head.path!r} is a {_kind(backbone, head.path)}, and only linear "
+                "layers and 1 x 1 convolutions can be replaced. In Python, leave num_classes out "
+                "to keep it."
+            )
+        if head.auxiliary:
+            surgery.replace(backbone, head.path, silent_head(head.width, num_classes))
+            continue
+        new = method.head(head.width, num_classes, generator)
+        made.append(on_maps(new) if head.on_maps else new)
+        surgery.replace(backbone, head.path, made[-1])
+    return made
+
+
+def _kind(backbone: nn.Module, path: str) -> str:
+    return type(backbone.get_submodule(path)).__name__
+
+
+def _notes(anatomy: Anatomy, num_classes: int | None) -> list[str]:
+    """What is to be known of a backbone with several classifiers."""
+    own = [repr(head.path) for head in anatomy.heads if not head.auxiliary]
+    beside = [repr(head.path) for head in anatomy.heads if head.auxiliary]
+    notes = []
+    if len(own) > 1:
+        notes.append(
+            f"this backbone combines the logits of {len(own)} classifiers ({', '.join(own)}), in "
+            "the place of each of which is a head of its own"
+        )
+    if beside and num_classes is not None:
+        notes.append(
+            f"the auxiliary classifier {', '.join(beside)} is zero, so that the logits are those "
+            f"of {', '.join(own)}"
+        )
+    return notes

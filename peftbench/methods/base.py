@@ -159,9 +159,8 @@ def parameters_of(*modules: nn.Module) -> tuple[nn.Parameter, ...]:
 
 def without_head(backbone: nn.Module, anatomy: Anatomy) -> list[tuple[str, nn.Module]]:
     """Named modules of the backbone outside its classifier."""
-    head = anatomy.head
     return [
         (path, module)
         for path, module in backbone.named_modules()
-        if path != head and not path.startswith(f"{head}.")
+        if not f"{path}.".startswith(anatomy.head_prefixes)
     ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
 from peftbench.errors import Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -67,13 +68,15 @@ class Convpass(Method):
         if Role.ATTN_ENTRY not in roles:
             raise Unsupported(
                 "convpass needs blocks that read the stream through a norm in front of attention, "
-                f"and {anatomy.family} backbones have none. Use method=adapter_plus, bias or norm."
+                f"and {anatomy.family} backbones have none. "
+                f"{advice(self.name, anatomy)}"
             )
         rowless = anatomy.tokens is None or anatomy.tokens.grid is None
         if rowless and not all(site.is_map for site in anatomy.where(*self.roles())):
             raise Unsupported(
                 f"convpass needs to know the rows of patches, and the tokens of this "
-                f"{anatomy.family} backbone are not known to be in rows. Use method=adapter."
+                f"{anatomy.family} backbone are not known to be in rows. "
+                f"{advice(self.name, anatomy)}"
             )
 
     def roles(self) -> tuple[Role, ...]:

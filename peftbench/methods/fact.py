@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -47,7 +48,7 @@ class FactorTuning(Method):
         if {site.role for site in sites} != set(_ROLES):
             raise Unsupported(
                 f"{self.name} factorises the weights of attention and MLP, and family "
-                f"{anatomy.family!r} does not describe both. Use method=lora, bias or norm."
+                f"{anatomy.family!r} does not describe both. {advice(self.name, anatomy)}"
             )
         widths = _widths(anatomy)
         for site in sites:
@@ -61,7 +62,7 @@ class FactorTuning(Method):
                 raise Unsupported(
                     f"{self.name} cuts each weight into square slices of the {width} channels, but "
                     f"{site.path!r} of this {anatomy.family} backbone is {site.width} x "
-                    f"{site.fan_in}. Use method=lora."
+                    f"{site.fan_in}. {advice(self.name, anatomy)}"
                 )
         unseen = [site.path for site in sites if not site.called]
         if self.dropout and unseen:

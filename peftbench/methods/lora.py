@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import Attachment, Method, MethodCard, register_method
 
 if TYPE_CHECKING:
@@ -81,18 +82,18 @@ class LoRA(Method):
         if not anatomy.sites:
             raise Unsupported(
                 f"lora needs to know the weights, and family {anatomy.family!r} describes none. "
-                "Use method=bias, norm or full, or describe the class in backbones/families.py."
+                f"{advice(self.name, anatomy)} Or describe the class in backbones/families.py."
             )
         if absent:
             other = ", ".join(t for t in TARGETS if t in described)
-            advice = (
+            hint = (
                 f"They have {other}: set method.targets."
                 if other
-                else "They have no other target either: use method=bias, partial or full."
+                else f"They have no other target either. {advice(self.name, anatomy)}"
             )
             raise Unsupported(
                 f"lora targets {', '.join(absent)}, which {anatomy.family} backbones do not have. "
-                f"{advice}"
+                f"{hint}"
             )
 
         unseen = [s.path for s in self.sites(anatomy) if not s.called]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
 from peftbench.errors import Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -57,7 +58,7 @@ class Partial(Method):
         if not blocks:
             raise Unsupported(
                 f"partial needs to know the blocks, and family {anatomy.family!r} describes none. "
-                "Use method=full or bias, or describe the class in backbones/families.py."
+                f"{advice(self.name, anatomy)} Or describe the class in backbones/families.py."
             )
         have = anatomy.depth if self.unit == "block" else blocks[-1].stage + 1
         if self.num_blocks > have:

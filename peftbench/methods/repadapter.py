@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -65,14 +66,15 @@ class RepAdapter(Method):
             problem = "describes no such layer" if not sites else "has several side by side"
             raise Unsupported(
                 "repadapter stands in front of one projection for attention and one for the MLP, "
-                f"and family {anatomy.family!r} {problem}. Use method=adapter_plus or bias."
+                f"and family {anatomy.family!r} {problem}. "
+                f"{advice(self.name, anatomy)}"
             )
         for site in sites:
             if not site.called or site.kind is not Kind.LINEAR:
                 why = "is read as a weight and never called" if not site.called else "is no linear"
                 raise Unsupported(
                     f"repadapter changes the input of {site.path!r}, which in this "
-                    f"{anatomy.family} backbone {why}. Use method=lora or bias."
+                    f"{anatomy.family} backbone {why}. {advice(self.name, anatomy)}"
                 )
             assert site.fan_in is not None
             if site.fan_in % self.groups:

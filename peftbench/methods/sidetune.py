@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
 from peftbench.errors import Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import Attachment, Method, MethodCard, parameters_of, register_method
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ class SideTune(Method):
         self.require(self.side_depth >= 1, f"side_depth={self.side_depth}; use 1 or more.")
 
     def check(self, anatomy: Anatomy) -> None:
+        if len([head for head in anatomy.heads if not head.auxiliary]) > 1:
+            raise Unsupported(
+                "sidetune blends the one feature of the classifier, and this "
+                f"{anatomy.family} backbone has {len(anatomy.heads)} classifiers with features of "
+                f"their own. {advice(self.name, anatomy)}"
+            )
         if self.side == "alexnet":
             if anatomy.channels != 3:
                 raise Unsupported(
@@ -90,7 +97,7 @@ class SideTune(Method):
             raise Unsupported(
                 f"sidetune needs the feature in front of the classifier, and "
                 f"{type(backbone).__name__} (family {anatomy.family}) has no forward_features and "
-                "forward_head. Use method=linear, bias or full."
+                f"forward_head. {advice(self.name, anatomy)}"
             )
         side: nn.Module
         if self.side == "backbone":
@@ -103,7 +110,8 @@ class SideTune(Method):
             nn.Linear, self._side_width(anatomy), anatomy.head_width, bias=False
         )
         networks.draw(projection, generator)
-        model = networks.SideTuned(backbone, anatomy.head, side, projection, self.alpha)
+        at_head = anatomy.head_on_maps or not networks.is_feature_before_head(backbone, anatomy)
+        model = networks.SideTuned(backbone, anatomy.head, side, projection, self.alpha, at_head)
         notes = []
         if self.side == "alexnet" and anatomy.image_size < networks.ALEXNET_SIDE:
             notes.append(

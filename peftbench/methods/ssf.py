@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import NotMergeable, Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -76,13 +77,13 @@ class SSF(Method):
         if not anatomy.sites:
             raise Unsupported(
                 f"ssf needs to know the operations, and family {anatomy.family!r} describes none. "
-                "Use method=bias, norm or full, or describe the class in backbones/families.py."
+                f"{advice(self.name, anatomy)} Or describe the class in backbones/families.py."
             )
         unseen = [site.path for site in self.sites(anatomy) if not site.called]
         if unseen:
             raise Unsupported(
                 f"ssf scales the output of {unseen[0]!r}, which {anatomy.family} backbones read as "
-                "a weight and never call. Use method=lora, bias or norm."
+                f"a weight and never call. {advice(self.name, anatomy)}"
             )
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:

@@ -59,7 +59,7 @@ def freeze_except(model: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
         parameter.requires_grad_(id(parameter) in chosen)
 
 
-Hook = Callable[..., None]
+Hook = Callable[..., Any]  # one before a call may return other arguments for it
 
 
 @contextlib.contextmanager

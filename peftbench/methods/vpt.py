@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import STEM, Anatomy, Kind, Role, Site, Tokens
 from peftbench.errors import Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -67,16 +68,14 @@ class VisualPrompts(Method):
         if anatomy.family == _SWIN:
             self._check_swin(anatomy)
         elif anatomy.tokens is None:
-            convolutional = bool(anatomy.where(Role.SPATIAL_CONV))
             raise Unsupported(
                 f"{self.name} needs a token stream, but the blocks of {anatomy.family} backbones "
-                f"exchange feature maps. Use method={'vpt_pad, ' * convolutional}bias, partial or "
-                "full."
+                f"exchange feature maps. {advice(self.name, anatomy)}"
             )
         elif not anatomy.tokens.accepts_more:
             raise Unsupported(
                 f"{self.name} adds tokens, but {anatomy.family} backbones take no more: "
-                f"{anatomy.tokens.refusal}. Use method=bias, partial or full."
+                f"{anatomy.tokens.refusal}. {advice(self.name, anatomy)}"
             )
 
     def _check_swin(self, anatomy: Anatomy) -> None:
@@ -270,8 +269,8 @@ class VPTShallow(VisualPrompts):
         elif not _image_convolutions(anatomy):
             raise Unsupported(
                 f"{self.name} with location=below widens the convolution that reads the image, "
-                f"but the family {anatomy.family!r} describes none. Use method=bias, partial or "
-                "full, or describe the class in backbones/families.py."
+                f"but the family {anatomy.family!r} describes none. {advice(self.name, anatomy)} "
+                "Or describe the class in backbones/families.py."
             )
 
     def attach(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role
 from peftbench.errors import Unsupported
+from peftbench.methods.alternatives import advice
 from peftbench.methods.base import Attachment, Method, MethodCard, register_method
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class VPTPad(Method):
         if not (anatomy.where(Role.EMBED) and anatomy.where(Role.SPATIAL_CONV)):
             raise Unsupported(
                 f"{self.name} enlarges the image, which needs convolutional blocks, but the family "
-                f"{anatomy.family!r} describes none. Use method=bias or full, vpt_deep on ViT and "
-                "Swin, or describe the class in backbones/families.py."
+                f"{anatomy.family!r} describes none. {advice(self.name, anatomy)} Or describe the "
+                "class in backbones/families.py."
             )
 
         if anatomy.fixed_size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from peftbench.artefacts import task_file
+from peftbench.backbones.copies import full_copy
 from peftbench.backbones.load import load
 from peftbench.errors import NotMergeable, WeightsError
 from peftbench.results.latencies import Latencies
@@ -91,7 +91,7 @@ def merge(pending: PendingRecord, bench: Bench, kept: Kept) -> nn.Module | None:
     if not tuned.method.card.mergeable:
         return None
     try:
-        merged = tuned.method.merge(copy.deepcopy(tuned.model))
+        merged = tuned.method.merge(full_copy(tuned.model))
     except NotMergeable as e:
         pending.notes.append(str(e))
         return None

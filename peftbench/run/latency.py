@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import peftbench
-from peftbench.backbones.describe import weightless_copy
+from peftbench.backbones.copies import weightless_copy
 from peftbench.canonical import digest, plain
 from peftbench.results.latencies import Latencies, Latency
 from peftbench.run import cost

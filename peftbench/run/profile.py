@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from torch import nn
 
 from peftbench.artefacts import task_file
 from peftbench.backbones.anatomies import of_model
-from peftbench.backbones.describe import weightless_copy
+from peftbench.backbones.copies import full_copy, weightless_copy
 from peftbench.backbones.load import load
 from peftbench.errors import NotMergeable, Unsupported
 from peftbench.methods import METHODS
@@ -210,7 +209,7 @@ def _merged(plan: StepPlan) -> nn.Module | None:
     if not method.card.mergeable:
         return None
     try:
-        return method.merge(copy.deepcopy(plan.tuned.model))
+        return method.merge(full_copy(plan.tuned.model))
     except NotMergeable:
         return None
 

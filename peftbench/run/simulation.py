@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from peftbench.backbones.copies import without_graph
 from peftbench.backbones.kernels import is_fused_faster
 from peftbench.methods import surgery
 from peftbench.methods.applied import Tuned
@@ -146,7 +147,7 @@ def without_storage(tuned: Tuned, device: torch.device, *, fused: bool = False) 
 
     The same parameters train. With `fused`, attention runs in one kernel.
     """
-    memo: dict[int, Any] = {}
+    memo = without_graph(tuned.model)
     for parameter in tuned.model.parameters():
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)

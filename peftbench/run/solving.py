@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,29 +34,38 @@ def solved(bench: Bench) -> Fit:
     images = train.images
     if train.sizes is not None:
         images = data.squashed(images, bench.backbone.preprocessing)
-    features = features_of(bench, images)
     recipe, classes, weights = bench.spec.recipe, bench.splits.num_classes, None
     if BALANCED in (recipe.class_weights, recipe.sampling):
         weights = balanced_weights(torch.tensor(train.labels), classes).numpy()
-    tuned.solve(Solvable(features, train.labels, classes, weights))
+    seen = features_of(bench, images)
+    tuned.solve(*(Solvable(features, train.labels, classes, weights) for features in seen))
     return Fit([], [], None)
 
 
-def features_of(bench: Bench, images: np.ndarray) -> np.ndarray:
-    """(N, D) float32, what the classifier sees of images (N, S, S, 3)."""
-    model, head = bench.tuned.model, bench.tuned.anatomy.head
-    seen: list[Tensor] = []
+def features_of(bench: Bench, images: np.ndarray) -> list[np.ndarray]:
+    """Of each classifier (N, D) float32, what it sees of images (N, S, S, 3)."""
+    tuned = bench.tuned
+    seen: dict[str, list[Tensor]] = {path: [] for path in tuned.heads}
 
-    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.append(inputs[0].detach().float().cpu())
+    def note(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            seen[path].append(inputs[0].detach().float().cpu())
 
-    with surgery.watched(model, [head], before=lambda path: note):
+        return hook
+
+    with surgery.watched(tuned.model, seen, before=note):
         bench.predict(images, bench.compute.alone())
-    features = torch.cat(seen)
-    if features.ndim != 2 or len(features) != len(images):
+    return [_vectors(torch.cat(parts), len(images), tuned.method.name) for parts in seen.values()]
+
+
+def _vectors(features: Tensor, images: int, method: str) -> np.ndarray:
+    """(N, D) of features (N, D), or of maps (N, D, 1, 1)."""
+    if features.ndim == 4 and features.shape[2:] == (1, 1):
+        features = features.flatten(1)
+    if features.ndim != 2 or len(features) != images:
         raise Unsupported(
-            f"{bench.tuned.method.name} needs one feature vector an image, and the classifier of "
-            f"this backbone sees {tuple(features.shape[1:])}. Use method=linear."
+            f"{method} needs one feature vector an image, and the classifier of this backbone sees "
+            f"{tuple(features.shape[1:])}. Use method=linear."
         )
     return features.numpy()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from peftbench.backbones.classifier import returned_classifiers
 from peftbench.errors import ConfigError
 from peftbench.training.batchnorm import uses_batch_statistics
 
@@ -49,6 +50,5 @@ def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
     """The children of `model` but for its classifier, which keeps what it kept."""
-    find = getattr(model, "get_classifier", None)
-    classifier = None if find is None else find()
-    return (child for child in model.children() if child is not classifier)
+    classifiers = list(returned_classifiers(model))
+    return (child for child in model.children() if not any(child is each for each in classifiers))

@@ -157,8 +157,10 @@ def with_lock() -> nn.Module:
     return model
 
 
-def distilled() -> nn.Module:
-    return VisionTransformerDistilled(**VIT)
+def distilling() -> nn.Module:
+    model = VisionTransformerDistilled(**VIT)
+    model.set_distilled_training(True)
+    return model
 
 
 def transformers_model() -> nn.Module:
@@ -197,7 +199,7 @@ REFUSED: list[tuple[str, Callable[[], object], type[PeftbenchError], str]] = [
     ("NaN", lambda: without_numbers(float("nan")), WeightsError, r"'layer2.0.conv1.weight' of"),
     ("infinity", lambda: without_numbers(float("inf")), WeightsError, "values that are not finit"),
     ("statistics", broken_statistics, WeightsError, r"'layer2.0.bn1.running_var' .* not finite"),
-    ("two heads", distilled, Unsupported, "module to replace but 2, as distilled"),
+    ("distilling", distilling, ConfigError, r"distilled_training of the model is True\. Set it"),
     ("uncopyable", with_lock, ConfigError, r"cannot be copied.* 'blocks.0.guard' says cannot pi"),
     ("inference", made_in_inference_mode, ConfigError, r"made in torch\.inference_mode"),
     ("tuned", lambda: pb.tune(fresh("vit"), "bias", 3), ConfigError, r"tuned model already\. Call"),

@@ -35,7 +35,7 @@ def _by_place(sites: tuple[Site, ...]) -> dict[tuple[str, Role], Site]:
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_inference_finds_the_sites_that_the_family_describes_and_no_others(name: str) -> None:
     described = anatomy_of(name)
-    looked = infer(fresh(name), described.image_size, described.channels, described.head)
+    looked = infer(fresh(name), described.image_size, described.channels, (described.head,))
     assert _by_place(looked.sites) == _by_place(described.sites)
     assert looked.depth == described.depth
     assert not looked.left_out
@@ -44,7 +44,7 @@ def test_inference_finds_the_sites_that_the_family_describes_and_no_others(name:
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_inference_finds_the_tokens_that_the_family_describes(name: str) -> None:
     described = anatomy_of(name)
-    looked = infer(fresh(name), described.image_size, described.channels, described.head)
+    looked = infer(fresh(name), described.image_size, described.channels, (described.head,))
     if described.tokens is None:
         assert looked.tokens is None
         return

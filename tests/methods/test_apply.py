@@ -71,12 +71,26 @@ def test_a_new_head_replaces_the_old_one_whatever_its_size() -> None:
     assert not {id(p) for p in old.parameters()} & {id(p) for p in tuned.model.parameters()}
 
 
-def test_a_classifier_that_is_no_linear_layer_is_refused() -> None:
+class Cosine(nn.Module):
+    """A classifier that timm does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = nn.Parameter(torch.eye(5, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(x, dim=1) @ self.classes.T
+
+
+def test_a_classifier_that_is_no_linear_layer_can_be_kept_and_not_replaced() -> None:
     model = ResNet(BasicBlock, (1, 1, 1, 1), channels=(4, 4, 4, 4), num_classes=5)
+    model.fc = Cosine()
     anatomy = describe(model, 32)
-    model.fc = nn.Conv2d(4, 5, 1)
-    with pytest.raises(Unsupported, match=r"classifier 'fc' is a Conv2d"):
+    with pytest.raises(Unsupported, match=r"classifier 'fc' is a Cosine.* leave num_classes out"):
         apply(METHODS["linear"](), model, anatomy, 7, torch.Generator())
+    tuned = apply(METHODS["bias"](), model, anatomy, None, torch.Generator())
+    assert set(tuned.head_params) == {"fc.classes"}
+    assert isinstance(tuned.model.get_submodule("fc"), Cosine)
 
 
 def test_a_state_is_that_of_the_model_after_it_was_converted() -> None:

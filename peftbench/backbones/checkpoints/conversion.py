@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peftbench.backbones.checkpoints import files as checkpoint
 from peftbench.backbones.checkpoints import leftovers
-from peftbench.backbones.describe import head_path
+from peftbench.backbones.classifier import prefixes_of
 
 MOST_STRANGE = 20  # parts of a file at which a converter may stop
 
@@ -23,13 +23,13 @@ class Needs:
 
     tensors: Mapping[str, Tensor]  # without the classifier
     required: tuple[str, ...]  # of them, those that nothing makes anew
-    head: str  # the classifier's names begin with it
+    head: tuple[str, ...]  # the classifier's names begin with one of them
     architecture: str
 
     @classmethod
     def of(cls, model: nn.Module) -> Needs:
         """Of a model whose classifier stays its own."""
-        head = head_path(model) + "."
+        head = prefixes_of(model)
         tensors = {n: t for n, t in model.state_dict().items() if not n.startswith(head)}
         # relative position indices and attention masks are rebuilt by timm
         required = tuple(
@@ -112,7 +112,7 @@ def _strangers(name: object, state: Mapping[str, Tensor], needs: Needs) -> list[
     if not isinstance(name, str) or needs.has(name):
         return []
     top = name.partition(".")[0]
-    if any(own.partition(".")[0] == top for own in (*needs.tensors, needs.head)):
+    if any(own.partition(".")[0] == top for own in (*needs.tensors, *needs.head)):
         return [name] if name in state else []
     return [each for each in state if each.partition(".")[0] == top]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from peftbench.backbones.copies import full_copy
 from peftbench.backbones.inference.flow import Flow, Through, flow_of
 from peftbench.backbones.inference.roles import Attention, feeding
 from peftbench.backbones.inference.trace import Trace, Use
@@ -29,7 +29,7 @@ def randomised(model: nn.Module, image: Tensor) -> nn.Module:
     Raises:
         whatever an attribute of somebody's class raises when it is copied.
     """
-    twin = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    twin = full_copy(model).to("cpu", torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in twin.parameters():

@@ -62,7 +62,7 @@ def infer(
     backbone: nn.Module,
     image_size: int,
     channels: int,
-    head: str,
+    heads: tuple[str, ...],
     corrections: Corrections = NONE,
 ) -> Inferred:
     """The confirmed sites of a backbone whose class nobody described.
@@ -72,7 +72,7 @@ def infer(
     Args:
         image_size: side of the images that it takes.
         channels: of the images.
-        head: path of the classifier.
+        heads: paths of the classifiers.
         corrections: roles that are told; they are confirmed as the others are.
 
     Raises:
@@ -85,7 +85,7 @@ def infer(
         image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         model = confirm.randomised(backbone, image)
         trace = traced(model, image_for(model, channels, image_size))
-        skeleton = structure(model, trace, head)
+        skeleton = structure(model, trace, heads)
         looked = _Looked(model, trace, skeleton, corrections)
         candidates = _corrected(found(model, trace, skeleton), trace, skeleton, corrections)
         sites, left_out = looked.sites(candidates)

@@ -12,6 +12,7 @@ from peftbench.backbones.inference.flow import Flow, Through
 from peftbench.backbones.inference.structure import (
     Block,
     Structure,
+    in_any,
     is_inside,
     layers_in,
 )
@@ -255,9 +256,7 @@ def _stem(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Found
     """What reads the image, and the norms in front of the first block."""
     first = skeleton.blocks[0].call.start if skeleton.blocks else None
     uses = [use for use in trace.uses if first is None or use.order < first]
-    reading = [
-        use for use in uses if not use.source.near and not is_inside(use.path, skeleton.head)
-    ]
+    reading = [use for use in uses if not use.source.near and not in_any(use.path, skeleton.heads)]
     for path in dict.fromkeys(use.path for use in reading[:1]):
         yield Found(path, Role.EMBED, STEM, 0, "reads the image")
     if first is None:
@@ -306,7 +305,7 @@ def _without_blocks(model: nn.Module, trace: Trace, skeleton: Structure) -> Iter
     depth = 0
     for use in trace.uses:
         module = model.get_submodule(use.path)
-        if use.path in seen or is_inside(use.path, skeleton.head):
+        if use.path in seen or in_any(use.path, skeleton.heads):
             continue
         seen.add(use.path)
         if isinstance(module, nn.Conv2d):
@@ -318,7 +317,7 @@ def _loose(
     model: nn.Module, trace: Trace, skeleton: Structure, start: int, stop: int | None
 ) -> list[Call]:
     """The outermost calls in a span of time with parameters, that hold no block and are in none."""
-    paths = [block.path for block in skeleton.blocks] + [skeleton.head]
+    paths = [block.path for block in skeleton.blocks] + list(skeleton.heads)
     calls: list[Call] = []
     seen: set[str] = set()
     for call in trace.calls:

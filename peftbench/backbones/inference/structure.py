@@ -32,7 +32,7 @@ class Structure:
     """What a trace shows of a backbone as a whole."""
 
     blocks: tuple[Block, ...]
-    head: str
+    heads: tuple[str, ...]  # paths of the classifiers
 
     def of(self, call: Call) -> Block | None:
         """The block in which a call lies."""
@@ -40,9 +40,9 @@ class Structure:
         return next((paths[id(c)] for c in call.inside() if id(c) in paths), None)
 
 
-def structure(model: nn.Module, trace: Trace, head: str) -> Structure:
+def structure(model: nn.Module, trace: Trace, heads: tuple[str, ...]) -> Structure:
     """The blocks of a traced model, in the order in which they are called."""
-    chosen = _chosen(model, trace, head)
+    chosen = _chosen(model, trace, heads)
     calls = [call for call in _first_calls(trace) if call.path in chosen]
     blocks: list[Block] = []
     stage, last = -1, None
@@ -54,7 +54,7 @@ def structure(model: nn.Module, trace: Trace, head: str) -> Structure:
         stream = {call.reads, *(s.gives for s in sums)} - {0}
         gives = call.gives in {s.gives for s in sums}
         blocks.append(Block(call.path, call, depth, stage, frozenset(stream), gives))
-    return Structure(tuple(blocks), head)
+    return Structure(tuple(blocks), heads)
 
 
 def pattern(path: str) -> str:
@@ -65,6 +65,11 @@ def pattern(path: str) -> str:
 def is_inside(path: str, outer: str) -> bool:
     """Whether a module lies inside another one, or is it."""
     return f"{path}.".startswith(f"{outer}.") if outer else True
+
+
+def in_any(path: str, outer: Iterable[str]) -> bool:
+    """Whether a module lies inside one of others, or is one of them."""
+    return any(is_inside(path, one) for one in outer)
 
 
 def layers_in(trace: Trace, call: Call) -> list[Use]:
@@ -84,19 +89,19 @@ def _first_calls(trace: Trace) -> Iterator[Call]:
             yield call
 
 
-def _chosen(model: nn.Module, trace: Trace, head: str) -> set[str]:
+def _chosen(model: nn.Module, trace: Trace, heads: tuple[str, ...]) -> set[str]:
     """Paths of the blocks."""
     called = {call.path for call in trace.calls}
-    candidates = _outermost(model, _summing(model, trace, head))
+    candidates = _outermost(model, _summing(model, trace, heads))
     if not candidates:
-        return _repeated(model, called, head)
+        return _repeated(model, called, heads)
     numbered = {path for path in candidates if "*" in pattern(path)}
-    candidates = _with_siblings(model, numbered or candidates, called, head)
+    candidates = _with_siblings(model, numbered or candidates, called, heads)
     candidates = _promoted(model, candidates, called)
     return _without_details(model, candidates)
 
 
-def _summing(model: nn.Module, trace: Trace, head: str) -> set[str]:
+def _summing(model: nn.Module, trace: Trace, heads: tuple[str, ...]) -> set[str]:
     """Modules in whose own code the stream and a branch are summed."""
     found = set()
     for one in trace.sums:
@@ -104,7 +109,7 @@ def _summing(model: nn.Module, trace: Trace, head: str) -> set[str]:
             continue
         for call in one.call.inside():
             module = model.get_submodule(call.path)
-            if not call.path or is_inside(call.path, head):
+            if not call.path or in_any(call.path, heads):
                 break
             if _matrices(module):  # else a helper that sums for another one
                 found.add(call.path)
@@ -122,7 +127,9 @@ def _outermost(model: nn.Module, paths: set[str]) -> set[str]:
     return {p for p in paths if not any(o != p and is_inside(p, o) for o in paths)}
 
 
-def _with_siblings(model: nn.Module, paths: set[str], called: set[str], head: str) -> set[str]:
+def _with_siblings(
+    model: nn.Module, paths: set[str], called: set[str], heads: tuple[str, ...]
+) -> set[str]:
     """Also modules in the same numbered places that sum nothing, as where a stage begins."""
     patterns = {pattern(p) for p in paths if "*" in pattern(p)}
     more = set()
@@ -132,7 +139,7 @@ def _with_siblings(model: nn.Module, paths: set[str], called: set[str], head: st
             and path in called
             and any(True for _ in module.children())
             and _matrices(module)
-            and not is_inside(path, head)
+            and not in_any(path, heads)
             and not any(is_inside(p, path) or is_inside(path, p) for p in paths)
         ):
             more.add(path)
@@ -170,13 +177,13 @@ def _without_details(model: nn.Module, paths: set[str]) -> set[str]:
     return kept
 
 
-def _repeated(model: nn.Module, called: set[str], head: str) -> set[str]:
+def _repeated(model: nn.Module, called: set[str], heads: tuple[str, ...]) -> set[str]:
     """In a net without sums: the outermost modules of classes that come three times or more."""
     modules = {
         path: module
         for path, module in model.named_modules()
         if path in called
-        and not is_inside(path, head)
+        and not in_any(path, heads)
         and any(True for _ in module.children())
         and type(module) is not nn.Sequential
         and _matrices(module) > 1

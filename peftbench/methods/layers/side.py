@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, alexnet
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
-from peftbench.backbones.describe import weightless_copy
+from peftbench.backbones.copies import weightless_copy
 from peftbench.errors import Unsupported, WeightsError
 from peftbench.methods import surgery
 
@@ -61,23 +61,70 @@ class SideTuned(nn.Module):
     """A frozen backbone whose feature is blended with that of a network beside it."""
 
     def __init__(
-        self, backbone: nn.Module, head: str, side: nn.Module, projection: nn.Linear, alpha: float
+        self,
+        backbone: nn.Module,
+        head: str,
+        side: nn.Module,
+        projection: nn.Linear,
+        alpha: float,
+        at_head: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head  # path of the classifier inside the backbone
+        self.at_head = at_head  # blend what the classifier receives, not timm's feature before it
         self.side = side
         self.projection = projection
         self.alpha = nn.Parameter(torch.tensor(alpha))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, classes) logits of images (B, 3, H, W)."""
+        if self.at_head:
+            return self._blended_at_head(x)
         features = self.backbone.forward_features(x)  # type: ignore[operator]
         pooled = self.backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
         share = self.alpha.sigmoid()
         blended = share * pooled + (1 - share) * self.projection(self.side(x))
         logits: Tensor = self.backbone.get_submodule(self.head)(blended)
         return logits
+
+    def _blended_at_head(self, x: Tensor) -> Tensor:
+        share, beside = self.alpha.sigmoid(), self.projection(self.side(x))
+
+        def blend(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            (feature,) = args  # (B, D), or a map (B, D, 1, 1)
+            return (share * feature + (1 - share) * beside.view(feature.shape),)
+
+        with surgery.watched(self.backbone, [self.head], before=lambda path: blend):
+            logits: Tensor = self.backbone(x)
+        return logits
+
+
+def is_feature_before_head(backbone: nn.Module, anatomy: Anatomy) -> bool:
+    """Whether the classifier receives what timm calls the feature in front of it.
+
+    Nothing that learns may lie between the two, as the norm of a head or its hidden layer does.
+    """
+    model = weightless_copy(backbone).eval()
+    size = (1, anatomy.channels, anatomy.image_size, anatomy.image_size)
+    image = torch.empty(size, device="meta", dtype=next(model.parameters()).dtype)
+    called: set[str] = set()
+
+    def begun(path: str) -> Callable[..., None]:
+        return lambda module, args: called.add(path)
+
+    learning = [
+        path for path, module in model.named_modules() if [*module.parameters(recurse=False)]
+    ]
+    with surgery.watched(model, learning, before=begun), torch.no_grad():
+        try:
+            features = model.forward_features(image)  # type: ignore[operator]
+            model.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        except (RuntimeError, TypeError):  # of a model whose feature is no vector
+            return False
+        before = set(called)
+        model(image)
+    return called - before == {anatomy.head}
 
 
 def first_layers(backbone: nn.Module, anatomy: Anatomy, left_out: Iterable[Site]) -> BackboneTrunk:
