@@ -160,7 +160,7 @@ def apply(
         train_modules=train_modules,
         touched=attachment.touched,
         regulariser=attachment.regulariser,
-        notes=(*_notes(anatomy, num_classes), *attachment.notes),
+        notes=(*_notes(method, anatomy, num_classes), *attachment.notes),
     )
 
 
@@ -200,11 +200,14 @@ def _kind(backbone: nn.Module, path: str) -> str:
     return type(backbone.get_submodule(path)).__name__
 
 
-def _notes(anatomy: Anatomy, num_classes: int | None) -> list[str]:
-    """What is to be known of a backbone with several classifiers."""
+def _notes(method: Method, anatomy: Anatomy, num_classes: int | None) -> list[str]:
+    """What is to be known of merging, and of a backbone with several classifiers."""
     own = [repr(head.path) for head in anatomy.heads if not head.auxiliary]
     beside = [repr(head.path) for head in anatomy.heads if head.auxiliary]
     notes = []
+    reason = method.unmergeable(anatomy)
+    if method.card.mergeable and reason:
+        notes.append(f"trains, but does not merge on this backbone: {reason}")
     if len(own) > 1:
         notes.append(
             f"this backbone combines the logits of {len(own)} classifiers ({', '.join(own)}), in "

@@ -94,6 +94,10 @@ class Method(ABC):
         """The same method with new tensors that need no network; a stored task overwrites them."""
         return self
 
+    def unmergeable(self, anatomy: Anatomy) -> str:
+        """Why `merge` will refuse this backbone although the card says `mergeable`, else empty."""
+        return ""
+
     def merge(self, model: nn.Module) -> nn.Module:
         """Fold the tuned `model` in place into a plain backbone and return it."""
         raise NotMergeable(f"{self.card.title} ({self.name}) cannot be folded into the weights.")

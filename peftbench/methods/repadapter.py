@@ -110,6 +110,15 @@ class RepAdapter(Method):
             train_modules=tuple(adapters.values()),
         )
 
+    def unmergeable(self, anatomy: Anatomy) -> str:
+        rigid = next((site for site in self.sites(anatomy) if not site.has_bias), None)
+        if rigid is None:
+            return ""
+        return (
+            f"repadapter adds a constant to the output of {rigid.path!r}, which has no bias to "
+            "take it"
+        )
+
     def merge(self, model: nn.Module) -> nn.Module:
         from peftbench.methods.layers.linear_adapter import fold
 

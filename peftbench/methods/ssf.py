@@ -133,6 +133,13 @@ class SSF(Method):
             train_modules=tuple(pairs.values()),
         )
 
+    def unmergeable(self, anatomy: Anatomy) -> str:
+        rigid = next((site for site in self.sites(anatomy) if not site.has_bias), None)
+        if rigid is None:
+            return ""
+        lacks = "bias" if rigid.num_params else "weight and bias of its own"
+        return f"ssf puts a pair behind {rigid.path!r}, which has no {lacks} to take it"
+
     def merge(self, model: nn.Module) -> nn.Module:
         """W' = diag(gamma) W, b' = gamma b + beta; the same for the affine of a norm."""
         from peftbench.methods.layers.scale_shift import fold, is_foldable, pairs_of

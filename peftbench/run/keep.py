@@ -93,7 +93,8 @@ def merge(pending: PendingRecord, bench: Bench, kept: Kept) -> nn.Module | None:
     try:
         merged = tuned.method.merge(full_copy(tuned.model))
     except NotMergeable as e:
-        pending.notes.append(str(e))
+        if not tuned.method.unmergeable(tuned.anatomy):  # which a note has said since the start
+            pending.notes.append(str(e))
         return None
     preprocessing, alone = bench.backbone.preprocessing, bench.compute.alone()
     after = predict(merged, kept.images, preprocessing, alone, kept.task)

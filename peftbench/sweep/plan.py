@@ -65,14 +65,16 @@ def entries(
             planned.append(PlannedJob(spec, "unsupported", reason, 0.0))
             continue
         if spec.dataset in missing:
-            planned.append(PlannedJob(spec, NO_DATA, "", estimate(spec)))
+            planned.append(PlannedJob(spec, NO_DATA, warning(spec), estimate(spec)))
             continue
         if record is not None and record.status is Status.INTERRUPTED:
-            planned.append(PlannedJob(spec, "interrupted", "", estimate(spec), interrupted=True))
+            planned.append(
+                PlannedJob(spec, "interrupted", warning(spec), estimate(spec), interrupted=True)
+            )
             continue
         again = record is not None and record.status.failed
         state = f"again ({record.status})" if record is not None and again else "to run"
-        note = (record.error or "") if record is not None and again else ""
+        note = (record.error or "") if record is not None and again else warning(spec)
         planned.append(PlannedJob(spec, state, note, estimate(spec), again))
     return planned
 
@@ -216,6 +218,24 @@ def refusal(spec: RunSpec) -> str:
     from peftbench.methods.base import as_method
 
     return _refusal(as_method(spec.method), spec.backbone)
+
+
+def warning(spec: RunSpec) -> str:
+    """That a run will not merge although its method can, or an empty text."""
+    from peftbench.methods.base import as_method
+
+    return _warning(as_method(spec.method), spec.backbone)
+
+
+@cache
+def _warning(method: Method, backbone: BackboneSpec) -> str:
+    if not method.card.mergeable:
+        return ""
+    try:
+        reason = method.unmergeable(_anatomy(backbone))
+    except PeftbenchError:
+        return ""  # the run itself will say it better
+    return f"trains, but does not merge on this backbone: {reason}" if reason else ""
 
 
 @cache

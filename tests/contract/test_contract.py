@@ -575,6 +575,9 @@ def test_merging_gives_the_plain_architecture_and_the_same_output(
     case: Case, moved: Tuned, moved64: Tuned
 ) -> None:
     method, anatomy = case.method, anatomy_of(case.backbone)
+    reason = method.unmergeable(anatomy)
+    assert bool(reason) == (case.label in NOT_FOLDABLE)
+    assert any(reason in note for note in moved.notes) or not reason  # before it trains
     if not method.card.mergeable or case.label in NOT_FOLDABLE:
         with pytest.raises(NotMergeable, match=re.escape(method.name)):
             method.merge(copy.deepcopy(moved.model))
