@@ -115,6 +115,13 @@ class Anatomy:
     left_out: tuple[tuple[str, str, str], ...] = ()  # path, role, why it is not confirmed
 
     @property
+    def finds(self) -> str:
+        """What says where things are, for a sentence that ends in what it does not name."""
+        if self.inferred:
+            return f"looking at this {self.family} backbone shows"
+        return f"the family {self.family!r} describes"
+
+    @property
     def heads(self) -> tuple[Head, ...]:
         """Every layer that makes logits."""
         return (Head(self.head, self.head_width, self.head_on_maps), *self.more_heads)

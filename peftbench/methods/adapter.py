@@ -82,11 +82,11 @@ class BottleneckAdapter(Method):
             return
         hint = advice(self.name, anatomy)
         if not anatomy.where(Role.BLOCK):
-            hint += " Or describe the class in backbones/families.py."
+            hint += " Or tell where they are: backbone.anatomy=FILE."
         need = _NEEDS.get(self.position, "an MLP in each block")
         raise Unsupported(
-            f"{self.name} (position {self.position!r}) needs {need}, and family "
-            f"{anatomy.family!r} describes none. {hint}"
+            f"{self.name} (position {self.position!r}) needs {need}, and "
+            f"{anatomy.finds} none. {hint}"
         )
 
     def attach(

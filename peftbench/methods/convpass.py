@@ -68,7 +68,7 @@ class Convpass(Method):
         if Role.ATTN_ENTRY not in roles:
             raise Unsupported(
                 "convpass needs blocks that read the stream through a norm in front of attention, "
-                f"and {anatomy.family} backbones have none. "
+                f"and {anatomy.finds} none. "
                 f"{advice(self.name, anatomy)}"
             )
         rowless = anatomy.tokens is None or anatomy.tokens.grid is None

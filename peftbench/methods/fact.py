@@ -47,8 +47,8 @@ class FactorTuning(Method):
         sites = anatomy.where(*_ROLES)
         if {site.role for site in sites} != set(_ROLES):
             raise Unsupported(
-                f"{self.name} factorises the weights of attention and MLP, and family "
-                f"{anatomy.family!r} does not describe both. {advice(self.name, anatomy)}"
+                f"{self.name} factorises the weights of attention and MLP, and "
+                f"{anatomy.finds} not both. {advice(self.name, anatomy)}"
             )
         widths = _widths(anatomy)
         for site in sites:

@@ -81,8 +81,8 @@ class LoRA(Method):
         absent = [t for t in self.resolved(anatomy) if t not in described]
         if not anatomy.sites:
             raise Unsupported(
-                f"lora needs to know the weights, and family {anatomy.family!r} describes none. "
-                f"{advice(self.name, anatomy)} Or describe the class in backbones/families.py."
+                f"lora needs to know the weights, and {anatomy.finds} none. "
+                f"{advice(self.name, anatomy)} Or tell where they are: backbone.anatomy=FILE."
             )
         if absent:
             other = ", ".join(t for t in TARGETS if t in described)

@@ -57,8 +57,8 @@ class Partial(Method):
         blocks = anatomy.where(Role.BLOCK)
         if not blocks:
             raise Unsupported(
-                f"partial needs to know the blocks, and family {anatomy.family!r} describes none. "
-                f"{advice(self.name, anatomy)} Or describe the class in backbones/families.py."
+                f"partial needs to know the blocks, and {anatomy.finds} none. "
+                f"{advice(self.name, anatomy)} Or tell where they are: backbone.anatomy=FILE."
             )
         have = anatomy.depth if self.unit == "block" else blocks[-1].stage + 1
         if self.num_blocks > have:

@@ -63,10 +63,10 @@ class RepAdapter(Method):
         sites = self.sites(anatomy)
         places = [(site.depth, site.role) for site in sites]
         if not sites or len(set(places)) < len(places):
-            problem = "describes no such layer" if not sites else "has several side by side"
+            problem = "no such layer" if not sites else "several side by side"
             raise Unsupported(
                 "repadapter stands in front of one projection for attention and one for the MLP, "
-                f"and family {anatomy.family!r} {problem}. "
+                f"and {anatomy.finds} {problem}. "
                 f"{advice(self.name, anatomy)}"
             )
         for site in sites:

@@ -77,8 +77,8 @@ class SideTune(Method):
             return
         if not anatomy.depth:
             raise Unsupported(
-                f"sidetune with side=backbone needs to know the blocks, and family "
-                f"{anatomy.family!r} describes none. Use method.side=alexnet."
+                f"sidetune with side=backbone needs to know the blocks, and "
+                f"{anatomy.finds} none. Use method.side=alexnet."
             )
         if anatomy.tokens is not None and self.side_depth > anatomy.depth:
             raise Unsupported(

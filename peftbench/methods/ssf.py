@@ -76,8 +76,8 @@ class SSF(Method):
     def check(self, anatomy: Anatomy) -> None:
         if not anatomy.sites:
             raise Unsupported(
-                f"ssf needs to know the operations, and family {anatomy.family!r} describes none. "
-                f"{advice(self.name, anatomy)} Or describe the class in backbones/families.py."
+                f"ssf needs to know the operations, and {anatomy.finds} none. "
+                f"{advice(self.name, anatomy)} Or tell where they are: backbone.anatomy=FILE."
             )
         unseen = [site.path for site in self.sites(anatomy) if not site.called]
         if unseen:

@@ -68,9 +68,15 @@ class VisualPrompts(Method):
         if anatomy.family == _SWIN:
             self._check_swin(anatomy)
         elif anatomy.tokens is None:
+            blocks = anatomy.where(Role.BLOCK)
+            what = "exchange feature maps"
+            if not blocks:
+                what = "are not known"
+            elif not all(block.is_map for block in blocks):
+                what = "exchange tokens in some places and feature maps in others"
             raise Unsupported(
                 f"{self.name} needs a token stream, but the blocks of {anatomy.family} backbones "
-                f"exchange feature maps. {advice(self.name, anatomy)}"
+                f"{what}. {advice(self.name, anatomy)}"
             )
         elif not anatomy.tokens.accepts_more:
             raise Unsupported(
@@ -269,8 +275,8 @@ class VPTShallow(VisualPrompts):
         elif not _image_convolutions(anatomy):
             raise Unsupported(
                 f"{self.name} with location=below widens the convolution that reads the image, "
-                f"but the family {anatomy.family!r} describes none. {advice(self.name, anatomy)} "
-                "Or describe the class in backbones/families.py."
+                f"and {anatomy.finds} none. {advice(self.name, anatomy)} "
+                "Or tell where they are: backbone.anatomy=FILE."
             )
 
     def attach(

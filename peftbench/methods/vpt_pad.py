@@ -50,15 +50,14 @@ class VPTPad(Method):
             )
         if not (anatomy.where(Role.EMBED) and anatomy.where(Role.SPATIAL_CONV)):
             raise Unsupported(
-                f"{self.name} enlarges the image, which needs convolutional blocks, but the family "
-                f"{anatomy.family!r} describes none. {advice(self.name, anatomy)} Or describe the "
-                "class in backbones/families.py."
+                f"{self.name} enlarges the image, which needs convolutional blocks, and "
+                f"{anatomy.finds} none. {advice(self.name, anatomy)}"
             )
 
         if anatomy.fixed_size:
             raise Unsupported(
                 f"{self.name} enlarges the image, and this {anatomy.family} backbone takes no "
-                f"other size than {anatomy.image_size} pixels. Use method=bias or full."
+                f"other size than {anatomy.image_size} pixels. {advice(self.name, anatomy)}"
             )
 
     def attach(
