@@ -246,7 +246,8 @@ def backbone(card: Mapping[str, Any]) -> BackboneSpec:
     sha256 = raw.get("checkpoint_sha256", "")
     if sha256 and not SHA256.fullmatch(sha256):
         raise ValueError("its spec.backbone.checkpoint_sha256 is no SHA-256")
-    if not raw.get("anatomy", "{").startswith("{"):  # a file of this machine would be read
+    told = raw.get("anatomy", "")
+    if told and not told.startswith("{"):  # a file of this machine would be read
         raise ValueError("its spec.backbone.anatomy is no text of corrections")
     spec = BackboneSpec(**raw)
     if spec.checkpoint is None:

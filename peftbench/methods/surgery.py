@@ -109,21 +109,19 @@ def standing_in(model: nn.Module, outputs: Mapping[str, Tensor]) -> Iterator[Non
 class Around(nn.Module):
     """A module in the place of another one, which it holds as `base`.
 
-    Some models ask a layer for its weight to learn a device or a type, and get that of `base`. A
-    site whose weight they compute with is not `called`, and is never wrapped.
+    Some models ask a layer for its weight, to learn a device or a type, or for its kernel size, and
+    get those of `base`. A site whose weight they compute with is not `called`, and never wrapped.
     """
 
-    base: nn.Module
-
-    @property
-    def weight(self) -> Tensor:
-        """That of the module inside."""
-        return self.base.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """That of the module inside."""
-        return self.base.bias  # type: ignore[return-value]
+    def __getattr__(self, name: str) -> Any:
+        """An attribute of the module inside where this one has none."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self._modules.get("base")
+            if base is None:
+                raise
+            return getattr(base, name)
 
 
 class OutputAdapter(Around):

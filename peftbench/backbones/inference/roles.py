@@ -21,7 +21,7 @@ from peftbench.backbones.kinds import kind_of
 
 
 @dataclass(frozen=True)
-class Found:
+class Candidate:
     """A site as the trace shows it, before it is confirmed."""
 
     path: str
@@ -41,7 +41,7 @@ class Attention:
     products: tuple[Product, ...]
 
 
-def found(model: nn.Module, trace: Trace, skeleton: Structure) -> list[Found]:
+def found(model: nn.Module, trace: Trace, skeleton: Structure) -> list[Candidate]:
     """All sites that the trace shows, in the order of depth."""
     sites = list(_stem(model, trace, skeleton))
     attentions = [a for block in skeleton.blocks if (a := attention(model, trace, block))]
@@ -52,12 +52,12 @@ def found(model: nn.Module, trace: Trace, skeleton: Structure) -> list[Found]:
     for block in skeleton.blocks:
         kept = [p for p in pairs[block.path] if often or _is_linear(model, p[0].path)]
         sites += _between(model, trace, skeleton, block)
-        sites.append(Found(block.path, Role.BLOCK, block.depth, block.stage, "residual sum"))
+        sites.append(Candidate(block.path, Role.BLOCK, block.depth, block.stage, "residual sum"))
         sites += _inside(model, trace, block, by_block.get(block.path), kept)
     if not skeleton.blocks:
         sites += _without_blocks(model, trace, skeleton)
     sites += _after(model, trace, skeleton)
-    unique: dict[tuple[str, Role], Found] = {}
+    unique: dict[tuple[str, Role], Candidate] = {}
     for one in sites:  # several blocks may share a module
         unique.setdefault((one.path, one.role), one)
     return list(unique.values())
@@ -145,11 +145,11 @@ def _inside(
     block: Block,
     attention: Attention | None,
     pairs: list[tuple[Use, Use]],
-) -> Iterator[Found]:
+) -> Iterator[Candidate]:
     """The sites inside one block."""
 
-    def site(path: str, role: Role, why: str) -> Found:
-        return Found(path, role, block.depth, block.stage, why)
+    def site(path: str, role: Role, why: str) -> Candidate:
+        return Candidate(path, role, block.depth, block.stage, why)
 
     entering = attention.entering if attention is not None else ()
     taken = {use.path for use in entering}
@@ -189,7 +189,7 @@ def _entries(
     block: Block,
     entering: Iterable[Use],
     pairs: list[tuple[Use, Use]],
-) -> Iterator[Found]:
+) -> Iterator[Candidate]:
     """The modules through which the branches of a block read the stream."""
     if not block.sums or not block.call.single:
         return
@@ -203,7 +203,7 @@ def _entries(
         call = _entry(model, trace, block, min(uses, key=lambda use: use.order), role)
         if call is not None and call.path not in taken and _same_layout(call, block.call):
             taken.add(call.path)
-            yield Found(call.path, role, block.depth, block.stage, "reads the stream")
+            yield Candidate(call.path, role, block.depth, block.stage, "reads the stream")
 
 
 def _entry(model: nn.Module, trace: Trace, block: Block, use: Use, role: Role) -> Call | None:
@@ -252,29 +252,31 @@ def _same_layout(call: Call, block: Call) -> bool:
     )
 
 
-def _stem(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Found]:
+def _stem(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Candidate]:
     """What reads the image, and the norms in front of the first block."""
     first = skeleton.blocks[0].call.start if skeleton.blocks else None
     uses = [use for use in trace.uses if first is None or use.order < first]
     reading = [use for use in uses if not use.source.near and not in_any(use.path, skeleton.heads)]
     for path in dict.fromkeys(use.path for use in reading[:1]):
-        yield Found(path, Role.EMBED, STEM, 0, "reads the image")
+        yield Candidate(path, Role.EMBED, STEM, 0, "reads the image")
     if first is None:
         return
     seen = set()
     for call in trace.calls:
         if call.start < first and call.path not in seen and _is_norm(model, call):
             seen.add(call.path)
-            yield Found(call.path, Role.NORM, STEM, 0, "norm in front of the blocks")
+            yield Candidate(call.path, Role.NORM, STEM, 0, "norm in front of the blocks")
 
 
-def _between(model: nn.Module, trace: Trace, skeleton: Structure, block: Block) -> Iterator[Found]:
+def _between(
+    model: nn.Module, trace: Trace, skeleton: Structure, block: Block
+) -> Iterator[Candidate]:
     """Modules called since the block before that change the size of the stream."""
     if not block.depth:
         return
     before = skeleton.blocks[block.depth - 1].call
     yield from (
-        Found(path, role, block.depth, block.stage, why)
+        Candidate(path, role, block.depth, block.stage, why)
         for call in _loose(model, trace, skeleton, before.end, block.call.start)
         if call.result is not None and tuple(call.result.shape) != call.shape
         for path, role, why in _transition(model, trace, call)
@@ -290,16 +292,16 @@ def _transition(model: nn.Module, trace: Trace, call: Call) -> Iterator[tuple[st
             yield use.path, Role.TRANSITION_CONV, "convolution between stages"
 
 
-def _after(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Found]:
+def _after(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Candidate]:
     """What lies between the last block and the classifier."""
     if not skeleton.blocks:
         return
     last = skeleton.blocks[-1]
     for call in _loose(model, trace, skeleton, last.call.end, None):
-        yield Found(call.path, Role.AFTER, last.depth + 1, last.stage, "behind the last block")
+        yield Candidate(call.path, Role.AFTER, last.depth + 1, last.stage, "behind the last block")
 
 
-def _without_blocks(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Found]:
+def _without_blocks(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Candidate]:
     """Of a plain chain of layers: its convolutions, numbered as they are called."""
     seen = {use.path for use in trace.uses if not use.source.near}
     depth = 0
@@ -309,7 +311,7 @@ def _without_blocks(model: nn.Module, trace: Trace, skeleton: Structure) -> Iter
             continue
         seen.add(use.path)
         if isinstance(module, nn.Conv2d):
-            yield Found(use.path, _role_of(module), depth, 0, "convolution")
+            yield Candidate(use.path, _role_of(module), depth, 0, "convolution")
             depth += 1
 
 
