@@ -13,7 +13,7 @@ from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import ConfigError, NoEffect, Unsupported
 from peftbench.methods import surgery
 from peftbench.methods.base import Method, parameters_of
-from peftbench.methods.layers.heads import on_maps, on_rows, silent_head
+from peftbench.methods.layers.heads import on_maps, on_rows, silent_head, take_over
 from peftbench.methods.layers.neighbours import NearestNeighbours
 from peftbench.methods.layers.solvable import Solvable
 
@@ -67,7 +67,10 @@ class Tuned:
     def solve(self, *given: Solvable) -> None:
         """Compute the head of a method that takes no steps; each of several of what it sees."""
         for path, seen in zip(self.heads, given, strict=True):
-            self.method.solve(on_rows(self.model.get_submodule(path)), seen)
+            head = self.model.get_submodule(path)
+            rows = on_rows(head)
+            self.method.solve(rows, seen)
+            take_over(head, rows)
         self._renew()
 
     def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from peftbench.backbones.classifier import returned_classifiers
 from peftbench.errors import ConfigError
 from peftbench.training.batchnorm import uses_batch_statistics
 
@@ -50,5 +49,7 @@ def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
     """The children of `model` but for its classifier, which keeps what it kept."""
-    classifiers = list(returned_classifiers(model))
+    find = getattr(model, "get_classifier", None)
+    found = None if find is None else find()
+    classifiers = found if isinstance(found, tuple | list) else (found,)
     return (child for child in model.children() if not any(child is each for each in classifiers))

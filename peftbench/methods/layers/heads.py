@@ -36,22 +36,32 @@ def on_maps(head: nn.Module) -> nn.Module:
     """What computes `head` at each position of a map; of a linear head a 1 x 1 convolution."""
     if not isinstance(head, nn.Linear):
         return MapHead(head)
-    conv = nn.utils.skip_init(nn.Conv2d, head.in_features, head.out_features, 1)
-    conv.weight = nn.Parameter(head.weight.detach()[..., None, None])
-    conv.bias = head.bias
+    conv = nn.utils.skip_init(
+        nn.Conv2d, head.in_features, head.out_features, 1, device=head.weight.device
+    )
+    conv.load_state_dict({"weight": head.weight[..., None, None], "bias": head.bias})
     return conv
 
 
 def on_rows(head: nn.Module) -> nn.Module:
-    """The head of feature vectors of which `on_maps` made `head`; a change of it changes `head`."""
+    """The head of feature vectors that `head` computes on maps; of a convolution a linear copy."""
     if isinstance(head, MapHead):
         return head.inner
     if not isinstance(head, nn.Conv2d):
         return head
-    linear = nn.utils.skip_init(nn.Linear, head.in_channels, head.out_channels)
-    linear.weight = nn.Parameter(head.weight.detach().flatten(1))
-    linear.bias = head.bias
+    weight = head.weight
+    linear = nn.utils.skip_init(
+        nn.Linear, head.in_channels, head.out_channels, device=weight.device, dtype=weight.dtype
+    )
+    linear.load_state_dict({"weight": weight.flatten(1), "bias": head.bias})
     return linear
+
+
+def take_over(head: nn.Module, rows: nn.Module) -> None:
+    """Make `head` compute what `rows`, which `on_rows` made of it, computes now."""
+    if isinstance(head, nn.Conv2d):
+        weight = rows.get_parameter("weight")[..., None, None]
+        head.load_state_dict({"weight": weight, "bias": rows.get_parameter("bias")})
 
 
 def silent_head(width: int, num_classes: int) -> nn.Linear:
