@@ -114,7 +114,9 @@ def is_feature_before_head(backbone: nn.Module, anatomy: Anatomy) -> bool:
         return lambda module, args: called.add(path)
 
     learning = [
-        path for path, module in model.named_modules() if [*module.parameters(recurse=False)]
+        path
+        for path, module in model.named_modules()
+        if path and [*module.parameters(recurse=False)]  # the model itself runs only as a whole
     ]
     with surgery.watched(model, learning, before=begun), torch.no_grad():
         try:
