@@ -16,7 +16,7 @@ from typing import Any
 
 from peftbench.data.images import Levels
 from peftbench.results.privacy import public
-from peftbench.spec import INTERPOLATIONS, RESIZES, BackboneSpec, Preprocessing
+from peftbench.spec import FACTORY, INTERPOLATIONS, RESIZES, BackboneSpec, Preprocessing
 from peftbench.untrusted import printable
 
 MOST_BYTES = 16 * 2**20  # of a card; one of 21,000 classes has 1 MB
@@ -230,6 +230,7 @@ def backbone(card: Mapping[str, Any]) -> BackboneSpec:
         "seed": (int,),
         "title": (str,),
         "anatomy": (str,),
+        "factory": (str, type(None)),
     }
     _known("spec.backbone", raw, kinds)
     for name, value in raw.items():
@@ -249,6 +250,8 @@ def backbone(card: Mapping[str, Any]) -> BackboneSpec:
     told = raw.get("anatomy", "")
     if told and not told.startswith("{"):  # a file of this machine would be read
         raise ValueError("its spec.backbone.anatomy is no text of corrections")
+    if raw.get("factory") is not None and not FACTORY.fullmatch(raw["factory"]):
+        raise ValueError(f"its spec.backbone.factory is {_shown(raw['factory'])}")
     spec = BackboneSpec(**raw)
     if spec.checkpoint is None:
         return spec

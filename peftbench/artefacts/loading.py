@@ -28,9 +28,15 @@ from peftbench.untrusted import check_plain_file, printable
 def backbone_of(card: dict[str, Any], folder: Path, checkpoint: str | Path | None) -> nn.Module:
     """The backbone that a task was tuned on, with a classifier of as many classes.
 
-    A place that the card names is never opened: it is somebody else's.
+    A place that the card names is never opened, and code that it names never imported: they are
+    somebody else's.
     """
     spec = cards.backbone(card)
+    if spec.factory is not None:
+        raise WeightsError(
+            f"{folder} was tuned on a backbone that {printable(spec.factory)} builds, and code "
+            "that a folder names is not run. Build the backbone, and use peftbench.attach on it."
+        )
     if checkpoint is not None:
         file = Path(checkpoint).expanduser()
         _check_file(file, spec, folder)

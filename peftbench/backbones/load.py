@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench import network
+from peftbench.backbones import factory
 from peftbench.backbones.checkpoints import fitting
 from peftbench.backbones.hashes import hash_tensors
 from peftbench.backbones.kernels import choose_kernels
@@ -63,7 +64,9 @@ def load(
     meta = torch.device(device).type == "meta"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        if meta:
+        if spec.factory is not None:
+            model = factory.build(spec, num_classes)
+        elif meta:
             with torch.device("meta"), _named_failure(spec):
                 model = _build(spec, num_classes, pretrained=False)
         else:
@@ -73,6 +76,8 @@ def load(
             with _named_failure(spec):
                 model = _build(spec, num_classes, pretrained=from_hub)
     source = f"random weights, seed {spec.seed}"
+    if spec.factory is not None:
+        source = f"{spec.factory}, seed {spec.seed}"
     notes: tuple[str, ...] = ()
     if spec.checkpoint is not None:
         path = Path(spec.checkpoint).expanduser()
@@ -81,7 +86,7 @@ def load(
             fitted = fitting.fit(path, model)
             notes = fitted.notes
             _fill(model, fitted.state)
-    elif spec.pretrained:
+    elif spec.pretrained and spec.factory is None:
         source = spec.name
         if spec.name in SHIPPED and not meta:
             with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from peftbench.backbones.known import of_name
+from peftbench.backbones.models.registry import register_all
 from peftbench.backbones.shipped import SHIPPED
 from peftbench.errors import UnknownName, WeightsError
 from peftbench.registry import unknown_name
@@ -19,11 +20,14 @@ def check_name(spec: BackboneSpec) -> None:
     where hub weights are asked for.
     """
     name = spec.name
+    if spec.factory is not None:
+        return
     if name in SHIPPED or ("." in name and of_name(name)):
         return
     import timm
     from timm.models._registry import _deprecated_models
 
+    register_all()
     architecture, _, tag = name.partition(".")
     deprecated = timm.models.is_model(architecture) and architecture not in _architectures()
     if deprecated or not timm.models.is_model(architecture):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftbench.backbones.known import of_name
+from peftbench.backbones.models.registry import register_all
 from peftbench.backbones.shipped import SHIPPED
 from peftbench.data.images import backend
 from peftbench.errors import ConfigError
@@ -80,5 +81,8 @@ def _triple(values: Any) -> tuple[float, float, float]:
 def pretrained_cfg(spec: BackboneSpec) -> dict[str, Any]:
     import timm
 
+    if spec.factory is not None:
+        return {}
+    register_all()
     cfg = timm.get_pretrained_cfg(spec.name, allow_unregistered=True)
     return cfg.to_dict() if cfg is not None else {}

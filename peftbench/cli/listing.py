@@ -87,6 +87,8 @@ def _backbones() -> str:
         entry = known.get(name)
         if entry is None:
             rows.append((name, f"= {aliases[name]}"))
+        elif "factory" in entry:
+            rows.append((name, f"built by {entry['factory']}"))
         elif "name" not in entry:
             rows.append((name, f"as {entry['defaults'][0]}"))
         elif entry["name"] in SHIPPED:

@@ -65,12 +65,20 @@ def build(
             "method is not a registered method: its YAML must begin with "
             "'defaults: [/schema/method/NAME@_here_]'."
         )
+    if cfg.backbone.get("factory") is not None:
+        cfg = cfg.copy()
+        cfg.backbone.name = cfg.backbone.factory  # whatever stood there was of another backbone
     missing = sorted(_missing(OmegaConf.to_container(cfg)))
     if missing:
         raise ConfigError(
             f"{missing[0]} has no value. Give it on the command line: {missing[0]}=VALUE"
         )
     backbone: BackboneSpec = OmegaConf.to_object(cfg.backbone)  # type: ignore[assignment]
+    if backbone.factory is not None and not backbone.pretrained:
+        raise ConfigError(
+            f"backbone.pretrained=false, but which weights there are says {backbone.factory}. "
+            "Leave it out."
+        )
     if backbone.checkpoint is not None:
         sha256 = hash_file(Path(backbone.checkpoint))
         backbone = dataclasses.replace(backbone, checkpoint_sha256=sha256)
@@ -207,7 +215,7 @@ def _title(backbone: BackboneSpec) -> str:
     title = backbone.name
     file = os.path.basename(backbone.checkpoint or "")
     for name, entry in catalogue("backbone").items():
-        if entry.get("name") != backbone.name:
+        if entry.get("factory", entry.get("name")) != backbone.name:
             continue
         if entry.get("checkpoint") and os.path.basename(entry["checkpoint"]) == file:
             return name

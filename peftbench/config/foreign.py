@@ -42,7 +42,9 @@ def _check(group: str, entry: Mapping[str, Any], path: Path) -> None:
             f"{printable(str(path))}: no {group} has a key {printable(strange[0])!r}. Known: "
             f"{', '.join(sorted(known - {'defaults'}))}."
         )
-    lacking = [] if "defaults" in entry else [key for key in _needed(group) if key not in entry]
+    lacking = (
+        [] if "defaults" in entry else [key for key in _needed(group, entry) if key not in entry]
+    )
     if lacking:
         raise ConfigError(f"{printable(str(path))}: {lacking[0]} is missing. Give it there.")
     facts = entry.get("facts", {})
@@ -70,5 +72,7 @@ def _method(entry: Mapping[str, Any]) -> type | None:
     return None
 
 
-def _needed(group: str) -> tuple[str, ...]:
+def _needed(group: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    if group == "backbone" and "factory" in entry:
+        return ()
     return {"backbone": ("name",), "dataset": ("name", "reader")}.get(group, ())

@@ -26,7 +26,8 @@ def run_id_of(spec: Mapping[str, Any]) -> str:
         identity[part] = {k: v for k, v in spec[part].items() if k not in names}
     backbone = identity["backbone"]
     local = backbone.get("checkpoint") is not None
-    if local or backbone.get("pretrained"):
+    named = backbone.get("pretrained") and backbone.get("factory") is None
+    if local or named:
         backbone.pop("seed", None)
     if local:
         backbone.update(checkpoint=None, pretrained=False)

@@ -2,6 +2,7 @@
 
 from peftbench.spec.inputs import (
     CHECKPOINT,
+    FACTORY,
     FINAL_PARTS,
     FOUND_BY,
     IMAGENET_MEAN,
@@ -56,6 +57,7 @@ __all__ = [
     "BEST_ON_TEST",
     "CHECKPOINT",
     "CROP_FLIP",
+    "FACTORY",
     "FINAL_PARTS",
     "FOUND_BY",
     "IMAGENET_MEAN",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 
 from peftbench.canonical import later
@@ -18,6 +19,7 @@ TF_BILINEAR = "tf_bilinear"  # of `tf.image.resize`: without antialias
 PILLOW = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # as it calls them
 INTERPOLATIONS = (*PILLOW, TF_BILINEAR)
 TRAIN_AND_VAL, TRAIN_ONLY = "train+val", "train"
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # of a module, and a function in it
 FINAL_PARTS = (TRAIN_AND_VAL, TRAIN_ONLY)  # what the final phase trains on
 
 
@@ -36,8 +38,16 @@ class BackboneSpec:
     # a YAML file that corrects which layers methods address; read when the run is built, so that
     # its content is the identity
     anatomy: str = later("")
+    # "module:function" of the user's own that builds the model for num_classes=N; `name` is this
+    # text too, and `pretrained` says nothing
+    factory: str | None = later(None)
 
     def __post_init__(self) -> None:
+        if self.factory is not None and not FACTORY.fullmatch(self.factory):
+            raise ConfigError(
+                f"backbone.factory={self.factory!r} is not MODULE:FUNCTION. Write for example "
+                "backbone.factory=my_models:small."
+            )
         if self.image_size is not None and self.image_size < 1:
             raise ConfigError(f"backbone.image_size={self.image_size} is not a positive size.")
 

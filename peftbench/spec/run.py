@@ -125,14 +125,15 @@ class RunSpec:
 
     def identity(self) -> dict[str, Any]:
         """The declared identity as plain JSON values; equal identities mean equal runs."""
-        backbone = dataclasses.asdict(self.backbone)
+        backbone = declared(self.backbone)
         dataset = declared(self.dataset)
         del backbone["title"], dataset["root"], dataset["facts"]
         for key in (*FOUND_BY, *TOLD):
             dataset.pop(key, None)
         if self.backbone.checkpoint is not None:
             backbone.update(checkpoint=None, pretrained=False)
-        if self.backbone.pretrained or self.backbone.checkpoint is not None:
+        named = self.backbone.pretrained and self.backbone.factory is None  # draws no weights
+        if named or self.backbone.checkpoint is not None:
             del backbone["seed"]
         recipe = self.recipe.canonical()
         del recipe["name"]
@@ -166,7 +167,7 @@ class RunSpec:
         return plain_dict(
             {
                 "method": self.method.identity(),
-                "backbone": dataclasses.asdict(self.backbone),
+                "backbone": declared(self.backbone),
                 "dataset": {k: v for k, v in declared(self.dataset).items() if k != "facts"},
                 "preprocessing": declared(self.preprocessing),
                 "recipe": self.recipe.canonical(),
