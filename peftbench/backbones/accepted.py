@@ -9,6 +9,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from peftbench.backbones.families import DESCRIBED
 from peftbench.errors import ConfigError, Unsupported, WeightsError
 
 PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
@@ -47,8 +48,8 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def is_timm(model: nn.Module) -> bool:
-    """Whether the class of a model, or one that it is derived from, is timm's."""
-    return any(kind.__module__.startswith("timm.") for kind in type(model).__mro__)
+    """Whether a model's class, or one that it is derived from, is timm's or one of ours."""
+    return any(kind.__module__.startswith(DESCRIBED) for kind in type(model).__mro__)
 
 
 def _check_wrapping(model: nn.Module) -> None:

@@ -109,7 +109,7 @@ class Anatomy:
     channels: int = 3  # of the images
     head_on_maps: bool = False  # the classifier is a 1 x 1 convolution
     more_heads: tuple[Head, ...] = ()  # of models with several classifiers, those behind the first
-    fixed_size: bool = False  # of the images, as an experiment says
+    size_refusal: str = ""  # why it takes no larger images, where it does not
     inferred: bool = False  # by looking at the backbone, whose class nobody described
     uncovered: tuple[str, ...] = ()  # layers in the blocks that are no sites
     left_out: tuple[tuple[str, str, str], ...] = ()  # path, role, why it is not confirmed
@@ -151,17 +151,21 @@ class Family:
     """One description of a timm model class. Paths are patterns in which * is one name."""
 
     name: str
-    classes: tuple[str, ...]  # names of timm classes; subclasses match too
+    classes: tuple[str, ...]  # names of timm's classes, and ours; subclasses match too
     blocks: str  # each match is a residual block, in order of definition
     inside: Mapping[Role, tuple[str, ...]]  # relative to a block
     stem: Mapping[Role, tuple[str, ...]]
     example: Example | None = None  # of which the pages of methods count parameters
+    more_blocks: tuple[str, ...] = ()  # further patterns of blocks
     after: tuple[str, ...] = ()
     transitions: tuple[str, ...] = ()  # matched beside the stage of a block
+    # or, wherever they lie: the first stands in front of the second stage, and so on
+    transitions_in_order: bool = False
     in_transition: Mapping[Role, tuple[str, ...]] = field(default_factory=dict)  # relative to it
     channels_last: bool = True  # layout of the stream between blocks
     tokens: bool = False  # blocks exchange (B, N, C)
     token_refusal: str = ""  # why blocks refuse a longer token sequence
+    size_refusal: str = ""  # why they refuse a larger map
     parts: Mapping[str, tuple[str, ...]] | None = None  # path in a block -> row blocks
     bias_attributes: tuple[str, ...] = ("bias",)
     position_biases: tuple[str, ...] = ()

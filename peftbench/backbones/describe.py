@@ -80,6 +80,7 @@ def describe(
         if look:
             looked = _look(backbone, image_size, channels, heads, corrections)
         family, sites = replace(GENERIC, name=_named(backbone, looked)), looked.sites
+    takes_more = looked is None or _takes(backbone, heads[0].path, image_size + 2 * BORDER)
     norms = _norms(backbone, of_heads)
     head_params = sum(
         p.numel() for name, p in backbone.named_parameters() if name.startswith(of_heads)
@@ -102,7 +103,8 @@ def describe(
         channels=channels,
         head_on_maps=heads[0].on_maps,
         more_heads=heads[1:],
-        fixed_size=bool(looked) and not _takes(backbone, heads[0].path, image_size + 2 * BORDER),
+        size_refusal=family.size_refusal
+        or ("" if takes_more else f"it was built for {image_size} pixels"),
         inferred=bool(looked and looked.sites),
         uncovered=looked.uncovered if looked else _uncovered(backbone, sites),
         left_out=tuple((o.path, o.role.value, o.reason) for o in looked.left_out) if looked else (),
@@ -184,22 +186,39 @@ def _declare(backbone: nn.Module, family: Family) -> Iterator[_Declared]:
         for path in _matching(patterns, modules):
             if _fits(role, modules[path]):
                 yield _Declared(path, role, STEM, 0)
+    blocks = [
+        path for path in modules if any(match(pattern, [path]) for pattern in patterns_of(family))
+    ]
+    transitions = _matching(family.transitions, modules)
     stages: list[str] = []
-    blocks = match(family.blocks, list(modules))
     for depth, block in enumerate(blocks):
-        stage_path = block.rpartition(".")[0]
-        if stage_path not in stages:
-            stages.append(stage_path)
-            # Swin: layers.1.downsample stands beside layers.1.blocks
-            beside = stage_path.removesuffix(".blocks")
-            for path in _matching(family.transitions, modules):
-                if path.rpartition(".")[0] == beside:
-                    for site, role in _around(path, Role.TRANSITION, family.in_transition, modules):
-                        yield _Declared(site, role, depth, len(stages) - 1)
+        stage = _stage_of(block)
+        if stage not in stages:
+            stages.append(stage)
+            for path in _before_stage(family, transitions, stages):
+                for site, role in _around(path, Role.TRANSITION, family.in_transition, modules):
+                    yield _Declared(site, role, depth, len(stages) - 1)
         for site, role in _around(block, Role.BLOCK, family.inside, modules):
-            yield _Declared(site, role, depth, len(stages) - 1)
+            yield _Declared(site, role, depth, stages.index(stage))
     for path in _matching(family.after, modules):
         yield _Declared(path, Role.AFTER, len(blocks), max(0, len(stages) - 1))
+
+
+def patterns_of(family: Family) -> tuple[str, ...]:
+    """The patterns of its blocks."""
+    return (family.blocks, *family.more_blocks)
+
+
+def _before_stage(family: Family, transitions: list[str], stages: list[str]) -> list[str]:
+    """Those of `transitions` that stand in front of the last of `stages`."""
+    if family.transitions_in_order:
+        return transitions[len(stages) - 2 : len(stages) - 1] if len(stages) > 1 else []
+    return [path for path in transitions if path.rpartition(".")[0] == stages[-1]]
+
+
+def _stage_of(block: str) -> str:
+    """The path of a block's stage, beside whose parts transitions stand: Swin's layers.1."""
+    return block.rpartition(".")[0].removesuffix(".blocks").removesuffix(".layers")
 
 
 def _matching(patterns: tuple[str, ...], modules: Mapping[str, nn.Module]) -> list[str]:
@@ -225,6 +244,8 @@ def _fits(role: Role, module: nn.Module) -> bool:
     """Whether a module is of the kind its role says; the same name differs between variants."""
     if role in (Role.NORM, Role.TRANSITION_NORM):
         return "Norm" in type(module).__name__
+    if role is Role.TRANSITION_CONV:
+        return isinstance(module, nn.Conv2d)
     if role in (Role.SPATIAL_CONV, Role.POINT_CONV):
         point = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
         return isinstance(module, nn.Conv2d) and point == (role is Role.POINT_CONV)
@@ -364,7 +385,13 @@ def _site(
 
 
 def _inside(path: str, family: Family) -> str:
-    return ".".join(path.split(".")[len(family.blocks.split(".")) :])
+    """The part of `path` behind the block that it is in."""
+    names = path.split(".")
+    for pattern in patterns_of(family):
+        depth = pattern.count(".") + 1
+        if match(pattern, [".".join(names[:depth])]):
+            return ".".join(names[depth:])
+    return path
 
 
 def _channels_last(module: nn.Module, family: Family, shape: torch.Size | None) -> bool:

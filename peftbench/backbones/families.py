@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from peftbench import plugins
 from peftbench.backbones.anatomy import GENERIC, Example, Family, Role
+from peftbench.backbones.models.families import SEEDS
 from peftbench.registry import Registry
 
 if TYPE_CHECKING:
@@ -169,9 +170,11 @@ OURS = (  # in the order in which the pages of methods go through them
         after=("conv_head", "bn2"),
         channels_last=False,
     ),
+    *SEEDS,
 )
 
 
+DESCRIBED = ("timm.", "peftbench.backbones.models.")  # whose classes families describe
 FAMILIES: Registry[Family] = Registry("family")
 
 
@@ -191,9 +194,9 @@ def every_family() -> tuple[Family, ...]:
 
 
 def classes_of(backbone: nn.Module) -> tuple[str, ...]:
-    """Names by which a family can be that of the model: its class and timm's base classes."""
+    """Names by which a family can be that of the model: of its class and bases, timm's and ours."""
     kinds = type(backbone).__mro__
-    return tuple(kind.__name__ for kind in kinds if kind.__module__.startswith("timm."))
+    return tuple(kind.__name__ for kind in kinds if kind.__module__.startswith(DESCRIBED))
 
 
 def family_of(backbone: nn.Module) -> Family:

@@ -191,6 +191,11 @@ def _named_failure(spec: BackboneSpec) -> Iterator[None]:
             "backbone.checkpoint=PATH."
         ) from e
     except (AssertionError, TypeError) as e:
+        if spec.drop_path > 0 and "drop_path_rate" in str(e):
+            raise ConfigError(
+                f"backbone.drop_path={spec.drop_path:g}, but {spec.name!r} has no stochastic "
+                "depth. Leave it out."
+            ) from e
         if spec.image_size is None:
             raise
         raise ConfigError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from peftbench.errors import ConfigError, DataError
@@ -95,7 +96,21 @@ def _backbones() -> str:
             rows.append((name, SHIPPED[entry["name"]].about))
         else:
             rows.append((name, entry["name"]))
-    return columns(rows) + "any timm tag: backbone.name=ARCHITECTURE.TAG\n"
+    return (
+        columns(rows) + "".join(_architectures()) + "any timm tag: backbone.name=ARCHITECTURE.TAG\n"
+    )
+
+
+def _architectures() -> Iterator[str]:
+    """What timm lacks and is here without weights, a paragraph for each paper."""
+    from peftbench.backbones.models.architectures import ARCHITECTURES, PAPERS
+
+    yield "\nwithout weights, which backbone.checkpoint=FILE gives: backbone.name=ARCHITECTURE\n"
+    for module, paper in PAPERS.items():
+        names = [name for name, size in ARCHITECTURES.items() if size.module == module]
+        lines = textwrap.wrap(f"{paper}: {', '.join(names)}", 98, subsequent_indent="  ")
+        yield textwrap.indent("\n".join(lines), "  ") + "\n"
+    yield "\n"
 
 
 def _datasets(data_dir: str | None) -> str:

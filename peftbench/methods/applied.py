@@ -143,7 +143,11 @@ def apply(
     if outside:
         raise NoEffect(f"{method.name} declared {len(outside)} parameters outside the model.")
     train_modules = (*attachment.train_modules, *heads)
-    buffer_ids = {id(b) for module in train_modules for b in module.buffers()}
+    buffer_ids = {id(b) for module in train_modules for b in module.buffers()} - {
+        id(module.get_buffer(name))  # files have it, and nothing reads or updates it
+        for module in model.modules()
+        for name in getattr(module, "unread_buffers", ())
+    }
     buffers = [n for n, b in model.named_buffers() if id(b) in buffer_ids]
     saved = model.state_dict().keys()  # leaves out buffers that are rebuilt, such as masks
     model.to(device, dtype)  # new tensors are drawn in float32 on the CPU

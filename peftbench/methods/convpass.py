@@ -91,14 +91,8 @@ class Convpass(Method):
         from peftbench.methods.layers.bypass import Bypass, initialise
 
         def make(site: Site) -> Bypass:
-            bypass = Bypass(
-                site.width,
-                self.bottleneck,
-                self.scale,
-                self.dropout,
-                None if site.is_map else anatomy.tokens,
-                site.channels_last,
-            )
+            tokens = None if site.is_map else anatomy.tokens
+            bypass = Bypass(site, self.bottleneck, self.scale, self.dropout, tokens)
             initialise(bypass, self.conv_init, generator)
             return bypass
 

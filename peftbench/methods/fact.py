@@ -50,14 +50,15 @@ class FactorTuning(Method):
                 f"{self.name} factorises the weights of attention and MLP, and "
                 f"{anatomy.finds} not both. {advice(self.name, anatomy)}"
             )
+        maps = [site.path for site in sites if site.kind is not Kind.LINEAR]
+        if maps:
+            raise Unsupported(
+                f"{self.name} factorises matrices, and {maps[0]!r} of this {anatomy.family} "
+                f"backbone is no linear layer. {advice(self.name, anatomy)}"
+            )
         widths = _widths(anatomy)
         for site in sites:
             width = widths[site.depth]
-            if site.kind is not Kind.LINEAR:
-                raise Unsupported(
-                    f"{self.name} factorises linear layers, and {site.path!r} of this "
-                    f"{anatomy.family} backbone is none. Use method=lora."
-                )
             if _slices(site, width) is None:
                 raise Unsupported(
                     f"{self.name} cuts each weight into square slices of the {width} channels, but "

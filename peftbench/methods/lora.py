@@ -108,7 +108,9 @@ class LoRA(Method):
         if self.targets != (AUTO,):
             return self.targets
         if anatomy.where(Role.ATTN_IN):
-            return ("q", "v")
+            named = {part for site in anatomy.where(Role.ATTN_IN) for part in site.parts}
+            # a deformable convolution has values alone
+            return tuple(t for t in ("q", "v") if t in named) or ("q", "v")
         if anatomy.where(Role.MLP_IN):
             return ("fc1", "fc2")
         return tuple(t for t in ("conv", "pointwise") if anatomy.where(TARGETS[t]))
@@ -147,8 +149,7 @@ class LoRA(Method):
             rows = self.rows(site, self.resolved(anatomy))
             module = backbone.get_submodule(site.path)
             if isinstance(module, nn.Conv2d):
-                (target,) = rows
-                return LowRankConvDelta(module, target, self.rank, scale, self.dropout, generator)
+                return LowRankConvDelta(module, rows, self.rank, scale, self.dropout, generator)
             assert site.fan_in is not None
             shape = (site.width, site.fan_in)
             return LowRankDelta(rows, shape, self.rank, scale, self.dropout, generator)

@@ -89,7 +89,8 @@ class SSF(Method):
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         """Sites behind which a pair stands."""
         norms = tuple(s for s in anatomy.where(*_NORMS) if s.kind in (Kind.NORM, Kind.BATCH_NORM))
-        if any(site.kind is Kind.BATCH_NORM for site in norms):
+        inside = [site for site in norms if site.role is not Role.AFTER]
+        if any(site.kind is Kind.BATCH_NORM for site in inside):
             operations: tuple[Site, ...] = ()  # a pair behind the norm says as much
         else:
             operations = anatomy.where(*_OPERATIONS)

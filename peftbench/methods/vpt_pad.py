@@ -48,16 +48,15 @@ class VPTPad(Method):
                 f"{self.name} learns a border of 3 channels, and the images of this backbone have "
                 f"{anatomy.channels}."
             )
+        if anatomy.size_refusal:
+            raise Unsupported(
+                f"{self.name} enlarges the image, but {anatomy.family} backbones take no larger "
+                f"one: {anatomy.size_refusal}. {advice(self.name, anatomy)}"
+            )
         if not (anatomy.where(Role.EMBED) and anatomy.where(Role.SPATIAL_CONV)):
             raise Unsupported(
                 f"{self.name} enlarges the image, which needs convolutional blocks, and "
                 f"{anatomy.finds} none. {advice(self.name, anatomy)}"
-            )
-
-        if anatomy.fixed_size:
-            raise Unsupported(
-                f"{self.name} enlarges the image, and this {anatomy.family} backbone takes no "
-                f"other size than {anatomy.image_size} pixels. {advice(self.name, anatomy)}"
             )
 
     def attach(

@@ -19,6 +19,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import _hub
 from torch import Tensor, nn
 
+from peftbench.backbones.models.registry import is_own
 from peftbench.prediction.transform import Transform
 from peftbench.spec import TF_BILINEAR, Preprocessing
 
@@ -105,6 +106,9 @@ def difference(folder: Path, state: Mapping[str, Tensor], transform: Transform) 
     Args:
         state: the tensors of the merged model.
     """
+    told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if is_own(told["architecture"]):
+        return f"{told['architecture']} is an architecture of peftbench"
     if transform.preprocessing.interpolation == TF_BILINEAR:
         return f"it has no {TF_BILINEAR}, which resizes without antialias"
     try:

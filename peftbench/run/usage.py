@@ -6,6 +6,7 @@ from typing import Any
 
 from peftbench.artefacts import card as cards
 from peftbench.artefacts import task_file
+from peftbench.backbones.models.registry import is_own
 from peftbench.data.images import Levels
 from peftbench.prediction.timm_form import CONFIG, LOCAL_DIR_SINCE
 
@@ -96,6 +97,12 @@ model = timm.create_model({architecture!r}, num_classes={num_classes}{options}).
 model.load_state_dict(load_file("FOLDER/{weights}"))
 """
 
+REGISTERED = """\
+from peftbench.backbones.models.registry import register_all
+
+register_all()  # the architectures of peftbench, which timm alone does not have
+"""
+
 
 def usage(card: dict[str, Any]) -> str:
     """The section of a README on what to do with the folder that it lies in."""
@@ -133,6 +140,8 @@ def _of_merged(card: dict[str, Any]) -> str:
             options=options,
             weights=task_file.MERGED,
         )
+        if is_own(built["architecture"]):
+            weights = REGISTERED + weights
         return f"{ours}\n{notes}The weights alone are a plain timm model:\n\n{_block(weights)}"
     dtype = cards.dtype(card)
     script = WITH_TIMM.format(

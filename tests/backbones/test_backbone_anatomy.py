@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from support.counted_sites import ROLES, SHAPE
 from support.tiny_backbones import NUM_CLASSES, TINY, anatomy_of, fresh, images
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import Tensor, nn
@@ -16,121 +17,8 @@ from peftbench.backbones.anatomy import STEM, Anatomy, Role
 from peftbench.backbones.classifier import heads_of
 from peftbench.backbones.copies import weightless_copy
 from peftbench.backbones.describe import describe, match
+from peftbench.backbones.models.architectures import ARCHITECTURES
 from peftbench.errors import Unsupported
-
-# backbone -> (path of the classifier, its width, stage of each block)
-SHAPE: Mapping[str, tuple[str, int, list[int]]] = {
-    "vit": ("head", 24, [0, 0]),
-    "vit_registers": ("head", 24, [0, 0]),
-    "vit_average": ("head", 24, [0, 0]),
-    "vit_map": ("head", 24, [0, 0]),
-    "swin": ("head.fc", 24, [0, 0, 1]),
-    "swin_v2": ("head.fc", 24, [0, 0, 1]),
-    "beit": ("head", 24, [0, 0]),
-    "eva_fused": ("head", 24, [0, 0]),
-    "eva_split": ("head", 24, [0, 0]),
-    "convnext": ("head.fc", 24, [0, 1, 2, 2, 3]),
-    "convnext_conv": ("head.fc", 24, [0, 1, 2, 2, 3]),
-    "resnet_basic": ("fc", 24, [0, 1, 2, 3, 3]),
-    "resnet_bottleneck": ("fc", 48, [0, 1, 2, 3, 3]),
-    "efficientnet": ("classifier", 32, [0, 1, 2, 2, 3]),
-    "mixer": ("head", 16, [0, 0]),
-    "regnet": ("head.fc", 40, []),
-}
-
-_TRANSFORMER = {
-    Role.EMBED: 1,
-    Role.BLOCK: 2,
-    Role.NORM: 4,
-    Role.ATTN_IN: 2,
-    Role.ATTN_OUT: 2,
-    Role.MLP_IN: 2,
-    Role.MLP_OUT: 2,
-    Role.AFTER: 1,
-    # the norms in front of the two branches
-    Role.ATTN_ENTRY: 2,
-    Role.MLP_ENTRY: 2,
-}
-_SWIN = {
-    Role.EMBED: 1,
-    Role.BLOCK: 3,
-    Role.NORM: 7,  # two in each block and one behind the patches
-    Role.ATTN_IN: 3,
-    Role.ATTN_OUT: 3,
-    Role.MLP_IN: 3,
-    Role.MLP_OUT: 3,
-    Role.TRANSITION: 1,
-    Role.TRANSITION_NORM: 1,
-    Role.AFTER: 1,
-    Role.ATTN_ENTRY: 3,
-    Role.MLP_ENTRY: 3,
-}
-_CONVNEXT = {
-    Role.EMBED: 1,
-    Role.BLOCK: 5,
-    Role.NORM: 6,
-    Role.SPATIAL_CONV: 5,
-    Role.MLP_IN: 5,
-    Role.MLP_OUT: 5,
-    Role.TRANSITION: 3,
-    Role.TRANSITION_NORM: 3,
-    Role.TRANSITION_CONV: 3,
-    Role.AFTER: 1,
-    Role.MLP_ENTRY: 5,  # the depthwise convolution: a block is one branch
-}
-ROLES: Mapping[str, Mapping[Role, int]] = {
-    "vit": _TRANSFORMER,
-    "vit_registers": _TRANSFORMER | {Role.NORM: 5},  # one more in front of the blocks
-    "vit_average": _TRANSFORMER,  # the norm stands behind the pooling
-    "vit_map": _TRANSFORMER | {Role.AFTER: 2},  # norm and attention pooling
-    "swin": _SWIN,
-    # its norms stand behind the branches: the MLP reads the stream, attention none that is a module
-    "swin_v2": {role: n for role, n in _SWIN.items() if role is not Role.ATTN_ENTRY},
-    "beit": _TRANSFORMER,
-    "eva_fused": _TRANSFORMER,
-    # q, k and v apart; two gates in front of each MLP and a norm inside it
-    "eva_split": _TRANSFORMER | {Role.ATTN_IN: 6, Role.MLP_IN: 4, Role.NORM: 6},
-    "convnext": _CONVNEXT,
-    "convnext_conv": _CONVNEXT,
-    # two convolutions in each block, a branch around four of them
-    "resnet_basic": {
-        Role.EMBED: 1,
-        Role.BLOCK: 5,
-        Role.NORM: 15,
-        Role.SPATIAL_CONV: 10,
-        Role.POINT_CONV: 4,
-    },
-    # 1 x 1, 3 x 3, 1 x 1
-    "resnet_bottleneck": {
-        Role.EMBED: 1,
-        Role.BLOCK: 5,
-        Role.NORM: 20,
-        Role.SPATIAL_CONV: 5,
-        Role.POINT_CONV: 14,
-    },
-    # norms: plain 1, fused 2, inverted 3 + 3, separable 2 and the stem; point convolutions: fused
-    # 1, inverted 2 + 2 with two more for squeeze and excitation each, separable 1
-    "efficientnet": {
-        Role.EMBED: 1,
-        Role.BLOCK: 5,
-        Role.NORM: 12,
-        Role.SPATIAL_CONV: 5,
-        Role.POINT_CONV: 10,
-        Role.AFTER: 2,
-    },
-    "mixer": {
-        Role.EMBED: 1,
-        Role.BLOCK: 2,
-        Role.NORM: 4,
-        Role.TOKEN_MIX_IN: 2,
-        Role.TOKEN_MIX_OUT: 2,
-        Role.MLP_IN: 2,
-        Role.MLP_OUT: 2,
-        Role.AFTER: 1,
-        Role.MLP_ENTRY: 2,
-    },
-    "regnet": {},
-}
 
 # backbone -> (prefix tokens, width, read-out, whether blocks take more tokens)
 TOKENS: Mapping[str, tuple[int, int, str, bool]] = {
@@ -315,11 +203,12 @@ def test_every_family_has_a_tiny_backbone_which_the_contract_suite_takes() -> No
     assert families_tested == {family.name for family in families.every_family()}
 
 
-def test_every_family_names_classes_that_timm_has() -> None:
+def test_every_family_names_classes_that_timm_has_or_we() -> None:
     import timm.models
 
+    own = {size.kind for size in ARCHITECTURES.values()}
     for family in map(families.FAMILIES.__getitem__, families.FAMILIES):
-        assert all(hasattr(timm.models, cls) for cls in family.classes)
+        assert all(cls in own or hasattr(timm.models, cls) for cls in family.classes)
 
 
 def _vit(cls: type[nn.Module] = VisionTransformer, **options: object) -> nn.Module:

@@ -19,6 +19,7 @@ from support.tiny_runs import QUICK, compose, cpu_of, files_below, tiny_spec, wr
 from peftbench import data
 from peftbench.backbones.anatomy import GENERIC
 from peftbench.backbones.families import FAMILIES, every_family
+from peftbench.backbones.models.architectures import ARCHITECTURES
 from peftbench.cli import method_pages
 from peftbench.config.build import build
 from peftbench.config.choices import catalogue, config_dir
@@ -89,7 +90,8 @@ def test_pages_say_what_each_method_costs(content: list[method_pages.MethodPage]
     # all but backbones whose blocks are unknown
     assert facts_of(content, "partial").cost[4] == (
         "works with its defaults on vit, convnext, resnet, swin, swin_v2, beit, eva, mixer, "
-        "efficientnet"
+        "efficientnet, hornet, revcol, internimage, internimage_post_norm, hat_net, g_ghost, "
+        "ghostnet"
     )
     assert facts_of(content, "full").cost[3:] == ("no layer is frozen", "works on every backbone")
     assert facts_of(content, "linear").cost[:3] == (
@@ -162,14 +164,16 @@ def test_a_pipe_that_closes_early_is_no_failure(work: Path) -> None:
 def test_list_backbones_names_weights_and_aliases(cli) -> None:
     done = cli("list", "backbones")
     assert (done.status, done.err) == (0, "")
-    lines = [line.split(maxsplit=1) for line in done.out.splitlines()]
-    rows = dict(lines[1:-1])
+    table, others, last = done.out.split("\n\n")
+    rows = dict(line.split(maxsplit=1) for line in table.splitlines()[1:])
     files = {path.stem for path in (config_dir() / "backbone").glob("*.yaml")}
     assert rows.keys() == files
     assert rows["vit_b16"] == "= vit_b16_in21k"
     assert rows["vit_b16_in21k"] == "vit_base_patch16_224.orig_in21k"
     assert rows["vit_s14_saliency"].startswith("ViT-S/14 fine-tuned for saliency, not DINOv2; ")
-    assert done.out.splitlines()[-1] == "any timm tag: backbone.name=ARCHITECTURE.TAG"
+    named = set(re.findall(r"\w+", others))
+    assert ARCHITECTURES.keys() <= named and "arXiv:2207.14284" in others
+    assert last == "any timm tag: backbone.name=ARCHITECTURE.TAG\n"
 
 
 def test_list_datasets_says_what_they_hold_whether_they_are_here_and_where_to_get_them(

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 import torch.nn.functional as F
+from _pytest.mark import ParameterSet
 from support.documents import supported
 from support.rounding import TERMS, assert_alike, round_outputs
 from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images
@@ -102,11 +103,23 @@ IRRELEVANT: Mapping[str, tuple[str, ...]] = {
 }
 
 # mergeable methods whose changes have no place in this backbone: a key projection or, under a norm
-# in front of the blocks, a patch embedding without a bias; a pair behind the last block
-NOT_FOLDABLE = frozenset({"ssf-eva_split", "ssf-vit_registers", "ssf-convnext-variant=released"})
+# in front of the blocks, a patch embedding without a bias; a pair behind the last block; other
+# convolutions without a bias
+NOT_FOLDABLE = frozenset(
+    ("ssf-eva_split", "ssf-vit_registers", "ssf-convnext-variant=released")
+    + ("ssf-hornet_gf", "ssf-internimage", "ssf-internimage_post_norm", "ssf-hat_net")
+)
 
 # tensors that start at values that are neither random nor all equal: identity kernels
 GIVEN: Mapping[str, tuple[str, ...]] = {"convpass": ("*.adapter.conv.weight",)}
+
+# backbones of the architectures that timm lacks, and of GhostNet; and the methods that the default
+# suite takes there: weights, branches, the stream, every operation
+SEEDS = frozenset(
+    ("hornet", "hornet_gf", "revcol", "internimage", "internimage_post_norm")
+    + ("hat_net", "g_ghost", "ghostnet")
+)
+OFTEN = ("lora", "adapter", "convpass", "ssf")
 
 CLASSES = 7
 BATCH = 3
@@ -143,6 +156,12 @@ def _variants() -> Iterator[Case]:
                     yield Case(METHODS[name](**options), backbone, f"{name}-{backbone}-{text}")
 
 
+def _marked(case: Case) -> ParameterSet:
+    """A case of a test; on architectures that timm lacks most methods are for the slow suite."""
+    rare = case.backbone in SEEDS and case.method.name not in OFTEN
+    return pytest.param(case, id=case.label, marks=pytest.mark.slow if rare else ())
+
+
 PAIRS = [Case(METHODS[n](), b, f"{n}-{b}") for n in METHODS for b in TINY]
 WORKING = [*_cases(_expected), *_variants()]
 IN_PLACE = [
@@ -165,7 +184,7 @@ def _attach_or_skip(case: Case) -> Tuned:
         pytest.skip(str(e))
 
 
-@pytest.fixture(scope="module", params=WORKING, ids=lambda case: case.label)
+@pytest.fixture(scope="module", params=map(_marked, WORKING))
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 

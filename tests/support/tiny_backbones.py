@@ -16,6 +16,7 @@ from timm.models.beit import Beit
 from timm.models.convnext import ConvNeXt
 from timm.models.efficientnet import EfficientNet
 from timm.models.eva import Eva
+from timm.models.ghostnet import GhostNet
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.regnet import RegNet, RegNetCfg
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -26,6 +27,11 @@ from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.backbones.describe import describe
+from peftbench.backbones.models.g_ghost import GGhostRegNet
+from peftbench.backbones.models.hat_net import HATNet
+from peftbench.backbones.models.hornet import HorNet
+from peftbench.backbones.models.internimage import InternImage, PostNormInternImage
+from peftbench.backbones.models.revcol import RevCol
 from support.copies import Copies
 
 NUM_CLASSES = 5  # of the classifier that the backbones come with
@@ -78,6 +84,20 @@ _eva = partial(
     depth=2,
     num_heads=3,
     use_rot_pos_emb=True,
+    num_classes=NUM_CLASSES,
+    drop_path_rate=0.1,
+)
+_hornet = partial(
+    HorNet,
+    depths=(1, 1, 2, 1),
+    base_dim=16,
+    num_classes=NUM_CLASSES,
+    drop_path_rate=0.1,
+)
+_internimage = dict(
+    channels=8,
+    depths=(1, 1, 2, 1),
+    groups=(2, 4, 4, 8),
     num_classes=NUM_CLASSES,
     drop_path_rate=0.1,
 )
@@ -162,6 +182,60 @@ TINY: Mapping[str, Tiny] = {
         "mixer",
     ),
     "regnet": Tiny(_regnet, 32, "generic"),
+    "hornet": Tiny(_hornet, 32, "hornet"),
+    "hornet_gf": Tiny(partial(_hornet, filters=(None, None, (4, 3), (2, 2))), 32, "hornet"),
+    "revcol": Tiny(
+        partial(
+            RevCol,
+            channels=(8, 12, 16, 24),
+            layers=(1, 1, 2, 1),
+            num_subnet=2,
+            num_classes=NUM_CLASSES,
+            drop_path_rate=0.1,
+        ),
+        32,
+        "revcol",
+    ),
+    "internimage": Tiny(partial(InternImage, **_internimage), 32, "internimage"),
+    "internimage_post_norm": Tiny(
+        partial(PostNormInternImage, **_internimage, layer_scale=1.0), 32, "internimage_post_norm"
+    ),
+    "hat_net": Tiny(
+        partial(
+            HATNet,
+            dims=(8, 16, 24, 32),
+            head_dim=8,
+            depths=(1, 1, 2, 1),
+            expansions=(4, 4, 3, 3),
+            grid_sizes=(4, 2, 2, 1),
+            ds_ratios=(4, 2, 2, 1),
+            num_classes=NUM_CLASSES,
+            drop_path_rate=0.1,
+        ),
+        64,
+        "hat_net",
+    ),
+    "g_ghost": Tiny(
+        partial(
+            GGhostRegNet,
+            layers=(1, 2, 3, 1),
+            widths=(8, 16, 24, 32),
+            group_width=8,
+            num_classes=NUM_CLASSES,
+        ),
+        32,
+        "g_ghost",
+    ),
+    "ghostnet": Tiny(
+        partial(
+            GhostNet,
+            [[[3, 16, 16, 0, 1]], [[3, 48, 24, 0, 2]], [[5, 72, 40, 0.25, 2]]],
+            width=0.5,
+            num_classes=NUM_CLASSES,
+        ),
+        32,
+        "ghostnet",
+    ),
 }
 
 

@@ -44,7 +44,7 @@ PARTS = (  # by the first component of a name that wraps nothing, and what to ca
      "a queue or prototypes"),
     (r"(proj|projection|projector.*|.*_projector|proj_head|.*projection|predictor.*|.*_predictor"
      r"|pred|pred_.*|projectors|pooler)", "a projector"),
-    (r"(head|heads|.*_head|.*_heads|head_.*|fc|fc_head|.*classifier.*|last_linear|linear|cls|logits"
+    (r"(head|heads|.*_head|.*_heads|head_.*|fc|fc_head|.*classifier.*|last_linear|linear|cls|cls_blocks|logits"
      r"|aux.*|AuxLogits|neck|necks|fpn|rpn|roi.*|.*_fc|last_layer|lm_head|probe|linear_probe"
      r"|class_embed|bbox_embed|keypoint.*|segmentation.*|output_layer)", "a head"),
     (r"(.*loss.*|criterion.*|.*metric.*|.*_acc|.*accuracy.*)", "a loss or a metric"),

@@ -121,8 +121,7 @@ def folds(module: nn.Module, use: Use) -> bool:
 def parts(attention: Attention, use: Use, channels_last: bool) -> tuple[str, ...]:
     """Names of the equal row blocks of a projection, by which rows queries, keys and values need.
 
-    Empty where they are no such blocks, as where heads lie beside each other, and of a convolution
-    that gives several.
+    Empty where they are no such blocks, as where heads lie beside each other.
     """
     operands = _operands(attention)
     if operands is None or use.result.ndim < 2:
@@ -143,7 +142,7 @@ def parts(attention: Attention, use: Use, channels_last: bool) -> tuple[str, ...
     for index, name in enumerate(names):
         if rows[name].tolist() != list(range(index * size, (index + 1) * size)):
             return ()
-    return tuple(names) if channels_last or len(names) == 1 else ()
+    return tuple(names)
 
 
 def _operands(attention: Attention) -> dict[str, Tensor] | None:

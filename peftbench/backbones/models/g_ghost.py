@@ -19,7 +19,7 @@ RAW_SHARE = 0.5  # of the channels that the middle blocks of a ghost stage work 
 GROUP_SHARE = 0.75  # of the width of a group, in those blocks
 
 
-class Bottleneck(nn.Module):
+class RegNetBlock(nn.Module):
     """RegNet's block: 1 x 1, grouped 3 x 3, 1 x 1, added to its input."""
 
     def __init__(self, width: int, out: int, group_width: int, stride: int = 1) -> None:
@@ -51,9 +51,9 @@ class GhostStage(nn.Module):
         narrow = int(GROUP_SHARE * group_width)
         self.raw = int(RAW_SHARE * out / narrow) * narrow
         cheap, middle = out - self.raw, max(1, depth - 2)
-        self.base = Bottleneck(width, out, group_width, stride=2)
+        self.base = RegNetBlock(width, out, group_width, stride=2)
         self.layers = nn.Sequential(
-            *(Bottleneck(self.raw, self.raw, narrow) for _ in range(middle))
+            *(RegNetBlock(self.raw, self.raw, narrow) for _ in range(middle))
         )
         self.merge = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
@@ -64,7 +64,7 @@ class GhostStage(nn.Module):
             nn.BatchNorm2d(cheap),
         )
         self.cheap = nn.Sequential(nn.Conv2d(cheap, cheap, 1, bias=False), nn.BatchNorm2d(cheap))
-        self.end = Bottleneck(out, out, group_width)
+        self.end = RegNetBlock(out, out, group_width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, out, H / 2, W / 2) of (B, C, H, W)."""
@@ -85,8 +85,8 @@ def _stage(width: int, out: int, group_width: int, depth: int, ghost: bool) -> n
     """A ghost stage, or plain blocks."""
     if ghost:
         return GhostStage(width, out, group_width, depth)
-    first = Bottleneck(width, out, group_width, stride=2)
-    return nn.Sequential(first, *(Bottleneck(out, out, group_width) for _ in range(depth - 1)))
+    first = RegNetBlock(width, out, group_width, stride=2)
+    return nn.Sequential(first, *(RegNetBlock(out, out, group_width) for _ in range(depth - 1)))
 
 
 class GGhostRegNet(nn.Module):

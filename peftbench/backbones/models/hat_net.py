@@ -26,6 +26,8 @@ def _norm(width: int) -> nn.GroupNorm:
 class Unused(nn.Module):
     """Tensors that files have and nothing reads: no parameters, so that no method trains them."""
 
+    unread_buffers = ("weight", "bias")
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.ones(width))
@@ -109,7 +111,7 @@ class InvertedResidual(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class HATNetBlock(nn.Module):
     """Both branches, each added to the map."""
 
     def __init__(self, attn: Attention, conv: InvertedResidual, drop_path: float) -> None:
@@ -125,7 +127,7 @@ class Block(nn.Module):
         return out
 
 
-class Downsample(nn.Module):
+class HATNetDownsample(nn.Module):
     """Half the resolution, and the width of the next stage."""
 
     def __init__(self, width: int, out: int) -> None:
@@ -176,7 +178,7 @@ class HATNet(nn.Module):
         for stage, width in enumerate(dims):
             sides = grid_sizes[stage], ds_ratios[stage]
             blocks = (
-                Block(
+                HATNetBlock(
                     Attention(width, head_dim, *sides),
                     InvertedResidual(width, expansions[stage], kernel_sizes[stage]),
                     next(drops),
@@ -184,7 +186,7 @@ class HATNet(nn.Module):
                 for _ in range(depths[stage])
             )
             self.blocks.append(nn.Sequential(*blocks))
-        self.ds2, self.ds3, self.ds4 = map(Downsample, dims[:-1], dims[1:])
+        self.ds2, self.ds3, self.ds4 = map(HATNetDownsample, dims[:-1], dims[1:])
         self.classifier = nn.Sequential(
             nn.Dropout(drop_rate), common.classifier_of(self.num_features, num_classes)
         )

@@ -83,7 +83,7 @@ class GnConv(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class HorNetBlock(nn.Module):
     """x + gamma1 gnconv(LN x), then the same with an MLP, on maps (B, C, H, W)."""
 
     def __init__(self, width: int, gnconv: GnConv, drop_path: float, layer_scale: float) -> None:
@@ -144,7 +144,7 @@ class HorNet(nn.Module):
         self.stages = nn.ModuleList()
         for width, depth, order, grid in zip(widths, depths, orders, filters, strict=True):
             blocks = (
-                Block(width, GnConv(width, order, scale, grid), next(drops), layer_scale)
+                HorNetBlock(width, GnConv(width, order, scale, grid), next(drops), layer_scale)
                 for _ in range(depth)
             )
             self.stages.append(nn.Sequential(*blocks))

@@ -43,7 +43,7 @@ class Stem(nn.Module):
         return out
 
 
-class Downsample(nn.Module):
+class InternImageDownsample(nn.Module):
     """Half the resolution, twice the width."""
 
     def __init__(self, width: int) -> None:
@@ -58,7 +58,7 @@ class Downsample(nn.Module):
 
 
 @dataclass(frozen=True)
-class Design:
+class LayerDesign:
     """What the blocks of one size have in common."""
 
     post_norm: bool  # norms behind the branches instead of in front of them
@@ -78,7 +78,7 @@ class Design:
 class Layer(nn.Module):
     """A DCN branch and an MLP branch on maps (B, H, W, C)."""
 
-    def __init__(self, width: int, groups: int, design: Design, drop_path: float) -> None:
+    def __init__(self, width: int, groups: int, design: LayerDesign, drop_path: float) -> None:
         super().__init__()
         self.post_norm = design.post_norm
         self.norm1 = _norm(width)
@@ -127,7 +127,7 @@ class Stage(nn.Module):
         self.norms_behind = tuple(norms_behind)
         self.post_norms = nn.ModuleList(_norm(width) for _ in norms_behind)
         self.norm = _norm(width) if norm_at_end else nn.Identity()
-        self.downsample = nn.Identity() if last else Downsample(width)
+        self.downsample = nn.Identity() if last else InternImageDownsample(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) of (B, H, W, C), before `downsample`."""
@@ -214,7 +214,7 @@ class InternImage(nn.Module):
             {"num_chs": width, "reduction": 4 * 2**stage, "module": f"levels.{stage}"}
             for stage, width in enumerate(widths)
         ]
-        design = Design(
+        design = LayerDesign(
             *(self.post_norm, res_post_norm, layer_scale, mlp_ratio),
             *(offset_scale, dw_kernel_size, center_feature_scale),
         )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from peftbench.backbones.models import common
 
 EPS = 1e-6
-LEAST_ALPHA = 1e-3  # magnitude of the weights of old maps, which `Column.undo` divides by
+LEAST_ALPHA = 1e-3  # magnitude of the weights of old maps, which `ReversibleColumn.undo` divides by
 LEVELS = 4
 Maps = tuple[Tensor, ...]  # of one column, the largest first, each (B, C, H, W)
 
@@ -86,7 +86,7 @@ class Fusion(nn.Module):
         return x
 
 
-class Level(nn.Module):
+class ColumnLevel(nn.Module):
     """Fusion and blocks at one resolution."""
 
     def __init__(self, fusion: Fusion, blocks: Sequence[ConvNextBlock]) -> None:
@@ -100,7 +100,7 @@ class Level(nn.Module):
         return out
 
 
-class Column(nn.Module):
+class ReversibleColumn(nn.Module):
     """Four levels; the new map of a level is alpha times the old one plus what its level gives."""
 
     def __init__(
@@ -113,6 +113,7 @@ class Column(nn.Module):
     ) -> None:
         super().__init__()
         left = iter(drops)
+        self.unread_buffers = tuple(f"alpha{level}" for level in range(LEVELS) if first)
         for level, (width, depth) in enumerate(zip(channels, layers, strict=True)):
             alpha = torch.full((1, width, 1, 1), 0.5)
             if first:  # no column before it: files have these, and nothing reads them
@@ -120,9 +121,9 @@ class Column(nn.Module):
             else:
                 self.register_parameter(f"alpha{level}", nn.Parameter(alpha))
             blocks = [ConvNextBlock(width, kernel, drop_path=next(left)) for _ in range(depth)]
-            self.add_module(f"level{level}", Level(Fusion(level, channels, first), blocks))
+            self.add_module(f"level{level}", ColumnLevel(Fusion(level, channels, first), blocks))
 
-    def levels(self) -> Iterator[tuple[Level, Tensor]]:
+    def levels(self) -> Iterator[tuple[ColumnLevel, Tensor]]:
         """Each level with its alpha (1, C, 1, 1), held away from zero with its gradient whole."""
         for index in range(LEVELS):
             level = getattr(self, f"level{index}")
@@ -140,7 +141,7 @@ class Column(nn.Module):
         return tuple(new)
 
     def undo(self, x: Tensor, new: Maps) -> Maps:
-        """The maps of the column before that `forward` made `new` of (eq. 2)."""
+        """The maps (B, C, H, W) that `forward` made `new` of, for the same `x` (eq. 2)."""
         old: list[Tensor] = []
         for index, (level, alpha) in reversed(list(enumerate(self.levels()))):
             made = level(new[index - 1] if index else x, old[-1] if old else None)
@@ -216,7 +217,7 @@ class RevCol(nn.Module):
         )
         drops = common.rates(drop_path_rate, sum(layers))
         for index in range(num_subnet):
-            column = Column(channels, layers, kernel_size, index == 0, drops)
+            column = ReversibleColumn(channels, layers, kernel_size, index == 0, drops)
             self.add_module(f"subnet{index}", column)
         self.head_drop = nn.Dropout(drop_rate)
         self.supervised = supervised

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import Tokens
+from peftbench.backbones.anatomy import Site, Tokens
 from peftbench.methods.layers.activations import QuickGELU
 
 
@@ -18,14 +18,14 @@ class Bypass(nn.Module):
 
     def __init__(
         self,
-        width: int,
+        site: Site,
         bottleneck: int,
         scale: float,
         dropout: float,
         tokens: Tokens | None,
-        channels_last: bool = True,
     ) -> None:
         super().__init__()
+        width = site.width
         self.down = nn.Linear(width, bottleneck)
         self.conv = nn.Conv2d(bottleneck, bottleneck, 3, padding=1)
         self.up = nn.Linear(bottleneck, width)
@@ -33,15 +33,12 @@ class Bypass(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.scale = scale
         self.tokens = tokens  # None: the input is a map already
-        self.channels_last = channels_last
+        self.channels_last = site.channels_last
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, N, C), (B, H, W, C) or (B, C, H, W); the change has the same shape."""
-        if self.channels_last:
-            return self._change(x)
-        return self._change(x.movedim(1, -1)).movedim(-1, 1)
-
-    def _change(self, x: Tensor) -> Tensor:
+        if not self.channels_last:
+            x = x.movedim(1, -1)
         hidden = self.activation(self.down(x))
         if self.tokens is None:
             mixed = self._convolve(hidden)
@@ -53,7 +50,8 @@ class Bypass(nn.Module):
             alone = self._convolve(prefix.flatten(0, 1)[:, None, None])
             mixed = torch.cat((alone.reshape(prefix.shape), self._convolve(grid).flatten(1, 2)), 1)
         hidden = self.dropout(self.activation(mixed))
-        return F.linear(hidden, self.scale * self.up.weight, self.scale * self.up.bias)
+        change = F.linear(hidden, self.scale * self.up.weight, self.scale * self.up.bias)
+        return change if self.channels_last else change.movedim(-1, 1)
 
     def _convolve(self, grid: Tensor) -> Tensor:
         mixed: Tensor = self.conv(grid.movedim(-1, 1)).movedim(1, -1)

@@ -57,7 +57,7 @@ class LowRankDelta(surgery.Delta):
 
 
 class LowRankConvDelta(surgery.Delta):
-    """scale · B A on the kernel of a convolution, read as a matrix (out, in / groups · k · k).
+    """scale · B A on row blocks of a kernel, read as a matrix (out, in / groups · k · k).
 
     Without groups it runs as a convolution with the kernels of A to `rank` channels and a 1 x 1
     convolution with B. Groups share A; there the small kernel B A is formed, which for a depthwise
@@ -67,34 +67,44 @@ class LowRankConvDelta(surgery.Delta):
     def __init__(
         self,
         conv: nn.Conv2d,
-        target: str,
+        rows: Mapping[str, tuple[int, int]],
         rank: int,
         scale: float,
         dropout: float,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.target = target
+        self.rows = dict(rows)
+        self.width = conv.out_channels
         self.scale = scale
         self.dropout = nn.Dropout(dropout)
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding = conv.padding
         self.same = isinstance(conv, Conv2dSame)  # pads by the size of its input
-        shape = (rank, *conv.weight.shape[1:])
+        self.shape = conv.weight.shape[1:]
+        self.kernel = self.shape[1:]
+        shape = (rank, *self.shape)
         bound = 1 / math.sqrt(math.prod(shape[1:]))  # Kaiming uniform with a = sqrt(5)
-        a = torch.empty(shape).uniform_(-bound, bound, generator=generator)
-        self.a = nn.ParameterDict({target: a})
-        self.b = nn.ParameterDict({target: torch.zeros(conv.weight.shape[0], rank)})
+        self.a = nn.ParameterDict()
+        self.b = nn.ParameterDict()
+        for name, (start, stop) in rows.items():
+            a = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+            self.a[name] = nn.Parameter(a)
+            self.b[name] = nn.Parameter(torch.zeros(stop - start, rank))
 
     def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
         x = self.dropout(x)
         if self.same:
-            kernel = self.a[self.target].shape[-2:]
-            x = pad_same(x, list(kernel), list(self.stride), list(self.dilation))
-        if self.groups == 1:
-            hidden = self._convolve(x, self.a[self.target])
-            return y + self.scale * F.conv2d(hidden, self.b[self.target][:, :, None, None])
-        return y + self._convolve(x, self.weight_delta())
+            x = pad_same(x, list(self.kernel), list(self.stride), list(self.dilation))
+        if self.groups > 1:
+            return y + self._convolve(x, self.weight_delta())
+        for name, (start, stop) in self.rows.items():
+            hidden = self._convolve(x, self.a[name])
+            change = self.scale * F.conv2d(hidden, self.b[name][:, :, None, None])
+            if (start, stop) != (0, self.width):
+                change = F.pad(change, (0, 0, 0, 0, start, self.width - stop))
+            y = y + change
+        return y
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         """With the stride, padding and groups of the frozen layer."""
@@ -102,5 +112,8 @@ class LowRankConvDelta(surgery.Delta):
         return F.conv2d(x, kernel, None, *geometry)  # type: ignore[arg-type]
 
     def weight_delta(self) -> Tensor:
-        a, b = self.a[self.target], self.b[self.target]
-        return (self.scale * b @ a.flatten(1)).unflatten(1, a.shape[1:])
+        changes = [
+            F.pad(self.scale * self.b[name] @ a.flatten(1), (0, 0, start, self.width - stop))
+            for (name, (start, stop)), a in zip(self.rows.items(), self.a.values(), strict=True)
+        ]
+        return torch.stack(changes).sum(0).unflatten(1, self.shape)
