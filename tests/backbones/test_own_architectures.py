@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,10 @@ from peftbench.backbones.models.architectures import ARCHITECTURES, PAPERS
 from peftbench.backbones.models.registry import is_own, register_all
 from peftbench.backbones.models.revcol import LEAST_ALPHA, RevCol, ReversibleColumn
 from peftbench.errors import ConfigError, UnknownName, WeightsError
-from peftbench.spec import BackboneSpec
+from peftbench.prediction import timm_form
+from peftbench.prediction.transform import Transform
+from peftbench.run.usage import usage
+from peftbench.spec import BackboneSpec, Preprocessing
 
 register_all()
 OWN = (
@@ -128,6 +132,29 @@ def test_a_name_without_weights_says_how_to_give_them() -> None:
 def test_stochastic_depth_that_an_architecture_lacks_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"drop_path=0.1, but '{name}' has no stochastic depth"):
         load(BackboneSpec(name, pretrained=False, drop_path=0.1), 3)
+
+
+def test_hat_net_takes_images_that_its_windows_cover() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("hat_net_tiny").eval()
+        # windows of 8 and 7 patches of 4 and 8 pixels, and on the next map 7 of 16
+        assert model(torch.empty(1, 3, 448, 224)).shape == (1, 1000)
+        with pytest.raises(ConfigError, match=r"48 x 48 pixels .* backbone\.image_size=224"):
+            model(torch.empty(1, 3, 48, 48))
+
+
+def test_what_is_told_of_a_merged_model_that_timm_alone_cannot_build(tmp_path: Path) -> None:
+    built = {"architecture": "internimage_t", "num_classes": 3, "kwargs": {}}
+    (tmp_path / timm_form.CONFIG).write_text(json.dumps(built))
+    transform = Transform(Preprocessing(224, (0.5,) * 3, (0.5,) * 3), None)
+    reason = timm_form.difference(tmp_path, {}, transform)
+    assert reason == "internimage_t is an architecture of peftbench"
+    origin = {"preprocessing": {"size": 224}}
+    card = {"kind": "merged", "timm": built, "provenance": origin}
+    told = usage(card)
+    assert told.index("register_all()") < told.index("timm.create_model('internimage_t'")
+    other = usage(card | {"timm": built | {"architecture": "resnet18"}})
+    assert "create_model('resnet18'" in other and "register_all" not in other
 
 
 # ------------------------------------------------------------------- files

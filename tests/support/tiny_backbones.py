@@ -212,7 +212,7 @@ TINY: Mapping[str, Tiny] = {
             num_classes=NUM_CLASSES,
             drop_path_rate=0.1,
         ),
-        64,
+        64,  # at 32 one pooled position is left, and attention has no choice
         "hat_net",
     ),
     "g_ghost": Tiny(

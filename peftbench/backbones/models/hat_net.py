@@ -6,6 +6,7 @@ the second branch is an inverted bottleneck with a depthwise convolution (sectio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from timm.layers import DropPath, use_fused_attn
 from torch import Tensor, nn
 
 from peftbench.backbones.models import common
+from peftbench.errors import ConfigError
 
 STEM = 16  # channels between the two convolutions of the stem
 
@@ -58,9 +60,6 @@ class Attention(nn.Module):
             out: Tensor = self.proj(self._attend(query, key, value))
             return out
         side = self.grid_size
-        assert not (x.shape[-2] % side or x.shape[-1] % side), (
-            f"maps of {tuple(x.shape[-2:])} cannot be cut into windows of {side}"
-        )
         windows = [_windows(part, side) for part in (query, key, value)]
         inside = _map_of(self._attend(*windows), x.shape, side)
         local = self.grid_norm(x + inside)
@@ -167,6 +166,9 @@ class HATNet(nn.Module):
             {"num_chs": width, "reduction": 4 * 2**stage, "module": f"blocks.{stage}"}
             for stage, width in enumerate(dims)
         ]
+        reductions = (4 * 2**stage for stage in range(len(dims)))
+        sides = map(math.lcm, grid_sizes, ds_ratios)
+        self.multiple = math.lcm(*(r * side for r, side in zip(reductions, sides, strict=True)))
         self.patch_embed = nn.Sequential(
             nn.Conv2d(in_chans, STEM, 3, stride=2, padding=1),
             _norm(STEM),
@@ -176,10 +178,9 @@ class HATNet(nn.Module):
         drops = iter(common.rates(drop_path_rate, sum(depths)))
         self.blocks = nn.ModuleList()
         for stage, width in enumerate(dims):
-            sides = grid_sizes[stage], ds_ratios[stage]
             blocks = (
                 HATNetBlock(
-                    Attention(width, head_dim, *sides),
+                    Attention(width, head_dim, grid_sizes[stage], ds_ratios[stage]),
                     InvertedResidual(width, expansions[stage], kernel_sizes[stage]),
                     next(drops),
                 )
@@ -201,7 +202,17 @@ class HATNet(nn.Module):
         self.classifier[1] = common.classifier_of(self.num_features, num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last map (B, C, H / 32, W / 32) of images (B, 3, H, W)."""
+        """The last map (B, C, H / 32, W / 32) of images (B, 3, H, W).
+
+        Raises:
+            ConfigError: windows and pools do not cover their maps.
+        """
+        if any(side % self.multiple for side in x.shape[-2:]):
+            raise ConfigError(
+                f"images of {x.shape[-2]} x {x.shape[-1]} pixels do not suit this HATNet, whose "
+                f"windows cover images with sides in multiples of {self.multiple} alone. Use "
+                f"backbone.image_size={self.multiple} or a multiple of it."
+            )
         x = self.patch_embed(x)
         between = (nn.Identity(), self.ds2, self.ds3, self.ds4)
         for downsample, blocks in zip(between, self.blocks, strict=True):
