@@ -133,7 +133,7 @@ def told(site: Path, work: Path, *arguments: str) -> list[str]:
 def test_a_family_of_an_installed_package_describes_its_backbones(
     site: Path, tmp_path: Path
 ) -> None:
-    examples = "['EfficientNet-Lite0', 'VGG-11', 'RegNetX-200MF']"
+    examples = "['GhostNet 1.0', 'VGG-11', 'RegNetX-200MF']"
     assert told(site, tmp_path, "-c", DESCRIBED) == ["False resnet", "vgg True", examples]
 
 

@@ -187,6 +187,11 @@ def _stored(key: str, output: Tensor) -> Tensor:
     return output[:, :, ::3, ::3] if key.startswith("image.") else output
 
 
+def test_every_golden_file_of_a_backbone_is_compared() -> None:
+    files = {path.stem.removeprefix("backbone_") for path in GOLDEN.glob("backbone_*.npz")}
+    assert files == CASES.keys()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_map_logit_and_gradient_is_the_official_one(name: str) -> None:
     file, model = opened(name), _built(name, torch.float64)

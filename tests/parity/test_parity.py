@@ -237,7 +237,8 @@ FILES = pytest.mark.parametrize("name", sorted(CASES))
 
 
 def test_every_golden_file_is_compared() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.npz")} == set(CASES)
+    methods = {path.stem for path in GOLDEN.glob("*.npz") if not path.stem.startswith("backbone_")}
+    assert methods == set(CASES)
 
 
 @FILES
