@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from peftbench.backbones.describe import describe
 from peftbench.backbones.kernels import choose_layout
 from peftbench.backbones.load import load
+from peftbench.errors import Unsupported
 from peftbench.methods import Tuned, apply
 from peftbench.methods.base import Method
 from peftbench.run.simulation import LiveBytes
@@ -35,7 +36,13 @@ RECIPE = Recipe(lr=1e-4)
 def built(
     name: str, method: Method, compute: Compute, image_size: int | None = None
 ) -> tuple[Tuned, Fittable, int]:
-    """`method` on a backbone with random weights (speed does not depend on them), and its side."""
+    """`method` on a backbone with random weights (speed does not depend on them), and its side.
+
+    Raises:
+        Unsupported: the method takes no training steps, or is not defined on this backbone.
+    """
+    if method.card.solved:
+        raise Unsupported(f"{method.name} takes no training steps.")
     spec = BackboneSpec(name, pretrained=False, image_size=image_size)
     backbone = load(spec, CLASSES, device=compute.device, dtype=compute.dtype)
     choose_layout(backbone.model)

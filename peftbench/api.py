@@ -151,12 +151,17 @@ def tune(
 
     Raises:
         UnknownName: no such method or hyper-parameter.
-        ConfigError: a value makes no sense, the model carries a method already, or it is wrapped,
-            compiled, quantised or of several types.
+        ConfigError: a value makes no sense, the method takes no training steps, the model carries a
+            method already, or it is wrapped, compiled, quantised or of several types.
         Unsupported: the method is not defined on this model.
         WeightsError: the model holds values that are not finite.
     """
     chosen = _method(method, hyperparameters)
+    if chosen.card.solved:
+        raise ConfigError(
+            f"method {method} takes no training steps: a run computes its head of the features of "
+            f"all training images. Use linear, or run: peftbench run method={method}"
+        )
     _check_numbers(num_classes, image_size)
     _check_free(model)
     check_model(model)

@@ -161,7 +161,7 @@ def test_a_refused_call_says_why_and_leaves_the_model_as_it_was(
 # ------------------------------------------------------------------- merging
 
 
-MERGEABLE = [name for name in METHODS if METHODS[name].card.mergeable]
+MERGEABLE = [n for n in METHODS if METHODS[n].card.mergeable and not METHODS[n].card.solved]
 ARCHITECTURE: dict[str, Any] = dict(
     model_name="vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3
 )

@@ -24,6 +24,7 @@ from peftbench.methods import METHODS, discover
 
 discover()
 
+TRAINED = [name for name in METHODS if not METHODS[name].card.solved]
 VIT = dict(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3, num_classes=NUM_CLASSES)
 BUILD: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], int]] = {
     "vit": (VisionTransformer, VIT, 16),
@@ -52,7 +53,7 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 # ------------------------------------------------------------------- channels and types
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", TRAINED)
 @pytest.mark.parametrize(("family", "channels"), [("vit", 1), ("convnext", 4), ("resnet", 13)])
 def test_images_of_other_channels_are_tuned_or_named(
     family: str, channels: int, method: str
@@ -76,7 +77,7 @@ def test_images_of_other_channels_are_tuned_or_named(
         torch.testing.assert_close(pb.merge(tuned)(x), tuned(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", TRAINED)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_model_of_another_type_is_tuned_in_it(dtype: torch.dtype, method: str) -> None:
     if method == "vpt_pad":
@@ -224,6 +225,20 @@ def test_a_refusal_names_the_cause(
     text = str(caught.value)
     assert "\n" not in text
     assert "num_classes > 0" not in text and "image_size" not in text
+
+
+def test_methods_that_take_no_steps_are_refused_before_the_model_is_touched() -> None:
+    solved = [name for name in METHODS if name not in TRAINED]
+    assert {"majority", "logistic", "knn"} <= set(solved)
+    for name in solved:
+        model = fresh("vit")
+        with pytest.raises(ConfigError) as caught:
+            pb.tune(model, name, 3)
+        assert str(caught.value) == (
+            f"method {name} takes no training steps: a run computes its head of the features of "
+            f"all training images. Use linear, or run: peftbench run method={name}"
+        )
+        assert pb.detach(pb.tune(model, "linear", 3)) is model  # it carries nothing
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
