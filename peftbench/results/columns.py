@@ -55,6 +55,7 @@ COLUMNS = (
     Column("tuner", "string", "search that chose hyper-parameters; missing where none did"),
     Column("trials", "Int64", "trainings of that search for this method and data set"),
     Column("trial_epochs", "Int64", "epochs of each of them"),
+    Column("searched", "string", "what that search chose, as recipe.lr,recipe.weight_decay"),
     Column("split", "string", "split that the next seven columns are measured on"),
     Column("top1", "Float64", "accuracy as a fraction"),
     Column("mean_per_class", "Float64", "mean of the accuracies of the classes, a fraction"),

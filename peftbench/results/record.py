@@ -152,7 +152,7 @@ class RunRecord:
     looks: dict[str, float] = field(default_factory=dict)  # of a trial: epoch -> score on val
     stopped_epoch: int | None = None  # a trial that its search gave up after this epoch
     tuning: dict[str, Any] | None = (
-        None  # tuner, trials, epochs of each, val_top1 or the like of the winner
+        None  # tuner, trials, epochs of each, keys searched, val_top1 or the like of the winner
     )
     started: str = ""  # ISO 8601, UTC
     finished: str = ""

@@ -18,6 +18,7 @@ from peftbench.spec import OWN_READERS, DatasetSpec, called
 # of the values of a row: beside the columns, what the run is judged by, and the name of that
 NAMES = (*DTYPES, "score", "judged_by")
 DEFAULT_PROTOCOL = "peftbench"  # of records from before protocols had names
+USUALLY_SEARCHED = ("recipe.lr", "recipe.weight_decay")
 REPORTED = ("test/", "val/", "last_epoch/")  # metrics of the data set itself; others are of shifts
 # which list of a few-shot set trains is not among them: it varies as the seed does
 DATA_SETTINGS = ("shots", "keep_repeats", "final_trains_on", "shifts")
@@ -83,6 +84,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "tuner": tuning.get("tuner"),
         "trials": tuning.get("trials"),
         "trial_epochs": tuning.get("epochs"),
+        "searched": _searched(tuning),
         "split": record.split,
         **metrics,
         **_val(record, tuning),
@@ -127,6 +129,13 @@ def _val(record: RunRecord, tuning: Mapping[str, Any]) -> dict[str, Any]:
         return dict.fromkeys(VAL)
     own = {name: record.metrics.get(f"val/{name.removeprefix('val_')}") for name in VAL}
     return {name: tuning.get(name) if value is None else value for name, value in own.items()}
+
+
+def _searched(tuning: Mapping[str, Any]) -> str | None:
+    """What a search chose; records from before it was said have what searches choose by default."""
+    keys = tuning.get("searched", USUALLY_SEARCHED) if tuning.get("tuner") else ()
+    texts = [key for key in keys if isinstance(key, str)] if isinstance(keys, list | tuple) else []
+    return ",".join(texts) or None
 
 
 def _data(dataset: Mapping[str, Any], manifest: Any) -> dict[str, Any]:

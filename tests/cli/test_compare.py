@@ -40,6 +40,7 @@ def test_a_comparison_ends_with_a_model_and_goes_on_without_running_anything_twi
     assert {record.spec["dataset"]["fold"] for record in records} == {0}  # no time for others
     (linear,) = (r for r in records if r.spec["method"]["name"] == "linear" and r.split == "test")
     assert linear.tuning is not None and linear.tuning["trials"] == 3
+    assert linear.tuning["searched"] == ["recipe.lr"]
     lines = done.out.splitlines()
     (taken,) = (line.split()[1].rstrip(":") for line in lines if line.startswith("Take "))
     (model,) = (line.split(": ")[1] for line in lines if line.startswith("Model of "))

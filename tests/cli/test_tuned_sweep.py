@@ -63,6 +63,7 @@ def test_every_method_gets_the_same_budget_and_the_winner_is_tested_once_a_seed(
         chosen = [f for f in finals(work / "results") if f[0] == method]
         assert [(seed, lr) for _, seed, lr, _ in chosen] == [(3, min(winners)), (4, min(winners))]
         assert {f["trials"] for *_, f in chosen if f} == {3}
+        assert all("recipe.lr" in f["searched"] for *_, f in chosen if f)
         assert {f["val_top1"] for *_, f in chosen if f} == {best}
     assert all("val/top1" not in r.metrics for r in found.values() if r.spec["phase"] == "final")
 

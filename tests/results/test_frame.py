@@ -62,6 +62,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "tuner": "grid",
         "trials": 12,
         "trial_epochs": 50,
+        "searched": "recipe.lr,recipe.weight_decay",  # of a record that does not say it
         "split": "test",
         "top1": 0.30000000000000004,
         "mean_per_class": 1 / 3,

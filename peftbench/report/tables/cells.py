@@ -13,6 +13,7 @@ import pandas as pd
 
 from peftbench.report.frames import typed_frame
 from peftbench.report.scores import SCORE, check_metric
+from peftbench.report.tables.given import chosen_in_cell
 from peftbench.report.tables.runs import Draw, Run, Variants, eligible_runs, inputs_of, variants_of
 from peftbench.report.words import commonest, short, some_of
 from peftbench.results.arithmetic import several
@@ -268,7 +269,7 @@ def measure(runs: Sequence[Run], usual: Majority) -> Cell:
         "suite versions": {run.suite_version or "unknown" for run in done},
         "manifests": _manifests(done),
         "search budgets": {run.budget or "no search" for run in done},
-        "settings": {frozenset(run.settings.items()) for run in done},
+        "settings": {frozenset(run.given.items()) for run in done},
     }
     notes = [
         f"not averaged: {len(values)} different {name}"
@@ -306,7 +307,7 @@ def measure(runs: Sequence[Run], usual: Majority) -> Cell:
         notes.append(f"seeds computed in {' and '.join(mixed)} are averaged")
     elif others := [text for text in computed if several((text, common))]:
         notes.append(f"computed in {others[0]}, while most runs of this column are in {common}")
-    notes += [*_lost(runs), *_missing_folds(done)]
+    notes += [*chosen_in_cell(done), *_lost(runs), *_missing_folds(done)]
     scores = {run.unit: run.score for run in done if run.score is not None}
     mean, sd = mean_and_sd(scores.values())
     vals = {run.unit: run.val for run in done if run.val is not None}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pandas as pd
 
 from peftbench.report.scores import SCORE
+from peftbench.report.tables.given import given_settings, searched_settings
 from peftbench.report.words import counted, some_of, text_of
 from peftbench.results.arithmetic import arithmetic
 from peftbench.results.record import Status
@@ -53,6 +54,8 @@ class Run:
     own: bool = False  # whether it is on such a set, outside of any suite
     draw: Draw = (None, None)
     val: float | None = None  # the score on val of the same settings, where it is known
+    searched: Mapping[str, str] = field(default_factory=dict)  # group of what a search chose
+    given: Mapping[str, str] = field(default_factory=dict)  # settings that tell its row
 
     @property
     def unit(self) -> tuple[Draw, int | None]:
@@ -61,7 +64,11 @@ class Run:
 
     def told(self, setting: str) -> str:
         """Its value for a reader, also where the record has none."""
-        return self.settings.get(setting) or LEFT_OUT.get(setting, "unset")
+        return _told(self.settings, setting)
+
+
+def _told(settings: Mapping[str, str], name: str) -> str:
+    return settings.get(name) or LEFT_OUT.get(name, "unset")
 
 
 def eligible_runs(
@@ -135,6 +142,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
         backbone, tag = text_of(row["backbone"]), text_of(row["backbone_tag"])
         without_head, head = row["params_tuned"], row["params_head"]
         own = row["content"] is not None and not text_of(row["suite"])
+        settings = _settings(row)
         runs.append(
             Run(
                 row=row["row"],
@@ -143,7 +151,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
                 group=text_of(row["group"]),
                 dataset=text_of(row["dataset"]),
                 method=text_of(row["method"]),
-                settings=_settings(row),
+                settings=settings,
                 seed=None if row["seed"] is None else int(row["seed"]),
                 status=text_of(row["status"]),
                 error=text_of(row["error"]),
@@ -162,9 +170,25 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
                 own=own,
                 draw=(row["split_seed"], row["fold"]),
                 val=_number(row.get(f"val_{metric}")) if row["content"] else None,
+                searched=searched_settings(text_of(row.get("searched")), settings),
+                given=settings,
             )
         )
-    return runs
+    return _with_given(runs)
+
+
+def _with_given(runs: Sequence[Run]) -> list[Run]:
+    """The runs with the settings that tell their rows."""
+    by_method: dict[str, list[int]] = defaultdict(list)
+    for place, run in enumerate(runs):
+        by_method[run.method].append(place)
+    result = list(runs)
+    for places in by_method.values():
+        members = [runs[place] for place in places]
+        if any(run.searched for run in members):
+            for place, given in zip(places, given_settings(members), strict=True):
+                result[place] = replace(runs[place], given=given)
+    return result
 
 
 def inputs_of(runs: Sequence[Run]) -> str:
@@ -211,15 +235,16 @@ def variants_of(runs: Sequence[Run]) -> Variants:
 
     Recipes, limits, rules of selection and metrics always make rows. Of the other settings, as few
     as needed do so that a row has one setting on each data set and one number of tuned parameters:
-    a learning rate chosen for each data set leaves a method in one row.
+    a learning rate chosen for each data set leaves a method in one row, and so does one that a
+    search chose for each split.
     """
     by_method: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_method[run.method].append(run)
     variants: Variants = {}
     for members in by_method.values():
-        names = list(dict.fromkeys(name for run in members for name in run.settings))
-        varying = [n for n in names if len({run.settings.get(n) for run in members}) > 1]
+        names = list(dict.fromkeys(name for run in members for name in run.given))
+        varying = [n for n in names if len({run.given.get(n) for run in members}) > 1]
         chosen = [name for name in varying if name in ALWAYS]
         while any(conflicts := _conflicts(members, chosen)):
             ranked = [
@@ -231,7 +256,7 @@ def variants_of(runs: Sequence[Run]) -> Variants:
                 break
             chosen.append(min(ranked)[-1])
         for run in members:
-            text = ", ".join(f"{name}={run.told(name)}" for name in chosen)
+            text = ", ".join(f"{name}={_told(run.given, name)}" for name in chosen)
             variants[id(run)] = (text, frozenset(chosen))
     return variants
 
@@ -241,8 +266,8 @@ def _conflicts(runs: Sequence[Run], names: Sequence[str]) -> tuple[int, int]:
     settings: dict[Any, set[Any]] = defaultdict(set)
     sizes: dict[Any, set[int]] = defaultdict(set)
     for run in runs:
-        row = (run.heading, *(run.settings.get(name) for name in names))
-        settings[row, run.suite, run.dataset].add(frozenset(run.settings.items()))
+        row = (run.heading, *(run.given.get(name) for name in names))
+        settings[row, run.suite, run.dataset].add(frozenset(run.given.items()))
         if run.without_head is not None:
             sizes[row].add(run.without_head)
     return (
@@ -252,4 +277,4 @@ def _conflicts(runs: Sequence[Run], names: Sequence[str]) -> tuple[int, int]:
 
 
 def _groups(runs: Sequence[Run], names: Sequence[str]) -> int:
-    return len({tuple(run.settings.get(name) for name in names) for run in runs})
+    return len({tuple(run.given.get(name) for name in names) for run in runs})

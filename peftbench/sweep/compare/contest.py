@@ -121,7 +121,8 @@ class Contest:
             return
         # of equally good rates the smaller: it changes less
         val, trial, chosen = max(judged, key=lambda one: (one[0], -one[2].recipe.lr))
-        tuning = {"tuner": "grid", "trials": len(trials), "epochs": epochs}
+        tuning: dict[str, Any] = {"tuner": "grid", "trials": len(trials), "epochs": epochs}
+        tuning["searched"] = ["recipe.lr"]
         tuning[f"val_{self.agenda.metric}"] = val
         record = self._record(jobs.final(chosen), (), tuning if rates[0] is not None else None)
         if record is None or record.status is not Status.OK:

@@ -79,6 +79,7 @@ class TunedCell:
             "tuner": self.tuner.name,
             "trials": self.search.trials,
             "epochs": self.epochs,
+            "searched": [key for key, _ in winner.point],
             f"val_{self.metric.name}": self.search.scores[winner.number],
         }
         if self.pruner.rule != "none":

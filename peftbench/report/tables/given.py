@@ -1,0 +1,92 @@
+"""What rows of a table are told by: the settings that were given, not those that a search chose."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftbench.report.tables.runs import Run
+
+Settings = Mapping[str, str]
+SEARCHED = "searched"  # stands for every value that a search chose
+METHOD = "method"  # the group of its hyper-parameters
+BUDGET = "search"  # the setting by which rows of several searches are told
+
+
+def searched_settings(keys: str, settings: Collection[str]) -> dict[str, str]:
+    """Of `recipe.lr,method.scale`, which a search chose, the group of each name in `settings`.
+
+    A setting of the recipe that the method has as well has the name of its group before its own.
+    """
+    parted = [(key, *key.rpartition(".")[::2]) for key in keys.split(",") if key]
+    return {key if key in settings else name: group for key, group, name in parted}
+
+
+def given_settings(runs: Sequence[Run]) -> list[Settings]:
+    """Of each run of one method, the settings by which its row is told.
+
+    What a search chose has the value `SEARCHED`, so that rates which differ between splits, seeds
+    and data sets leave one row. Where runs of several searches would then be the same seed of one
+    cell, the budgets of the searches tell them, or else the values that were chosen. A setting of
+    the method always tells rows where its sizes differ.
+    """
+    free = _chosen_differently(runs)
+    if _sizes_differ(runs):
+        free -= {name for run in runs for name, group in run.searched.items() if group == METHOD}
+    if not free:
+        return [run.settings for run in runs]
+    kept = [{**run.settings, **dict.fromkeys(free & run.searched.keys(), SEARCHED)} for run in runs]
+    if not _repeats(runs, kept):
+        return list(kept)
+    told = [{**s, BUDGET: run.budget or "none"} for run, s in zip(runs, kept, strict=True)]
+    return [run.settings for run in runs] if _repeats(runs, told) else list(told)
+
+
+def chosen_in_cell(runs: Sequence[Run]) -> list[str]:
+    """A remark on each setting that searches chose differently for the runs of one cell."""
+    over = "split" if len({run.draw for run in runs}) > 1 else "seed"
+    remarks = []
+    for name in dict.fromkeys(name for run in runs for name in run.searched):
+        values = {run.settings[name] for run in runs if name in run.settings}
+        if len(values) > 1:
+            remarks.append(f"{name} searched for each {over}: {_span(values)}")
+    return remarks
+
+
+def _span(values: Collection[str]) -> str:
+    """Numbers as `0.001 to 0.01`, other values one after the other."""
+    try:
+        ordered = sorted(values, key=float)
+    except ValueError:
+        return ", ".join(sorted(values))
+    return f"{ordered[0]} to {ordered[-1]}"
+
+
+def _chosen_differently(runs: Sequence[Run]) -> set[str]:
+    """Settings that searches chose, and not the same value for all."""
+    values: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for name in run.searched:
+            if name in run.settings:
+                values[name].add(run.settings[name])
+    return {name for name, found in values.items() if len(found) > 1}
+
+
+def _sizes_differ(runs: Sequence[Run]) -> bool:
+    sizes: dict[str, set[int]] = defaultdict(set)
+    for run in runs:
+        if run.without_head is not None:
+            sizes[run.heading].add(run.without_head)
+    return any(len(found) > 1 for found in sizes.values())
+
+
+def _repeats(runs: Sequence[Run], told: Sequence[Settings]) -> bool:
+    """Whether two searches chose differently for one seed of what would be one cell."""
+    chosen: dict[Any, set[Any]] = defaultdict(set)
+    for run, settings in zip(runs, told, strict=True):
+        if run.searched:
+            cell = run.heading, run.suite, run.dataset, frozenset(settings.items())
+            chosen[cell, run.unit].add(frozenset(run.settings.items()))
+    return any(len(found) > 1 for found in chosen.values())
