@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.seen_images import add_run, folder, write_classes
+from support.seen_images import add_run, folder, listed, write_classes
 
 from peftbench.report import build
 from peftbench.results.store import ResultsStore
+from peftbench.spec import DatasetSpec, Phase
 
 EVIL = "<img src=x onerror=document.title='owned'>"
 ODD = '"><svg onload=document.title="owned">.png'
@@ -39,9 +40,21 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         labels = listing.test.labels
         assert len(labels) == MANY
         add_run(other, dataset, labels, [(label + label % 3) % MANY for label in labels])
+        parted = ResultsStore(home / "of folds")
+        root = str(write_classes(home / "parted", {"cat": 6, "dog": 3}))
+        for fold, lr in enumerate((1e-2, 1e-3, 1e-2)):
+            spec = DatasetSpec("folder", reader="folder", root=root, folds=3, fold=fold)
+            dataset, listing = listed(spec)
+            assert listing.test.labels == (0, 0, 1)
+            said, sure = [0, int(fold == 1), fold % 2], [0.9, 0.6 + fold / 10, 0.5]
+            tuning = {"tuner": "grid", "trials": 2, "epochs": 1, "val_top1": 0.5}
+            for phase in (Phase.TUNE, Phase.FINAL):
+                told = {"tuning": tuning, "recipe": {"lr": lr}, "phase": phase}
+                add_run(parted, dataset, listing.test.labels, said, sure, **told)
         return {
             "few": build(store.root, parts=("page",)).paths[0],
             "many": build(other.root, parts=("page",)).paths[0],
+            "folds": build(parted.root, parts=("page",)).paths[0],
         }
 
 
@@ -115,6 +128,36 @@ def test_another_method_may_be_chosen_and_its_run_has_its_commands(opened: Open)
     assert heads == ["class", "train", "val", "test", "precision", "recall", "most often taken for"]
     page.locator("#classes thead button", has_text="test").click()
     assert page.locator("#classes tbody th").first.inner_text() == "cat"  # it has most
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_all_folds_are_looked_at_together_or_one_by_one(opened: Open, width: int) -> None:
+    page = opened("folds", width)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    options = page.locator("#images-run option").all_inner_texts()
+    assert options == ["0, all 3 folds", "0, fold 0", "0, fold 1", "0, fold 2"]
+    finding = page.locator("#images-finding")
+    # a cat is taken for a dog in fold 1, a dog for a cat in folds 0 and 2
+    assert "linear, seed 0, all 3 folds: 66.7 % of 9 test images right" in finding.inner_text()
+    assert "Each image was tested once" in finding.inner_text()
+    assert "Learning rates 0.001 to 0.01, chosen on val of each fold" in finding.inner_text()
+    assert page.locator("#cell-title").inner_text() == "The most confident of 3 mistakes"
+    said = [alt.rpartition(": ")[2] for alt in told(page)]
+    assert said[0] == "is cat, said dog, 70 %" and len(said) == 3
+    page.locator('#matrix [data-cell="1,0"]').click()
+    assert page.locator("#cell-title").inner_text() == "dog taken for cat: 2 images"
+    assert len(set(told(page))) == 2
+    assert page.locator("#val tbody tr").count() == 3
+    assert page.locator("#val tbody tr").nth(1).inner_text().split()[:2] == ["1", "0.001"]
+    assert page.locator("#classes thead button").all_inner_texts()[:2] == ["class", "test"]
+    ids = page.locator("#commands").inner_text()
+    page.locator("#images-run").select_option(label="0, fold 1")
+    assert "fold 1: 66.7 % of 3 test images right" in finding.inner_text()
+    assert "Learning rate 0.001, chosen on val among 2 trials" in finding.inner_text()
+    assert page.locator("#classes thead button").all_inner_texts()[:2] == ["class", "train"]
+    alone = page.locator("#commands code").first.inner_text()
+    assert alone.split()[2] in ids
+    assert [alt.rpartition(": ")[2] for alt in told(page)] == ["is cat, said dog, 70 %"]
 
 
 def test_names_of_classes_and_files_stay_text(opened: Open) -> None:

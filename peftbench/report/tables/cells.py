@@ -325,7 +325,7 @@ def _manifests(runs: Sequence[Run]) -> set[str]:
 
 
 def _missing_folds(runs: Sequence[Run]) -> list[str]:
-    """A remark where not every image was tested once."""
+    """A remark where no split has all its folds, so that not every image was tested."""
     folds = {run.settings.get("folds") for run in runs} - {None}
     if len(folds) != 1:
         return []
@@ -333,7 +333,7 @@ def _missing_folds(runs: Sequence[Run]) -> list[str]:
     by_draw: dict[int | None, set[int | None]] = defaultdict(set)
     for run in runs:
         by_draw[run.draw[0]].add(run.draw[1])
-    tested = min(len(folds) for folds in by_draw.values())
+    tested = max(len(folds) for folds in by_draw.values())
     return [f"{tested} of {number} folds are there"] if tested < number else []
 
 

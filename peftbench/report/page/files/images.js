@@ -1,9 +1,40 @@
 // Single images of one data set and one run: matrix, classes, pictures, what val said, commands.
+// Where a data set has folds, a run may be all folds together, which tested each image once.
 
 const view = { data: 0, row: 0, run: 0, cell: null, sort: { key: "recall", down: false } };
 const MOST_CONFUSIONS = 20;
 
 const rowName = (row, part) => (unique(part.rows.map((r) => r.backbone)).length > 1 ? `${row.label} · ${row.backbone}` : row.label);
+
+// The runs that were put together; a run that was not is alone.
+const membersOf = (row, run) => (run.of ? run.of.map((place) => row.runs[place]) : [run]);
+
+function runName(part, row, run) {
+  if (!part.folds) return `seed ${run.seed}`;
+  const all = membersOf(row, run).length === part.folds_in_all;
+  const folds = run.of ? (all ? `all ${run.of.length} folds` : `${run.of.length} of ${part.folds_in_all} folds`) : `fold ${run.fold}`;
+  return `seed ${run.seed}, ${folds}`;
+}
+
+// What was said, by the number of the image: of one fold, and of some, with holes.
+function withPlaces(part, row, run) {
+  if (!part.folds) return run;
+  const found = { said: new Array(part.labels.length), percent: new Array(part.labels.length) };
+  for (const one of membersOf(row, run)) {
+    const { start } = part.folds.find((fold) => fold.fold === one.fold);
+    for (const key of ["said", "percent"]) one[key].forEach((value, i) => (found[key][start + i] = value));
+  }
+  return { ...run, ...found };
+}
+
+// The data set with the counts of the images that a run tested, and of those that trained it.
+function asTested(part, row, run) {
+  if (!part.folds) return part;
+  const folds = membersOf(row, run).map((one) => part.folds.find((fold) => fold.fold === one.fold));
+  if (folds.length === 1) return { ...part, counts: folds[0].counts, majority: folds[0].majority };
+  const test = part.classes.map((_, number) => folds.reduce((sum, fold) => sum + fold.counts.test[number], 0));
+  return { ...part, counts: { test }, majority: folds.length === part.folds.length ? part.majority : null };
+}
 
 function settleImages() {
   const part = DATA.images[view.data];
@@ -14,8 +45,10 @@ function settleImages() {
   const shown = rows.map((r, i) => [r, i]).filter(([r]) => r.runs.some((run) => run.cells));
   offer("images-data", DATA.images.map((p, i) => [String(i), p.name]), String(view.data));
   offer("images-row", shown.map(([r, i]) => [String(i), rowName(r, part)]), String(view.row));
-  offer("images-run", row.runs.map((r, i) => [r, i]).filter(([r]) => r.cells).map(([r, i]) => [String(i), String(r.seed)]), String(view.run));
-  return { part, row, run: row.runs[view.run] };
+  const runs = row.runs.map((r, i) => [r, i]).filter(([r]) => r.cells);
+  offer("images-run", runs.map(([r, i]) => [String(i), runName(part, row, r).replace("seed ", "")]), String(view.run));
+  const run = row.runs[view.run];
+  return { part: asTested(part, row, run), row, run: withPlaces(part, row, run) };
 }
 
 function drawImages() {
@@ -37,23 +70,32 @@ function drawImages() {
   drawConfusions(byId("confusions"), part, run, choose);
   drawClasses(part, run);
   drawSamples(byId("samples"), part);
-  drawVal(byId("val"), row);
-  drawCommands(byId("commands"), row);
+  drawVal(byId("val"), row, run);
+  drawCommands(byId("commands"), part, row, run);
 }
 
 function imagesFinding(part, row, run) {
-  const total = part.labels.length;
-  let text = `${rowName(row, part)}, seed ${run.seed}: ${percent(run.right)} % of ${total.toLocaleString("en")} test images right`;
+  const total = part.counts.test.reduce((sum, count) => sum + count, 0);
+  let text = `${rowName(row, part)}, ${runName(part, row, run)}: ${percent(run.right)} % of ${total.toLocaleString("en")} test images right`;
   if (run.mean_per_class !== null) text += `, ${percent(run.mean_per_class)} % mean per class`;
-  text += ".";
+  text += run.of ? ". Each image was tested once, by a model that was not trained on it." : ".";
   if (part.majority) text += ` Always saying ${part.classes[part.majority.class]}, the largest class of training, would be right for ${percent(part.majority.share)} %.`;
-  if (run.lr !== null) {
-    const tuned = run.tuning ? `chosen on val among ${run.tuning.trials} trials` : "not tuned on this data set";
-    text += ` Learning rate ${Number(run.lr.toPrecision(3))}, ${tuned}.`;
-  }
-  const others = row.runs.length - 1;
+  text += ratesOf(row, run);
+  const others = row.runs.filter((other) => Boolean(other.of) === Boolean(run.of) && other.fold === run.fold).length - 1;
   if (others > 0) text += ` ${others} other ${others === 1 ? "seed" : "seeds"} of this row: mistakes of one run are not those of the method.`;
   return text;
+}
+
+const rate = (value) => String(Number(value.toPrecision(3)));
+
+function ratesOf(row, run) {
+  const members = membersOf(row, run).filter((one) => one.lr !== null);
+  if (!members.length) return "";
+  const rates = unique(members.map((one) => one.lr)).sort((a, b) => a - b);
+  const shown = rates.length > 1 ? `rates ${rate(rates[0])} to ${rate(rates[rates.length - 1])}` : `rate ${rate(rates[0])}`;
+  const { tuning } = members[0];
+  const where = run.of ? "val of each fold" : "val";
+  return ` Learning ${shown}, ${tuning ? `chosen on ${where} among ${tuning.trials} trials` : "not tuned on this data set"}.`;
 }
 
 function drawConfusions(node, part, run, choose) {
@@ -115,7 +157,7 @@ function drawClasses(part, run) {
     },
   ];
   const total = (split) => part.counts[split].reduce((sum, count) => sum + count, 0).toLocaleString("en");
-  byId("classes-remark").textContent = `${part.classes.length} classes; ${["train", "val", "test"].filter((s) => part.counts[s]).map((s) => `${s} ${total(s)}`).join(", ")} images. Precision and recall in %, of this run on test.`;
+  byId("classes-remark").textContent = `${part.classes.length} classes; ${["train", "val", "test"].filter((s) => part.counts[s]).map((s) => `${s} ${total(s)}`).join(", ")} images. Precision and recall in %, ${run.of ? "of all folds together" : "of this run on test"}.`;
   drawTable(byId("classes"), columns, rows, view.sort, (column) => {
     const same = view.sort.key === column.key;
     view.sort = { key: column.key, down: same ? !view.sort.down : !["name", "precision", "recall"].includes(column.key) };
@@ -123,27 +165,33 @@ function drawClasses(part, run) {
   });
 }
 
-// What val said of the trials: their rates, and the looks on the way where there were any.
-function drawVal(node, row) {
-  node.hidden = !row.trials.length;
+// What val said of the trials: their rates, and the looks on the way where there were any. Of all
+// folds together, the trial that won on each.
+function drawVal(node, row, run) {
+  const trials = run.of ? membersOf(row, run).flatMap((one) => one.trials.filter((trial) => trial.chosen).slice(0, 1).map((trial) => ({ ...trial, fold: one.fold }))) : (run.trials ?? row.trials);
+  node.hidden = !trials.length;
   if (node.hidden) return;
-  const body = row.trials.map((trial) =>
+  const marked = (trial) => trial.chosen && !run.of;
+  const body = trials.map((trial) =>
     element(
       "tr",
-      { class: trial.chosen ? "chosen" : null },
-      element("th", { scope: "row" }, trial.lr === null ? "–" : String(Number(trial.lr.toPrecision(3)))),
-      element("td", {}, trial.weight_decay === null ? "–" : String(Number(trial.weight_decay.toPrecision(3)))),
+      { class: marked(trial) ? "chosen" : null },
+      ...(run.of ? [element("th", { scope: "row" }, String(trial.fold))] : []),
+      element(run.of ? "td" : "th", { scope: run.of ? null : "row" }, trial.lr === null ? "–" : rate(trial.lr)),
+      element("td", {}, trial.weight_decay === null ? "–" : rate(trial.weight_decay)),
       element("td", {}, percent(trial.val)),
-      element("td", { class: "words" }, trial.looks.length > 1 ? valCurve(trial) : "", trial.stopped ? ` stopped after epoch ${trial.stopped}` : "", trial.chosen ? " chosen" : ""),
+      element("td", { class: "words" }, trial.looks.length > 1 ? valCurve(trial) : "", trial.stopped ? ` stopped after epoch ${trial.stopped}` : "", marked(trial) ? " chosen" : ""),
     ),
   );
+  const heads = [...(run.of ? ["fold"] : []), "learning rate", "weight decay", "val, %", ""];
+  const words = run.of ? `The trial of ${row.label} that was best on val of each fold.` : `Trials of ${row.label} on val, the best first.`;
   node.replaceChildren(
     element("h3", {}, "What val said"),
-    element("p", { class: "remark" }, `Trials of ${row.label} on val, the best first. The test images had no part in the choice.`),
+    element("p", { class: "remark" }, `${words} The test images had no part in the choice.`),
     element(
       "div",
       { class: "card scroll box", tabindex: 0, role: "region", "aria-label": "Trials, scrolls" },
-      element("table", { class: "small" }, element("thead", {}, element("tr", {}, ...["learning rate", "weight decay", "val, %", ""].map((head) => element("th", { scope: "col" }, head)))), element("tbody", {}, ...body)),
+      element("table", { class: "small" }, element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))), element("tbody", {}, ...body)),
     ),
   );
 }
@@ -158,7 +206,7 @@ function valCurve(trial) {
   return shape("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `val, ${words}` }, shape("title", {}, words), shape("path", { class: "curve s0", d: `M${trial.looks.map(at).join("L")}` }));
 }
 
-function drawCommands(node, row) {
+function drawCommands(node, part, row, run) {
   const line = (words) => {
     const code = element("code", {}, words);
     const copy = element("button", { type: "button", class: "copy", "aria-label": `copy ${words}` }, "copy");
@@ -173,12 +221,15 @@ function drawCommands(node, row) {
     });
     return element("p", { class: "command" }, code, copy);
   };
-  const shown = [row.runs[view.run], ...row.runs.filter((_, i) => i !== view.run)];
+  const members = membersOf(row, row.runs[view.run]);
+  const shown = [...members, ...row.runs.filter((one) => one.id && !members.includes(one))];
+  const others = shown.slice(1).map((one) => `${one.id} (${runName(part, row, one)})`);
+  const each = run.of ? "Each fold has a model of its own. " : "";
   node.replaceChildren(
     element("h3", {}, "Use this model"),
     line(`peftbench predict ${shown[0].id} PATH`),
     line(`peftbench export ${shown[0].id} --out exports/model`),
-    element("p", { class: "remark" }, `Run ${shown[0].id}, seed ${shown[0].seed}. `, shown.length > 1 ? `Others of this row: ${shown.slice(1).map((r) => `${r.id} (seed ${r.seed})`).join(", ")}.` : ""),
+    element("p", { class: "remark" }, `${each}Run ${shown[0].id}, ${runName(part, row, shown[0])}. `, others.length ? `Others of this row: ${others.join(", ")}.` : ""),
   );
 }
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from peftbench.report.page.images import counting, finding, pictures
 from peftbench.report.page.images.pictures import CheckedPictures
 from peftbench.report.page.images.runs import ShownRun, Sources, groups, with_predictions
+from peftbench.report.page.images.tested import Fold, Said, Tested, pooled, tested
 from peftbench.report.page.images.thumbnails import Room
 from peftbench.report.page.images.trials import Index, by_cell, trials
 from peftbench.report.view import Views
-from peftbench.results.predictions import Predictions
-from peftbench.results.record import RunRecord, parsed
-from peftbench.results.store import ResultsStore
-from peftbench.spec import TRAIN_AND_VAL, TRAIN_ONLY, called
+from peftbench.report.words import commonest
+from peftbench.results.record import RunRecord
+from peftbench.spec import called
 from peftbench.tasks import PER_CLASS
-from peftbench.untrusted import MOST_RECORD, printable, read_bounded
-
-if TYPE_CHECKING:
-    from peftbench.data.listing import Listing
+from peftbench.untrusted import printable
 
 MOST_DATASETS = 12
 MOST_IMAGES = 100_000  # images times runs of the page; each takes about 8 bytes
@@ -32,17 +29,6 @@ MOST_CHARACTERS = 2_000_000  # of all pictures of the page
 MOST_PICTURES = 360  # of the page, each of which is decoded
 WITHOUT = "Pictures and the names of their files are left out."
 DIGITS = 4
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What is known of the images of a data set."""
-
-    labels: np.ndarray  # (N,) of test
-    class_names: tuple[str, ...]
-    names: tuple[str, ...] | None  # of the test images' files
-    listing: Listing | None  # where the data set is here, as the runs saw it
-    remark: str
 
 
 def parts(views: Views, sources: Sources) -> list[dict[str, Any]]:
@@ -62,115 +48,133 @@ def parts(views: Views, sources: Sources) -> list[dict[str, Any]]:
     room, index = Room(MOST_CHARACTERS, MOST_PICTURES), by_cell(sources.records.values())
     result = []
     for place, runs in enumerate(found):
-        part = _part(runs, sources, room.part(len(found) - place))
-        result.append(part | {"rows": _rows(runs, index, len(part["classes"]))})
+        result.append(_part(runs, index, sources, room.part(len(found) - place)))
     return _told_apart(result)
 
 
-def _part(runs: Sequence[ShownRun], sources: Sources, room: Room) -> dict[str, Any]:
-    shown = [(run, run.predictions) for run in runs if run.predictions is not None]
-    best, said = shown[0][0].record, [predictions for _, predictions in shown]
-    data = _data(best, said, sources.store)
-    counts = _counts(data)
+def _part(every: Sequence[ShownRun], index: Index, sources: Sources, room: Room) -> dict[str, Any]:
+    shown = [run for run in every if run.predictions is not None]
+    best, data = shown[0].record, tested(shown, sources.store)
+    folded = shown[0].fold is not None
+    said = [pooled(runs, data) for runs in _together(shown).values()]
     part: dict[str, Any] = {
         "name": printable(_name(best)),
         "manifest": str(best.spec["dataset"]["manifest"])[:8],
         "classes": list(data.class_names),
         "labels": data.labels.tolist(),
-        "counts": counts,
-        "majority": _majority(counts, data.labels, best),
+        "counts": _counts(data.folds),
+        "majority": _majority(data.folds),
+        "folds": [_fold(fold) for fold in data.folds] if folded else None,
+        "folds_in_all": best.spec["dataset"].get("folds"),
         "remark": data.remark if sources.pictures else WITHOUT,
         "names": None,
         "thumbs": {},
         "samples": None,
+        "rows": _rows(every, index, data),
     }
     if sources.pictures and data.names is not None:
-        numbers = _worth_a_name(said, data.labels)
+        numbers = _worth_a_name(said, len(data.labels))
         part["names"] = {str(number): printable(data.names[number]) for number in numbers}
-    if sources.pictures and data.listing is not None:
-        opened, preprocessing = CheckedPictures(data.listing), finding.preprocessing_of(best)
+    if sources.pictures and data.listing is not None and data.names is not None:
+        opened = CheckedPictures(data.listing, data.names, data.digests)
+        preprocessing = finding.preprocessing_of(best)
         if preprocessing is not None:
             part["samples"] = pictures.samples(opened, preprocessing, room)
-        part["thumbs"] = pictures.mistakes(opened, said, data.labels, room)
+        part["thumbs"] = pictures.mistakes(opened, said, room)
     return part
 
 
+def _together(runs: Sequence[ShownRun]) -> dict[tuple[Any, ...], list[ShownRun]]:
+    """The runs of each row and seed: one, or one on each fold."""
+    found: dict[tuple[Any, ...], list[ShownRun]] = {}
+    times: Counter[tuple[Any, ...]] = Counter()
+    for run in runs:
+        row = run.heading, run.label, run.record.spec["seed"]
+        times[*row, run.fold] += 1  # one that is there twice is not put together with itself
+        found.setdefault((*row, times[*row, run.fold]), []).append(run)
+    return {key: sorted(mine, key=lambda run: run.fold or 0) for key, mine in found.items()}
+
+
 def _name(record: RunRecord) -> str:
-    """Of a data set as tables call it, and of its fold."""
+    """Of a data set as tables call it, and how many folds it has."""
     dataset = record.spec["dataset"]
-    fold = f", fold {dataset['fold']} of {dataset['folds']}" if dataset.get("folds") else ""
-    return f"{called(dataset)}{fold}"
+    if not dataset.get("folds"):
+        return called(dataset)
+    drawn = f" of split seed {dataset['split_seed']}" if dataset.get("split_seed") else ""
+    return f"{called(dataset)}, {dataset['folds']} folds{drawn}"
 
 
-def _data(record: RunRecord, said: Sequence[Predictions], store: ResultsStore) -> _Data:
-    """From the data set if it is here and has these test images, else from what the runs left."""
-    labels, here = said[0].labels, finding.find(record)
-    most = max(int(max(one.classes.max(), one.labels.max())) for one in said) + 1
-    listing = here.listing
-    fits = listing is not None and listing.test.labels == tuple(labels.tolist())
-    if listing is not None and fits and most <= len(listing.class_names):
-        known = tuple(map(printable, listing.class_names))
-        return _Data(labels, known, listing.test.names, listing, here.remark)
-    names = next((one.names for one in said if one.names is not None), None)
-    told = _class_names(record, store)
-    known = (*told, *(f"class {number}" for number in range(len(told), most)))
-    return _Data(labels, known, names, None, here.remark or finding.CHANGED)
+def _counts(folds: Sequence[Fold]) -> Mapping[str, list[int]]:
+    """Images of each class by split; of test alone where folds take turns as it."""
+    if len(folds) == 1:
+        return folds[0].counts
+    each = [fold.counts["test"] for fold in folds]
+    return {"test": [sum(counts) for counts in zip(*each, strict=True)]}
 
 
-def _class_names(record: RunRecord, store: ResultsStore) -> list[str]:
-    """Of the card that a run left; empty without one."""
-    path = store.artefacts((str(record.spec["method"]["name"]), record.run_id)) / "card.json"
-    try:
-        card = parsed(read_bounded(path, MOST_RECORD))
-    except (OSError, ValueError):
-        return []
-    classes = card.get("classes") if isinstance(card, dict) else None
-    return [printable(str(name)) for name in classes] if isinstance(classes, list) else []
+def _majority(folds: Sequence[Fold]) -> dict[str, Any] | None:
+    """The largest class of what trained, and what it would reach by itself, on all folds."""
+    known = [(fold.majority, fold.images) for fold in folds if fold.majority is not None]
+    if len(known) < len(folds):
+        return None
+    right = sum(found.share * images for found, images in known)
+    number = commonest(found.number for found, _ in known)
+    return {"class": number, "share": _rounded(right / sum(images for _, images in known))}
 
 
-def _counts(data: _Data) -> dict[str, list[int]]:
-    """Images of each class by split; of test alone where the data set is not here."""
-    count = len(data.class_names)
-    if data.listing is None:
-        return {"test": np.bincount(data.labels, minlength=count).tolist()}
+def _fold(fold: Fold) -> dict[str, Any]:
+    found = {"fold": fold.number, "start": fold.start, "counts": fold.counts}
+    return {**found, "majority": _majority([fold])}
+
+
+def _rows(runs: Sequence[ShownRun], index: Index, data: Tested) -> list[dict[str, Any]]:
+    """One entry for each method and backbone, the best first, with its runs by seed.
+
+    Where a data set has folds, what its runs with one seed said of all images comes before them.
+    """
+    by_row: dict[tuple[str, str], list[ShownRun]] = {}
+    for run in runs:
+        by_row.setdefault((run.heading, run.label), []).append(run)
+    rows = []
+    for (heading, label), mine in by_row.items():
+        shown = [run for run in mine if run.predictions is not None]
+        folded = mine[0].fold is not None
+        every = _together(shown).values() if folded else ()
+        together = [one for one in every if len(one) > 1]
+        places = {run.record.run_id: place for place, run in enumerate(mine, len(together))}
+        rows.append(
+            {
+                "backbone": heading,
+                "label": label,
+                "method": str(mine[0].record.spec["method"]["name"]),
+                "runs": [
+                    *(_all_folds(each, places, data) for each in together),
+                    *(_run(run, index if folded else None, data) for run in mine),
+                ],
+                "trials": [] if folded or not shown else trials(shown[0].record, index),
+            }
+        )
+    return rows
+
+
+def _all_folds(runs: Sequence[ShownRun], places: Mapping[str, int], data: Tested) -> dict[str, Any]:
+    """What runs with one seed on different folds said, each image once."""
+    said = pooled(runs, data)
+    matrix = counting.confusions(said.labels, said.classes, len(data.class_names))
+    recall = [one for one in counting.per_class(matrix).recall if one is not None]
     return {
-        split: np.bincount(np.asarray(part.labels, dtype=np.int64), minlength=count).tolist()
-        for split, part in data.listing.splits()
+        "seed": runs[0].record.spec["seed"],
+        "of": [places[run.record.run_id] for run in runs],
+        PER_CLASS: _rounded(sum(recall) / len(recall)),
+        **_classes(matrix),
     }
 
 
-def _majority(
-    counts: dict[str, list[int]], labels: np.ndarray, record: RunRecord
-) -> dict[str, Any] | None:
-    """The largest class of what trained, and what it would reach by itself."""
-    if "train" not in counts:
-        return None
-    trained = np.asarray(counts["train"])
-    if record.spec["dataset"].get("final_trains_on", TRAIN_AND_VAL) != TRAIN_ONLY:
-        trained = trained + np.asarray(counts["val"])
-    found = counting.majority(trained, labels)
-    return None if found is None else {"class": found.number, "share": _rounded(found.share)}
+def _run(run: ShownRun, index: Index | None, data: Tested) -> dict[str, Any]:
+    """Numbers of one run; of the images only where the page has its predictions.
 
-
-def _rows(runs: Sequence[ShownRun], index: Index, count: int) -> list[dict[str, Any]]:
-    """One entry for each method and backbone, the best first, with its runs by seed."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for run in runs:
-        key = run.heading, run.label
-        if key not in rows:
-            rows[key] = {
-                "backbone": run.heading,
-                "label": run.label,
-                "method": str(run.record.spec["method"]["name"]),
-                "runs": [],
-                "trials": [] if run.predictions is None else trials(run.record, index),
-            }
-        rows[key]["runs"].append(_run(run, count))
-    return list(rows.values())
-
-
-def _run(run: ShownRun, count: int) -> dict[str, Any]:
-    """Numbers of one run; of the images only where the page has its predictions."""
+    With its trials among those of `index`, where there is one.
+    """
     record = run.record
     told: dict[str, Any] = {
         "id": record.run_id,
@@ -180,30 +184,41 @@ def _run(run: ShownRun, count: int) -> dict[str, Any]:
         "tuning": record.tuning or None,
         PER_CLASS: _rounded(record.reported(PER_CLASS)),
     }
+    if run.fold is not None:
+        told["fold"] = run.fold
     predictions = run.predictions
     if predictions is None:
         return told
+    count = len(data.class_names)
     matrix = counting.confusions(predictions.labels, predictions.classes, count)
-    each = counting.per_class(matrix)
     percent = np.nan_to_num(100 * predictions.confidence.astype(np.float64))
     return told | {
+        **_classes(matrix),
+        "said": predictions.classes.tolist(),
+        "percent": np.clip(np.round(percent), 0, 100).astype(int).tolist(),
+        **({} if index is None else {"trials": trials(record, index)}),
+    }
+
+
+def _classes(matrix: np.ndarray) -> dict[str, Any]:
+    """What confusions (C, C) say of the classes."""
+    each = counting.per_class(matrix)
+    return {
         "right": _rounded(matrix.trace() / matrix.sum()),
         "cells": counting.cells(matrix),
         "precision": list(map(_rounded, each.precision)),
         "recall": list(map(_rounded, each.recall)),
-        "said": predictions.classes.tolist(),
-        "percent": np.clip(np.round(percent), 0, 100).astype(int).tolist(),
     }
 
 
-def _worth_a_name(said: Sequence[Predictions], labels: np.ndarray) -> list[int]:
+def _worth_a_name(said: Sequence[Said], images: int) -> list[int]:
     """Numbers of the images whose names the page has: all, or mistakes alone of many."""
-    if len(labels) <= MOST_NAMES:
-        return list(range(len(labels)))
+    if images <= MOST_NAMES:
+        return list(range(images))
     wanted: dict[int, None] = {}
     for run in said:
-        wrong = counting.by_confidence(run.confidence, run.classes != labels)
-        wanted |= dict.fromkeys(wrong)
+        wrong = counting.by_confidence(run.confidence, run.classes != run.labels)
+        wanted |= dict.fromkeys(run.places[wrong].tolist())
     return list(wanted)[:MOST_NAMES]
 
 

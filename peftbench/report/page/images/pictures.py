@@ -12,8 +12,8 @@ from PIL import Image
 from peftbench.data.images import file_digest, to_square
 from peftbench.errors import PeftbenchError
 from peftbench.report.page.images import counting, thumbnails
+from peftbench.report.page.images.tested import Said
 from peftbench.report.page.images.thumbnails import Room
-from peftbench.results.predictions import Predictions
 from peftbench.spec import Preprocessing
 from peftbench.untrusted import printable
 
@@ -31,11 +31,12 @@ class CheckedPictures:
     """Opens pictures of a listing, each only while its file has the bytes that were listed."""
 
     listing: Listing
+    names: Sequence[str]  # of N test images, which may be those of several folds
+    digests: Sequence[str]  # N
 
     def test(self, number: int) -> Image.Image | None:
         """The picture of a number among the test images; `None` where it is another by now."""
-        part = self.listing.test
-        return self.open(part.names[number], part.digests[number])
+        return self.open(self.names[number], self.digests[number])
 
     def open(self, name: str, digest: str) -> Image.Image | None:
         """A picture by its name; `DataError` or `OSError` where it cannot be read."""
@@ -46,25 +47,23 @@ class CheckedPictures:
         return self.listing.open(name)
 
 
-def mistakes(
-    pictures: CheckedPictures, said: Sequence[Predictions], labels: np.ndarray, room: Room
-) -> dict[str, str]:
+def mistakes(pictures: CheckedPictures, said: Sequence[Said], room: Room) -> dict[str, str]:
     """Pictures by the number of the image, as many as there is room for.
 
     Those that the first of the runs mistook come first, most confident ones before others, then
     some of each class that it told right, and then the mistakes of other runs.
 
     Args:
-        said: of each run, the best first.
-        labels: (N,) true classes.
+        said: of each run, or of all folds together, the best first.
     """
     wanted: list[int] = []
     for place, run in enumerate(said):
-        wrong = run.classes != labels
-        wanted += counting.by_confidence(run.confidence, wrong)[:OF_A_CELL]
-        wanted += counting.in_cells(labels, run.classes, run.confidence, OF_A_CELL)
+        wrong = run.classes != run.labels
+        own = counting.by_confidence(run.confidence, wrong)[:OF_A_CELL]
+        own += counting.in_cells(run.labels, run.classes, run.confidence, OF_A_CELL)
         if place == 0:
-            wanted += _few_of_each(counting.by_confidence(run.confidence, ~wrong), labels)
+            own += _few_of_each(counting.by_confidence(run.confidence, ~wrong), run.labels)
+        wanted += run.places[own].tolist()
     made = thumbnails.thumbnails(wanted, pictures.test, room)
     return {str(number): uri for number, uri in sorted(made.items())}
 
