@@ -164,20 +164,20 @@ def _contest(
 def _tell(options: argparse.Namespace, contest: Contest, now: Leaderboard, choice: Choice) -> None:
     """Leaderboard, verdict, advice, model, commands."""
     from peftbench.sweep.compare import story
-    from peftbench.sweep.compare.standing import by_class
+    from peftbench.sweep.compare.standing import by_class, of_methods
 
-    majority = next((row for row in now.rows if row.method == "majority"), None)
-    names, listing = contest.agenda.place.listing.class_names, contest.agenda.place.listing
+    place = contest.agenda.place
+    names, listing = place.listing.class_names, place.listing
     counts = dict.fromkeys(names, 0)
     for _, part in listing.splits():
         for label in part.labels:
             counts[names[label]] += 1
-    of_taken = [one for one in contest.results if one.method == now.recommended]
+    of_taken = of_methods(contest.results)[now.recommended]
     more = []
     if contest.too_long:
         longer = "; ".join(f"{method} {why}" for method, why in contest.too_long.items())
         more.append(f"Left out for time: {longer}. Use more --minutes.")
-    done, wanted = now.row(now.recommended).splits, len(contest.agenda.place.splits)
+    done, wanted = now.row(now.recommended).splits, len(place.splits)
     if done < wanted:
         more.append(f"{done} of {wanted} splits were tested: the same command goes on.")
     for line in [
@@ -185,8 +185,9 @@ def _tell(options: argparse.Namespace, contest: Contest, now: Leaderboard, choic
         *story.leaderboard(now),
         "",
         *story.explained(now, options.metric),
+        *story.further(contest.further, wanted, place.in_folds),
         "",
-        *story.verdict(now, majority, METRICS[options.metric]),
+        *story.verdict(now, of_methods(contest.results), METRICS[options.metric]),
     ]:
         _say(line)
     lines = story.advice(now, choice, by_class(of_taken, names), counts, more)

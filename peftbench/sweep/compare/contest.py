@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from peftbench.canonical import digest
 from peftbench.results.atomic import write_atomic
@@ -18,12 +20,14 @@ from peftbench.run import experiment
 from peftbench.run.experiment import RunOptions
 from peftbench.spec import RunSpec
 from peftbench.sweep.compare import jobs, ladder
+from peftbench.sweep.compare.jobs import Division
 from peftbench.sweep.compare.ladder import MARGIN, Length, Pace
-from peftbench.sweep.compare.standing import Leaderboard, Result, standing
+from peftbench.sweep.compare.standing import Leaderboard, Result, of_methods, standing
 from peftbench.tasks import PER_CLASS
 
 HEAD_EPOCHS = 30
 FIRST_GUESS = 10.0  # seconds of a run on kept features, before one was timed
+TIMES = 4  # that pictures are divided again: five times five folds are usual
 LEFT_OVER = 0.05  # of the time, for the last lines, the page and the export
 
 
@@ -55,8 +59,11 @@ class Contest:
     too_long: dict[str, str] = field(default_factory=dict)  # by method, how long it would take
     started: float = 0.0
     paces: dict[str, Pace] = field(default_factory=dict)
-    run_seconds: dict[str, float] = field(default_factory=dict)  # of the slowest, by method
+    # by method, of all rates on each division
+    run_seconds: dict[str, list[float]] = field(default_factory=dict)
     lengths: dict[str, Length] = field(default_factory=dict)
+    divisions: list[Division] = field(default_factory=list)  # those that were begun
+    runs: int = 0  # that were not recorded before
 
     def run(self) -> Leaderboard | None:
         """Where the methods stand once the time is over, or all is done.
@@ -66,12 +73,12 @@ class Contest:
         """
         self.started = self.clock()
         self.lengths = self._kept()
-        splits = range(len(self.agenda.place.splits))
+        self.divisions = [*self._drawn(0)]
+        splits = range(len(self.divisions))
         heads = [m for m in self.agenda.bases if ladder.is_head(m)]
         others = [m for m in self.agenda.bases if not ladder.is_head(m)]
         for split in splits:
-            needed = sum(self._seconds_of_head(method) for method in heads)
-            if split > 0 and needed > self.left:
+            if split > 0 and len(self._affordable(heads, split)) < len(heads):
                 break  # a split that only some methods have compares nothing
             for method in heads:
                 self._method(method, split)
@@ -80,9 +87,77 @@ class Contest:
                 self._method(method, 0)
         for split in splits[1:]:
             for method in self._promising(others):
-                if self._seconds_of(method) <= self.left:
+                if self._affordable([method], split):
                     self._method(method, split)
+        for times in range(1, 1 + TIMES):
+            if not self._again(times):
+                break
         return self.standing()
+
+    @property
+    def further(self) -> int:
+        """Divisions on which methods ran in the time that was left after all splits."""
+        return len(self.divisions) - len(self.agenda.place.splits)
+
+    def _again(self, times: int) -> bool:
+        """Divide the pictures once more; false where the time is over, or nothing is left to tell.
+
+        On each division all heads run, and of the other methods that are not told apart as many
+        cheap ones as the time is enough for.
+        """
+        now, splits = self.standing(), range(len(self.agenda.place.splits))
+        if now is None:
+            return False
+        ran = of_methods(self.results)
+        level = {m for m in now.level if {*splits} <= {one.split for one in ran[m]}}
+        running = [m for m in self.agenda.bases if m in level or (m in ran and ladder.is_head(m))]
+        if not self._tells(running, level):
+            return False
+        # nothing has to be drawn where nothing could run on it, but all that was run before counts
+        if self.runs and not self._tells(self._affordable(running), level):
+            return False
+        for division in self._drawn(times):
+            split = len(self.divisions)
+            self.divisions.append(division)
+            running = self._affordable(running, split)
+            if not self._tells(running, level):
+                del self.divisions[split]
+                return False
+            for method in running:
+                self._method(method, split)
+        return True
+
+    def _tells(self, running: Sequence[str], level: Set[str]) -> bool:
+        """Whether runs of these methods on further divisions can tell two that are level apart."""
+        found = level & {*running}
+        changing = found if self.agenda.place.in_folds else found - {*ladder.SOLVED}
+        return len(found) > 1 and bool(changing)
+
+    def _drawn(self, times: int) -> tuple[Division, ...]:
+        """The divisions of the pictures, after they were divided so many times."""
+        seed = next(iter(self.agenda.bases.values())).seed
+        return jobs.divisions(self.agenda.place, times, seed)
+
+    def _affordable(self, methods: Sequence[str], split: int | None = None) -> list[str]:
+        """The first of `methods`, which rise in cost, that the time is enough for.
+
+        On a division what is recorded needs no time.
+        """
+        left, found = self.left, list[str]()
+        for method in methods:
+            if split is None or not self._is_recorded(method, split):
+                left -= self._seconds_of(method)
+                if left < 0:
+                    break
+            found.append(method)
+        return found
+
+    def _is_recorded(self, method: str, split: int) -> bool:
+        """Whether all trials of a method on a division were run before."""
+        return all(
+            experiment.finished_record(spec, self.store) is not None
+            for spec in self._trials(method, split)
+        )
 
     @property
     def left(self) -> float:
@@ -100,19 +175,29 @@ class Contest:
             return []
         return [row.method for row in now.rows if row.method in methods and row.method in now.level]
 
-    def _method(self, method: str, split: int) -> None:
-        """Choose a rate on val of this split, and test it."""
-        base, place = self.agenda.bases[method], self.agenda.place
-        began = self.clock()
+    def _trials(self, method: str, split: int) -> list[RunSpec]:
+        """The runs that are judged on val of a division: one for each rate."""
+        base = self.agenda.bases[method]
         length = self.lengths.get(method, Length(HEAD_EPOCHS, len(ladder.rates_of(method))))
-        epochs, rates = length.epochs, length.tried(method) or (None,)
-        trials = [jobs.trial(base, place.splits[split], epochs, rate) for rate in rates]
+        rates = length.tried(method) or (None,)
+        return [jobs.trial(base, self.divisions[split], length.epochs, rate) for rate in rates]
+
+    def _method(self, method: str, split: int) -> None:
+        """Choose a rate on val of this division, and test it."""
+        place, known = self.agenda.place, len(self.agenda.place.splits)
+        if split >= known and not place.in_folds and method in ladder.SOLVED:
+            first = of_methods(self.results)[method][0]  # no seed changes it
+            self.results.append(dataclasses.replace(first, split=split))
+            return
+        began, spent = self.clock(), 0.0
+        trials, searched = self._trials(method, split), bool(ladder.rates_of(method))
         judged: list[tuple[float, RunRecord, RunSpec]] = []
         for i, spec in enumerate(trials):
             beside = tuple(trials[i + 1 :]) if ladder.is_head(method) else ()
             record = self._record(spec, beside)
             if record is None:
                 return
+            spent += _seconds(record)
             value = record.metrics.get(f"val/{self.agenda.metric}")
             if record.status is Status.OK and value is not None:
                 judged.append((value, record, spec))
@@ -121,18 +206,21 @@ class Contest:
             return
         # of equally good rates the smaller: it changes less
         val, trial, chosen = max(judged, key=lambda one: (one[0], -one[2].recipe.lr))
-        tuning: dict[str, Any] = {"tuner": "grid", "trials": len(trials), "epochs": epochs}
+        tuning: dict[str, Any] = {"tuner": "grid", "trials": len(trials)}
+        tuning["epochs"] = chosen.recipe.epochs
         tuning["searched"] = ["recipe.lr"]
         tuning[f"val_{self.agenda.metric}"] = val
-        record = self._record(jobs.final(chosen), (), tuning if rates[0] is not None else None)
+        record = self._record(jobs.final(chosen), (), tuning if searched else None)
         if record is None or record.status is not Status.OK:
             return
         result = self._result(method, split, record, trial)
         self.results.append(result)
-        self.run_seconds[method] = max(self.run_seconds.get(method, 0), self.clock() - began)
-        rate = "" if rates[0] is None else f", rate {chosen.recipe.lr:g}"
+        # as it was recorded, where it was run before
+        spent = max(spent + _seconds(record), self.clock() - began)
+        self.run_seconds.setdefault(method, []).append(spent)
+        rate = f", rate {chosen.recipe.lr:g}" if searched else ""
         shown = f"{self.agenda.metric} {100 * result.metrics[self.agenda.metric]:.1f} on test"
-        where = f"split {split + 1} of {len(place.splits)}"
+        where = f"split {split + 1} of {known}" if split < known else f"further split {split + 1}"
         self.tell(f"{method}, {where}: {100 * val:.1f} on val, {shown}{rate}")
 
     def _record(
@@ -140,6 +228,7 @@ class Contest:
     ) -> RunRecord | None:
         """The record of a run, new or known; `None`, and a reason told, where it is refused."""
         options = dataclasses.replace(self.options, beside=beside)
+        self.runs += experiment.finished_record(spec, self.store) is None
         record = experiment.run(spec, self.store, options, tuning=tuning)
         if record.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
@@ -164,12 +253,16 @@ class Contest:
             passes = max(1, len(record.history))
             self.paces[""] = Pace(cost.seconds_saved / cost.activations_found / passes)
 
-    def _seconds_of_head(self, method: str) -> float:
-        known = self.run_seconds
-        return MARGIN * known.get(method, max(known.values(), default=FIRST_GUESS))
-
     def _seconds_of(self, method: str) -> float:
-        return MARGIN * self.run_seconds.get(method, float("inf"))
+        """Of a method on one division, by the slowest so far; of heads also by other heads.
+
+        On the first division features are computed, which are kept for the others.
+        """
+        known = {name: max(seconds[1:] or seconds) for name, seconds in self.run_seconds.items()}
+        if ladder.is_head(method):
+            heads = [seconds for name, seconds in known.items() if ladder.is_head(name)]
+            return MARGIN * known.get(method, max(heads, default=FIRST_GUESS))
+        return MARGIN * known.get(method, float("inf"))
 
     def _has_length(self, method: str, sharing: int) -> bool:
         """Decide how long a method trains, where `sharing` methods share the time that is left."""
@@ -217,6 +310,9 @@ class Contest:
         predictions = self.store.load_predictions(method, record.run_id)
         assert predictions is not None, record.run_id  # a finished run has them
         parameters, cost = record.parameters, record.cost
+        numbers: np.ndarray | None = predictions.numbers
+        if numbers is None and not self.agenda.place.in_folds:  # every division tests the same
+            numbers = np.arange(len(predictions.labels))
         return Result(
             method=method,
             split=split,
@@ -233,4 +329,10 @@ class Contest:
             classes=predictions.classes,
             params=0 if parameters is None else parameters.method + parameters.unfrozen,
             seconds=(cost and cost.seconds_train) or 0.0,
+            numbers=numbers,
         )
+
+
+def _seconds(record: RunRecord) -> float:
+    """That a run took as it was recorded."""
+    return (record.cost and record.cost.seconds_total) or 0.0

@@ -28,6 +28,11 @@ class OwnPictures:
         """Pictures that train in a final run of the first split."""
         return len(self.listing.train) + len(self.listing.val)
 
+    @property
+    def in_folds(self) -> bool:
+        """Whether the splits were drawn here, and can be drawn again."""
+        return len(self.splits) > 1
+
 
 def overrides_of(backbone: str, size: int | None = None, metric: str = TOP1) -> tuple[str, ...]:
     """What `peftbench run` takes for pictures of one's own, but for their place and the method.
@@ -82,13 +87,39 @@ def find(where: str) -> OwnPictures:
     return OwnPictures(splits, seen[0])
 
 
-def trial(base: RunSpec, split: DatasetSpec, epochs: int, rate: float | None) -> RunSpec:
+@dataclass(frozen=True)
+class Division:
+    """What trains and what is tested, and the seed of the runs on it."""
+
+    dataset: DatasetSpec
+    seed: int
+
+
+def divisions(place: OwnPictures, times: int, seed: int) -> tuple[Division, ...]:
+    """The splits of `place`, after they were run so many times already.
+
+    Folds are drawn again, with other seeds of the runs too; where test was given, the seed alone
+    is another one.
+    """
+    splits = place.splits
+    if times > 0 and place.in_folds:
+        first = splits[0].split_seed
+        splits = tuple(
+            identify(dataclasses.replace(fold, split_seed=first + times, manifest=""))
+            for fold in splits
+        )
+    return tuple(Division(split, seed + times) for split in splits)
+
+
+def trial(base: RunSpec, on: Division, epochs: int, rate: float | None) -> RunSpec:
     """The run that judges a rate on val; of a method without steps, that gives its val alone."""
     recipe = base.recipe
     if rate is not None:
         warmup = max(1, round(epochs * recipe.warmup_epochs / recipe.epochs))
         recipe = dataclasses.replace(recipe, lr=rate, epochs=epochs, warmup_epochs=warmup)
-    return dataclasses.replace(base, dataset=split, recipe=recipe, phase=Phase.TUNE)
+    return dataclasses.replace(
+        base, dataset=on.dataset, seed=on.seed, recipe=recipe, phase=Phase.TUNE
+    )
 
 
 def final(judged: RunSpec) -> RunSpec:

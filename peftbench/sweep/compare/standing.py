@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from peftbench.statistics.images import mcnemar
+from peftbench.statistics.images import exact_sign_p
 from peftbench.tasks import PER_CLASS, TOP1
 
 REFERENCES = ("logistic", "linear", "knn")  # whose splits show how easy each is
@@ -30,6 +30,14 @@ class Result:
     classes: np.ndarray  # (N,) predicted
     params: int  # that train besides the head
     seconds: float  # of training
+    numbers: np.ndarray | None = None  # (N,) of each image, in whatever split; None: all are new
+
+    @property
+    def images(self) -> np.ndarray:
+        """(N,) what tells each image from all others, of this split and of others."""
+        if self.numbers is not None:
+            return np.asarray(self.numbers, np.int64)
+        return -1 - (np.arange(len(self.labels), dtype=np.int64) + (self.split << 32))
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class MethodRow:
     seconds: float
     splits: int
     run_ids: tuple[str, ...]
-    hits: np.ndarray  # (images of all splits,) bool
+    images: int  # different ones that were tested
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,7 @@ def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Le
     Args:
         order: methods from cheap to dear.
     """
-    by_method: dict[str, list[Result]] = {}
-    for one in results:
-        by_method.setdefault(one.method, []).append(one)
+    by_method = of_methods(results)
     full = {method: _row(method, found, metric) for method, found in by_method.items()}
     rows = [_moved(full[m], found, by_method, full, metric) for m, found in by_method.items()]
     rows.sort(key=lambda row: (-row.val, -row.test, order.index(row.method)))
@@ -91,7 +97,7 @@ def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Le
     level = [
         row.method
         for row in usable
-        if row is first or _p(by_method[first.method], by_method[row.method]) >= bound
+        if row is first or chance(by_method[first.method], by_method[row.method]) >= bound
     ]
     near = [
         row
@@ -104,6 +110,14 @@ def standing(results: Sequence[Result], metric: str, order: Sequence[str]) -> Le
     return Leaderboard(tuple(rows), tuple(level), recommended, partial)
 
 
+def of_methods(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The results of each method."""
+    found: dict[str, list[Result]] = {}
+    for one in results:
+        found.setdefault(one.method, []).append(one)
+    return found
+
+
 def _cost(method: str, order: Sequence[str]) -> int:
     """The place of a method in the order, which methods of the same cost share."""
     same = SAME_COST.get(method, method)
@@ -113,7 +127,10 @@ def _cost(method: str, order: Sequence[str]) -> int:
 def _row(method: str, found: Sequence[Result], metric: str) -> MethodRow:
     found = sorted(found, key=lambda one: one.split)
     tested = [one.metrics[metric] for one in found]
-    error, images = _error(found, metric, tested), sum(len(one.labels) for one in found)
+    different = len(np.unique(np.concatenate([one.images for one in found])))
+    passes = sum(len(one.labels) for one in found) / different
+    error = _error(found, metric, tested, passes)
+    val_images = sum(one.val_images for one in found) / passes
     return MethodRow(
         method=method,
         val=float(np.mean([one.val for one in found])),
@@ -122,12 +139,12 @@ def _row(method: str, found: Sequence[Result], metric: str) -> MethodRow:
         val_per_class=float(np.mean([one.val_per_class for one in found])),
         per_class=float(np.mean([one.metrics[PER_CLASS] for one in found])),
         error=error,
-        val_error=error * float(np.sqrt(images / sum(one.val_images for one in found))),
+        val_error=error * float(np.sqrt(different / val_images)),
         params=max(one.params for one in found),
         seconds=float(np.mean([one.seconds for one in found])),
         splits=len(found),
         run_ids=tuple(one.run_id for one in found),
-        hits=np.concatenate([one.classes == one.labels for one in found]),
+        images=different,
     )
 
 
@@ -159,31 +176,43 @@ def _moved(
     )
 
 
-def _error(found: Sequence[Result], metric: str, tested: Sequence[float]) -> float:
-    """Standard error of the mean: binomial of all images; per class where that is the metric."""
+def _error(found: Sequence[Result], metric: str, tested: Sequence[float], passes: float) -> float:
+    """Standard error of the mean: binomial of all images; per class where that is the metric.
+
+    An image that was tested several times counts once: there are `passes` over all of them.
+    """
     labels = np.concatenate([one.labels for one in found])
     hits = np.concatenate([one.classes == one.labels for one in found])
-    share, images = float(np.mean(tested)), len(labels)
+    share, images = float(np.mean(tested)), len(labels) / passes
     if metric == TOP1:
         return float(np.sqrt(share * (1 - share) / images))
     variances = []
     for label in np.unique(labels):
         own = hits[labels == label]
-        rate = (own.sum() + 1) / (len(own) + 2)  # of few images the plain one is often 0 or 1
-        variances.append(rate * (1 - rate) / len(own))
+        count = len(own) / passes
+        rate = (own.mean() * count + 1) / (count + 2)  # of few the plain one is often 0 or 1
+        variances.append(rate * (1 - rate) / count)
     return float(np.sqrt(np.sum(variances)) / len(variances))
 
 
-def _p(first: Sequence[Result], second: Sequence[Result]) -> float:
-    """McNemar's exact p-value on the images of the splits that both have."""
+def chance(first: Sequence[Result], second: Sequence[Result]) -> float:
+    """McNemar's exact p-value of two methods on the images of the splits that both have.
+
+    An image that several splits test counts once, for the method that is right on it more often.
+    """
     ones, others = ({one.split: one for one in found} for found in (first, second))
     shared = sorted(ones.keys() & others.keys())
     if not shared:
         return 1.0
-    a, b = (
-        np.concatenate([of[k].classes == of[k].labels for k in shared]) for of in (ones, others)
-    )
-    return mcnemar(a, b).p
+    images = np.concatenate([ones[k].images for k in shared])
+    lead = np.concatenate([_hits(ones[k]) - _hits(others[k]) for k in shared])
+    of_image = np.bincount(np.unique(images, return_inverse=True)[1], lead)
+    return exact_sign_p(int((of_image > 0).sum()), int((of_image < 0).sum()))
+
+
+def _hits(one: Result) -> np.ndarray:
+    """1 where it is right, (N,)."""
+    return (one.classes == one.labels).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from peftbench.statistics.images import mcnemar
 from peftbench.sweep.compare.choice import Choice
-from peftbench.sweep.compare.standing import ClassRow, Leaderboard, MethodRow
+from peftbench.sweep.compare.standing import ClassRow, Leaderboard, Result, chance
 from peftbench.tasks import TOP1
 
 WEAK = 0.15  # recall below the mean, from which on a class is named
@@ -52,8 +51,30 @@ def explained(now: Leaderboard, metric: str) -> list[str]:
     return lines
 
 
-def verdict(now: Leaderboard, majority: MethodRow | None, metric: str) -> list[str]:
-    """Which methods cannot be told apart, and which of them to take."""
+def further(divisions: int, splits: int, folds: bool) -> list[str]:
+    """What was done with the time that was left.
+
+    Args:
+        divisions: that were run beyond the first `splits`.
+        folds: whether they are folds that were drawn again, or else the same split with new seeds.
+    """
+    if divisions < 1:
+        return []
+    if folds:
+        times = -(-divisions // splits)
+        drawn = "once more" if times == 1 else f"{times} more times"
+        what = f"folds were drawn {drawn}, and {divisions} of them tested"
+    else:
+        what = f"methods that take steps ran with {divisions} more seed{'s' * (divisions > 1)}"
+    return [f"Time was left: {what}. A picture that was tested several times counts as one."]
+
+
+def verdict(now: Leaderboard, found: Mapping[str, Sequence[Result]], metric: str) -> list[str]:
+    """Which methods cannot be told apart, and which of them to take.
+
+    Args:
+        found: the results of each method.
+    """
     taken = now.row(now.recommended)
     lines = []
     if len(now.level) > 1:
@@ -71,8 +92,9 @@ def verdict(now: Leaderboard, majority: MethodRow | None, metric: str) -> list[s
         f"Take {now.recommended}: {why}, {100 * taken.accuracy:.1f} % top-1 and "
         f"{100 * taken.per_class:.1f} % mean per class."
     )
-    if majority is not None and metric == TOP1 and len(majority.hits) == len(taken.hits):
-        p = mcnemar(taken.hits, majority.hits).p
+    majority = next((row for row in now.rows if row.method == "majority"), None)
+    if majority is not None and metric == TOP1 and majority.splits == taken.splits:
+        p = chance(found[taken.method], found["majority"])
         if p >= 0.05 or taken.accuracy <= majority.accuracy:
             lines.append(
                 f"It is not told from always saying the largest class "
