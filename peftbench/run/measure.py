@@ -268,7 +268,11 @@ def score(pending: PendingRecord, bench: Bench, predicted: Predicted) -> Scored:
     pending.metrics.update(scores)
     for shift, parts in bench.shifts.items():
         shifted = robustness.measure(
-            shift, parts, lambda images: bench.predict(images, alone), task
+            shift,
+            parts,
+            lambda images: bench.predict(images, alone),
+            task,
+            bench.spec.judged_by.name,
         )
         pending.metrics.update(shifted)
         scores |= shifted

@@ -81,6 +81,12 @@ def test_the_mean_corruption_error_is_relative_to_alexnet(tmp_path: Path) -> Non
     expected = np.mean([(2 / 3) / error for error in ALEXNET.values()])
     assert found["imagenet_c/mce"] == pytest.approx(expected)
     assert found["imagenet_c/fog/3/top1"] == pytest.approx(1 / 3)
+    # of three classes one has the F1 of precision 1 / 3 and recall 1, the others 0
+    by_f1 = robustness.measure(spec, parts, sure_of(0), CLASSIFICATION, "f1_macro")
+    assert by_f1["imagenet_c/fog/3/f1_macro"] == pytest.approx(0.5 / 3)
+    assert by_f1["imagenet_c/f1_macro"] == pytest.approx(0.5 / 3)
+    assert {name: by_f1[name] for name in found} == found
+    assert len(by_f1) == len(found) + 15 * 5 + 1
     (tmp_path / "ImageNet-C" / "fog" / "5").rename(tmp_path / "away")
     with pytest.raises(DataError, match=r"lacks 1 of 75 folders, first fog/5\."):
         list(data.load_shift(spec, WNIDS, SIZE))
