@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class FrozenPart:
     views: FixedViews | None = None  # that training sees of the images, and their pictures' sizes
     sizes: np.ndarray | None = None
     passes: float | None = None  # over the images that train, where they were made elsewhere
+    told: Callable[[int, int], object] = lambda done, images: None  # how many are computed
     suffix: nn.Module = field(init=False)
     _trains: int | None = None  # which of the images train
     _offered: dict[int, tuple[np.ndarray, bool]] = field(default_factory=dict)
@@ -99,7 +100,9 @@ class FrozenPart:
         entry = self.store.entry(
             facts,
             (len(images), prefix.row_bytes),
-            lambda: _computed(self.model, prefix, pixels, layout, self.compute),
+            lambda: self._counted(
+                _computed(self.model, prefix, pixels, layout, self.compute), len(images)
+            ),
         )
         if entry is None:
             return None
@@ -111,6 +114,14 @@ class FrozenPart:
             self.computed += len(images)
         beside = pixels if prefix.needs_images and isinstance(pixels, Pixels) else None
         return ActivationRows(entry.rows, layout, beside, self.compute.device)
+
+    def _counted(self, made: Iterator[np.ndarray], images: int) -> Iterator[np.ndarray]:
+        """The same rows (n, bytes); says how many there were after some of them."""
+        done = 0
+        for rows in made:
+            yield rows
+            done += len(rows)
+            self.told(done, images)
 
     @torch.no_grad()
     def check(self) -> None:

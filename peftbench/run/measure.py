@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ from peftbench.run.energy import EnergyMeter
 from peftbench.run.freezing import with_frozen_part
 from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
-from peftbench.run.shown import Showing
+from peftbench.run.shown import Follower, Showing
 from peftbench.run.solving import counted, solved
 from peftbench.run.timing import disturbance
 from peftbench.spec import SPLIT_OF_PHASE, Phase, RunSpec
@@ -146,7 +147,7 @@ def train(
     checks = ValChecks(spec, bench.splits, bench.rows_of_report)
     _claim(checkpoints, bench)
     before, meter = cost.clock(compute.device), EnergyMeter(compute.device)
-    with watching.show(spec) as showing, seeded(spec.seed, compute):
+    with watching.show(spec) as showing, seeded(spec.seed, compute), _heard(bench, showing):
 
         def tell(row: EpochRow) -> None:
             watching.log(row)
@@ -196,6 +197,20 @@ def train(
         disturbed is not None,
         joules if alone else None,
     )
+
+
+@contextlib.contextmanager
+def _heard(bench: Bench, showing: Follower) -> Iterator[None]:
+    """Inside, `showing` is told how many images frozen layers were computed of."""
+    frozen = bench.frozen
+    if frozen is None:
+        yield
+        return
+    before, frozen.told = frozen.told, showing.kept
+    try:
+        yield
+    finally:
+        frozen.told = before
 
 
 def _fitted(bench: Bench, callbacks: Callbacks) -> Fit:

@@ -25,6 +25,9 @@ EVERY_SECONDS = 30.0  # between two
 class Follower(Protocol):
     """Is told how far training has come."""
 
+    def kept(self, done: int, images: int) -> None:
+        """Before training: frozen layers were computed of so many of the images."""
+
     def step(self, place: Place) -> None:
         """A step is done."""
 
@@ -38,6 +41,9 @@ Showing = AbstractContextManager[Follower]
 @dataclass
 class _Nobody:
     """Shows nothing."""
+
+    def kept(self, done: int, images: int) -> None:
+        return
 
     def step(self, place: Place) -> None:
         return
@@ -60,6 +66,9 @@ def as_bar(spec: RunSpec) -> Iterator[Follower]:
     with tqdm(total=spec.recipe.total_epochs, desc=printable(str(spec)), unit="epoch") as bar:
 
         class Bar(_Nobody):
+            def kept(self, done: int, images: int) -> None:
+                bar.set_postfix_str(f"frozen layers of {done:,} of {images:,} images")
+
             def epoch(self, row: EpochRow) -> None:
                 bar.set_postfix(loss=f"{row.loss:.3f}", train=f"{100 * row.accuracy:.1f}")
                 bar.update(row.epoch - bar.n)  # more than one after a run was taken up again
@@ -87,7 +96,8 @@ class Lines:
     """Says epoch, loss and time left, at most every `EVERY_SECONDS`.
 
     The time is that of as many steps as are left, each as long as those of the last whole epoch
-    were, evaluation included; before there is one, as those of this process so far.
+    were, evaluation included; before there is one, as those of this process so far. While frozen
+    layers are computed before training, it is that of the images that are left.
     """
 
     def __init__(
@@ -106,6 +116,23 @@ class Lines:
         self._first: int | None = None  # steps that were done before this process
         self._of_epoch: float | None = None  # seconds that the last whole epoch took
         self._whole = False  # whether the epoch under way was begun here
+        self._images: tuple[int, float] | None = None  # first ones that were computed, and when
+
+    def kept(self, done: int, images: int) -> None:
+        """Say how many images are done, unless that was said a moment ago."""
+        now = self.clock()
+        if self._images is None or done <= self._images[0]:  # of these, or of others
+            self._images = done, now
+        known, since = self._images
+        self._began = self._epoch_began = now  # of the steps, which follow
+        if now < self._due or done >= images or done == known:
+            return
+        self._due = now + EVERY_SECONDS
+        left = (now - since) / (done - known) * (images - done)
+        self.say(
+            f"{self.title}: frozen layers computed of {done:,} of {images:,} images, "
+            f"about {duration(left)} left"
+        )
 
     def step(self, place: Place) -> None:
         """Say where training is, unless that was said a moment ago."""

@@ -71,3 +71,22 @@ def test_a_run_that_goes_on_counts_its_own_steps_alone(position: int) -> None:
     left = round(20.0 * (100 - 50 - position) / 60)
     percent = 10 * position
     assert said[0] == f"lora: epoch 6 of 10 ({percent} %), loss 1.250, about {left} min left"
+
+
+def test_frozen_layers_that_are_computed_before_training_are_told_of() -> None:
+    said: list[str] = []
+    clock = Clock()
+    lines = Lines("linear", 10, said.append, clock)
+    for done in range(128, 128 * 20 + 1, 128):
+        clock.now += 3.0
+        lines.kept(min(done, 2500), 2500)
+    # at 12 s 384 images took 9 s since the first 128, and 1,988 are left; then after 30 s more
+    assert said == [
+        "linear: frozen layers computed of 512 of 2,500 images, about 47 s left",
+        "linear: frozen layers computed of 1,792 of 2,500 images, about 17 s left",
+    ]
+    lines.kept(10, 10)  # of others, and all of them at once
+    # training begins now: its steps take 31 s each
+    clock.now += 31.0
+    lines.step(Place(0, 1, 2, lambda: None))
+    assert said[2:] == ["linear: epoch 1 of 10 (50 %), about 10 min left"]
