@@ -118,6 +118,7 @@ class FrozenPart:
     def _counted(self, made: Iterator[np.ndarray], images: int) -> Iterator[np.ndarray]:
         """The same rows (n, bytes); says how many there were after some of them."""
         done = 0
+        self.told(done, images)
         for rows in made:
             yield rows
             done += len(rows)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from threading import Timer
 from typing import TYPE_CHECKING, Protocol
 
 from peftbench.durations import duration
@@ -116,11 +117,22 @@ class Lines:
         self._first: int | None = None  # steps that were done before this process
         self._of_epoch: float | None = None  # seconds that the last whole epoch took
         self._whole = False  # whether the epoch under way was begun here
+        self._timer = Timer(0, say)  # says that the first images take long
         self._images: tuple[int, float] | None = None  # first ones that were computed, and when
 
     def kept(self, done: int, images: int) -> None:
-        """Say how many images are done, unless that was said a moment ago."""
+        """Say how many images are done, unless that was said a moment ago.
+
+        The first images of a large network may take minutes, so that their beginning is told of.
+        """
         now = self.clock()
+        self._timer.cancel()
+        if done == 0:
+            words = f"{self.title}: frozen layers are computed of {images:,} images"
+            self._timer = Timer(FIRST_SECONDS, self.say, [words])
+            self._timer.daemon = True
+            self._timer.start()
+            return
         if self._images is None or done <= self._images[0]:  # of these, or of others
             self._images = done, now
         known, since = self._images

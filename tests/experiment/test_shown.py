@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from peftbench.results.record import EpochRow
+from peftbench.run import shown
 from peftbench.run.shown import Lines
 from peftbench.training.progress import Place
 
@@ -90,3 +93,23 @@ def test_frozen_layers_that_are_computed_before_training_are_told_of() -> None:
     clock.now += 31.0
     lines.step(Place(0, 1, 2, lambda: None))
     assert said[2:] == ["linear: epoch 1 of 10 (50 %), about 10 min left"]
+
+
+def test_first_images_that_take_long_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown, "FIRST_SECONDS", 0.01)
+    said: list[str] = []
+    heard = threading.Event()
+
+    def say(line: str) -> None:
+        said.append(line)
+        heard.set()
+
+    lines = Lines("linear", 10, say, Clock())
+    lines.kept(0, 2500)
+    assert heard.wait(20)
+    assert said == ["linear: frozen layers are computed of 2,500 images"]
+    monkeypatch.setattr(shown, "FIRST_SECONDS", 3600.0)
+    lines.kept(0, 2500)
+    waiting = lines._timer
+    lines.kept(128, 2500)
+    assert waiting.finished.is_set()  # cancelled: nothing keeps the process
