@@ -220,6 +220,8 @@ def _runs(results_dir: str, status: str | None) -> str:
     for run in (dict(zip(NAMES, values, strict=True)) for values in runs):
         if run["status"] not in wanted:
             continue
+        if run["fold"] is not None:
+            run["dataset"] = f"{run['dataset']}, fold {run['fold']} of {run['folds']}"
         rows.append((*(run[name] for name in SHOWN), _outcome(store, run)))
     for error in broken:
         rows.append(("?", "BROKEN", "", "", "", "", error))

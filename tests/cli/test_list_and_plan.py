@@ -272,6 +272,19 @@ def test_list_runs_shows_results_failures_and_broken_files(cli, recorded: Result
     assert str(recorded.path("lora", "4" * 16).relative_to(recorded.root.parent)) in lines[4]
 
 
+def test_list_runs_says_which_fold_was_tested(cli, work: Path) -> None:
+    store = ResultsStore(work / "results")
+    for number in (1, 2):
+        made = record(number, Status.OK, metrics={"test/top1": 0.5})
+        parted = {"name": "pets", "reader": "folder", "folds": 5, "fold": number}
+        store.add(dataclasses.replace(made, spec={**made.spec, "dataset": parted}))
+    _, *lines = cli("list", "runs").out.splitlines()
+    assert [line.partition("vit_mini")[2].split("  ")[1].strip() for line in lines] == [
+        "pets, fold 1 of 5",
+        "pets, fold 2 of 5",
+    ]
+
+
 @pytest.mark.parametrize(
     ("status", "seeds"),
     [("failed", ["2"]), ("ok", ["1"]), ("UNSUPPORTED", ["3"]), ("error", [])],
