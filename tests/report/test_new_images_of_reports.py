@@ -68,6 +68,12 @@ def test_folds_that_are_missing_are_told_of(make_record, tmp_path) -> None:
     assert (found["splits"], found["note"]) == (3, "3 of 5 folds are there")
 
 
+def test_a_record_may_say_that_there_are_no_folds(make_record, tmp_path) -> None:
+    record = make_record("lora", top1=0.5, **own_data("birds", folds=None, fold=None))
+    found = cell_of(View.of(frame([record])), "lora")
+    assert (found["n"], found["splits"]) == (1, 1) and "folds" not in str(found["note"])
+
+
 def test_one_run_has_the_interval_of_its_images(make_record, tmp_path) -> None:
     run = predicted_run(make_record, "lora", "1" * 64 + "0" * 33, range(97), **own_data("birds"))
     store = stored(tmp_path, [run])

@@ -326,10 +326,10 @@ def _manifests(runs: Sequence[Run]) -> set[str]:
 
 def _missing_folds(runs: Sequence[Run]) -> list[str]:
     """A remark where no split has all its folds, so that not every image was tested."""
-    folds = {run.settings.get("folds") for run in runs} - {None}
-    if len(folds) != 1:
+    folds = {run.settings.get("folds", "null") for run in runs}  # null: the record says so
+    if len(folds) != 1 or not (told := folds.pop()).isdecimal():
         return []
-    number = int(str(folds.pop()))
+    number = int(told)
     by_draw: dict[int | None, set[int | None]] = defaultdict(set)
     for run in runs:
         by_draw[run.draw[0]].add(run.draw[1])
