@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from support.stepped import random_run, told_of_steps
 from support.tiny_runs import digits, repeatable, short_timings, tiny_spec
 
 import peftbench
@@ -24,24 +25,14 @@ from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment
 from peftbench.spec import BEST_ON_TEST, Phase, RunSpec, Selection
-from peftbench.training import checkpoint, loop
+from peftbench.training import checkpoint
 from peftbench.training.saving import CheckpointPolicy
 
 pytestmark = pytest.mark.arithmetic
-# 11 images in batches of 4: three steps an epoch; everything that draws random numbers is on
-RECIPE = {
-    "epochs": 3,
-    "batch_size": 4,
-    "warmup_epochs": 1,
-    "augmentation": "crop_flip",
-    "mixup": 0.8,
-    "random_erasing": 0.3,
-    "ema_decay": 0.9,
-    "frozen_mode": "train",
-}
-SPEC = tiny_spec(VPTDeep(dropout=0.3), dataset=digits(11), recipe=RECIPE)
+# 11 images in batches of 4: three steps an epoch
+SPEC = random_run(11)
 # two steps an epoch, four in all: what is wrong with a state is known before the first of them
-SHORT = tiny_spec(VPTDeep(dropout=0.3), dataset=digits(6), recipe=RECIPE | {"epochs": 2})
+SHORT = random_run(6, epochs=2)
 
 
 def saving(**when: Any) -> experiment.RunOptions:
@@ -52,25 +43,12 @@ def saving(**when: Any) -> experiment.RunOptions:
 @contextmanager
 def stopped_after(steps: int) -> Iterator[None]:
     """Training is interrupted in the forward pass that follows so many steps of the optimiser."""
-    taken = 0
-    make = loop.make_optimizer
 
-    def counting(*arguments: Any) -> torch.optim.Optimizer:
-        optimizer = make(*arguments)
-        step = optimizer.step
+    def stop(number: int) -> None:
+        if number == steps + 1:
+            raise KeyboardInterrupt
 
-        def counted(*args: Any) -> Any:
-            nonlocal taken
-            if taken == steps:
-                raise KeyboardInterrupt
-            taken += 1
-            return step(*args)
-
-        optimizer.step = counted  # type: ignore[method-assign]
-        return optimizer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_optimizer", counting)
+    with told_of_steps(stop):
         yield
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.stepped import random_run, told_of_steps
 from support.tiny_runs import digits, repeatable, short_timings, tiny_spec
 from support.together import together
 
 from peftbench import stopping
-from peftbench.methods.vpt import VPTDeep
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment, measure
@@ -23,45 +23,21 @@ from peftbench.spec import BEST_ON_TEST, Phase, RunSpec, Selection
 from peftbench.training import loop
 
 pytestmark = pytest.mark.arithmetic
-# 11 images of train and 11 of val in batches of 4: six steps an epoch; everything that draws random
-# numbers is on
-RECIPE = {
-    "epochs": 3,
-    "batch_size": 4,
-    "warmup_epochs": 1,
-    "augmentation": "crop_flip",
-    "mixup": 0.8,
-    "random_erasing": 0.3,
-    "ema_decay": 0.9,
-    "frozen_mode": "train",
-}
-SPEC = tiny_spec(VPTDeep(dropout=0.3), dataset=digits(11), recipe=RECIPE)
+# 11 images of train and 11 of val in batches of 4: six steps an epoch
+SPEC = random_run(11)
 LOOKS = {"phase": Phase.TUNE, "recipe": {"epochs": 4}}
 
 
 @contextmanager
 def signalled_in_step(number: int, *signals: int) -> Iterator[list[int]]:
     """Signals come in the `number`-th step of the optimiser; gives the steps that were ended."""
-    begun, ended = 0, list[int]()
-    make = loop.make_optimizer
+    ended = list[int]()
 
-    def counting(*arguments: Any) -> torch.optim.Optimizer:
-        optimizer = make(*arguments)
-        step = optimizer.step
+    def begins(step: int) -> None:
+        for signum in signals if step == number else ():
+            os.kill(os.getpid(), signum)
 
-        def counted(*args: Any) -> None:
-            nonlocal begun
-            begun += 1
-            for signum in signals if begun == number else ():
-                os.kill(os.getpid(), signum)
-            step(*args)
-            ended.append(begun)
-
-        optimizer.step = counted  # type: ignore[method-assign]
-        return optimizer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_optimizer", counting)
+    with told_of_steps(begins, ended.append):
         yield ended
 
 
