@@ -7,13 +7,15 @@ import io
 import matplotlib as mpl
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.patches import Circle
 from matplotlib.text import Text
 from PIL import Image
 
 from peftbench.report.figures import save
-from peftbench.report.figures.fonts import for_embedding
+from peftbench.report.figures.fonts import NAME, for_embedding
 from peftbench.report.figures.recording import RecordedFigure, recorded
 from peftbench.report.figures.style import STYLE
 
@@ -49,6 +51,13 @@ def written(figure, kind, **more):
     with mpl.rc_context(STYLE):
         figure.savefig(file, format=kind, dpi=200, **more)
     return file.getvalue()
+
+
+def test_an_embedded_font_does_not_say_when_it_was_made() -> None:
+    for_embedding()
+    source = findfont(FontProperties(family=["sans-serif"]))
+    with TTFont(findfont(NAME)) as own, TTFont(source) as usual:
+        assert own["head"].modified == usual["head"].modified
 
 
 def test_three_formats_draw_and_lay_out_a_figure_once(figure, tmp_path):

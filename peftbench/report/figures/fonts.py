@@ -38,7 +38,7 @@ def _register() -> tempfile.TemporaryDirectory[str]:
     for weight in ("normal", "bold"):
         source = findfont(FontProperties(family=["sans-serif"], weight=weight))
         path = Path(folder.name) / Path(source).name
-        with TTFont(source, lazy=True) as font:
+        with TTFont(source, lazy=True, recalcTimestamp=False) as font:  # the same in each process
             for table in RULES:
                 if table in font:
                     del font[table]
