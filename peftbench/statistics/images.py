@@ -49,11 +49,13 @@ def mcnemar(first: Hits, second: Hits) -> Discordance:
 
 def exact_sign_p(wins: int, losses: int) -> float:
     """Two-sided chance of a split at least so uneven when both sides are equally likely."""
-    from scipy import stats
+    from scipy.special import betainc  # `scipy.stats` takes a second to import
 
     if wins + losses == 0:
         return 1.0
-    return float(min(1.0, 2 * stats.binom.cdf(min(wins, losses), wins + losses, 0.5)))
+    fewer, more = sorted((wins, losses))
+    # of a binomial distribution of chance 1/2, the cumulative one up to `fewer`
+    return float(min(1.0, 2 * betainc(more, fewer + 1, 0.5))) if more > fewer else 1.0
 
 
 def agreement(predicted: Mapping[str, Classes]) -> pd.DataFrame:

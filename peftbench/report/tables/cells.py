@@ -440,7 +440,7 @@ def _mean_with_head(runs: Sequence[Run]) -> float | None:
 
 def chosen_by_dataset(runs: Sequence[Run], named: frozenset[str]) -> list[str]:
     """A remark on the settings that differ between the data sets of one row."""
-    done = [run for run in runs if run.status == Status.OK]
+    done = list({id(run.settings): run for run in runs if run.status == Status.OK}.values())
     differing = []
     for name in dict.fromkeys(name for run in done for name in run.settings):
         values = {run.told(name) for run in done}

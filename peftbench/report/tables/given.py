@@ -37,11 +37,18 @@ def given_settings(runs: Sequence[Run]) -> list[Settings]:
         free -= {name for run in runs for name, group in run.searched.items() if group == METHOD}
     if not free:
         return [run.settings for run in runs]
-    kept = [{**run.settings, **dict.fromkeys(free & run.searched.keys(), SEARCHED)} for run in runs]
+    made: dict[Any, Settings] = {}  # runs that share settings share these too
+    for run in runs:
+        chosen = dict.fromkeys(free & run.searched.keys(), SEARCHED)
+        made.setdefault(id(run.settings), {**run.settings, **chosen})
+    kept = [made[id(run.settings)] for run in runs]
     if not _repeats(runs, kept):
-        return list(kept)
-    told = [{**s, BUDGET: run.budget or "none"} for run, s in zip(runs, kept, strict=True)]
-    return [run.settings for run in runs] if _repeats(runs, told) else list(told)
+        return kept
+    for run in runs:
+        told = {**made[id(run.settings)], BUDGET: run.budget or "none"}
+        made.setdefault((id(run.settings), run.budget), told)
+    by_budget = [made[id(run.settings), run.budget] for run in runs]
+    return [run.settings for run in runs] if _repeats(runs, by_budget) else by_budget
 
 
 def chosen_in_cell(runs: Sequence[Run]) -> list[str]:

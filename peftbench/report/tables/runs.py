@@ -22,6 +22,12 @@ ALWAYS = ("recipe", "limit", "selection", "metric")  # settings in which rows al
 LEFT_OUT = settings_of(
     settings_text({f.name: f.default for f in fields(Recipe) if f.metadata.get("later")})
 )
+# columns of which settings are made
+DECLARED = (
+    *("hyperparameters", "recipe", "limit", "recipe_settings", "method_version", "preprocessing"),
+    *("data_settings", "image_size", "drop_path", "precision", "selection", "selection_metric"),
+    "searched",
+)
 # by `id` of a run: the text that tells its row, and the settings named in it
 Variants = dict[int, tuple[str, frozenset[str]]]
 Draw = tuple[int | None, int | None]  # seed of a drawn split, and which fold is test
@@ -138,11 +144,16 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
     for row in rows:
         tags[text_of(row["backbone"])].add(text_of(row["backbone_tag"]))
     runs = []
+    known: dict[tuple[Any, ...], tuple[dict[str, str], dict[str, str]]] = {}  # many are the same
     for row in rows:
         backbone, tag = text_of(row["backbone"]), text_of(row["backbone_tag"])
         without_head, head = row["params_tuned"], row["params_head"]
         own = row["content"] is not None and not text_of(row["suite"])
-        settings = _settings(row)
+        declared = tuple(row.get(name) for name in DECLARED)
+        if declared not in known:
+            spelled = _settings(row)
+            known[declared] = spelled, searched_settings(text_of(row.get("searched")), spelled)
+        settings, searched = known[declared]
         runs.append(
             Run(
                 row=row["row"],
@@ -170,7 +181,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Run]:
                 own=own,
                 draw=(row["split_seed"], row["fold"]),
                 val=_number(row.get(f"val_{metric}")) if row["content"] else None,
-                searched=searched_settings(text_of(row.get("searched")), settings),
+                searched=searched,
                 given=settings,
             )
         )
@@ -243,8 +254,9 @@ def variants_of(runs: Sequence[Run]) -> Variants:
         by_method[run.method].append(run)
     variants: Variants = {}
     for members in by_method.values():
-        names = list(dict.fromkeys(name for run in members for name in run.given))
-        varying = [n for n in names if len({run.given.get(n) for run in members}) > 1]
+        different = _different(members)
+        names = list(dict.fromkeys(name for given in different for name in given))
+        varying = [n for n in names if len({given.get(n) for given in different}) > 1]
         chosen = [name for name in varying if name in ALWAYS]
         while any(conflicts := _conflicts(members, chosen)):
             ranked = [
@@ -261,13 +273,19 @@ def variants_of(runs: Sequence[Run]) -> Variants:
     return variants
 
 
+def _different(runs: Sequence[Run]) -> list[Mapping[str, str]]:
+    """The settings that tell rows, once where runs share them."""
+    return list({id(run.given): run.given for run in runs}.values())
+
+
 def _conflicts(runs: Sequence[Run], names: Sequence[str]) -> tuple[int, int]:
     """Settings that would share a cell and sizes that would share a row, if `names` told rows."""
     settings: dict[Any, set[Any]] = defaultdict(set)
     sizes: dict[Any, set[int]] = defaultdict(set)
+    whole = {id(given): frozenset(given.items()) for given in _different(runs)}
     for run in runs:
         row = (run.heading, *(run.given.get(name) for name in names))
-        settings[row, run.suite, run.dataset].add(frozenset(run.given.items()))
+        settings[row, run.suite, run.dataset].add(whole[id(run.given)])
         if run.without_head is not None:
             sizes[row].add(run.without_head)
     return (
