@@ -17,6 +17,7 @@ from scipy.special import ndtr
 from peftbench.statistics.new_images import ImageScores, interval, spread
 
 TEST = 0.2  # share of the images that a drawn split tests
+AT_ONCE = 1000  # data sets in memory
 MODELS = 100  # further seeds that tell the expected accuracy of a single split
 
 
@@ -147,11 +148,12 @@ def scores_of(simulated: Simulated, number: int, *, per_class: bool = False) -> 
 
 def coverage(design: Design, sets: int, seed: int = 0) -> float:
     """Share of so many data sets whose 95 % interval holds the truth."""
-    simulated = simulate(design, sets, seed)
     held = 0
-    for number in range(sets):
-        found = interval(spread(scores_of(simulated, number)))
-        held += found.low <= simulated.truth[number] <= found.high
+    for start in range(0, sets, AT_ONCE):
+        simulated = simulate(design, min(AT_ONCE, sets - start), seed + start)
+        for number in range(len(simulated.truth)):
+            found = interval(spread(scores_of(simulated, number)))
+            held += found.low <= simulated.truth[number] <= found.high
     return held / sets
 
 
@@ -172,4 +174,4 @@ def main(sets: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4000)
