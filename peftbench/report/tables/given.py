@@ -4,15 +4,35 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from peftbench.report.tables.runs import Run
+from typing import Any, Protocol
 
 Settings = Mapping[str, str]
 SEARCHED = "searched"  # stands for every value that a search chose
 METHOD = "method"  # the group of its hyper-parameters
 BUDGET = "search"  # the setting by which rows of several searches are told
+
+
+class DeclaredRun(Protocol):
+    """What is asked of a run of a table."""
+
+    @property
+    def heading(self) -> str: ...
+    @property
+    def suite(self) -> str: ...
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def draw(self) -> Any: ...
+    @property
+    def unit(self) -> Any: ...
+    @property
+    def budget(self) -> str: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def searched(self) -> Mapping[str, str]: ...
+    @property
+    def without_head(self) -> int | None: ...
 
 
 def searched_settings(keys: str, settings: Collection[str]) -> dict[str, str]:
@@ -24,7 +44,7 @@ def searched_settings(keys: str, settings: Collection[str]) -> dict[str, str]:
     return {key if key in settings else name: group for key, group, name in parted}
 
 
-def given_settings(runs: Sequence[Run]) -> list[Settings]:
+def given_settings(runs: Sequence[DeclaredRun]) -> list[Settings]:
     """Of each run of one method, the settings by which its row is told.
 
     What a search chose has the value `SEARCHED`, so that rates which differ between splits, seeds
@@ -51,7 +71,7 @@ def given_settings(runs: Sequence[Run]) -> list[Settings]:
     return [run.settings for run in runs] if _repeats(runs, by_budget) else by_budget
 
 
-def chosen_in_cell(runs: Sequence[Run]) -> list[str]:
+def chosen_in_cell(runs: Sequence[DeclaredRun]) -> list[str]:
     """A remark on each setting that searches chose differently for the runs of one cell."""
     over = "split" if len({run.draw for run in runs}) > 1 else "seed"
     remarks = []
@@ -71,7 +91,7 @@ def _span(values: Collection[str]) -> str:
     return f"{ordered[0]} to {ordered[-1]}"
 
 
-def _chosen_differently(runs: Sequence[Run]) -> set[str]:
+def _chosen_differently(runs: Sequence[DeclaredRun]) -> set[str]:
     """Settings that searches chose, and not the same value for all."""
     values: dict[str, set[str]] = defaultdict(set)
     for run in runs:
@@ -81,7 +101,7 @@ def _chosen_differently(runs: Sequence[Run]) -> set[str]:
     return {name for name, found in values.items() if len(found) > 1}
 
 
-def _sizes_differ(runs: Sequence[Run]) -> bool:
+def _sizes_differ(runs: Sequence[DeclaredRun]) -> bool:
     sizes: dict[str, set[int]] = defaultdict(set)
     for run in runs:
         if run.without_head is not None:
@@ -89,7 +109,7 @@ def _sizes_differ(runs: Sequence[Run]) -> bool:
     return any(len(found) > 1 for found in sizes.values())
 
 
-def _repeats(runs: Sequence[Run], told: Sequence[Settings]) -> bool:
+def _repeats(runs: Sequence[DeclaredRun], told: Sequence[Settings]) -> bool:
     """Whether two searches chose differently for one seed of what would be one cell."""
     chosen: dict[Any, set[Any]] = defaultdict(set)
     for run, settings in zip(runs, told, strict=True):
