@@ -115,6 +115,11 @@ class Anatomy:
     left_out: tuple[tuple[str, str, str], ...] = ()  # path, role, why it is not confirmed
 
     @property
+    def known_by(self) -> str:
+        """How the sites are known: "described", "inferred", or "" where there are none."""
+        return "inferred" if self.inferred else "described" if self.sites else ""
+
+    @property
     def finds(self) -> str:
         """What says where things are, for a sentence that ends in what it does not name."""
         if self.inferred:

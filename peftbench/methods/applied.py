@@ -108,6 +108,19 @@ class Tuned:
         return {**parameters, **{name: model.get_buffer(name) for name in self.changing_buffers}}
 
 
+def _partial_cover(anatomy: Anatomy, attachment: Attachment) -> tuple[str, ...]:
+    """A note where a method goes through the layers of the blocks, and some are no sites."""
+    layers = {site.path for site in anatomy.sites if site.fan_in is not None}
+    adapted = layers.intersection(attachment.touched)
+    if not adapted or not anatomy.uncovered:
+        return ()
+    paths, some = anatomy.uncovered, anatomy.uncovered[0]
+    return (
+        f"{len(paths)} layers in the blocks, such as {some}, have no role that methods know and "
+        f"stay as they are; {len(adapted)} are adapted",
+    )
+
+
 def apply(
     method: Method,
     backbone: nn.Module,

@@ -46,6 +46,7 @@ COLUMNS = (
     Column("preprocessing", "string", "as normalisation=checkpoint,resize=squash"),
     Column("image_size", "Int64", "asked for; missing means the size of the checkpoint"),
     Column("input_size", "Int64", "side of the square input in pixels, as the run was made"),
+    Column("sites", "string", "how its layers are known: described, inferred or corrected"),
     Column("drop_path", "Float64", "stochastic depth rate of the parts that train"),
     Column("precision", "string", "asked for; dtype is what it became"),
     Column("selection", "string", "which epoch is reported: last, or best_on_test, which flatters"),

@@ -128,6 +128,7 @@ class Provenance:
     backbone_source: str | None = None  # file or tag they came from
     preprocessing: dict[str, Any] = field(default_factory=dict)  # resolved
     data: dict[str, Any] = field(default_factory=dict)  # manifest hash and counts of each split
+    sites: str | None = None  # how the backbone's layers are known: described, inferred, corrected
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "preprocessing": cached_settings_text(_mapping(spec.get("preprocessing"))),
         "image_size": backbone.get("image_size"),
         "input_size": origin and origin.preprocessing.get("size"),
+        "sites": origin and origin.sites,
         "drop_path": backbone.get("drop_path"),
         "precision": spec.get("precision"),
         "selection": record.selection,

@@ -111,7 +111,8 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
     _check_metric(spec, splits)
     tested = spec.shifts if spec.phase is Phase.FINAL else ()
     shifts = robustness.find(tested, splits.class_names, backbone.preprocessing)
-    pending.provenance = _provenance(backbone, splits)
+    sites = "corrected" if spec.backbone.anatomy else anatomy.known_by
+    pending.provenance = _provenance(backbone, splits, sites)
     tuned = attach(spec, backbone, anatomy, splits.num_classes)
     pending.notes = [*splits.notes, *backbone.notes, *tuned.notes]
     if compute.micro_batch is not None and compute.micro_batch < spec.recipe.batch_size:
@@ -173,7 +174,7 @@ def _levels(splits: data.Splits) -> dict[str, list[int]]:
     return {} if levels is None else {"levels": [levels.black, levels.white]}
 
 
-def _provenance(backbone: Backbone, splits: data.Splits) -> Provenance:
+def _provenance(backbone: Backbone, splits: data.Splits, sites: str) -> Provenance:
     """The code, the machine, and what was really loaded."""
     commit, dirty = provenance.git_state()
     return Provenance(
@@ -196,4 +197,5 @@ def _provenance(backbone: Backbone, splits: data.Splits) -> Provenance:
             "classes": len(splits.class_names),
             **_levels(splits),
         },
+        sites=sites,
     )

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from support.timm_modules import SMALLEST
-from torch import nn
+from support.timm_modules import LARGE, OTHER, SMALLEST, build, side_of
 
 import peftbench as pb
 from peftbench.artefacts import task_file
 from peftbench.backbones.classifier import heads_of
 
-CLASSES, OTHER = 5, 3  # of the new classifier, and of the one that the model comes with
-SIDES = (64, 96, 128, 160, 224, 240, 256)  # pixels, of which the least that works is taken
-# more than 160 million parameters: too much for a machine that runs tests
-LARGE = frozenset({"deepseek_vit", "gemma4_vit"})
+CLASSES = 5  # of the new classifier
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
-
-
-def build(name: str, side: int | None, num_classes: int = OTHER) -> nn.Module:
-    """The architecture with random tensors, none of which is zero; in eval mode."""
-    try:
-        model = timm.create_model(name, num_classes=num_classes, img_size=side)
-    except TypeError:  # of convolutions, which take any size
-        model = timm.create_model(name, num_classes=num_classes)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for path, parameter in model.named_parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5 / fan_in**0.5)
-            if parameter.ndim == 1 and path.endswith("weight"):  # the scale of a norm
-                parameter.add_(1.0)
-    return model.eval()
-
-
-@cache
-def side_of(name: str) -> int:
-    """The least side in pixels at which the architecture works."""
-    own = timm.get_pretrained_cfg(name).input_size[-1]
-    for side in (*(side for side in SIDES if side < own), own):
-        try:
-            with torch.no_grad():
-                build(name, side)(torch.zeros(2, 3, side, side))
-        except Exception:  # whatever it says of an image that is too small
-            continue
-        return side
-    raise AssertionError(f"{name} works at no size")
 
 
 def test_each_module_of_timm_is_asked() -> None:

@@ -53,6 +53,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "preprocessing": "normalisation=checkpoint,resize=squash",
         "image_size": NA,
         "input_size": NA,
+        "sites": NA,
         "drop_path": 0.1,
         "precision": "auto",
         "selection": "last",

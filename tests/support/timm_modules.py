@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import timm
+import torch
+from torch import nn
+
+OTHER = 3  # classes of the classifier that the models come with
+SIDES = (64, 96, 128, 160, 224, 240, 256)  # pixels, of which the least that works is taken
+# more than 160 million parameters: too much for a machine that runs tests
+LARGE = frozenset({"deepseek_vit", "gemma4_vit"})
+
 SMALLEST: dict[str, str] = {
     "beit": "beit_base_patch16_224",
     "byoanet": "halonet_h1",
@@ -102,3 +113,33 @@ SMALLEST: dict[str, str] = {
     "xception_aligned": "xception41p",
     "xcit": "xcit_nano_12_p8_224",
 }
+
+
+def build(name: str, side: int | None, num_classes: int = OTHER) -> nn.Module:
+    """The architecture with random tensors, none of which is zero; in eval mode."""
+    try:
+        model = timm.create_model(name, num_classes=num_classes, img_size=side)
+    except TypeError:  # of convolutions, which take any size
+        model = timm.create_model(name, num_classes=num_classes)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 25
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5 / fan_in**0.5)
+            if parameter.ndim == 1 and path.endswith("weight"):  # the scale of a norm
+                parameter.add_(1.0)
+    return model.eval()
+
+
+@cache
+def side_of(name: str) -> int:
+    """The least side in pixels at which the architecture works."""
+    own = timm.get_pretrained_cfg(name).input_size[-1]
+    for side in (*(side for side in SIDES if side < own), own):
+        try:
+            with torch.no_grad():
+                build(name, side)(torch.zeros(2, 3, side, side))
+        except Exception:  # whatever it says of an image that is too small
+            continue
+        return side
+    raise AssertionError(f"{name} works at no size")

@@ -1,0 +1,85 @@
+"""Every module of timm takes methods where inference found sites, and none of them wrongly.
+
+By default the oddest dozen is tried; `make test-slow` tries one model of each module.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.sites_tried import random_copy, tried
+from support.timm_modules import LARGE, SMALLEST, build, side_of
+
+from peftbench.backbones.describe import describe
+from peftbench.methods import METHODS, discover
+
+discover()
+
+# tokens and maps by turns, shared layers, several branches, pooled queries, heads that mix, layers
+# of experts, dense sums, several tensors between blocks, norms with activations, no sum at all
+ODDEST = (
+    "cait",
+    "convit",
+    "edgenext",
+    "efficientvit_msra",
+    "ghostnet",
+    "levit",
+    "mambaout",
+    "maxxvit",
+    "mobilevit",
+    "repvit",
+    "starnet",
+    "vision_transformer_relpos",
+)
+QUICK = ("lora", "ssf", "adapter_plus")
+# what a net of layers without sums or blocks cannot take, and so no method that needs sites
+REFUSING: frozenset[str] = frozenset({"gemma4_vit", "deepseek_vit"})
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def _check(module: str, methods: tuple[str, ...]) -> list[str]:
+    """The methods that are taken; whatever is wrong with one of them fails."""
+    name = SMALLEST[module]
+    side = side_of(name)
+    model = build(name, side)
+    anatomy = describe(model, side)
+    model = random_copy(model, anatomy.channels, side)
+    taken = []
+    for method in methods:
+        outcome = tried(method, model, anatomy)
+        if not outcome.refusal:
+            assert outcome.is_right, f"{method} on {name}: {outcome}"
+            taken.append(method)
+    return taken
+
+
+@pytest.mark.parametrize("module", ODDEST)
+def test_the_oddest_nets_take_methods_and_none_is_silently_wrong(module: str) -> None:
+    torch.manual_seed(0)
+    assert _check(module, QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [m for m in SMALLEST if m not in LARGE])
+def test_each_module_takes_methods_and_none_is_silently_wrong(module: str) -> None:
+    trained = tuple(n for n in METHODS if not METHODS[n].card.solved and not n.startswith("hf_"))
+    assert {"linear", "full"} <= set(_check(module, trained))
+
+
+@pytest.mark.slow
+def test_most_modules_take_methods_with_confirmed_sites() -> None:
+    taking = set()
+    for module in SMALLEST:
+        if module in LARGE:
+            continue
+        name = SMALLEST[module]
+        side = side_of(name)
+        anatomy = describe(build(name, side), side)
+        for method in QUICK:
+            try:
+                METHODS[method]().check(anatomy)
+            except Exception:
+                continue
+            taking.add(module)
+    assert len(taking) >= 0.85 * len(SMALLEST), sorted(SMALLEST.keys() - taking)
