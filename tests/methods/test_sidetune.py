@@ -43,6 +43,16 @@ def test_the_head_sees_the_share_of_each_feature(backbone: str, alpha: float, sh
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)  # alpha was a float32
 
 
+@pytest.mark.parametrize(
+    "backbone", ["vit", "vit_map", "swin", "convnext", "resnet_basic", "mixer"]
+)
+def test_timms_own_feature_is_blended_where_it_is_what_the_classifier_receives(
+    backbone: str,
+) -> None:
+    """Only then can what lies in front of it be computed once and kept."""
+    assert not _model(_apply(backbone)).at_head
+
+
 def test_a_small_image_is_enlarged_and_a_large_one_is_not() -> None:
     side = _model(_apply("vit")).side
     assert isinstance(side, AlexNetTrunk)
