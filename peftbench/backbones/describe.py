@@ -24,7 +24,7 @@ from peftbench.backbones.anatomy import (
 from peftbench.backbones.classifier import heads_of, prefixes
 from peftbench.backbones.copies import weightless_copy
 from peftbench.backbones.corrections import NONE, Corrections
-from peftbench.backbones.inference import NOTHING, Inferred, infer
+from peftbench.backbones.inference import NOTHING, Inferred, LeftOut, infer
 from peftbench.backbones.kinds import kind_of, norm_layout
 from peftbench.backbones.patterns import match
 from peftbench.errors import ConfigError, Unsupported
@@ -63,7 +63,9 @@ def describe(
     heads = heads_of(backbone)
     of_heads = prefixes(heads)
     declared = list(_declare(backbone, family))
-    shapes, channels = _probe(backbone, [site.path for site in declared], image_size)
+    shapes, channels = _probe(
+        backbone, [site.path for site in declared] or [heads[0].path], image_size
+    )
     late = _late_entries(declared, shapes)
     sites = tuple(
         _site(backbone, family, site, shapes.get(site.path))
@@ -122,13 +124,9 @@ def _look(
     if any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers())):
         return NOTHING
     paths = tuple(head.path for head in heads)
-    _probe(backbone, [paths[0]], image_size)  # whether the model takes such an image at all
     for size in dict.fromkeys((min(QUICK, image_size), image_size)):
-        try:
-            looked = infer(backbone, size, channels, paths, corrections)
-        except ConfigError:
-            raise
-        except Exception:  # of code of somebody's class: methods that need no sites still work
+        looked = _watched(backbone, size, channels, paths, corrections)
+        if looked.left_out and not looked.sites:
             continue
         if size == image_size or looked.tokens is None:
             return looked
@@ -137,7 +135,27 @@ def _look(
         if embed in shapes and len(shapes[embed]) == 4 and looked.tokens.grid is not None:
             grid = (int(shapes[embed][-2]), int(shapes[embed][-1]))
             return replace(looked, tokens=replace(looked.tokens, grid=grid))
-    return NOTHING
+    return looked
+
+
+def _watched(
+    backbone: nn.Module,
+    image_size: int,
+    channels: int,
+    heads: tuple[str, ...],
+    corrections: Corrections,
+) -> Inferred:
+    """What inference finds at this size; nothing, with the reason, where the model defies it.
+
+    Its code is somebody's, and methods that need no sites work whatever it does.
+    """
+    try:
+        return infer(backbone, image_size, channels, heads, corrections)
+    except ConfigError:
+        raise
+    except Exception as e:
+        text = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
+        return replace(NOTHING, left_out=(LeftOut("*", Role.BLOCK, f"looking ended in: {text}"),))
 
 
 def _takes(backbone: nn.Module, head: str, image_size: int) -> bool:

@@ -24,7 +24,8 @@ from peftbench.methods import METHODS, apply, discover
 from peftbench.spec import BackboneSpec
 
 discover()
-DESCRIBED = [name for name in TINY if TINY[name].family != "RegNet"]
+NINE = ("vit", "convnext", "resnet", "swin", "swin_v2", "beit", "eva", "mixer", "efficientnet")
+DESCRIBED = [name for name in TINY if TINY[name].family in NINE]
 
 
 def _by_place(sites: tuple[Site, ...]) -> dict[tuple[str, Role], Site]:

@@ -15,7 +15,7 @@ from support.tiny_backbones import TINY, fill, images, randomise
 from torch import Tensor, nn
 
 from peftbench.backbones.checkpoints import fitting
-from peftbench.backbones.describe import head_path
+from peftbench.backbones.classifier import heads_of
 from peftbench.backbones.load import load
 from peftbench.backbones.models.architectures import ARCHITECTURES, PAPERS
 from peftbench.backbones.models.registry import is_own, register_all
@@ -173,7 +173,7 @@ def test_a_released_file_fills_the_model_to_the_last_tensor(name: str, tmp_path:
     state = _released(name, model, seed=3)
     torch.save({"model": state}, tmp_path / "released.pth")
     fitted = fitting.fit(tmp_path / "released.pth", model)
-    head = f"{head_path(model)}."
+    head = f"{heads_of(model)[0].path}."
     wanted = {n: t for n, t in state.items() if not n.startswith(head)}
     assert fitted.state.keys() == wanted.keys()
     assert all(torch.equal(fitted.state[n], t) for n, t in wanted.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -90,13 +91,18 @@ def test_what_is_advised_can_be_attached(name: str) -> None:
         ("vpt_deep", "resnet_basic", "Use method=vpt_pad, lora or adapter_plus."),  # a prompt first
         ("convpass", "mixer", "Use method=adapter_plus, adapter or adaptformer."),  # adapters first
         ("fact_tt", "convnext", "Use method=lora, adapter_plus or ssf."),  # low rank first
-        ("lora", "regnet", "Use method=bias, full or norm."),  # nothing that needs sites
     ],
 )
 def test_the_nearest_in_kind_come_first(method: str, backbone: str, sentence: str) -> None:
     with pytest.raises(Unsupported) as caught:
         METHODS[method]().check(anatomy_of(backbone))
     assert sentence in str(caught.value)
+
+
+def test_nothing_that_needs_sites_is_named_where_none_is_known() -> None:
+    anatomy = dataclasses.replace(anatomy_of("regnet"), sites=(), depth=0, inferred=False)
+    with pytest.raises(Unsupported, match=r"Use method=bias, full or norm\."):
+        METHODS["lora"]().check(anatomy)
 
 
 def test_a_hyper_parameter_that_is_advised_is_taken() -> None:

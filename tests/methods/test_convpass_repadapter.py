@@ -108,7 +108,7 @@ def test_convpass_refuses_tokens_of_unknown_rows() -> None:
     anatomy = anatomy_of("vit")
     assert anatomy.tokens is not None and anatomy.tokens.grid == (4, 4)
     lost = dataclasses.replace(anatomy, tokens=dataclasses.replace(anatomy.tokens, grid=None))
-    with pytest.raises(Unsupported, match=r"rows of patches.* no patch_embed\.grid_size"):
+    with pytest.raises(Unsupported, match=r"rows of patches.* not known to be in rows"):
         METHODS["convpass"]().check(lost)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,15 @@ def test_the_copy_gives_the_backbones_own_first_features(
     assert not shared & {p.data_ptr() for p in model.side.parameters()}
 
 
+def test_a_copy_of_blocks_that_nobody_knows_is_refused() -> None:
+    anatomy = dataclasses.replace(anatomy_of("regnet"), sites=(), depth=0)
+    with pytest.raises(Unsupported, match=r"to know the blocks.* Use method\.side=alexnet\.$"):
+        SideTune(side="backbone").check(anatomy)
+
+
 @pytest.mark.parametrize(
     ("backbone", "options", "reason"),
     [
-        ("regnet", {"side": "backbone"}, r"'generic' describes none\. Use method\.side=alexnet\.$"),
         ("vit", {"side": "backbone", "side_depth": 3}, r"first 3 blocks.* has 2\. Set method"),
     ],
 )

@@ -23,7 +23,7 @@ SHAPE: Mapping[str, tuple[str, int, list[int]]] = {
     "resnet_bottleneck": ("fc", 48, [0, 1, 2, 3, 3]),
     "efficientnet": ("classifier", 32, [0, 1, 2, 2, 3]),
     "mixer": ("head", 16, [0, 0]),
-    "regnet": ("head.fc", 40, []),
+    "regnet": ("head.fc", 40, [0, 1, 2, 3]),
     "hornet": ("head", 128, [0, 1, 2, 2, 3]),
     "hornet_gf": ("head", 128, [0, 1, 2, 2, 3]),
     # each level of each of the two columns is a stage
@@ -159,7 +159,14 @@ ROLES: Mapping[str, Mapping[Role, int]] = {
         Role.AFTER: 1,
         Role.MLP_ENTRY: 2,
     },
-    "regnet": {},
+    # nobody described it: 1 x 1, 3 x 3, 1 x 1 and a 1 x 1 beside them in each of four blocks
+    "regnet": {
+        Role.EMBED: 1,
+        Role.BLOCK: 4,
+        Role.NORM: 17,  # one behind each convolution, and one in the stem
+        Role.SPATIAL_CONV: 4,
+        Role.POINT_CONV: 12,
+    },
     "hornet": _HORNET,
     "hornet_gf": _HORNET | {Role.NORM: 17},  # two more around each of three filters
     "revcol": {

@@ -181,7 +181,7 @@ TINY: Mapping[str, Tiny] = {
         16,
         "mixer",
     ),
-    "regnet": Tiny(_regnet, 32, "generic"),
+    "regnet": Tiny(_regnet, 32, "RegNet"),
     "hornet": Tiny(_hornet, 32, "hornet"),
     "hornet_gf": Tiny(partial(_hornet, filters=(None, None, (4, 3), (2, 2))), 32, "hornet"),
     "revcol": Tiny(

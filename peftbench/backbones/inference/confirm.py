@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from peftbench.backbones.copies import full_copy
 from peftbench.backbones.inference.flow import Flow, Through, flow_of
-from peftbench.backbones.inference.roles import Attention, feeding
+from peftbench.backbones.inference.roles import SeenAttention, feeding
 from peftbench.backbones.inference.trace import Trace, Use
 
 TOLERANCE = 1e-3  # of what a folded change and one on the path give, relative, in float32
@@ -118,7 +118,7 @@ def folds(module: nn.Module, use: Use) -> bool:
     return bool((inside - beside).abs().max() <= TOLERANCE * inside.abs().max())
 
 
-def parts(attention: Attention, use: Use, channels_last: bool) -> tuple[str, ...]:
+def parts(attention: SeenAttention, use: Use, channels_last: bool) -> tuple[str, ...]:
     """Names of the equal row blocks of a projection, by which rows queries, keys and values need.
 
     Empty where they are no such blocks, as where heads lie beside each other.
@@ -145,7 +145,7 @@ def parts(attention: Attention, use: Use, channels_last: bool) -> tuple[str, ...
     return tuple(names)
 
 
-def _operands(attention: Attention) -> dict[str, Tensor] | None:
+def _operands(attention: SeenAttention) -> dict[str, Tensor] | None:
     """Queries, keys and values, where attention is softmax(q k) v."""
     first = attention.products[0]
     if len(first.operands) == 3:
@@ -249,8 +249,8 @@ def row_major(
 ) -> bool:
     """Whether the tokens behind the prefix are the patches of an image, row by row.
 
-    Single patches are changed; the token that changes most in front of the first block must be
-    theirs. Patches may see their neighbours.
+    Single patches of `image` (B, C, H, W) are changed; the token that changes most in front of the
+    first block must be theirs. Patches may see their neighbours.
     """
     rows, columns = grid
     height, width = image.shape[-2] // rows, image.shape[-1] // columns

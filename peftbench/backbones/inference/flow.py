@@ -135,7 +135,7 @@ NORMS = {
 
 
 def tensors_in(held: Any) -> Iterator[Tensor]:
-    """The tensors among arguments or results, in order."""
+    """The tensors (...) among arguments or results, in order."""
     if isinstance(held, Tensor):
         yield held
     elif isinstance(held, list | tuple):
@@ -152,12 +152,12 @@ def fresh_value() -> int:
 
 
 def flow_of(tensor: Tensor) -> Flow | None:
-    """What is known of a tensor, `None` if nothing."""
+    """What is known of a tensor (...), `None` if nothing."""
     return getattr(tensor, "_peftbench_flow", None)
 
 
 def mark(tensor: Tensor, flow: Flow) -> None:
-    """Note what is known of a tensor."""
+    """Note what is known of a tensor (...)."""
     tensor._peftbench_flow = flow  # type: ignore[attr-defined]
 
 

@@ -13,7 +13,7 @@ from peftbench.backbones.anatomy import STEM, Kind, Role, Site, Tokens
 from peftbench.backbones.corrections import NONE, Corrections
 from peftbench.backbones.inference import confirm
 from peftbench.backbones.inference.flow import flow_of
-from peftbench.backbones.inference.roles import Candidate, attention, found
+from peftbench.backbones.inference.roles import SeenSite, attention, found
 from peftbench.backbones.inference.structure import Structure, structure
 from peftbench.backbones.inference.trace import Call, Trace, Use, image_for, traced
 from peftbench.backbones.kinds import kind_of, norm_layout
@@ -101,8 +101,8 @@ def infer(
 
 
 def _corrected(
-    candidates: Sequence[Candidate], trace: Trace, skeleton: Structure, corrections: Corrections
-) -> list[Candidate]:
+    candidates: Sequence[SeenSite], trace: Trace, skeleton: Structure, corrections: Corrections
+) -> list[SeenSite]:
     """The candidates with what is told in place of what was inferred.
 
     Raises:
@@ -115,7 +115,7 @@ def _corrected(
         for path in _fitting(patterns, called, f"roles.{role}"):
             block = skeleton.of(called[path])
             depth, stage = (block.depth, block.stage) if block is not None else (STEM, 0)
-            told.append(Candidate(path, role, depth, stage, "told"))
+            told.append(SeenSite(path, role, depth, stage, "told"))
     left_out = _fitting(corrections.leave_out, called, "leave_out")
     _fitting(tuple(corrections.parts), called, "parts")
     replaced = {one.path for one in told} | set(left_out)
@@ -162,7 +162,7 @@ class _Looked:
             for use in known.entering
         }
 
-    def sites(self, candidates: Sequence[Candidate]) -> tuple[list[Site], list[LeftOut]]:
+    def sites(self, candidates: Sequence[SeenSite]) -> tuple[list[Site], list[LeftOut]]:
         """Those of `candidates` that pass, and the others with what they fail."""
         outputs = dict(self._outputs(candidates))
         effects = confirm.effects(self.model, self.trace, outputs)
@@ -178,14 +178,14 @@ class _Looked:
                 left_out.append(LeftOut(one.path, one.role, made))
         return sites, left_out
 
-    def _outputs(self, candidates: Sequence[Candidate]) -> Iterator[tuple[str, Tensor]]:
+    def _outputs(self, candidates: Sequence[SeenSite]) -> Iterator[tuple[str, Tensor]]:
         for one in candidates:
             if one.path in self.uses:
                 yield one.path, self.uses[one.path][0].result
             elif (call := self.calls.get(one.path)) is not None and call.result is not None:
                 yield one.path, call.result
 
-    def _site(self, one: Candidate) -> Site | str:
+    def _site(self, one: SeenSite) -> Site | str:
         """The site of a candidate, or why it is none."""
         module = self.model.get_submodule(one.path)
         parts: tuple[str, ...] = ()

@@ -10,18 +10,18 @@ from torch import nn
 from peftbench.backbones.anatomy import STEM, Kind, Role
 from peftbench.backbones.inference.flow import Flow, Through
 from peftbench.backbones.inference.structure import (
-    Block,
+    SeenBlock,
     Structure,
     in_any,
     is_inside,
     layers_in,
 )
-from peftbench.backbones.inference.trace import Call, Product, Trace, Use
+from peftbench.backbones.inference.trace import Call, SeenProduct, Trace, Use
 from peftbench.backbones.kinds import kind_of
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SeenSite:
     """A site as the trace shows it, before it is confirmed."""
 
     path: str
@@ -32,16 +32,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Attention:
+class SeenAttention:
     """The projections of one attention, and which operands of its products each one feeds."""
 
-    block: Block
+    block: SeenBlock
     entering: tuple[Use, ...]
     leaving: Use | None
-    products: tuple[Product, ...]
+    products: tuple[SeenProduct, ...]
 
 
-def found(model: nn.Module, trace: Trace, skeleton: Structure) -> list[Candidate]:
+def found(model: nn.Module, trace: Trace, skeleton: Structure) -> list[SeenSite]:
     """All sites that the trace shows, in the order of depth."""
     sites = list(_stem(model, trace, skeleton))
     attentions = [a for block in skeleton.blocks if (a := attention(model, trace, block))]
@@ -52,18 +52,18 @@ def found(model: nn.Module, trace: Trace, skeleton: Structure) -> list[Candidate
     for block in skeleton.blocks:
         kept = [p for p in pairs[block.path] if often or _is_linear(model, p[0].path)]
         sites += _between(model, trace, skeleton, block)
-        sites.append(Candidate(block.path, Role.BLOCK, block.depth, block.stage, "residual sum"))
+        sites.append(SeenSite(block.path, Role.BLOCK, block.depth, block.stage, "residual sum"))
         sites += _inside(model, trace, block, by_block.get(block.path), kept)
     if not skeleton.blocks:
         sites += _without_blocks(model, trace, skeleton)
     sites += _after(model, trace, skeleton)
-    unique: dict[tuple[str, Role], Candidate] = {}
+    unique: dict[tuple[str, Role], SeenSite] = {}
     for one in sites:  # several blocks may share a module
         unique.setdefault((one.path, one.role), one)
     return list(unique.values())
 
 
-def attention(model: nn.Module, trace: Trace, block: Block) -> Attention | None:
+def attention(model: nn.Module, trace: Trace, block: SeenBlock) -> SeenAttention | None:
     """The attention of a block: products of two tensors that layers of the block made."""
     uses = layers_in(trace, block.call)
     own = {use.path: use for use in uses if _is_dense(model, use)}
@@ -89,7 +89,7 @@ def attention(model: nn.Module, trace: Trace, block: Block) -> Attention | None:
         ),
         None,
     )
-    return Attention(block, tuple(entering.values()), leaving, tuple(products))
+    return SeenAttention(block, tuple(entering.values()), leaving, tuple(products))
 
 
 def _is_mixed(use: Use) -> bool:
@@ -104,7 +104,7 @@ def feeding(source: Flow, without: Through) -> list[str]:
 
 
 def _pairs(
-    model: nn.Module, trace: Trace, block: Block, attentions: dict[str, Attention]
+    model: nn.Module, trace: Trace, block: SeenBlock, attentions: dict[str, SeenAttention]
 ) -> list[tuple[Use, Use]]:
     """Two layers with an activation between, the first of which widens and the second returns."""
     uses = [use for use in layers_in(trace, block.call) if _is_dense(model, use)]
@@ -142,14 +142,14 @@ def _pairs(
 def _inside(
     model: nn.Module,
     trace: Trace,
-    block: Block,
-    attention: Attention | None,
+    block: SeenBlock,
+    attention: SeenAttention | None,
     pairs: list[tuple[Use, Use]],
-) -> Iterator[Candidate]:
+) -> Iterator[SeenSite]:
     """The sites inside one block."""
 
-    def site(path: str, role: Role, why: str) -> Candidate:
-        return Candidate(path, role, block.depth, block.stage, why)
+    def site(path: str, role: Role, why: str) -> SeenSite:
+        return SeenSite(path, role, block.depth, block.stage, why)
 
     entering = attention.entering if attention is not None else ()
     taken = {use.path for use in entering}
@@ -186,10 +186,10 @@ def _role_of(conv: nn.Conv2d) -> Role:
 def _entries(
     model: nn.Module,
     trace: Trace,
-    block: Block,
+    block: SeenBlock,
     entering: Iterable[Use],
     pairs: list[tuple[Use, Use]],
-) -> Iterator[Candidate]:
+) -> Iterator[SeenSite]:
     """The modules through which the branches of a block read the stream."""
     if not block.sums or not block.call.single:
         return
@@ -203,10 +203,10 @@ def _entries(
         call = _entry(model, trace, block, min(uses, key=lambda use: use.order), role)
         if call is not None and call.path not in taken and _same_layout(call, block.call):
             taken.add(call.path)
-            yield Candidate(call.path, role, block.depth, block.stage, "reads the stream")
+            yield SeenSite(call.path, role, block.depth, block.stage, "reads the stream")
 
 
-def _entry(model: nn.Module, trace: Trace, block: Block, use: Use, role: Role) -> Call | None:
+def _entry(model: nn.Module, trace: Trace, block: SeenBlock, use: Use, role: Role) -> Call | None:
     """What reads the stream for the branch of a layer: a norm, else (MLP) what holds the layer."""
     readers = [
         call
@@ -252,31 +252,31 @@ def _same_layout(call: Call, block: Call) -> bool:
     )
 
 
-def _stem(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Candidate]:
+def _stem(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[SeenSite]:
     """What reads the image, and the norms in front of the first block."""
     first = skeleton.blocks[0].call.start if skeleton.blocks else None
     uses = [use for use in trace.uses if first is None or use.order < first]
     reading = [use for use in uses if not use.source.near and not in_any(use.path, skeleton.heads)]
     for path in dict.fromkeys(use.path for use in reading[:1]):
-        yield Candidate(path, Role.EMBED, STEM, 0, "reads the image")
+        yield SeenSite(path, Role.EMBED, STEM, 0, "reads the image")
     if first is None:
         return
     seen = set()
     for call in trace.calls:
         if call.start < first and call.path not in seen and _is_norm(model, call):
             seen.add(call.path)
-            yield Candidate(call.path, Role.NORM, STEM, 0, "norm in front of the blocks")
+            yield SeenSite(call.path, Role.NORM, STEM, 0, "norm in front of the blocks")
 
 
 def _between(
-    model: nn.Module, trace: Trace, skeleton: Structure, block: Block
-) -> Iterator[Candidate]:
+    model: nn.Module, trace: Trace, skeleton: Structure, block: SeenBlock
+) -> Iterator[SeenSite]:
     """Modules called since the block before that change the size of the stream."""
     if not block.depth:
         return
     before = skeleton.blocks[block.depth - 1].call
     yield from (
-        Candidate(path, role, block.depth, block.stage, why)
+        SeenSite(path, role, block.depth, block.stage, why)
         for call in _loose(model, trace, skeleton, before.end, block.call.start)
         if call.result is not None and tuple(call.result.shape) != call.shape
         for path, role, why in _transition(model, trace, call)
@@ -292,16 +292,16 @@ def _transition(model: nn.Module, trace: Trace, call: Call) -> Iterator[tuple[st
             yield use.path, Role.TRANSITION_CONV, "convolution between stages"
 
 
-def _after(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Candidate]:
+def _after(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[SeenSite]:
     """What lies between the last block and the classifier."""
     if not skeleton.blocks:
         return
     last = skeleton.blocks[-1]
     for call in _loose(model, trace, skeleton, last.call.end, None):
-        yield Candidate(call.path, Role.AFTER, last.depth + 1, last.stage, "behind the last block")
+        yield SeenSite(call.path, Role.AFTER, last.depth + 1, last.stage, "behind the last block")
 
 
-def _without_blocks(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[Candidate]:
+def _without_blocks(model: nn.Module, trace: Trace, skeleton: Structure) -> Iterator[SeenSite]:
     """Of a plain chain of layers: its convolutions, numbered as they are called."""
     seen = {use.path for use in trace.uses if not use.source.near}
     depth = 0
@@ -311,7 +311,7 @@ def _without_blocks(model: nn.Module, trace: Trace, skeleton: Structure) -> Iter
             continue
         seen.add(use.path)
         if isinstance(module, nn.Conv2d):
-            yield Candidate(use.path, _role_of(module), depth, 0, "convolution")
+            yield SeenSite(use.path, _role_of(module), depth, 0, "convolution")
             depth += 1
 
 
@@ -363,7 +363,7 @@ def _is_of_heads(model: nn.Module, call: Call, entering: set[str]) -> bool:
     return all(_width(model, path) != weight.shape[0] for path in flow.near)
 
 
-def _mixes_tokens(first: Use, block: Block) -> bool:
+def _mixes_tokens(first: Use, block: SeenBlock) -> bool:
     """Whether a layer reads positions and not channels."""
     shape = block.call.shape
     if len(shape) != 3 or first.given.ndim != 3:

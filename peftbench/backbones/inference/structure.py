@@ -16,7 +16,7 @@ LARGEST_SHARE = 0.4  # of the backbone that a block may have which holds other b
 
 
 @dataclass(frozen=True)
-class Block:
+class SeenBlock:
     """One residual block of the stream, or one of a series that some have no sum of."""
 
     path: str
@@ -31,10 +31,10 @@ class Block:
 class Structure:
     """What a trace shows of a backbone as a whole."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[SeenBlock, ...]
     heads: tuple[str, ...]  # paths of the classifiers
 
-    def of(self, call: Call) -> Block | None:
+    def of(self, call: Call) -> SeenBlock | None:
         """The block in which a call lies."""
         paths = {id(block.call): block for block in self.blocks}
         return next((paths[id(c)] for c in call.inside() if id(c) in paths), None)
@@ -44,7 +44,7 @@ def structure(model: nn.Module, trace: Trace, heads: tuple[str, ...]) -> Structu
     """The blocks of a traced model, in the order in which they are called."""
     chosen = _chosen(model, trace, heads)
     calls = [call for call in _first_calls(trace) if call.path in chosen]
-    blocks: list[Block] = []
+    blocks: list[SeenBlock] = []
     stage, last = -1, None
     for depth, call in enumerate(calls):
         key = (_resolution(call), _stage_of(call.path))
@@ -53,7 +53,7 @@ def structure(model: nn.Module, trace: Trace, heads: tuple[str, ...]) -> Structu
         sums = [s for s in trace.sums if s.call is call or _directly_in(s.call, call)]
         stream = {call.reads, *(s.gives for s in sums)} - {0}
         gives = call.gives in {s.gives for s in sums}
-        blocks.append(Block(call.path, call, depth, stage, frozenset(stream), gives))
+        blocks.append(SeenBlock(call.path, call, depth, stage, frozenset(stream), gives))
     return Structure(tuple(blocks), heads)
 
 

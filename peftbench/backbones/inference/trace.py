@@ -70,7 +70,7 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Product:
+class SeenProduct:
     """One product of tensors that depend on the image."""
 
     order: int
@@ -86,7 +86,7 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     sums: list[Sum] = field(default_factory=list)
-    products: list[Product] = field(default_factory=list)
+    products: list[SeenProduct] = field(default_factory=list)
     image: Tensor | None = None
     output: Tensor | None = None
 
@@ -245,7 +245,7 @@ class _Watch(TorchFunctionMode):
         elif name in flows.PRODUCTS and len(image) > 1:
             passed = Through.PRODUCT
             self.trace.products.append(
-                Product(
+                SeenProduct(
                     self.order,
                     self.open[-1],
                     tuple(t for t, f in zip(given, known, strict=True) if f.image),
