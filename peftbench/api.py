@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from peftbench.artefacts import card as cards
 from peftbench.artefacts import task_file as files
 from peftbench.artefacts.loading import backbone_of, check_finite, load_merged, named
-from peftbench.backbones.accepted import check_model
+from peftbench.backbones.accepted import check_model, image_size_of
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.backbones.classifier import has_none
 from peftbench.backbones.copies import full_copy
@@ -26,6 +26,7 @@ from peftbench.backbones.describe import describe
 from peftbench.backbones.hashes import hash_tensors
 from peftbench.errors import ConfigError, NotMergeable, WeightsError
 from peftbench.methods import METHODS, Method, Tuned, apply, discover, surgery
+from peftbench.methods.base import TrainingImages
 from peftbench.prediction import timm_form
 from peftbench.prediction.answer import Prediction as Prediction
 from peftbench.prediction.predictor import Predictor, lend, predictor_of
@@ -136,6 +137,7 @@ def tune(
     seed: int = 0,
     image_size: int | None = None,
     anatomy: str | Path | None = None,
+    data: TrainingImages | None = None,
     **hyperparameters: Any,
 ) -> TunedModel:
     """Attach a method to a timm model in place, in train mode.
@@ -147,12 +149,15 @@ def tune(
         seed: of the new tensors.
         image_size: side of the images; by default what the model was built for.
         anatomy: a YAML file that corrects which layers are addressed; see `peftbench anatomy`.
+        data: training images for a method that looks at them first, such as a `DataLoader` that
+            gives batches of normalised images (B, 3, S, S) and their classes (B,).
         hyperparameters: fields of the method, such as `rank=4`.
 
     Raises:
         UnknownName: no such method or hyper-parameter.
         ConfigError: a value makes no sense, the method takes no training steps, the model carries a
-            method already, or it is wrapped, compiled, quantised or of several types.
+            method already, or it is wrapped, compiled, quantised or of several types; a package
+            that the method needs, or `data`, is missing.
         Unsupported: the method is not defined on this model.
         WeightsError: the model holds values that are not finite.
     """
@@ -162,14 +167,17 @@ def tune(
             f"method {method} takes no training steps: a run computes its head of the features of "
             f"all training images. Use linear, or run: peftbench run method={method}"
         )
+    chosen.check_installed()
     _check_numbers(num_classes, image_size)
+    _check_data(chosen, data)
     _check_free(model)
     check_model(model)
     with _undone_on_failure(model) as before:
-        size = _image_size(model) if image_size is None else image_size
+        size = image_size_of(model) if image_size is None else image_size
         _give_classifier(model, num_classes)
         told = parsed(text_of(str(anatomy))) if anatomy is not None else NONE
-        built = _apply(model, chosen, num_classes, _describe(model, size, told), seed)
+        found = _describe(model, size, told)
+        built = _apply(model, chosen, num_classes, found, seed, data)
         before.keep(built.trainable.values())
     return TunedModel(built, before).train()
 
@@ -179,6 +187,16 @@ def _check_numbers(num_classes: int | None, image_size: object) -> None:
         if value is not None and (type(value) is not int or value < 1):
             what = "one side in pixels" if name == "image_size" else "a number of 1 or more"
             raise ConfigError(f"{name}={printable(repr(value))[:60]} makes no sense. Give {what}.")
+
+
+def _check_data(method: Method, data: object) -> None:
+    if method.card.prepared and data is None:
+        raise ConfigError(
+            f"method={method.name} looks at training images before it is attached. Give data=, "
+            "such as a DataLoader of normalised images and their classes."
+        )
+    if data is not None and not method.card.prepared:
+        raise ConfigError(f"method={method.name} looks at no images. Leave data out.")
 
 
 def list_methods() -> list[str]:
@@ -348,6 +366,7 @@ def _method_of(card: dict[str, Any], folder: Path) -> Method:
             f"{folder} was tuned with version {str(declared['version'])[:20]} of {method.name}, "
             f"and this peftbench has version {method.card.version}. Install peftbench {made_by}."
         )
+    method.check_installed()
     return method.offline()
 
 
@@ -373,9 +392,20 @@ def _undone_on_failure(model: nn.Module) -> Iterator[surgery.Snapshot]:
 
 
 def _apply(
-    model: nn.Module, method: Method, num_classes: int | None, anatomy: Anatomy, seed: int
+    model: nn.Module,
+    method: Method,
+    num_classes: int | None,
+    anatomy: Anatomy,
+    seed: int,
+    data: TrainingImages | None = None,
 ) -> Tuned:
-    return apply(method, model, anatomy, num_classes, torch.Generator().manual_seed(seed))
+    prepared = None
+    if data is not None:
+        method.check(anatomy)
+        generator = torch.Generator().manual_seed(seed)
+        prepared = method.prepare(model.eval(), anatomy, data, generator)
+    generator = torch.Generator().manual_seed(seed)
+    return apply(method, model, anatomy, num_classes, generator, prepared)
 
 
 def _describe(model: nn.Module, image_size: int, corrections: Corrections) -> Anatomy:
@@ -409,26 +439,6 @@ def _check_weights(backbone: nn.Module, card: dict[str, Any], folder: Path) -> N
             f"and this {type(backbone).__name__} has weights {found[:12]}. Use the backbone of "
             "card.json, in float32 and with nothing attached."
         )
-
-
-def _image_size(model: nn.Module) -> int:
-    """Side of the square images that a timm model was built for."""
-    embedding = getattr(model, "patch_embed", getattr(model, "stem", None))
-    size = getattr(embedding, "img_size", None)
-    if size is None:
-        config = getattr(model, "pretrained_cfg", None) or {}
-        size = config.get("input_size", ())[-2:]
-    if not size:
-        raise ConfigError(
-            f"this {type(model).__name__} does not say for which images it was built. "
-            "Give image_size."
-        )
-    if len(set(size)) > 1:
-        raise ConfigError(
-            f"this {type(model).__name__} was built for images of {tuple(size)} pixels, which are "
-            "not square. Build it with a square img_size."
-        )
-    return int(size[0])
 
 
 def _count(parameters: dict[str, nn.Parameter]) -> str:

@@ -191,3 +191,27 @@ def uncopyable(model: nn.Module) -> str | None:
             except Exception:
                 return f"{path}.{name}".lstrip(".")
     return None
+
+
+def image_size_of(model: nn.Module) -> int:
+    """Side of the square images that a timm model was built for.
+
+    Raises:
+        ConfigError: it does not say, or they are not square.
+    """
+    embedding = getattr(model, "patch_embed", getattr(model, "stem", None))
+    size = getattr(embedding, "img_size", None)
+    if size is None:
+        config = getattr(model, "pretrained_cfg", None) or {}
+        size = config.get("input_size", ())[-2:]
+    if not size:
+        raise ConfigError(
+            f"this {type(model).__name__} does not say for which images it was built. "
+            "Give image_size."
+        )
+    if len(set(size)) > 1:
+        raise ConfigError(
+            f"this {type(model).__name__} was built for images of {tuple(size)} pixels, which are "
+            "not square. Build it with a square img_size."
+        )
+    return int(size[0])

@@ -65,6 +65,7 @@ def build(
             "method is not a registered method: its YAML must begin with "
             "'defaults: [/schema/method/NAME@_here_]'."
         )
+    method.check_installed()
     if cfg.backbone.get("factory") is not None:
         cfg = cfg.copy()
         cfg.backbone.name = cfg.backbone.factory  # whatever stood there was of another backbone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from peftbench.backbones.accepted import dtype_of
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import ConfigError, NoEffect, Unsupported
 from peftbench.methods import surgery
-from peftbench.methods.base import Attachment, Method, parameters_of
+from peftbench.methods.base import Attachment, Method, Preparation, StepHook, parameters_of
 from peftbench.methods.layers.heads import on_maps, on_rows, silent_head, take_over
 from peftbench.methods.layers.neighbours import NearestNeighbours
 from peftbench.methods.layers.solvable import Solvable
@@ -31,10 +31,13 @@ class Tuned:
     unfrozen_params: dict[str, nn.Parameter]  # of the backbone
     head_params: dict[str, nn.Parameter]
     changing_buffers: dict[str, Tensor]  # running statistics that training updates
+    fixed: dict[str, Tensor]  # frozen tensors of the task, such as random directions
     train_modules: tuple[nn.Module, ...]
+    frozen_modules: tuple[nn.Module, ...]  # inside those, and in eval mode
     touched: tuple[str, ...]
     regulariser: Callable[[], Tensor] | None
     notes: tuple[str, ...]
+    after_step: StepHook | None = None
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -54,6 +57,9 @@ class Tuned:
                 module.eval()
         for module in self.train_modules:
             module.train()
+        if frozen_mode != "train":
+            for module in self.frozen_modules:
+                module.eval()
 
     def state(self) -> dict[str, Tensor]:
         """All that one task needs besides the pretrained backbone."""
@@ -105,7 +111,36 @@ class Tuned:
         """The tensors of `state` as the model holds them now; moving it makes new buffers."""
         model = self.model
         parameters = {name: model.get_parameter(name) for name in self.trainable}
-        return {**parameters, **{name: model.get_buffer(name) for name in self.changing_buffers}}
+        buffers = {name: model.get_buffer(name) for name in self.changing_buffers}
+        return {**parameters, **buffers, **_named(model, self.fixed)}
+
+
+def _named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Parameters and buffers of `model` by name, as it holds them now."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors.update(model.named_buffers())
+    return {name: tensors[name] for name in names}
+
+
+def _names_of(model: nn.Module, tensors: Iterable[Tensor]) -> list[str]:
+    """Under which names `model` holds parameters and buffers (...)."""
+    wanted = {id(tensor) for tensor in tensors}
+    held = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, tensor in held if id(tensor) in wanted]
+
+
+def _changing(attachment: Attachment, train_modules: Iterable[nn.Module]) -> list[str]:
+    """Names of the buffers that training updates, without those that are rebuilt, such as masks."""
+    still = {id(tensor) for tensor in attachment.fixed}
+    still |= {id(b) for module in attachment.frozen_modules for b in module.buffers()}
+    still |= {
+        id(module.get_buffer(name))  # files have it, and nothing reads or updates it
+        for module in attachment.model.modules()
+        for name in getattr(module, "unread_buffers", ())
+    }
+    buffers = [b for module in train_modules for b in module.buffers() if id(b) not in still]
+    saved = attachment.model.state_dict().keys()
+    return [name for name in _names_of(attachment.model, buffers) if name in saved]
 
 
 def _partial_cover(anatomy: Anatomy, attachment: Attachment) -> tuple[str, ...]:
@@ -127,8 +162,12 @@ def apply(
     anatomy: Anatomy,
     num_classes: int | None,
     generator: torch.Generator,
+    prepared: Preparation | None = None,
 ) -> Tuned:
     """Attach `method` and a new head to `backbone` in place; `None` classes keep the classifier.
+
+    With what the method `prepared`, if it did; without it a method that has to look at images
+    starts elsewhere, for a stored task to overwrite.
 
     Raises:
         ConfigError: the classifier is to be kept, and the method makes one of its own.
@@ -136,13 +175,17 @@ def apply(
         NoEffect: the method touched nothing.
     """
     method.check(anatomy)
+    method.rehearse(backbone, anatomy)
     first = next(backbone.parameters())
     device, dtype = first.device, dtype_of(backbone)
     heads = _heads(method, backbone, anatomy, num_classes, generator)
     backbone.eval()
     head_ids = {id(p) for p in parameters_of(*heads)}
     original_ids = {id(p) for p in backbone.parameters()} - head_ids
-    attachment = method.attach(backbone, anatomy, generator)
+    if prepared is None:
+        attachment = method.attach(backbone, anatomy, generator)
+    else:
+        attachment = method.attach_prepared(backbone, anatomy, generator, prepared)
     if not attachment.trainable and not method.card.head_only:
         raise NoEffect(
             f"{method.name} changed nothing on this backbone (family {anatomy.family}): it found "
@@ -156,13 +199,8 @@ def apply(
     if outside:
         raise NoEffect(f"{method.name} declared {len(outside)} parameters outside the model.")
     train_modules = (*attachment.train_modules, *heads)
-    buffer_ids = {id(b) for module in train_modules for b in module.buffers()} - {
-        id(module.get_buffer(name))  # files have it, and nothing reads or updates it
-        for module in model.modules()
-        for name in getattr(module, "unread_buffers", ())
-    }
-    buffers = [n for n, b in model.named_buffers() if id(b) in buffer_ids]
-    saved = model.state_dict().keys()  # leaves out buffers that are rebuilt, such as masks
+    fixed = _names_of(model, attachment.fixed)
+    buffers = _changing(attachment, train_modules)
     model.to(device, dtype)  # new tensors are drawn in float32 on the CPU
     parameters = dict(model.named_parameters())  # moving to the meta device makes new objects
 
@@ -176,11 +214,18 @@ def apply(
         method_params=pick(chosen - original_ids),
         unfrozen_params=pick(chosen & original_ids),
         head_params=pick(head_ids),
-        changing_buffers={n: model.get_buffer(n) for n in buffers if n in saved},
+        changing_buffers={n: model.get_buffer(n) for n in buffers},
+        fixed=_named(model, fixed),
         train_modules=train_modules,
+        frozen_modules=attachment.frozen_modules,
         touched=attachment.touched,
         regulariser=attachment.regulariser,
-        notes=(*_notes(method, anatomy, num_classes), *attachment.notes),
+        notes=(
+            *_notes(method, anatomy, num_classes),
+            *attachment.notes,
+            *_partial_cover(anatomy, attachment),
+        ),
+        after_step=attachment.after_step,
     )
 
 

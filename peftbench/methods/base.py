@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.canonical import as_declared, plain
@@ -38,6 +38,36 @@ class MethodCard:
     summary: str = ""  # the method in one sentence with its formula
     dead_at_init: bool = False  # kept as released although some tensors never get a gradient
     look: tuple[str, str] | None = None  # colour and marker in figures; by default from the name
+    prepared: bool = False  # looks at training images before it is attached; see `Method.prepare`
+
+
+class TrainingImages(Protocol):
+    """The images of the train split, in an order that the seed decides; nothing else is shown."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of normalised images (B, 3, S, S) and their classes (B,), each image once."""
+
+    def __len__(self) -> int:
+        """Number of batches."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a method learnt of the training images before it was attached."""
+
+    tensors: Mapping[str, Tensor]  # where to begin; a stored task overwrites what is made of them
+    facts: Mapping[str, Any] = field(default_factory=dict)  # plain values for the record
+
+
+class StepHook(Protocol):
+    """What a method does behind every training step; its state is saved with the training's."""
+
+    def __call__(self, step: int, total: int) -> None:
+        """Step `step`, from 1, of `total` changed the weights; their gradients are still there."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +80,11 @@ class Attachment:
     train_modules: tuple[nn.Module, ...] = ()  # in train mode while fitting; the rest in eval mode
     regulariser: Callable[[], Tensor] | None = None  # added to the loss
     notes: tuple[str, ...] = ()  # what a reader of the record must know
+    # frozen tensors that belong to the task and not to the backbone, such as random directions:
+    # stored with what trains
+    fixed: tuple[Tensor, ...] = ()
+    frozen_modules: tuple[nn.Module, ...] = ()  # inside `train_modules`, and in eval mode
+    after_step: StepHook | None = None
 
 
 @dataclass(frozen=True)
@@ -61,18 +96,52 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         # configurations deliver lists; a frozen value must be hashable
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+                object.__setattr__(self, each.name, tuple(value))
         as_declared(self)
         self.validate()
 
     def validate(self) -> None:  # noqa: B027 - most methods accept what their types accept
         """Raise `ConfigError` for hyper-parameters that make no sense."""
 
+    def check_installed(self) -> None:  # noqa: B027 - most methods need nothing else
+        """Raise `ConfigError` that says how to install a package that is missing."""
+
     def check(self, anatomy: Anatomy) -> None:  # noqa: B027 - some methods are defined everywhere
         """Raise `Unsupported` with a reason where the method is not defined."""
+
+    def rehearse(self, backbone: nn.Module, anatomy: Anatomy) -> None:  # noqa: B027 - as `check`
+        """As `check`, by trying copies of modules where no description says whether it works."""
+
+    def prepare(
+        self,
+        backbone: nn.Module,
+        anatomy: Anatomy,
+        images: TrainingImages,
+        generator: torch.Generator,
+    ) -> Preparation:
+        """What the method must know of the training images; only of those whose card says so.
+
+        `backbone` is bare and left as it was. The same images and the same state of `generator`
+        give the same.
+        """
+        raise NotImplementedError(f"{self.name} looks at no images.")
+
+    def attach_prepared(
+        self,
+        backbone: nn.Module,
+        anatomy: Anatomy,
+        generator: torch.Generator,
+        prepared: Preparation,
+    ) -> Attachment:
+        """As `attach`, from where `prepare` found that training should begin.
+
+        What is attached has the same tensors of the same shapes as without it, so that a stored
+        task is loaded without images.
+        """
+        raise NotImplementedError(f"{self.name} looks at no images.")
 
     @abstractmethod
     def attach(

@@ -19,9 +19,9 @@ from peftbench.backbones.load import Backbone, load
 from peftbench.canonical import plain
 from peftbench.errors import DataError, Diverged
 from peftbench.methods.applied import Tuned, apply
-from peftbench.methods.base import as_method
+from peftbench.methods.base import Preparation, as_method
 from peftbench.results.record import Parameters, Provenance
-from peftbench.run import provenance, robustness
+from peftbench.run import preparing, provenance, robustness
 from peftbench.run.caching import FrozenPart
 from peftbench.run.ending import PendingRecord
 from peftbench.spec import SPLIT_OF_PHASE, DatasetSpec, Phase, RunSpec
@@ -102,7 +102,9 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
     spec = pending.spec
     backbone = load(spec.backbone, 2, spec.preprocessing, compute.device, compute.dtype)
     anatomy = of_model(spec.backbone, backbone.model, backbone.image_size)
-    as_method(spec.method).check(anatomy)
+    method = as_method(spec.method)
+    method.check(anatomy)
+    method.rehearse(backbone.model, anatomy)
     kept = dataclasses.replace(
         backbone.preprocessing, train_size=spec.train_size(backbone.image_size)
     )
@@ -113,7 +115,11 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
     shifts = robustness.find(tested, splits.class_names, backbone.preprocessing)
     sites = "corrected" if spec.backbone.anatomy else anatomy.known_by
     pending.provenance = _provenance(backbone, splits, sites)
-    tuned = attach(spec, backbone, anatomy, splits.num_classes)
+    known = preparing.learnt(method, backbone, anatomy, splits.train, spec.seed, compute)
+    if known is not None:
+        data_seen = {**pending.provenance.data, **preparing.facts_of(known)}
+        pending.provenance = dataclasses.replace(pending.provenance, data=data_seen)
+    tuned = attach(spec, backbone, anatomy, splits.num_classes, known)
     pending.notes = [*splits.notes, *backbone.notes, *tuned.notes]
     if compute.micro_batch is not None and compute.micro_batch < spec.recipe.batch_size:
         pending.notes.append(f"trained with {compute.micro_batch} images in memory at a time")
@@ -146,11 +152,18 @@ def _check_metric(spec: RunSpec, splits: data.Splits) -> None:
         )
 
 
-def attach(spec: RunSpec, backbone: Backbone, anatomy: Anatomy, num_classes: int) -> Tuned:
+def attach(
+    spec: RunSpec,
+    backbone: Backbone,
+    anatomy: Anatomy,
+    num_classes: int,
+    prepared: Preparation | None = None,
+) -> Tuned:
     """The backbone with the method of `spec`, whose new tensors are drawn from its seed."""
     choose_layout(backbone.model)
     generator = torch.Generator().manual_seed(spec.seed)
-    return apply(as_method(spec.method), backbone.model, anatomy, num_classes, generator)
+    method = as_method(spec.method)
+    return apply(method, backbone.model, anatomy, num_classes, generator, prepared)
 
 
 def _count(tuned: Tuned, anatomy: Anatomy) -> Parameters:

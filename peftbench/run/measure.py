@@ -251,6 +251,7 @@ def _fittable(bench: Bench) -> Fittable:
         bench.splits.num_classes,
         bench.spec.task,
         inputs,
+        tuned.after_step,
     )
 
 
@@ -326,3 +327,12 @@ def _check_executed(tuned: Tuned) -> None:
             f"{tuned.method.name} added {len(added)} tensors and none of them got a "
             "gradient: the backbone never executes them."
         )
+    if tuned.method.card.dead_at_init:
+        return
+    for place in tuned.touched:
+        own = [p for n, p in added.items() if n.startswith(f"{place}.") and p.requires_grad]
+        if own and all(parameter.grad is None for parameter in own):
+            raise NoEffect(
+                f"{tuned.method.name} added {len(own)} tensors to {place!r} and none of them got a "
+                "gradient: the backbone never executes them."
+            )

@@ -173,7 +173,11 @@ def without_storage(tuned: Tuned, device: torch.device, *, fused: bool = False) 
         train_modules=tuple(
             model.get_submodule(paths[id(module)]) for module in tuned.train_modules
         ),
+        frozen_modules=tuple(
+            model.get_submodule(paths[id(module)]) for module in tuned.frozen_modules
+        ),
         regulariser=None,  # it would read the original's tensors
+        after_step=None,
     )
     surgery.freeze_except(model, twin.trainable.values())
     return twin

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,12 @@ class Fit:
     pass_seconds: Sequence[float] = ()  # of steps after the warm-up, once their data were there
 
 
+class AfterStep(Stateful, Protocol):
+    """What a method does behind every step; its state is saved with that of the training."""
+
+    def __call__(self, step: int, total: int) -> None: ...
+
+
 @dataclass(frozen=True)
 class Fittable:
     """A model, and what training must know of it."""
@@ -61,6 +67,7 @@ class Fittable:
     num_classes: int | None = None  # where images are mixed; what the labels show unless given
     task: Task = CLASSIFICATION
     inputs: ModelInputs | None = None  # what the model sees of the images, if not they themselves
+    after_step: AfterStep | None = None  # is told the number of a step, from 1, and of all steps
 
 
 @dataclass(frozen=True)
@@ -122,12 +129,14 @@ class _Training:
 
     def parts(self) -> dict[str, Stateful]:
         """What is put aside and taken up again, by its name in the file."""
+        method = self.fittable.after_step
         return {
             "progress": self.progress,
             "weights": Weights(self.fittable.model, self.fittable.trainable),
             "optimizer": self.optimizer,
             "average": self.average,
             "augmentation": self.augment,
+            **({} if method is None else {"method": method}),
         }
 
 
@@ -360,6 +369,9 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
     if training.recipe.clip_grad is not None:
         nn.utils.clip_grad_norm_(trainable, training.recipe.clip_grad)
     training.optimizer.step()
+    if training.fittable.after_step is not None:
+        total = training.recipe.total_epochs * len(training.bounds)
+        training.fittable.after_step(progress.step + 1, total)
     training.average.update()
     progress.step += 1
     progress.position += 1
