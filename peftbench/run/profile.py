@@ -101,7 +101,13 @@ class Profiler:
         plan = planned_step(spec, num_classes)
         tuned, size = plan.tuned, plan.preprocessing.size
         images = spec.recipe.batch_size
-        step = step_cost(plan, images, self.compute)
+        try:
+            step = step_cost(plan, images, self.compute)
+        except (NotImplementedError, RuntimeError) as e:
+            reason = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
+            raise Unsupported(
+                f"{spec.method.name} cannot be counted without storage: {reason}. Run it instead."
+            ) from e
         shapes = {name: tuple(tensor.shape) for name, tensor in tuned.state().items()}
         return Profile(
             method=spec.method.name,
