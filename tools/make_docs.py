@@ -103,6 +103,8 @@ def _general(remark: str, method: str, family: str) -> str:
     text = re.sub(r"'[\w.]*\.\w+'( \(\w+\))?", "a layer", text)
     text = re.sub(r"\d+ pixels", "few pixels", text)
     text = re.sub(r"is \d+ x \d+", "is no multiple of it", text)
+    if method.startswith("hf_"):  # sizes of tiny layers, in the words of peft
+        text = re.sub(r"\d[\d,]*(?![\w=])", "N", text.removeprefix(f"{method}: "))
     return text[:1].upper() + text[1:]
 
 
@@ -304,7 +306,9 @@ def readme() -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     before, rest = _counted(text, "It has").split(START)
     _, after = rest.split(END)
-    listed = "By name: " + ", ".join(f"`{name}`" for name in METHODS) + "."
+    own = [name for name in METHODS if not name.startswith("hf_")]
+    listed = "By name: " + ", ".join(f"`{name}`" for name in own) + "."
+    listed += f" And {len(METHODS) - len(own)} [`hf_*`](docs/hf-peft.md)."
     return before + START + textwrap.fill(listed, 105, break_on_hyphens=False) + "\n" + END + after
 
 

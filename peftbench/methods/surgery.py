@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -38,6 +39,14 @@ def become(module: nn.Module, kind: type[nn.Module]) -> None:
     if not issubclass(kind, type(module)):
         raise TypeError(f"{kind.__name__} is no {type(module).__name__}")
     module.__class__ = kind
+
+
+def own_modules(module: nn.Module) -> None:
+    """Make children of modules that `module` holds as plain attributes: they then move with it."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, nn.Module):
+            del vars(module)[name]
+            module.register_module(name, value)
 
 
 def wrap(
@@ -104,6 +113,28 @@ def standing_in(model: nn.Module, outputs: Mapping[str, Tensor]) -> Iterator[Non
         for attributes, own in replaced:
             del attributes["forward"]
             attributes.update(own)
+
+
+class Carrier(nn.Module):
+    """Holds modules under the paths that they have in a backbone, and nothing else of it.
+
+    For a library that changes models itself: what it is not given it cannot change.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for path, module in modules.items():
+            parent: nn.Module = self
+            *above, name = path.split(".")
+            for step in above:
+                if step not in dict(parent.named_children()):
+                    parent.register_module(step, nn.Module())
+                parent = parent.get_submodule(step)
+            parent.register_module(name, module)
+
+    def forward(self) -> SimpleNamespace:
+        """A loss (1,) of zero, for a library that adds its own terms to a model's loss."""
+        return SimpleNamespace(loss=torch.zeros(1))
 
 
 class Around(nn.Module):

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from support import tuners
 from support.tiny_backbones import NUM_CLASSES, fresh, randomise
 from timm.models.convnext import ConvNeXt
 from timm.models.deit import VisionTransformerDistilled
@@ -61,7 +62,8 @@ def test_images_of_other_channels_are_tuned_or_named(
     model, size = build(family, channels)
     x = noise(4, channels, size, size)
     try:
-        tuned = pb.tune(model, method, 3, image_size=size)
+        more = tuners.options(method, 8, channels, size, size)
+        tuned = pb.tune(model, method, 3, image_size=size, **more)
     except Unsupported as e:
         rgb = method in ("sidetune", "vpt_pad")
         assert "image_size" not in str(e)
@@ -85,7 +87,8 @@ def test_a_model_of_another_type_is_tuned_in_it(dtype: torch.dtype, method: str)
     else:
         model, size = build("vit", 3)
     model.to(dtype)
-    tuned = pb.tune(model, method, 3, image_size=size)
+    more = tuners.options(method, 8, 3, size, size, dtype=dtype)
+    tuned = pb.tune(model, method, 3, image_size=size, **more)
     assert {p.dtype for p in tuned.parameters()} == {dtype}
     logits = tuned(noise(4, 3, size, size, dtype=dtype))
     assert logits.dtype == dtype and logits.shape == (4, 3)

@@ -19,7 +19,12 @@ from peftbench.training.recipe import check_recipe
 ROOT = config_dir().parent
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
 discover()
-BUILT_IN = {n for n in METHODS if METHODS[n].__module__.startswith("peftbench.methods.")}
+# our own; the tuners of peft need a package that not everybody has
+BUILT_IN = {
+    n
+    for n in METHODS
+    if METHODS[n].__module__.startswith("peftbench.methods.") and not n.startswith("hf_")
+}
 # methods, backbones, data sets, shots and seeds of each: the papers' rows, columns and repeats
 SHAPES = {
     "demo": (8, 1, 2, 1, 1),

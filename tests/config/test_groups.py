@@ -121,9 +121,12 @@ def test_vit_b16_is_another_name_of_the_original_in21k_weights() -> None:
 
 
 def test_every_method_has_a_file_and_every_file_a_method() -> None:
+    """But for the tuners of peft, which have one table together."""
     files = {path.stem for path in (CONF / "method").glob("*.yaml")}
     built_in = {
-        name for name in METHODS if METHODS[name].__module__.startswith("peftbench.methods")
+        name
+        for name in METHODS
+        if METHODS[name].__module__.startswith("peftbench.methods") and not name.startswith("hf_")
     }
     assert files == built_in
 

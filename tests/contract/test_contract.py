@@ -20,6 +20,7 @@ from _pytest.mark import ParameterSet
 from support.documents import supported
 from support.rounding import TERMS, assert_alike, round_outputs
 from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images
+from support.tuners import FITTING, FOLDED_IN_FLOAT32
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Anatomy
@@ -50,6 +51,8 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"dropout": 0.0, "rank": 3}, frozenset({"swin_v2", "beit", "eva_fused"})),
     ),
     "fact_tt": (({"dropout": 0.0, "rank": 3}, frozenset({"swin_v2", "beit", "eva_fused"})),),
+    **{name: ((dict(sizes), frozenset({"vit"})),) for name, sizes in FITTING.items()},
+    "hf_lora": (({"targets": ["proj", "fc1", "fc2"]}, frozenset({"beit", "swin_v2"})),),
     "lora": (
         (
             {"targets": ["q", "k", "v", "proj", "fc1", "fc2"], "rank": 2, "alpha": 8.0},
@@ -111,7 +114,23 @@ NOT_FOLDABLE = frozenset(
 )
 
 # tensors that start at values that are neither random nor all equal: identity kernels
-GIVEN: Mapping[str, tuple[str, ...]] = {"convpass": ("*.adapter.conv.weight",)}
+# or what is found in weights and images
+GIVEN: Mapping[str, tuple[str, ...]] = {
+    "convpass": ("*.adapter.conv.weight",),
+    "hf_dora": ("*.lora_magnitude_vector.*",),
+    "hf_eva": ("*.lora_A.*",),
+    "hf_frod": ("*.frod_lambda_l.*",),
+    "hf_olora": ("*.lora_?.*",),
+    "hf_osf": ("*.osf_svd_params.*",),
+    "hf_pissa": ("*.lora_?.*",),
+    "hf_pvera": ("*.pvera_lambda_d.*",),
+    "hf_vera": ("*.vera_lambda_d.*",),
+}
+
+# a tuner of peft is one module on one kind of layer, whatever the family around it
+TUNERS_ON = frozenset({"vit", "resnet_bottleneck"})
+# where the pretrained function is met up to the float32 in which peft decomposes the weights
+ROUNDED_AT_INIT = frozenset({"hf_dora", "hf_deft", "hf_frod", "hf_olora", "hf_pissa"})
 
 # backbones of the architectures that timm lacks, and of GhostNet; and the methods that the default
 # suite takes there: weights, branches, the stream, every operation
@@ -144,6 +163,8 @@ def _cases(expect: Callable[[str, str], bool | None]) -> Iterator[Case]:
 
 def _expected(name: str, backbone: str) -> bool | None:
     """Whether the table says that the pair works; None for methods that it does not know."""
+    if name.startswith("hf_") and backbone not in TUNERS_ON:
+        return False
     return backbone in SUPPORTED[name] if name in SUPPORTED else None
 
 
@@ -162,7 +183,12 @@ def _marked(case: Case) -> ParameterSet:
     return pytest.param(case, id=case.label, marks=pytest.mark.slow if rare else ())
 
 
-PAIRS = [Case(METHODS[n](), b, f"{n}-{b}") for n in METHODS for b in TINY]
+PAIRS = [
+    Case(METHODS[n](), b, f"{n}-{b}")
+    for n in METHODS
+    for b in TINY
+    if b in TUNERS_ON or not n.startswith("hf_")
+]
 WORKING = [*_cases(_expected), *_variants()]
 IN_PLACE = [
     case for case in WORKING if case.backbone == "efficientnet" and not case.method.card.solved
@@ -170,8 +196,15 @@ IN_PLACE = [
 
 
 def _attach(case: Case, seed: int = 0) -> Tuned:
+    method, backbone, anatomy = case.method, fresh(case.backbone), anatomy_of(case.backbone)
+    prepared = None
+    if method.card.prepared:
+        seen = [(images(case.backbone, 8, seed=each), labels(8)) for each in range(2)]
+        method.check(anatomy)
+        generator = torch.Generator().manual_seed(seed)
+        prepared = method.prepare(backbone, anatomy, seen, generator)
     generator = torch.Generator().manual_seed(seed)
-    return apply(case.method, fresh(case.backbone), anatomy_of(case.backbone), CLASSES, generator)
+    return apply(method, backbone, anatomy, CLASSES, generator, prepared)
 
 
 def _attach_or_skip(case: Case) -> Tuned:
@@ -447,8 +480,9 @@ def test_features_equal_those_of_the_bare_backbone_exactly_if_the_card_says_so(
     model.model.double().eval()
     tuned = features_before(head_of(model), model.model, x)
     difference = (tuned - plain).abs().max() / plain.abs().max()
-    # in float64: the same sums in another order give 1e-15, the weakest real change 1e-2
-    assert (difference <= 1e-13) == case.method.card.identity_at_init
+    # in float64: the same sums in another order give 1e-15, the weakest real change 1e-4
+    tolerance = 1e-6 if case.method.name in ROUNDED_AT_INIT else 1e-13
+    assert (difference <= tolerance) == case.method.card.identity_at_init
 
 
 def not_proven(wanted: Mapping[str, nn.Parameter], model: nn.Module, x: Tensor) -> list[str]:
@@ -559,7 +593,10 @@ def test_frozen_modules_are_in_eval_mode_while_training(case: Case, initial: Tun
     initial.train()
     training = {n: m for n, m in initial.model.named_modules() if m.training}
     trainable = {id(p) for p in initial.trainable.values()}
+    trainable |= {id(p) for m in initial.frozen_modules for p in m.parameters()}
+    trainable |= {id(tensor) for tensor in initial.fixed.values()}
     partly = [n for n, m in training.items() if any(id(p) not in trainable for p in m.parameters())]
+    assert not any(module in training.values() for module in initial.frozen_modules)
     assert head_of(initial) in training.values()
     if case.method.card.frozen_mode == "eval":
         assert not partly
@@ -590,6 +627,8 @@ def rounding_of_merging(case: Case, tuned: Tuned) -> float:
 
 
 @pytest.mark.arithmetic
+# the hooks with which this test rounds outputs
+@pytest.mark.filterwarnings("ignore:One of the base layers adapted with")
 def test_merging_gives_the_plain_architecture_and_the_same_output(
     case: Case, moved: Tuned, moved64: Tuned
 ) -> None:
@@ -603,8 +642,11 @@ def test_merging_gives_the_plain_architecture_and_the_same_output(
         return
     bare = fresh(case.backbone)
     # measured: 4e-14 in float64, relative to the largest logit
-    rounding = TERMS * rounding_of_merging(case, moved64)
-    for tuned, tolerance in ((moved64, 1e-10), (moved, rounding)):
+    if method.name in FOLDED_IN_FLOAT32:
+        exact = rounding = 1e-6
+    else:
+        exact, rounding = 1e-10, TERMS * rounding_of_merging(case, moved64)
+    for tuned, tolerance in ((moved64, exact), (moved, rounding)):
         dtype = next(tuned.model.parameters()).dtype
         x = images(case.backbone, BATCH, dtype=dtype)
         with torch.no_grad():
@@ -630,7 +672,8 @@ def test_merging_gives_the_plain_architecture_and_the_same_output(
 def test_saved_tensors_on_a_fresh_backbone_give_the_same_output(case: Case, moved: Tuned) -> None:
     x = images(case.backbone, BATCH)
     state = {name: tensor.clone() for name, tensor in moved.state().items()}
-    assert state.keys() == moved.trainable.keys() | moved.changing_buffers.keys()
+    known = moved.trainable.keys() | moved.changing_buffers.keys() | moved.fixed.keys()
+    assert state.keys() == known
     again = _attach(case, seed=5)
     again.load_state(state)
     assert not differing(state, again.state())
@@ -734,9 +777,14 @@ def _outcomes(backbone: str, names: list[str]) -> dict[str, Outcome]:
     return outcomes
 
 
+def _known_on(backbone: str) -> list[str]:
+    """The methods that are tried on a tiny backbone."""
+    return [n for n in METHODS if backbone in TUNERS_ON or not n.startswith("hf_")]
+
+
 @pytest.fixture(scope="module", params=REPRESENTATIVE)
 def outcomes(request: pytest.FixtureRequest) -> tuple[str, dict[str, Outcome]]:
-    return request.param, _outcomes(request.param, list(METHODS))
+    return request.param, _outcomes(request.param, _known_on(request.param))
 
 
 def test_no_two_methods_are_the_same_under_two_names(
@@ -757,7 +805,7 @@ def test_a_method_does_the_same_whatever_was_applied_before(
     outcomes: tuple[str, dict[str, Outcome]],
 ) -> None:
     backbone, first = outcomes
-    second = _outcomes(backbone, list(METHODS)[::-1])
+    second = _outcomes(backbone, _known_on(backbone)[::-1])
     assert first.keys() == second.keys()
     for name, outcome in first.items():
         assert outcome.shapes == second[name].shapes
