@@ -16,6 +16,7 @@ from peftbench.backbones.inference.roles import SeenAttention, feeding
 from peftbench.backbones.inference.trace import Trace, Use
 
 TOLERANCE = 1e-3  # of what a folded change and one on the path give, relative, in float32
+NOISE = 1e-6  # of the largest value: what rounding leaves of nothing, in float32
 MORE_TOKENS = (3, 5)  # how many are put in; with one of them their number is no square
 
 
@@ -78,8 +79,34 @@ def effects(model: nn.Module, trace: Trace, outputs: Mapping[str, Tensor]) -> di
     return known
 
 
+def idle_rows(model: nn.Module, trace: Trace, use: Use, channels_last: bool) -> int:
+    """How many channels of what a layer gives change nothing in what the model gives.
+
+    Queries and keys do so where attention sees equal tokens, as behind a norm of one channel.
+    """
+    assert trace.output is not None
+    if not use.own or not use.result.requires_grad:
+        return 0
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(trace.output.shape, generator=generator)
+    (gradient,) = torch.autograd.grad(
+        (trace.output * weight).sum(), [use.result], allow_unused=True, retain_graph=True
+    )
+    if gradient is None:
+        return 0
+    axis = -1 if channels_last else 1
+    largest = gradient.abs().movedim(axis, -1).flatten(0, -2).amax(0)
+    rows = largest <= NOISE * largest.max()
+    if not bool(rows.any()) or _noise_matters(model, use.path, trace, rows, axis):
+        return 0
+    return int(rows.sum())
+
+
 @torch.no_grad()
-def _noise_matters(model: nn.Module, path: str, trace: Trace) -> bool:
+def _noise_matters(
+    model: nn.Module, path: str, trace: Trace, rows: Tensor | None = None, axis: int = -1
+) -> bool:
+    """Whether noise in what a module gives changes the output; in some of its rows, if told."""
     assert trace.image is not None and trace.output is not None
 
     def disturb(module: nn.Module, args: object, output: object) -> object:
@@ -87,6 +114,8 @@ def _noise_matters(model: nn.Module, path: str, trace: Trace) -> bool:
             return output
         generator = torch.Generator().manual_seed(2)
         noise = torch.randn(output.shape, generator=generator)
+        if rows is not None:
+            noise = (noise.movedim(axis, -1) * rows).movedim(-1, axis)
         return output + noise * output.std().clamp(min=1e-3)
 
     handle = model.get_submodule(path).register_forward_hook(disturb)
@@ -94,7 +123,8 @@ def _noise_matters(model: nn.Module, path: str, trace: Trace) -> bool:
         changed = model(trace.image)
     finally:
         handle.remove()
-    return bool((changed - trace.output).abs().max() > 0)
+    least = 0.0 if rows is None else NOISE * float(trace.output.abs().max())
+    return bool((changed - trace.output).abs().max() > least)
 
 
 @torch.no_grad()

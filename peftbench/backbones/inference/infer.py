@@ -204,6 +204,10 @@ class _Looked:
                 return "a change of its weight is not that change beside it"
             layout = not isinstance(module, nn.Conv2d)
             width = int(module.get_parameter("weight").shape[0])
+            if one.role is Role.ATTN_IN and (
+                idle := confirm.idle_rows(self.model, self.trace, uses[0], layout)
+            ):
+                return f"{idle} of its {width} rows change nothing"
             if one.path in self.told_parts:
                 parts = self.told_parts[one.path]
             elif one.role is Role.ATTN_IN and one.path in self.attentions:
@@ -283,6 +287,8 @@ class _Looked:
             refusal = more.reason
         assert self.trace.image is not None
         image = self.trace.image.detach()
+        if len(shapes) > 1:
+            grid = None  # of some blocks at most
         if grid and not confirm.row_major(self.model, blocks[0].path, prefix, grid, image):
             grid = None
         return Tokens(

@@ -191,8 +191,11 @@ def _entries(
     pairs: list[tuple[Use, Use]],
 ) -> Iterator[SeenSite]:
     """The modules through which the branches of a block read the stream."""
-    if not block.sums or not block.call.single:
+    result = block.call.result
+    if not block.sums or not block.call.single or result is None:
         return
+    if tuple(result.shape) != block.call.shape:
+        return  # it changes the size of the stream, which no change can be carried through
     taken: set[str] = set()
     for role, uses in (
         (Role.ATTN_ENTRY, list(entering)),
