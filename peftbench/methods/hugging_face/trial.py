@@ -107,9 +107,11 @@ def _inputs(
     attends = site.role in (Role.ATTN_IN, Role.ATTN_OUT)
     if not isinstance(module, nn.Linear) and not site.channels_last:
         return [torch.randn(2, width, *POSITIONS, generator=generator)]
-    if anatomy.tokens is not None or attends:
+    if anatomy.tokens is not None or not site.is_map:
         return [tokens]
-    return [torch.randn(2, *POSITIONS, width, generator=generator)]
+    # attention cuts maps into windows of tokens, or reads them as they are
+    grid = torch.randn(2, *POSITIONS, width, generator=generator)
+    return [tokens, grid] if attends else [grid]
 
 
 def _try(method: DeclaredTuner, site: Site, layer: nn.Module, x: Tensor) -> None:
