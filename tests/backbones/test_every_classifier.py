@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from support.timm_modules import LARGE, OTHER, SMALLEST, build, side_of
+from support.timm_modules import OTHER, SMALLEST, build, chosen, side_of
 
 import peftbench as pb
 from peftbench.artefacts import task_file
@@ -34,7 +34,7 @@ def test_classifiers_are_those_that_timm_names(module: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["linear", "full"])
-@pytest.mark.parametrize("module", [name for name in SMALLEST if name not in LARGE])
+@pytest.mark.parametrize("module", chosen())
 def test_it_trains_reloads_merges_and_is_read_by_timm(
     module: str, method: str, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.sites_tried import random_copy, tried
-from support.timm_modules import LARGE, SMALLEST, build, side_of
+from support.timm_modules import SMALLEST, build, chosen, side_of
 
 from peftbench.backbones.describe import describe
 from peftbench.methods import METHODS, discover
@@ -32,8 +32,6 @@ ODDEST = (
     "vision_transformer_relpos",
 )
 QUICK = ("lora", "ssf", "adapter_plus")
-# what a net of layers without sums or blocks cannot take, and so no method that needs sites
-REFUSING: frozenset[str] = frozenset({"gemma4_vit", "deepseek_vit"})
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -61,7 +59,7 @@ def test_the_oddest_nets_take_methods_and_none_is_silently_wrong(module: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [m for m in SMALLEST if m not in LARGE])
+@pytest.mark.parametrize("module", chosen())
 def test_each_module_takes_methods_and_none_is_silently_wrong(module: str) -> None:
     trained = tuple(n for n in METHODS if not METHODS[n].card.solved and not n.startswith("hf_"))
     assert {"linear", "full"} <= set(_check(module, trained))
@@ -69,10 +67,8 @@ def test_each_module_takes_methods_and_none_is_silently_wrong(module: str) -> No
 
 @pytest.mark.slow
 def test_most_modules_take_methods_with_confirmed_sites() -> None:
-    taking = set()
-    for module in SMALLEST:
-        if module in LARGE:
-            continue
+    taking, asked = set(), chosen()
+    for module in asked:
         name = SMALLEST[module]
         side = side_of(name)
         anatomy = describe(build(name, side), side)
@@ -82,4 +78,4 @@ def test_most_modules_take_methods_with_confirmed_sites() -> None:
             except Exception:
                 continue
             taking.add(module)
-    assert len(taking) >= 0.85 * len(SMALLEST), sorted(SMALLEST.keys() - taking)
+    assert len(taking) >= 0.85 * len(asked), sorted(set(asked) - taking)

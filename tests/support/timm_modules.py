@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from functools import cache
 
 import timm
@@ -133,6 +135,13 @@ def build(name: str, side: int | None, num_classes: int = OTHER) -> nn.Module:
 
 # below these a window holds one token, to whose attention queries and keys mean nothing
 LEAST = {"csatv2": 256}
+
+
+def chosen() -> list[str]:
+    """The modules that slow tests go through: all but the large, or TIMM_MODULES of them."""
+    modules = [module for module in SMALLEST if module not in LARGE]
+    number = int(os.environ.get("TIMM_MODULES", len(modules)))
+    return sorted(random.Random(0).sample(modules, min(number, len(modules))))
 
 
 @cache
