@@ -100,6 +100,9 @@ report: setup ## results/report.html: one page that opens without a network
 docs: setup ## docs/*.md: methods, their parameters, which backbones they support
 	@$(BIN)/python tools/make_docs.py
 
+every-module: setup ## docs/every-module.md: every method on every module of timm; half an hour
+	@$(BIN)/python tools/every_module.py
+
 clean: ## remove the virtual environment and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
