@@ -99,7 +99,7 @@ def test_a_run_on_the_model_of_a_function_names_it_in_its_record(
 ) -> None:
     spec, record, _ = finished
     assert spec.backbone.name == spec.backbone.title == f"{NAME}:pooled"
-    assert record.status is Status.OK, record.reason
+    assert record.status is Status.OK, record.error
     assert record.spec["backbone"]["factory"] == f"{NAME}:pooled"
     assert record.provenance.backbone_source == f"{NAME}:pooled, seed 0"
     assert run_id_of(record.spec) == record.run_id == spec.run_id
