@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.tiny_backbones import TINY, anatomy_of, fresh, randomise
+from support.tiny_runs import tiny_spec
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 
@@ -21,6 +22,9 @@ from peftbench.backbones.describe import describe
 from peftbench.backbones.inference import infer
 from peftbench.errors import ConfigError, UnknownName
 from peftbench.methods import METHODS, apply, discover
+from peftbench.results.record import Status
+from peftbench.results.store import ResultsStore
+from peftbench.run import experiment
 from peftbench.spec import BackboneSpec
 
 discover()
@@ -269,3 +273,21 @@ def test_what_inference_found_is_kept_and_a_broken_file_is_found_anew(
         assert anatomies.anatomy_of(spec) == first
     file.write_text(file.read_text()[:-100])
     assert anatomies.anatomy_of(spec) == first
+
+
+# ------------------------------------------------------------------- a run on what was inferred
+
+
+def test_an_inferred_model_trains_reloads_and_merges_like_a_described_one(tmp_path: Path) -> None:
+    backbone = BackboneSpec("test_byobnet", pretrained=False, image_size=32)
+    store = ResultsStore(tmp_path)
+    record = experiment.run(tiny_spec(METHODS["lora"](rank=2), backbone=backbone), store)
+    assert record.status is Status.OK, record.error
+    assert record.provenance is not None and record.provenance.sites == "inferred"
+    assert peftbench.results(tmp_path)["sites"].tolist() == ["inferred"]
+    tuned = peftbench.load(store.artefacts(record)).eval()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = tuned(x)
+        merged = peftbench.merge(tuned)(x)
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
