@@ -20,6 +20,8 @@ from peftbench import plugins
 from peftbench.errors import ConfigError
 from peftbench.results.store import ResultsStore
 
+# another test may have imported distutils first, as `transformers` does
+pytestmark = pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")
 ROOT = Path(__file__).parents[1]
 
 

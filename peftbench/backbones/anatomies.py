@@ -92,7 +92,8 @@ def _file(spec: BackboneSpec, image_size: int) -> Path:
 def _code() -> str:
     """A hash of the code that finds anatomies."""
     here = Path(__file__).parent
-    files = [here / "describe.py", here / "anatomy.py", *sorted((here / "inference").glob("*.py"))]
+    own = [here / f"{name}.py" for name in ("anatomy", "describe", "kinds", "probe")]
+    files = [*own, *sorted((here / "inference").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

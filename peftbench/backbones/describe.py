@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from peftbench.backbones.accepted import dtype_of, uncopyable
 from peftbench.backbones.anatomy import (
     GENERIC,
     STEM,
@@ -22,11 +21,11 @@ from peftbench.backbones.anatomy import (
     Tokens,
 )
 from peftbench.backbones.classifier import heads_of, prefixes
-from peftbench.backbones.copies import weightless_copy
 from peftbench.backbones.corrections import NONE, Corrections
 from peftbench.backbones.inference import NOTHING, Inferred, LeftOut, infer
 from peftbench.backbones.kinds import kind_of, norm_layout
 from peftbench.backbones.patterns import match
+from peftbench.backbones.probe import probe
 from peftbench.errors import ConfigError, Unsupported
 
 BORDER = 5  # by which images are enlarged to see whether a model takes other sizes, in pixels
@@ -63,7 +62,7 @@ def describe(
     heads = heads_of(backbone)
     of_heads = prefixes(heads)
     declared = list(_declare(backbone, family))
-    shapes, channels = _probe(
+    shapes, channels = probe(
         backbone, [site.path for site in declared] or [heads[0].path], image_size
     )
     late = _late_entries(declared, shapes)
@@ -131,7 +130,7 @@ def _look(
         if size == image_size or looked.tokens is None:
             return looked
         embed = next((s.path for s in looked.sites if s.role is Role.EMBED), None)
-        shapes = _probe(backbone, [embed], image_size)[0] if embed else {}
+        shapes = probe(backbone, [embed], image_size)[0] if embed else {}
         if embed in shapes and len(shapes[embed]) == 4 and looked.tokens.grid is not None:
             grid = (int(shapes[embed][-2]), int(shapes[embed][-1]))
             return replace(looked, tokens=replace(looked.tokens, grid=grid))
@@ -161,7 +160,7 @@ def _watched(
 def _takes(backbone: nn.Module, head: str, image_size: int) -> bool:
     """Whether a model takes images of another size than it was built for."""
     try:
-        _probe(backbone, [head], image_size)
+        probe(backbone, [head], image_size)
     except Exception:  # whatever its code does with them
         return False
     return True
@@ -268,82 +267,6 @@ def _fits(role: Role, module: nn.Module) -> bool:
         point = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
         return isinstance(module, nn.Conv2d) and point == (role is Role.POINT_CONV)
     return True
-
-
-def _probe(
-    backbone: nn.Module, paths: list[str], image_size: int
-) -> tuple[dict[str, torch.Size], int]:
-    """Output shape of each module among `paths` that one forward pass calls; and the channels.
-
-    The image has the channels and the type that the model reads.
-    """
-    readings = _channels(backbone)
-    if not paths:
-        return {}, readings[0]
-    try:
-        model = weightless_copy(backbone).eval()
-    except Exception as e:  # whatever an attribute of somebody's class does when it is copied
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        held = uncopyable(backbone)
-        raise ConfigError(
-            f"this {type(backbone).__name__} cannot be copied, which merging and the search for "
-            f"its sites need{f': its attribute {held!r} says' if held else ':'} {reason}. Remove "
-            "the attribute first."
-        ) from e
-    shapes: dict[str, torch.Size] = {}
-
-    def note(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                shapes.setdefault(path, output.shape)
-
-        return hook
-
-    for path in paths:
-        model.get_submodule(path).register_forward_hook(note(path))
-    failure: Exception | None = None
-    for channels in readings:
-        shapes.clear()
-        image = torch.empty(
-            1, channels, image_size, image_size, device="meta", dtype=dtype_of(backbone)
-        )
-        try:
-            with torch.no_grad():
-                output = model(image)
-        except (AssertionError, RuntimeError) as e:
-            failure = failure or e  # of the likeliest number of channels
-            continue
-        _check_output(backbone, output)
-        return shapes, channels
-    assert failure is not None
-    raise failure
-
-
-def _check_output(backbone: nn.Module, output: object) -> None:
-    """Refuse a model that gives anything but one row of logits for an image."""
-    own = type(backbone).__name__
-    if isinstance(output, Tensor) and output.ndim == 2:
-        return
-    if isinstance(output, Tensor):
-        pooled = getattr(backbone, "global_pool", None)
-        cause = "built with global_pool=''" if pooled in ("", None) else "without pooling"
-        raise Unsupported(
-            f"this {own} gives {output.ndim} dimensions {tuple(output.shape)} for an image and not "
-            f"one row of logits: {cause}. Build it with its own global_pool."
-        )
-    raise Unsupported(
-        f"this {own} gives a {type(output).__name__} for an image and not one row of logits."
-    )
-
-
-def _channels(backbone: nn.Module) -> tuple[int, ...]:
-    """Channels that the images may have, the likeliest first: those of the first convolution.
-
-    It does not read the image itself where a stem rearranges pixels before it.
-    """
-    first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
-    read = 3 if first is None else first.in_channels
-    return (read,) if read == 3 else (read, 3)
 
 
 def _late_entries(

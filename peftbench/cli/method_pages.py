@@ -104,7 +104,7 @@ def _cost(method: Method, known: Mapping[str, Anatomy]) -> tuple[str, ...]:
     frozen = "no layer is frozen" if card.frozen_mode == "train" else "frozen layers in eval mode"
     facts.append(frozen)
     if len(defined) == len(known):
-        return (*facts, "works on every backbone")
+        return (*facts, "works with its defaults on every described family")
     families = ", ".join(anatomy.family for anatomy in defined.values())
     return (*facts, f"works with its defaults on {families or 'no family'}")
 

@@ -113,6 +113,6 @@ def test_a_family_that_somebody_adds_counts_where_it_could_be_that_of_a_known_ba
 
 def test_the_file_says_what_it_was_written_with() -> None:
     content = json.loads(known.FILE.read_text(encoding="utf-8"))
-    assert set(content["origin"]) == {"timm", "families"}
+    assert set(content["origin"]) == {"timm", "families", "fields"}
     assert {"VisionTransformer", "ResNet", "RegNet"} <= set(content["classes"])
     assert content["names"].keys() == {*KNOWN, *CONFIGURED}

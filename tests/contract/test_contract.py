@@ -178,8 +178,12 @@ def _variants() -> Iterator[Case]:
 
 
 def _marked(case: Case) -> ParameterSet:
-    """A case of a test; on architectures that timm lacks most methods are for the slow suite."""
+    """A case of a test; some are for the slow suite.
+
+    On architectures that timm lacks most methods are, and tuners of peft on convolutions.
+    """
     rare = case.backbone in SEEDS and case.method.name not in OFTEN
+    rare |= case.method.name.startswith("hf_") and case.backbone != "vit"
     return pytest.param(case, id=case.label, marks=pytest.mark.slow if rare else ())
 
 
