@@ -15,7 +15,7 @@ from peftbench.backbones.inference import confirm
 from peftbench.backbones.inference.flow import flow_of
 from peftbench.backbones.inference.roles import SeenSite, attention, found
 from peftbench.backbones.inference.structure import Structure, structure
-from peftbench.backbones.inference.trace import Call, Trace, Use, image_for, traced
+from peftbench.backbones.inference.trace import Call, Trace, Use, traced
 from peftbench.backbones.kinds import kind_of, norm_layout
 from peftbench.backbones.patterns import match
 from peftbench.errors import ConfigError
@@ -84,7 +84,7 @@ def infer(
         shape = (2, channels, image_size, image_size)
         image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         model = confirm.randomised(backbone, image)
-        trace = traced(model, image_for(model, channels, image_size))
+        trace = traced(model, image)
         skeleton = structure(model, trace, heads)
         looked = _Looked(model, trace, skeleton, corrections)
         candidates = _corrected(found(model, trace, skeleton), trace, skeleton, corrections)

@@ -219,9 +219,3 @@ def _matrices(module: nn.Module) -> int:
 
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def outside(paths: Iterable[str], outer: Iterable[str]) -> list[str]:
-    """Those of `paths` that lie in none of `outer` and hold none of them."""
-    around = list(outer)
-    return [p for p in paths if not any(is_inside(p, o) or is_inside(o, p) for o in around)]

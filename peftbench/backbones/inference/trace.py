@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -89,10 +88,6 @@ class Trace:
     products: list[SeenProduct] = field(default_factory=list)
     image: Tensor | None = None
     output: Tensor | None = None
-
-    def first(self, path: str) -> Call | None:
-        """The first call of a module."""
-        return next((call for call in self.calls if call.path == path), None)
 
 
 def traced(model: nn.Module, image: Tensor) -> Trace:
@@ -315,11 +310,3 @@ def _is_activation(module: nn.Module) -> bool:
     """Whether a module is an activation, also one that torch shows nothing of."""
     kind = type(module)
     return "activation" in kind.__module__ and not any(True for _ in module.children())
-
-
-def image_for(model: nn.Module, channels: int, size: int, batch: int = 2) -> Tensor:
-    """(batch, channels, size, size) seeded noise of the type and on the device of the model."""
-    like = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(batch, channels, size, size, generator=generator)
-    return image.to(device=like.device, dtype=like.dtype)
