@@ -8,6 +8,8 @@ support changes only with a line of that page.
 from __future__ import annotations
 
 import copy
+import os
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -177,14 +179,26 @@ def _variants() -> Iterator[Case]:
                     yield Case(METHODS[name](**options), backbone, f"{name}-{backbone}-{text}")
 
 
-def _marked(case: Case) -> ParameterSet:
-    """A case of a test; some are for the slow suite.
+def _is_rare(case: Case) -> bool:
+    """Whether a case is for the slow suite.
 
-    On architectures that timm lacks most methods are, and tuners of peft on convolutions.
+    Most methods on architectures that timm lacks are, and tuners of peft on convolutions.
     """
-    rare = case.backbone in SEEDS and case.method.name not in OFTEN
-    rare |= case.method.name.startswith("hf_") and case.backbone != "vit"
+    tuner_on_maps = case.method.name.startswith("hf_") and case.backbone != "vit"
+    return tuner_on_maps or (case.backbone in SEEDS and case.method.name not in OFTEN)
+
+
+def _marked(case: Case) -> ParameterSet:
+    rare = _is_rare(case)
     return pytest.param(case, id=case.label, marks=pytest.mark.slow if rare else ())
+
+
+def _fewer(cases: list[Case]) -> list[Case]:
+    """The cases with RARE_PAIRS of the rare ones, or all of them where that is not set."""
+    rare = [case for case in cases if _is_rare(case)]
+    number = min(int(os.environ.get("RARE_PAIRS", len(rare))), len(rare))
+    kept = {case.label for case in random.Random(0).sample(rare, number)}
+    return [case for case in cases if not _is_rare(case) or case.label in kept]
 
 
 PAIRS = [
@@ -193,7 +207,7 @@ PAIRS = [
     for b in TINY
     if b in TUNERS_ON or not n.startswith("hf_")
 ]
-WORKING = [*_cases(_expected), *_variants()]
+WORKING = _fewer([*_cases(_expected), *_variants()])
 IN_PLACE = [
     case for case in WORKING if case.backbone == "efficientnet" and not case.method.card.solved
 ]
