@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pairs
 from methods import OUTPUT, slug
-from pairs import built, seconds, step_of
+from pairs import built, own_methods, seconds, step_of
 
 from peftbench import data
 from peftbench.data import TrainSplit
@@ -145,7 +145,7 @@ def _warnings(call: Callable[[], None]) -> int:
 def methods(amount: Size, compute: Compute, most: float) -> Iterator[dict[str, Any]]:
     """A row for each method; `most` operations per second are the peak."""
     device = compute.device
-    for name in METHODS:
+    for name in own_methods():
         try:
             tuned, fittable, size = built(amount.backbone, METHODS[name](), compute)
         except Unsupported as e:

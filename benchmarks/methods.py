@@ -25,7 +25,7 @@ from timm.models.vision_transformer import Block
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pairs
-from pairs import Pair, built, kept_bytes, paired, step_of
+from pairs import Pair, built, kept_bytes, own_methods, paired, step_of
 
 from peftbench.backbones.load import load
 from peftbench.data import TrainSplit
@@ -64,7 +64,7 @@ def steps(setting: Setting) -> Iterator[dict[str, Any]]:
     compute, name = setting.computing(), setting.backbone()
     _, fittable, size = built(name, METHODS["full"](), compute)
     full = step_of(fittable, setting.batch, size, compute)
-    for method in METHODS:
+    for method in own_methods():
         label = f"step, {method} over full"
         try:
             tuned, fittable, size = built(name, METHODS[method](), compute)

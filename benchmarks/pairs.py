@@ -21,7 +21,7 @@ from peftbench.backbones.describe import describe
 from peftbench.backbones.kernels import choose_layout
 from peftbench.backbones.load import load
 from peftbench.errors import Unsupported
-from peftbench.methods import Tuned, apply
+from peftbench.methods import METHODS, Tuned, apply
 from peftbench.methods.base import Method
 from peftbench.run.simulation import LiveBytes
 from peftbench.spec import BackboneSpec, Recipe
@@ -31,6 +31,11 @@ from peftbench.training.optim import make_optimizer
 
 CLASSES = 100
 RECIPE = Recipe(lr=1e-4)
+
+
+def own_methods() -> list[str]:
+    """The methods whose code is ours; tuners of peft take the steps that peft gives them."""
+    return [name for name in METHODS if not name.startswith("hf_")]
 
 
 def built(

@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning"
 
 
 def test_each_module_of_timm_is_asked() -> None:
-    assert SMALLEST.keys() == set(timm.list_modules())
+    ours = {"hornet", "revcol", "internimage", "hat_net", "g_ghost"}  # registered there by us
+    assert SMALLEST.keys() == set(timm.list_modules()) - ours
 
 
 @pytest.mark.parametrize("module", list(SMALLEST))
