@@ -85,7 +85,7 @@ def activations(setting: Setting) -> Iterator[dict[str, Any]]:
     for name in (setting.backbone(), "resnet10t" if setting.quick else RESNET):
         _, fittable, size = built(name, METHODS["full"](), compute)
         full = kept_bytes(fittable, 4, size, compute)
-        for method in METHODS:
+        for method in own_methods():
             label = f"kept activations, {method} over full, {name}"
             try:
                 _, fittable, size = built(name, METHODS[method](), compute)

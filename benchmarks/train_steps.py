@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pairs import own_methods
 
 from peftbench.backbones.describe import describe
 from peftbench.backbones.load import load
@@ -83,7 +84,7 @@ def main() -> None:
     device = choose_device(arguments.device)
     discover()
     rows = []
-    for name in METHODS:
+    for name in own_methods():
         try:
             rows.append(measure(name, arguments, device))
         except Unsupported as e:
