@@ -142,6 +142,15 @@ SEEDS = frozenset(
 )
 OFTEN = ("lora", "adapter", "convpass", "ssf")
 
+# methods that reach every path of surgery between them: the default suite takes each on every
+# family; any other method of the package on the first two of USUAL that it supports
+ON_EVERY_FAMILY = frozenset(
+    ("adapter", "adapter_plus", "adapter_vpt", "adaptformer", "bias", "convpass", "fact_tk")
+    + ("fact_tt", "full", "knn", "linear", "logistic", "lora", "majority", "mlp", "norm")
+    + ("partial", "repadapter", "sidetune", "ssf", "vpt_deep", "vpt_pad", "vpt_shallow")
+)
+USUAL = ("vit", "swin", "convnext", "resnet_bottleneck")
+
 CLASSES = 7
 BATCH = 3
 
@@ -182,10 +191,16 @@ def _variants() -> Iterator[Case]:
 def _is_rare(case: Case) -> bool:
     """Whether a case is for the slow suite.
 
-    Most methods on architectures that timm lacks are, and tuners of peft on convolutions.
+    Most methods on architectures that timm lacks are, tuners of peft on convolutions, and methods
+    that are not in `ON_EVERY_FAMILY` on what is not usual.
     """
-    tuner_on_maps = case.method.name.startswith("hf_") and case.backbone != "vit"
-    return tuner_on_maps or (case.backbone in SEEDS and case.method.name not in OFTEN)
+    name = case.method.name
+    if name.startswith("hf_"):
+        return case.backbone != "vit"
+    if name in SUPPORTED and name not in ON_EVERY_FAMILY:
+        usual = [backbone for backbone in USUAL if backbone in SUPPORTED[name]]
+        return case.backbone not in usual[:2]
+    return case.backbone in SEEDS and name not in OFTEN
 
 
 def _marked(case: Case) -> ParameterSet:
