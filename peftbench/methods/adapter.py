@@ -273,3 +273,6 @@ class AdapterVPT(BottleneckAdapter):
 
     def bottleneck_for(self, width: int) -> int:
         return width // self.reduction
+
+    def unmoved(self) -> tuple[str, ...]:
+        return ("*.adapter.down.*", "*.adapter.up.weight")

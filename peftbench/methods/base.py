@@ -163,6 +163,13 @@ class Method(ABC):
         """The same method with new tensors that need no network; a stored task overwrites them."""
         return self
 
+    def unmoved(self) -> tuple[str, ...]:
+        """Patterns of names of trained tensors that never leave their start; all others must move.
+
+        A shell pattern such as "*.down.weight"; the card's deviations say why.
+        """
+        return ()
+
     def unmergeable(self, anatomy: Anatomy) -> str:
         """Why `merge` will refuse this backbone although the card says `mergeable`, else empty."""
         return ""
