@@ -96,7 +96,7 @@ def simulated(
         "selection": dataclasses.asdict(Selection()),
         "protocol": {**dataclasses.asdict(Protocol()), "seeds": [0, 1, 2]},
     }
-    top1 = 0.4 + 0.02 * dataset + 0.005 * method + draw.gauss(0.0, 0.01)
+    top1 = min(0.4 + 0.02 * dataset + 0.005 * method + draw.gauss(0.0, 0.01), 1.0)
     return RunRecord(
         run_id=run_id_of(spec),
         spec=spec,
