@@ -15,13 +15,15 @@ from peftbench.errors import ConfigError
 IDENTITY_VERSION = 1  # raised when the meaning of the canonical form changes
 
 
-def later(default: Any) -> Any:
+def later(default: Any, *, keyword: bool = False) -> Any:
     """The default of a field that was added when runs had been recorded already.
+
+    With `keyword` it is given by name alone, as a field of a base class is.
 
     Identities and records leave such a field out where it has its default, so that a run from
     before the field and the same run today have one id and stand in one row.
     """
-    return field(default=default, metadata={"later": True})
+    return field(default=default, metadata={"later": True}, kw_only=keyword)
 
 
 def declared(value: Any) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def _methods() -> str:
     rows: list[tuple[object, ...]] = [("METHOD", "TITLE", "PAPER", "HYPER-PARAMETERS")]
     for name in METHODS:
         method = METHODS[name]
-        fields = (f"{f.name}={_plain(f.default)}" for f in dataclasses.fields(method))
+        fields = (
+            f"{f.name}={_plain(f.default)}" for f in dataclasses.fields(method) if not f.kw_only
+        )
         rows.append((name, method.card.title, method.card.paper, " ".join(fields) or "none"))
     return columns(rows)
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from peftbench.backbones.anatomy import Anatomy
-from peftbench.canonical import as_declared, plain
+from peftbench.canonical import as_declared, declared, later, plain
 from peftbench.errors import ConfigError, NotMergeable
+from peftbench.methods.chosen_blocks import READERS, of_chosen_blocks
 from peftbench.registry import Registry, unknown_name
 
 if TYPE_CHECKING:
@@ -93,6 +94,19 @@ class Method(ABC):
 
     name: ClassVar[str] = ""  # set by `register_method`
     card: ClassVar[MethodCard]
+    # False where the definition is about the whole backbone or about none of it
+    takes_blocks: ClassVar[bool] = True
+
+    # the residual blocks that it acts on, from 0, or from the end with -1; none given: all, and
+    # what lies around them
+    blocks: tuple[int, ...] = later((), keyword=True)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """What a method says of an anatomy it says of the blocks that are chosen."""
+        super().__init_subclass__(**options)
+        for reader in READERS:
+            if reader in vars(cls):
+                setattr(cls, reader, of_chosen_blocks(vars(cls)[reader]))
 
     def __post_init__(self) -> None:
         # configurations deliver lists; a frozen value must be hashable
@@ -101,6 +115,14 @@ class Method(ABC):
             if isinstance(value, list):
                 object.__setattr__(self, each.name, tuple(value))
         as_declared(self)
+        self.require(
+            self.takes_blocks or not self.blocks,
+            f"blocks={list(self.blocks)}, but it is not a method of single blocks. Leave "
+            "method.blocks out.",
+        )
+        self.require(
+            len(set(self.blocks)) == len(self.blocks), f"blocks={list(self.blocks)} repeat one."
+        )
         self.validate()
 
     def validate(self) -> None:  # noqa: B027 - most methods accept what their types accept
@@ -187,7 +209,7 @@ class Method(ABC):
         return {
             "name": self.name,
             "version": self.card.version,
-            "hyperparameters": plain(dataclasses.asdict(self)),
+            "hyperparameters": plain(declared(self)),
         }
 
     def require(self, condition: bool, message: str) -> None:

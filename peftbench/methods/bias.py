@@ -26,6 +26,8 @@ class Bias(Method):
 
     variant: str = "default"  # "released": every name with "bias", so relative position tables too
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="Bias tuning",
         summary="Every bias b trains, in y = W x + b and in y = g * norm(x) + b; all weights W and "

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Full(Method):
     """All backbone parameters and the head train."""
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="Full fine-tuning",
         summary="Every parameter theta of the backbone trains: logits = W f_theta(x) + b.",

@@ -23,6 +23,8 @@ class NearestNeighbour(Method):
     k: int = 20  # of DINO (Caron et al., 2021, §4.1); fewer where there are fewer images
     temperature: float = 0.07
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="k-nearest neighbours",
         summary="The k training images of the most similar frozen features vote, each with "

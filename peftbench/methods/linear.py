@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Linear(Method):
     """logits = W f(x) + b with f frozen."""
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="Linear probing",
         summary="Only a linear classifier trains on frozen features: logits = W f(x) + b.",

@@ -22,6 +22,8 @@ class Logistic(Method):
 
     C: float | None = None  # as in scikit-learn; None: by cross-validation of the training images
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="Logistic regression",
         summary="A linear classifier on frozen, standardised features, solved to its optimum: "

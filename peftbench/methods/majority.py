@@ -22,6 +22,8 @@ LEAST_SHARE = 1e-6  # of a class without an image
 class MajorityClass(Method):
     """logits = log of the share that each class has of the training images."""
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="Majority class",
         summary="Always says the largest class: logits = log(n_c / n), whatever the image.",

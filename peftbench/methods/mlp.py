@@ -23,6 +23,8 @@ class MLPHead(Method):
     num_layers: int = 3  # k; the paper's sweep is 2, 3, 5, 9
     dropout: float = 0.1
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="MLP head",
         summary="Only a head of k layers trains: k - 1 times h = BN(relu(W h + b)), then W h + b.",

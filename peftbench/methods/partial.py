@@ -29,6 +29,8 @@ class Partial(Method):
     num_blocks: int = 1  # k
     unit: str = "block"  # "stage" counts whole stages instead of blocks
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="Partial fine-tuning",
         summary="The last k of L blocks B train, with what follows them: logits = "

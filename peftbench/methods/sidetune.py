@@ -29,6 +29,8 @@ class SideTune(Method):
     alpha: float = 0.0  # at the start; 0 weighs both features alike
     side_depth: int = 1  # blocks of the copy where blocks exchange tokens; else its first stage
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="Side-tuning",
         paper="arXiv:1912.13503",

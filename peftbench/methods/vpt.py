@@ -51,6 +51,7 @@ class VisualPrompts(Method):
     location: str = "prepend"  # in front of the patch tokens; "append" is behind them
 
     locations: ClassVar[tuple[str, ...]] = ("prepend", "append")
+    takes_blocks: ClassVar[bool] = False
 
     def validate(self) -> None:
         self.require(

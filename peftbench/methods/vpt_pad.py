@@ -22,6 +22,8 @@ class VPTPad(Method):
 
     num_tokens: int = 5  # N, width of the border in pixels; the paper chooses among 1, 3 ... 11
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="VPT-pad",
         summary="A learned border P of N pixels surrounds the image x: logits = f([P, x, P]).",

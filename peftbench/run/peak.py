@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from peftbench.canonical import plain
+from peftbench.canonical import declared, plain
 from peftbench.errors import PeftbenchError
 from peftbench.methods.base import as_method
 from peftbench.spec import BackboneSpec, Recipe, RunSpec
@@ -54,7 +54,7 @@ def measured_peak(
     method = as_method(spec.method)
     asked = {
         "method": method.name,
-        "hyperparameters": plain(dataclasses.asdict(method)),
+        "hyperparameters": plain(declared(method)),
         "backbone": plain(dataclasses.asdict(with_random_weights(spec.backbone))),
         "recipe": plain(dataclasses.asdict(spec.recipe)),
         "images": images,

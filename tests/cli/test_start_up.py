@@ -38,7 +38,7 @@ COMMANDS = {
     "list tables": "TABLE ",
     "list runs": "RUN ",
     "report --help": "usage: peftbench report",
-    "run --cfg job": "method: {}\n",
+    "run --cfg job": "method:\n  blocks: []\n",
     "predict zzzz gone.png": "peftbench: There is no picture to predict: gone.png does not exist.",
     f"predict zzzz {A_PICTURE}": "peftbench: Unknown run 'zzzz'. Known: ",
     f"predict no/where {A_PICTURE}": "peftbench: no/where/card.json does not exist. Give a folder ",
