@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from peftbench.artefacts import card as cards
@@ -27,11 +24,11 @@ from peftbench.backbones.hashes import hash_tensors
 from peftbench.errors import ConfigError, NotMergeable, WeightsError
 from peftbench.methods import METHODS, Method, Tuned, apply, discover, surgery
 from peftbench.methods.base import TrainingImages
+from peftbench.methods.building import method_of
 from peftbench.prediction import timm_form
 from peftbench.prediction.answer import Prediction as Prediction
 from peftbench.prediction.predictor import Predictor, lend, predictor_of
 from peftbench.prediction.transform import Transform
-from peftbench.registry import unknown_name
 from peftbench.results.finished import find
 from peftbench.results.store import ResultsStore
 from peftbench.untrusted import printable
@@ -161,7 +158,7 @@ def tune(  # noqa: PLR0913 - what a user may say is said by name
         Unsupported: the method is not defined on this model.
         WeightsError: the model holds values that are not finite.
     """
-    chosen = _method(method, hyperparameters)
+    chosen = method_of(method, hyperparameters)
     if chosen.card.solved:
         raise ConfigError(
             f"method {method} takes no training steps: a run computes its head of the features of "
@@ -338,28 +335,11 @@ def load(
     return attach(backbone, folder)
 
 
-def _method(name: str, hyperparameters: dict[str, Any]) -> Method:
-    """The method with values of the declared types."""
-    discover()
-    kind = METHODS[name]
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key in hyperparameters:
-        if key not in known:
-            raise unknown_name(f"hyper-parameter of {name}:", key, known)
-    schema = OmegaConf.structured(kind)
-    OmegaConf.set_readonly(schema, False)
-    try:
-        values = OmegaConf.merge(schema, hyperparameters)
-    except OmegaConfBaseException as e:
-        raise ConfigError(f"method={name}: {e.full_key}: {str(e).splitlines()[0]}.") from e
-    return kind(**OmegaConf.to_container(values))  # type: ignore[arg-type]
-
-
 def _method_of(card: dict[str, Any], folder: Path) -> Method:
     """The method of a card, as it starts without a download: its file holds what trains."""
     declared = card["spec"]["method"]
     with named(folder):
-        method = _method(declared["name"], cards.hyperparameters(card))
+        method = method_of(declared["name"], cards.hyperparameters(card))
     if method.card.version != declared["version"]:
         made_by = printable(card["provenance"]["peftbench"])[:40]
         raise WeightsError(

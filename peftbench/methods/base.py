@@ -204,6 +204,11 @@ class Method(ABC):
     def expected_params(self, anatomy: Anatomy) -> int:
         """Trainable parameters without the head, in closed form."""
 
+    @classmethod
+    def fields_of(cls, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that make the method whose `identity` has these hyper-parameters."""
+        return dict(hyperparameters)
+
     def identity(self) -> dict[str, Any]:
         """Name, version of behaviour and hyper-parameters as plain JSON values."""
         return {
