@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
+from peftbench.canonical import later
 from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # position -> what it computes, with y the stream behind attention and u the output of the MLP
 POSITIONS: Mapping[str, str] = {
     "sequential": "y + u + A(u): on the MLP's output, inside the residual branch",
+    "intermediate": "z = y + u, then z + A(z - y): sequential, but behind layer scale",
     "houlsby": "sequential on both branches",
     "parallel": "y + u + A(y): beside the MLP, reads the stream",
     "parallel_norm": "y + u + A(LN2 y): beside the MLP, reads what the MLP reads",
@@ -44,6 +46,7 @@ _AT_ENTRIES: Mapping[str, ReadPoint] = {
     "parallel": ReadPoint.STREAM,
     "parallel_norm": ReadPoint.BRANCH,
     "pre": ReadPoint.BEFORE,
+    "intermediate": ReadPoint.OUTPUT,
 }
 
 # what a backbone lacks where there is no place for an adapter
@@ -164,7 +167,8 @@ def _count(design: Design, width: int, bottleneck: int) -> int:
     matrices = 2 * width * bottleneck
     biases = design.bias * (bottleneck + width)
     scales = {"none": 0, "scalar": 1, "channel": width}[design.learned_scale]
-    return matrices + biases + scales + 2 * width * design.own_norm
+    norms = design.own_norm + design.norm_behind
+    return matrices + biases + scales + 2 * width * norms
 
 
 @register_method("adapter")
@@ -179,6 +183,7 @@ class Adapter(FixedBottleneck):
     scale: float = 1.0
     learned_scale: str = "none"  # none, scalar, channel
     train_norms: bool = False  # also every norm of the backbone, as Houlsby et al. do
+    bias: bool = later(True)  # of both layers
 
     card: ClassVar[MethodCard] = MethodCard(
         title="Adapter",
@@ -194,7 +199,7 @@ class Adapter(FixedBottleneck):
             "random and so not at the pretrained function: init=noah activation=quick_gelu "
             "dropout=0.1",
             "an adapter on a branch acts in front of layer scale and drop-path; Adapter+ puts it "
-            "behind layer scale",
+            "behind layer scale: position=intermediate",
             "the released codes keep the frozen blocks in train mode, with drop-path 0.1",
             "outside plain ViTs (Swin, ConvNeXt, Mixer, ...) the placement is ours",
         ),
@@ -209,6 +214,7 @@ class Adapter(FixedBottleneck):
             dropout=self.dropout,
             scale=self.scale,
             learned_scale=self.learned_scale,
+            bias=self.bias,
             own_norm=self.position == "pfeiffer",
         )
 

@@ -6,9 +6,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from peftbench.canonical import later
 from peftbench.methods.adapter import FixedBottleneck
 from peftbench.methods.base import MethodCard, register_method
 from peftbench.methods.layers.design import Design
+from peftbench.registry import unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +27,15 @@ class AdaptFormer(FixedBottleneck):
     dropout: float = 0.1
     bias: bool = True
     variant: str = "default"  # "released": batch normalisation in front of the classifier
+    placement: str = later("parallel")  # "sequential": behind the MLP, which it reads
+    learned_scale: str = later("none")  # "scalar": s trains, from `scale`; "channel": one a channel
+    # a layer norm that trains "in" front of the first layer, or on what comes "out", scaled
+    layer_norm: str = later("none")
+    init: str = later("lora")  # "bert": both random, so that it does not start as the backbone
 
-    position: ClassVar[str] = "parallel"
+    @property
+    def position(self) -> str:
+        return "parallel" if self.placement == "parallel" else "intermediate"
 
     card: ClassVar[MethodCard] = MethodCard(
         title="AdaptFormer",
@@ -54,11 +63,22 @@ class AdaptFormer(FixedBottleneck):
             dropout=self.dropout,
             scale=self.scale,
             bias=self.bias,
+            init=self.init,
+            learned_scale=self.learned_scale,
+            own_norm=self.layer_norm == "in",
+            norm_behind=self.layer_norm == "out",
+            norm_eps=1e-5,
         )
 
     def validate(self) -> None:
         super().validate()
         self.require_variant(self.variant)
+        for key, known in (
+            ("placement", ("parallel", "sequential")),
+            ("layer_norm", ("none", "in", "out")),
+        ):
+            if getattr(self, key) not in known:
+                raise unknown_name(f"{key} of method={self.name}:", getattr(self, key), known)
 
     def head(self, width: int, num_classes: int, generator: torch.Generator) -> nn.Module:
         if self.variant == "default":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
+from peftbench.canonical import later
 from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
@@ -15,10 +17,18 @@ from peftbench.methods.base import (
     parameters_of,
     register_method,
 )
+from peftbench.registry import unknown_name
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+BRANCHES: Mapping[str, tuple[Role, ...]] = {
+    "both": (Role.ATTN_IN, Role.MLP_IN),
+    "attention": (Role.ATTN_IN,),
+    "mlp": (Role.MLP_IN,),
+}
 
 
 @register_method("repadapter")
@@ -30,6 +40,8 @@ class RepAdapter(Method):
     groups: int = 2
     scale: float = 1.0  # s; the released configurations choose it for each task
     dropout: float = 0.1  # on the bottleneck
+    # "attention" alone is `repattn` of the released code, "both" its `repblock`; or "mlp" alone
+    branches: str = later("both")
 
     card: ClassVar[MethodCard] = MethodCard(
         title="RepAdapter",
@@ -50,6 +62,8 @@ class RepAdapter(Method):
     )
 
     def validate(self) -> None:
+        if self.branches not in BRANCHES:
+            raise unknown_name(f"branches of method={self.name}:", self.branches, BRANCHES)
         self.require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1).")
         self.require(
             self.groups >= 1 and self.bottleneck >= 1 and self.bottleneck % self.groups == 0,
@@ -57,7 +71,7 @@ class RepAdapter(Method):
         )
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
-        return anatomy.where(Role.ATTN_IN, Role.MLP_IN)
+        return anatomy.where(*BRANCHES[self.branches])
 
     def check(self, anatomy: Anatomy) -> None:
         sites = self.sites(anatomy)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import STEM, Anatomy, Kind, Role, Site, Tokens
+from peftbench.canonical import later
 from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
@@ -18,6 +19,7 @@ from peftbench.methods.base import (
     parameters_of,
     register_method,
 )
+from peftbench.registry import unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _SWIN = "swin"  # the family whose blocks exchange maps and take prompts all the same
 
+READS = ("class", "prompts", "patches", "all")
 _REFERENCE = "KMnP/vpt@4410440 src/models/vit_prompt/vit.py, swin_transformer.py"
 _DEVIATIONS = (
     "prompts follow all prefix tokens, registers included; location=append puts them behind the "
@@ -49,6 +52,9 @@ class VisualPrompts(Method):
     project_width: int | None = None  # d, width of the learned tokens; None: that of the stream
     pool_prompts: bool = False  # whether a read-out that averages tokens sees the prompts
     location: str = "prepend"  # in front of the patch tokens; "append" is behind them
+    # in place of the class token, where the read-out is one: the mean of "prompts", of "patches",
+    # or of "all" of both
+    read: str = later("class")
 
     locations: ClassVar[tuple[str, ...]] = ("prepend", "append")
     takes_blocks: ClassVar[bool] = False
@@ -58,6 +64,8 @@ class VisualPrompts(Method):
             self.location in self.locations,
             f"location={self.location!r}; use {' or '.join(map(repr, self.locations))}.",
         )
+        if self.read not in READS:
+            raise unknown_name(f"read of method={self.name}:", self.read, READS)
         self.require(self.num_tokens >= 1, f"num_tokens={self.num_tokens}; use 1 or more.")
         self.require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1).")
         self.require(
@@ -66,6 +74,12 @@ class VisualPrompts(Method):
         )
 
     def check(self, anatomy: Anatomy) -> None:
+        has_class = anatomy.tokens is not None and anatomy.tokens.pooled == "token"
+        if self.read != "class" and not (has_class and _last_norm(anatomy)):
+            raise Unsupported(
+                f"{self.name} has read={self.read!r} in place of a class token, and this "
+                f"{anatomy.family} backbone reads none. Set method.read=class, or pool_prompts."
+            )
         if anatomy.family == _SWIN:
             self._check_swin(anatomy)
         elif anatomy.tokens is None:
@@ -161,7 +175,7 @@ class VisualPrompts(Method):
         last = anatomy.depth - 1
         touched = []
         for site in anatomy.where(Role.BLOCK):
-            strips = site.depth == last and not self.pool_prompts
+            strips = site.depth == last and not self.pool_prompts and self.read == "class"
             if site.depth not in prompts and not strips:
                 continue
             block = PromptedBlock(
@@ -174,7 +188,19 @@ class VisualPrompts(Method):
             )
             surgery.replace(backbone, site.path, block)
             touched.append(site.path)
+        if self.read != "class":
+            self._read_a_mean(backbone, anatomy)
         return tuple(touched)
+
+    def _read_a_mean(self, backbone: nn.Module, anatomy: Anatomy) -> None:
+        from peftbench.methods import surgery
+        from peftbench.methods.layers.prompts import PooledTokens
+
+        prefix, appended = _tokens(anatomy).num_prefix, self.location == "append"
+        pooled = PooledTokens(self.read, prefix, self.num_tokens, appended)
+        (norm,) = _last_norm(anatomy)
+        base = backbone.get_submodule(norm.path)
+        surgery.replace(backbone, norm.path, surgery.OutputAdapter(base, pooled))
 
     def expected_params(self, anatomy: Anatomy) -> int:
         blocks = self._prompted(anatomy)
@@ -188,6 +214,11 @@ class VisualPrompts(Method):
     def _width(self, block: Site) -> int:
         """Width of the learned tokens of a block."""
         return self.project_width or block.width
+
+
+def _last_norm(anatomy: Anatomy) -> tuple[Site, ...]:
+    """The norm between the last block and the read-out."""
+    return tuple(s for s in anatomy.where(Role.AFTER) if s.kind is Kind.NORM and s.called)[:1]
 
 
 def _tokens(anatomy: Anatomy) -> Tokens:
@@ -261,6 +292,7 @@ class VPTShallow(VisualPrompts):
         )
         self.require(not self.pool_prompts, f"pool_prompts=true, but {reason}; use false.")
         self.require(self.dropout == 0, f"dropout={self.dropout}, but {reason}; use 0.")
+        self.require(self.read == "class", f"read={self.read}, but {reason}; use class.")
 
     def depths(self, anatomy: Anatomy) -> range:
         return range(1)

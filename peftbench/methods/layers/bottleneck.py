@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from peftbench.methods.layers.design import ACTIVATIONS, INITS, Design
 from peftbench.methods.layers.starts import Start
 
-NORM_EPS = 1e-6  # of an adapter's own layer norm, as in Adapter+ (Steitz and Roth, 2024)
-
 
 class Bottleneck(nn.Module):
     """The adapter of a `Design` on the channels of its input, without a residual."""
@@ -27,7 +25,9 @@ class Bottleneck(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if design.own_norm else None
+        eps = design.norm_eps
+        self.norm = nn.LayerNorm(width, eps=eps) if design.own_norm else None
+        self.norm_behind = nn.LayerNorm(width, eps=eps) if design.norm_behind else None
         self.down = nn.Linear(width, bottleneck, bias=design.bias)
         self.activation = pkgutil.resolve_name(ACTIVATIONS[design.activation])()
         self.dropout = nn.Dropout(design.dropout)
@@ -51,12 +51,19 @@ class Bottleneck(nn.Module):
         Of what has C channels, only the input is kept: the scale is part of the second layer.
         """
         if self.norm is not None:
-            x = self.norm(x if self.channels_last else x.movedim(1, -1))
-            x = x if self.channels_last else x.movedim(-1, 1)
+            x = self._normalised(self.norm, x)
         apply = F.linear if self.channels_last else _on_map
         hidden = self.dropout(self.activation(apply(x, self.down.weight, self.down.bias)))
-        change: Tensor = self.drop_path(apply(hidden, *self._scaled_up()))
+        change: Tensor = apply(hidden, *self._scaled_up())
+        if self.norm_behind is not None:
+            change = self._normalised(self.norm_behind, change)
+        change = self.drop_path(change)
         return change
+
+    def _normalised(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        """`norm` over the channels of x (B, ..., C) or (B, C, H, W)."""
+        x = norm(x if self.channels_last else x.movedim(1, -1))
+        return x if self.channels_last else x.movedim(-1, 1)
 
     def _scaled_up(self) -> tuple[Tensor, Tensor | None]:
         """Weight (C, h) and bias (C,) of the second layer times the scale."""

@@ -29,6 +29,7 @@ class ReadPoint(StrEnum):
     STREAM = "stream"  # the stream; the change is added behind the branch
     BEFORE = "before"  # the stream; the branch sees the change too
     BRANCH = "branch"  # what the branch reads, behind its norm; the change is added behind it
+    OUTPUT = "output"  # what the branch adds to the stream, behind layer scale; added behind it
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,5 @@ class Design:
     learned_scale: str = "none"  # one scale that trains for each "channel", or a "scalar"
     drop_path: float = 0.0  # of the adapter's own branch
     own_norm: bool = False  # a layer norm in front that trains
+    norm_behind: bool = False  # one behind the scaled change
+    norm_eps: float = 1e-6  # of both, as in Adapter+ (Steitz and Roth, 2024)

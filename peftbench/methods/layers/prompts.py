@@ -62,3 +62,27 @@ class PromptedBlock(nn.Module):
     def _start(self, x: Tensor, num_prompts: int) -> int:
         """Position of the first prompt in `x`, which holds `num_prompts`."""
         return x.shape[1] - num_prompts if self.appended else self.num_prefix
+
+
+class PooledTokens(nn.Module):
+    """Puts a mean of tokens in the place of the class token, behind the last norm.
+
+    So a read-out of the class token reads the mean. Tokens in front of the prompts stay as they
+    are but for the first.
+    """
+
+    def __init__(self, pooled: str, num_prefix: int, num_prompts: int, appended: bool) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.num_prefix = num_prefix
+        self.num_prompts = num_prompts
+        self.appended = appended
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, N, D) tokens, prefix, prompts and patches, or prompts last; the same shape."""
+        p, body = self.num_prompts, x[:, self.num_prefix :]
+        if self.pooled == "prompts":
+            body = body[:, -p:] if self.appended else body[:, :p]
+        elif self.pooled == "patches":
+            body = body[:, :-p] if self.appended else body[:, p:]
+        return torch.cat((body.mean(dim=1, keepdim=True), x[:, 1:]), dim=1)

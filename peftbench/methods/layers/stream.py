@@ -25,10 +25,13 @@ class StreamState:
     def __init__(self) -> None:
         self.change: Tensor | None = None  # in the layout of the block's input
         self.shape: torch.Size | None = None
+        # what the last branch read of the stream, and what is to be made of what it adds
+        self.before: Tensor | None = None
+        self.of_output: nn.Module | None = None
 
     def start(self, shape: torch.Size | None) -> None:
         """Forget the last pass; the block's input has `shape`."""
-        self.change, self.shape = None, shape
+        self.change, self.shape, self.before, self.of_output = None, shape, None, None
 
     def add(self, change: Tensor) -> None:
         """Carry one more change: (B, N, C) or (B, H, W, C), or flattened as its branch has it."""
@@ -65,7 +68,9 @@ class StreamInput(surgery.Around):
         if self.adapter is not None and self.reads is ReadPoint.BEFORE:
             x = x + self._change(self.adapter, x).reshape(x.shape)
         out: Tensor = self.base(x, *args, **kwargs)
-        if self.adapter is not None and self.reads is not ReadPoint.BEFORE:
+        if self.reads is ReadPoint.OUTPUT:
+            self.carried.before, self.carried.of_output = x, self.adapter
+        elif self.adapter is not None and self.reads is not ReadPoint.BEFORE:
             of_branch = self.reads is ReadPoint.BRANCH and self.is_norm
             self._change(self.adapter, out if of_branch else x)
         return out
@@ -90,6 +95,10 @@ class StreamBlock(nn.Module):
         self.carried.start(x.shape)
         try:
             out: Tensor = self.block(x, *args, **kwargs)
+            if self.carried.of_output is not None:
+                assert self.carried.before is not None
+                added = out - self.carried.before.reshape(out.shape)
+                return out + self.carried.of_output(added)
             assert self.carried.change is not None
             return out + self.carried.change.reshape(out.shape)
         finally:
