@@ -49,7 +49,13 @@ LIGHT = (
     "loggers",
 )
 # what the methods put into a model
-BUILDING = ("methods.applied", "methods.surgery", "methods.layers", "methods.hugging_face")
+BUILDING = (
+    "methods.applied",
+    "methods.surgery",
+    "methods.readings",
+    "methods.layers",
+    "methods.hugging_face",
+)
 HEAVY = {"torch", "torchvision", "timm"}
 
 

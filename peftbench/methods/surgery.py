@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from peftbench.backbones.anatomy import Role, Site
+from peftbench.methods.readings import NotedActivation, Reading
 
 M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C", bound="Change")
 # activations without parameters and chance that keep their input
 RECOMPUTABLE = (nn.GELU, nn.SiLU, GELU, GELUTanh, QuickGELU)
 
@@ -193,55 +195,27 @@ class InputAdapter(Around):
         return out
 
 
-class Reading:
-    """Which input gave the output of an activation, for a layer behind it that needs the output.
-
-    An activation keeps its input for its own gradient, so the output can be computed again. Holds
-    tensors between the two layers only; a copy holds none.
-    """
-
-    def __init__(self, activation: nn.Module) -> None:
-        self.activation = activation
-        self._pair: tuple[Tensor, Tensor] | None = None
-
-    def note(self, x: Tensor, y: Tensor) -> None:
-        """The activation made `y` (...) of `x` (...)."""
-        self._pair = (x, y)
-
-    def source_of(self, y: Tensor) -> Tensor | None:
-        """The tensor of which the activation made exactly `y` (...), None if it did not."""
-        pair, self._pair = self._pair, None
-        return pair[0] if pair is not None and pair[1] is y else None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
-        memo[id(self)] = copied = Reading(copy.deepcopy(self.activation, memo))
-        return copied
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"activation": self.activation, "_pair": None}
-
-
-class NotedActivation(nn.Module):
-    """A frozen activation that notes what it reads."""
-
-    def __init__(self, base: nn.Module, reading: Reading) -> None:
-        super().__init__()
-        self.base = base
-        self.reading = reading
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (...); the activations have the same shape."""
-        y: Tensor = self.base(x)
-        if torch.is_grad_enabled():
-            self.reading.note(x, y)
-        return y
-
-
-class Delta(nn.Module, ABC):
-    """A learned change of one linear layer, usable beside it or inside its weight."""
+class Change(nn.Module, ABC):
+    """A learned change of one layer with a weight, usable beside it or inside its weight."""
 
     recomputes: ClassVar[bool] = False  # whether it makes use of `reading`
     reading: Reading | None = None  # of the activation in front of the layer
+
+    @abstractmethod
+    def output(self, base: nn.Module, x: Tensor) -> Tensor:
+        """What the changed layer makes of x (..., fan_in), or of a map (B, C, H, W)."""
+
+    @abstractmethod
+    def changed_weight(self, weight: Tensor) -> Tensor:
+        """The changed weight, in the shape of `weight`: (width, fan_in), or (out, in, k, k)."""
+
+    def changed_bias(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The changed bias (width,) of a layer with this weight (width, ...) and bias (width,)."""
+        return bias
+
+
+class Delta(Change):
+    """A learned sum with a weight, which does not depend on it."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Give a method by its name of before its name of now, with a warning that says it."""
@@ -264,6 +238,12 @@ class Delta(nn.Module, ABC):
     def weight_delta(self) -> Tensor:
         """The same change in the weight's shape: (width, fan_in), or a kernel (out, in, k, k)."""
 
+    def output(self, base: nn.Module, x: Tensor) -> Tensor:
+        return self.add_to_output(base(x), x)
+
+    def changed_weight(self, weight: Tensor) -> Tensor:
+        return weight + self.weight_delta().to(weight.dtype)
+
 
 class DeltaLayer(Around):
     """A frozen layer with a change computed beside it.
@@ -271,31 +251,31 @@ class DeltaLayer(Around):
     Forming W + dW at each step would make autograd compute the gradient of the whole weight.
     """
 
-    def __init__(self, base: nn.Module, delta: Delta) -> None:
+    def __init__(self, base: nn.Module, delta: Change) -> None:
         super().__init__()
         self.base = base
         self.delta = delta
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) from x (..., fan_in); of a convolution (B, C, H, W) from the same."""
-        return self.delta.add_to_output(self.base(x), x)
+        return self.delta.output(self.base, x)
 
 
 class DeltaWeight(nn.Module):
     """The same change as a parametrization, for layers whose weight is read and never called."""
 
-    def __init__(self, delta: Delta) -> None:
+    def __init__(self, delta: Change) -> None:
         super().__init__()
         self.delta = delta
 
     def forward(self, weight: Tensor) -> Tensor:
         """The changed weight: (width, fan_in), or (out, in, k, k) of a convolution."""
-        return weight + self.delta.weight_delta().to(weight.dtype)
+        return self.delta.changed_weight(weight)
 
 
 def add_deltas(
-    model: nn.Module, sites: Iterable[Site], make: Callable[[Site], Delta]
-) -> tuple[dict[str, Delta], tuple[str, ...]]:
+    model: nn.Module, sites: Iterable[Site], make: Callable[[Site], C]
+) -> tuple[dict[str, C], tuple[str, ...]]:
     """Give the layer of each site its own `make(site)`.
 
     Returns the deltas by path, and a note where weights had to be parametrized because their
@@ -337,8 +317,8 @@ def _note_activation(model: nn.Module, site: Site) -> Reading | None:
 
 
 def in_float64(module: M) -> M:
-    """A copy of `module` in float64, in which merging sums."""
-    return copy.deepcopy(module).double()
+    """A copy of `module` in float64 and eval mode, in which merging sums."""
+    return copy.deepcopy(module).double().eval()
 
 
 @torch.no_grad()
@@ -351,7 +331,12 @@ def bake_deltas(model: nn.Module) -> list[str]:
     for path, module in list(model.named_modules()):
         if isinstance(module, DeltaLayer):
             weight = module.base.get_parameter("weight")
-            weight.copy_(weight.double() + in_float64(module.delta).weight_delta())
+            delta, exact = in_float64(module.delta), weight.double()
+            bias = dict(module.base.named_parameters(recurse=False)).get("bias")
+            moved = delta.changed_bias(exact, None if bias is None else bias.double())
+            if bias is not None and moved is not None:  # else its method refuses to merge
+                bias.copy_(moved)
+            weight.copy_(delta.changed_weight(exact))
             replace(model, path, module.base)
             baked.append(path)
         elif isinstance(module, NotedActivation):
@@ -362,7 +347,7 @@ def bake_deltas(model: nn.Module) -> list[str]:
             weight = stack.get_parameter("original")
             total = weight.double()
             for parametrization in deltas:
-                total = total + in_float64(parametrization.delta).weight_delta()
+                total = in_float64(parametrization.delta).changed_weight(total)
             weight.copy_(total)
             # `remove_parametrizations` would delete the property of the generated class, which
             # deep copies of the module share
