@@ -372,3 +372,8 @@ def test_lora_on_convolutions(backbone: str) -> None:
     else:  # 8 (5 C + 5 C) on fc1 and fc2 of each block
         widths = 3 * 128 + 3 * 256 + 27 * 512 + 3 * 1024
         assert _count(backbone, "lora") == 8 * 10 * widths
+
+
+def test_krona() -> None:
+    """24 x 24 and 32 x 32 for each of q and v, 1600 as LoKr makes of the same matrix."""
+    assert _count("vit_b16", "krona") == 24 * 1600
