@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import Unsupported
 from peftbench.methods.base import Attachment, MethodCard, register_method
-from peftbench.methods.targets import AUTO, Rows, Targeted
+from peftbench.methods.layers.slices import RowBlock
+from peftbench.methods.targets import AUTO, Targeted
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ class KronA(Targeted):
                             f"in this {anatomy.family} backbone. Set method.{name}."
                         )
 
-    def shapes(self, site: Site, rows: Rows) -> tuple[tuple[int, int], tuple[int, int]]:
+    def shapes(self, site: Site, rows: RowBlock) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of A and B for a row block of a weight."""
         outputs, inputs = rows[1] - rows[0], site.fan_in or 1
         above = self.a_rows or divisor_near_root(outputs)

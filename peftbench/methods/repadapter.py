@@ -136,7 +136,7 @@ class RepAdapter(Method):
     def merge(self, model: nn.Module) -> nn.Module:
         from peftbench.methods.layers.linear_adapter import fold
 
-        fold(model)
+        fold(model, self.name)
         return model
 
     def expected_params(self, anatomy: Anatomy) -> int:

@@ -11,6 +11,7 @@ from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
 from peftbench.methods.base import Method
+from peftbench.methods.layers.slices import RowBlock
 
 # target -> role of its sites; q, k and v may be row blocks of one fused projection
 TARGETS: Mapping[str, Role] = {
@@ -25,7 +26,6 @@ TARGETS: Mapping[str, Role] = {
     "pointwise": Role.POINT_CONV,
 }
 AUTO = "auto"  # what `targets` says by default
-Rows = tuple[int, int]  # first row of a block of a weight, and the one behind its last
 
 
 class Targeted(Method):
@@ -86,12 +86,12 @@ class Targeted(Method):
         """Sites of the targets; a module with two roles counts once."""
         return tuple(s for s in anatomy.sites if self.rows(s, self.resolved(anatomy)))
 
-    def blocks(self, anatomy: Anatomy) -> tuple[tuple[Site, dict[str, Rows]], ...]:
+    def blocks(self, anatomy: Anatomy) -> tuple[tuple[Site, dict[str, RowBlock]], ...]:
         """Each site with the rows of its targets."""
         resolved = self.resolved(anatomy)
         return tuple((site, self.rows(site, resolved)) for site in self.sites(anatomy))
 
-    def rows(self, site: Site, targets: tuple[str, ...]) -> dict[str, Rows]:
+    def rows(self, site: Site, targets: tuple[str, ...]) -> dict[str, RowBlock]:
         """Which rows of the site's weight each target names: {target: (start, stop)}."""
         rows = {}
         for target in targets:

@@ -44,6 +44,10 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"position": "pfeiffer", "train_norms": True}, frozenset({"vit", "resnet_basic"})),
     ),
     "adaptformer": (({"variant": "released", "bias": False}, frozenset({"vit", "mixer"})),),
+    "arc": (
+        ({"variant": "released", "rank": 3}, frozenset({"swin"})),
+        ({"branches": "attention", "dropout": 0.1}, frozenset({"vit"})),
+    ),
     "bias": (({"variant": "released"}, frozenset({"swin", "beit", "vit"})),),
     "convpass": (
         ({"branches": "attention", "conv_init": "xavier"}, frozenset({"vit", "swin", "beit"})),
@@ -112,6 +116,7 @@ IRRELEVANT: Mapping[str, tuple[str, ...]] = {
 # convolutions without a bias
 NOT_FOLDABLE = frozenset(
     ("ssf-eva_split", "ssf-vit_registers", "ssf-convnext-variant=released")
+    + ("arc-swin-variant=released,rank=3",)
     + ("ssf-hornet_gf", "ssf-internimage", "ssf-internimage_post_norm", "ssf-hat_net")
 )
 

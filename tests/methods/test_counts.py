@@ -377,3 +377,9 @@ def test_lora_on_convolutions(backbone: str) -> None:
 def test_krona() -> None:
     """24 x 24 and 32 x 32 for each of q and v, 1600 as LoKr makes of the same matrix."""
     assert _count("vit_b16", "krona") == 24 * 1600
+
+
+def test_arc() -> None:
+    """Two matrices of 768 x 50, and 50 + 768 numbers for each of 24 places."""
+    assert _count("vit_b16", "arc") == 2 * 768 * 50 + 24 * (50 + 768)
+    assert _count("vit_b16", "arc", branches="attention") == 768 * 50 + 12 * (50 + 768)

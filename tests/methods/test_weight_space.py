@@ -11,9 +11,10 @@ from support.tiny_backbones import anatomy_of, fill, fresh
 from support.tiny_tuned import start
 from torch import nn
 
-from peftbench.errors import ConfigError, Unsupported
+from peftbench.errors import ConfigError, NotMergeable, Unsupported
 from peftbench.methods import METHODS, Tuned
 from peftbench.methods.layers.kronecker import KroneckerChange
+from peftbench.methods.layers.linear_adapter import ComposedAdapter
 
 NOTHING = torch.Generator()
 
@@ -75,3 +76,50 @@ def test_krona_refuses_factors_that_do_not_divide() -> None:
         METHODS["krona"](a_rows=5).check(anatomy_of("vit"))
     with pytest.raises(ConfigError, match="a_columns=-1 is negative"):
         METHODS["krona"](a_columns=-1)
+
+
+# -------------------------------------------------------------------------------- arc
+
+
+def test_arc_reads_through_one_matrix_and_its_transpose() -> None:
+    """x + ((x U) * c) U^T + b = (1, 2) + 11 * 10 * (3, 4) + (5, 6) with U = (3, 4) and c = 10."""
+    adapter = ComposedAdapter(nn.Parameter(torch.tensor([[3.0], [4.0]])), dropout=0.0)
+    with torch.no_grad():
+        adapter.rescale.copy_(torch.tensor([10.0]))
+        adapter.bias.copy_(torch.tensor([5.0, 6.0]))
+    assert adapter(torch.tensor([[1.0, 2.0]])).tolist() == [[336.0, 448.0]]
+    matrix, constant = adapter.as_matrix()
+    assert matrix.tolist() == [[90.0, 120.0], [120.0, 160.0]]
+    assert constant.tolist() == [5.0, 6.0]
+
+
+def test_arc_shares_its_matrix_inside_a_stage_and_a_branch() -> None:
+    tuned = start("arc", "swin", rank=3)
+    shared = [n for n in tuned.method_params if n.endswith("shared")]
+    # two stages, two branches
+    assert shared == [
+        f"layers.{stage}.blocks.0.{layer}.adapter.shared"
+        for stage in (0, 1)
+        for layer in ("attn.qkv", "mlp.fc1")
+    ]
+
+
+def test_arc_starts_as_released_on_the_side_of_the_mlp_alone() -> None:
+    tuned = start("arc", "vit", rank=3, start="xavier")
+    of = {n: p.detach() for n, p in tuned.method_params.items() if n.endswith("rescale")}
+    bound = (6 / 4) ** 0.5
+    for name, values in of.items():
+        assert bool(values.any()) == ("mlp" in name)
+        assert values.abs().max() <= bound
+
+
+def test_arc_on_the_stream_of_swin_is_not_merged() -> None:
+    method = METHODS["arc"](variant="released")
+    assert "stream" in method.unmergeable(anatomy_of("swin"))
+    assert method.unmergeable(anatomy_of("vit")) == ""
+    with pytest.raises(NotMergeable, match="arc changes the stream"):
+        method.merge(start("arc", "swin", variant="released").model)
+    with pytest.raises(Unsupported, match="several side by side"):
+        METHODS["arc"]().check(anatomy_of("eva_split"))
+    with pytest.raises(Unsupported, match="never called"):
+        METHODS["arc"]().check(anatomy_of("beit"))

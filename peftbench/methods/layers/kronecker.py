@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftbench.methods import surgery
 from peftbench.methods.layers.reweighting import call_with, in_rows, weight_and_bias
-from peftbench.methods.targets import Rows
+from peftbench.methods.layers.slices import RowBlock
 
 
 class KroneckerChange(surgery.Change):
@@ -19,7 +19,7 @@ class KroneckerChange(surgery.Change):
 
     def __init__(
         self,
-        rows: Mapping[str, Rows],
+        rows: Mapping[str, RowBlock],
         width: int,
         shapes: Mapping[str, tuple[tuple[int, int], tuple[int, int]]],
         scale: float,
@@ -39,7 +39,10 @@ class KroneckerChange(surgery.Change):
             self.b[name] = nn.Parameter(torch.zeros(shape_b))
 
     def output(self, base: nn.Module, x: Tensor) -> Tensor:
-        """Beside a linear layer the product is never formed: (A ⊗ B) x = A X Bᵀ, read by rows."""
+        """What the changed layer makes of x: (..., fan_in), or a map (B, C, H, W).
+
+        Beside a linear layer the product is never formed: (A ⊗ B) x = A X Bᵀ, x read by rows.
+        """
         weight, bias = weight_and_bias(base)
         if weight.ndim > 2:
             return call_with(base, x, self.changed_weight(weight), bias)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from peftbench.methods import surgery
-from peftbench.methods.targets import Rows
+from peftbench.methods.layers.slices import RowBlock
 
 
 class Reweighting(surgery.Change):
@@ -47,7 +47,7 @@ def on_channels(values: Tensor, weight: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (weight.ndim - 2))
 
 
-def in_rows(changes: Mapping[str, Tensor], rows: Mapping[str, Rows], width: int) -> Tensor:
+def in_rows(changes: Mapping[str, Tensor], rows: Mapping[str, RowBlock], width: int) -> Tensor:
     """Sums of changes (stop - start, ...) of row blocks in a tensor (width, ...); else zeros."""
     padded = []
     for name, change in changes.items():

@@ -1,8 +1,10 @@
-"""Which slices of a factorised tensor a weight is made of; loading it needs no torch."""
+"""Which parts a weight has, or is made of; loading it needs no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+RowBlock = tuple[int, int]  # first row of a block of a weight, and the one behind its last
 
 
 @dataclass(frozen=True)

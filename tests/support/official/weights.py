@@ -1,0 +1,22 @@
+"""Methods that change weights: of the official files, and those that folding makes ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "arc_swin": ("arc", {"rank": 5, "variant": "released"}),
+    "arc_vit": ("arc", {"rank": 8}),
+}
+
+NAMES: tuple[tuple[str, str], ...] = (
+    # U is shared: by all blocks of a ViT, and by those of a stage
+    (r"arc\.att\.down", r"blocks.0.attn.qkv.adapter.shared"),
+    (r"arc\.mlp\.down", r"blocks.0.mlp.fc1.adapter.shared"),
+    (r"blocks\.(\d)\.arc_att\.(\w+)", r"blocks.\1.attn.qkv.adapter.\2"),
+    (r"blocks\.(\d)\.arc_mlp\.(\w+)", r"blocks.\1.mlp.fc1.adapter.\2"),
+    (r"(layers\.\d)\.arc_att\.down", r"\1.blocks.0.block.attn.qkv.adapter.shared"),
+    (r"(layers\.\d)\.arc_mlp\.down", r"\1.blocks.0.block.norm2.adapter.shared"),
+    (r"(layers\.\d\.blocks\.\d)\.arc_att\.(\w+)", r"\1.block.attn.qkv.adapter.\2"),
+    (r"(layers\.\d\.blocks\.\d)\.arc_mlp\.(\w+)", r"\1.block.norm2.adapter.\2"),
+)
