@@ -112,8 +112,7 @@ class SSF(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
-        from peftbench.methods import surgery
-        from peftbench.methods.layers.scale_shift import ScaleShift, has_activation, with_pair
+        from peftbench.methods.layers.scale_shift import ScaleShift, add_pair
 
         pairs = {}
         for site in self.sites(anatomy):
@@ -121,11 +120,7 @@ class SSF(Method):
                 site.width, site.channels_last, self.std, generator, site.role in _KEPT
             )
             pairs[site.path] = pair
-            module = backbone.get_submodule(site.path)
-            if has_activation(module):
-                surgery.replace(backbone, f"{site.path}.drop", pair)
-            else:
-                surgery.replace(backbone, site.path, with_pair(module, pair, site.kind))
+            add_pair(backbone, site, pair)
         norms = [backbone.get_submodule(site.path) for site in self.unfrozen(anatomy)]
         return Attachment(
             backbone,

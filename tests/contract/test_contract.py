@@ -78,6 +78,7 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"unit": "stage"}, frozenset({"swin", "convnext", "resnet_basic"})),
     ),
     "repadapter": (({"groups": 1, "bottleneck": 3}, frozenset({"vit"})),),
+    "rlrr": (({"norms": False, "shift": False}, frozenset({"vit", "beit"})),),
     "sidetune": (
         (
             {"side": "backbone"},

@@ -383,3 +383,14 @@ def test_arc() -> None:
     """Two matrices of 768 x 50, and 50 + 768 numbers for each of 24 places."""
     assert _count("vit_b16", "arc") == 2 * 768 * 50 + 24 * (50 + 768)
     assert _count("vit_b16", "arc", branches="attention") == 768 * 50 + 12 * (50 + 768)
+
+
+def test_rlrr() -> None:
+    """In each block 13,824 scales and 6,912 shifts; 2 x 768 behind embedding and 25 norms.
+
+    The matrices alone are the 0.249 M of the plain formula.
+    """
+    pairs = 26 * 2 * 768
+    assert _count("vit_b16", "rlrr", variant="released") == 12 * (13_824 + 6_912) + pairs
+    assert _count("vit_b16", "rlrr", variant="released", norms=False) == 248_832
+    assert _count("vit_b16", "rlrr") == 12 * (13_824 + 6_912 - 768) + pairs

@@ -15,6 +15,7 @@ from peftbench.errors import ConfigError, NotMergeable, Unsupported
 from peftbench.methods import METHODS, Tuned
 from peftbench.methods.layers.kronecker import KroneckerChange
 from peftbench.methods.layers.linear_adapter import ComposedAdapter
+from peftbench.methods.layers.rank_one import RankOneScale
 
 NOTHING = torch.Generator()
 
@@ -123,3 +124,35 @@ def test_arc_on_the_stream_of_swin_is_not_merged() -> None:
         METHODS["arc"]().check(anatomy_of("eva_split"))
     with pytest.raises(Unsupported, match="never called"):
         METHODS["arc"]().check(anatomy_of("beit"))
+
+
+# ------------------------------------------------------------------------------- rlrr
+
+
+def test_rlrr_scales_by_one_plus_a_product_of_vectors() -> None:
+    """W = [1 2; 3 4], o = (5), i = (6, 7) on its second row: [1 2; 3 * 31 4 * 36], and b + 8."""
+    change = RankOneScale({"q": (1, 2)}, (2, 2), ("q",), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        change.out_scale["q"].fill_(5.0)
+        change.in_scale["q"].copy_(torch.tensor([6.0, 7.0]))
+        change.shift["q"].fill_(8.0)
+    layer = nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        layer.bias.copy_(torch.tensor([10.0, 20.0]))
+    assert change.changed_weight(layer.weight).tolist() == [[1, 2], [93, 144]]
+    shifted = change.changed_bias(layer.weight, layer.bias)
+    assert shifted is not None and shifted.tolist() == [10, 28]
+    # 1 + 2 + 10 and 93 + 144 + 28
+    assert change.output(layer, torch.tensor([1.0, 1.0])).tolist() == [13, 265]
+
+
+def test_rlrr_leaves_out_shifts_that_nothing_takes() -> None:
+    def shifts(backbone: str, **options: object) -> set[str]:
+        names = start("rlrr", backbone, **options).method_params
+        return {n.rpartition(".delta.shift.")[2] for n in names if ".delta.shift." in n}
+
+    assert shifts("vit") == {"q", "v", "proj", "fc1", "fc2"}
+    assert shifts("vit", variant="released") == {"q", "k", "v", "proj", "fc1", "fc2"}
+    assert shifts("beit") == {"proj", "fc1", "fc2"}  # whose qkv has no bias of its own
+    assert shifts("vit", shift=False) == set()

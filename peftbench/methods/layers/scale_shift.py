@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from peftbench.backbones.anatomy import Kind
+from peftbench.backbones.anatomy import Kind, Site
 from peftbench.methods import surgery
 from peftbench.methods.layers.products import is_transformed
 
@@ -161,6 +161,15 @@ def with_pair(module: nn.Module, pair: ScaleShift, kind: Kind) -> surgery.Output
     """`module` with `pair` behind it."""
     is_norm = kind in (Kind.NORM, Kind.BATCH_NORM) and is_foldable(module)
     return (ScaledNorm if is_norm else surgery.OutputAdapter)(module, pair)
+
+
+def add_pair(model: nn.Module, site: Site, pair: ScaleShift) -> None:
+    """Put `pair` behind the module of a site; inside a norm that computes its activation too."""
+    module = model.get_submodule(site.path)
+    if has_activation(module):
+        surgery.replace(model, f"{site.path}.drop", pair)
+    else:
+        surgery.replace(model, site.path, with_pair(module, pair, site.kind))
 
 
 def pairs_of(model: nn.Module) -> list[tuple[str, nn.Module, ScaleShift]]:

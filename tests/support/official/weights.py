@@ -7,6 +7,7 @@ from typing import Any
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arc_swin": ("arc", {"rank": 5, "variant": "released"}),
     "arc_vit": ("arc", {"rank": 8}),
+    "rlrr_vit": ("rlrr", {"variant": "released"}),
 }
 
 NAMES: tuple[tuple[str, str], ...] = (
@@ -19,4 +20,7 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"(layers\.\d)\.arc_mlp\.down", r"\1.blocks.0.block.norm2.adapter.shared"),
     (r"(layers\.\d\.blocks\.\d)\.arc_att\.(\w+)", r"\1.block.attn.qkv.adapter.\2"),
     (r"(layers\.\d\.blocks\.\d)\.arc_mlp\.(\w+)", r"\1.block.norm2.adapter.\2"),
+    (r"(.+)\.ssf_(scale|shift)", r"\1.adapter.\2"),
+    (r"(blocks\.\d\.attn)\.(q|k|v)\.rlrr_(?:bias_)?(\w+)", r"\1.qkv.delta.\3.\2"),
+    (r"(.+)\.(proj|fc1|fc2)\.rlrr_(?:bias_)?(\w+)", r"\1.\2.delta.\3.\2"),
 )
