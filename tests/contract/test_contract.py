@@ -58,6 +58,12 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
     ),
     "fact_tt": (({"dropout": 0.0, "rank": 3}, frozenset({"swin_v2", "beit", "eva_fused"})),),
     **{name: ((dict(sizes), frozenset({"vit"})),) for name, sizes in FITTING.items()},
+    "glora": (
+        ({"path": "vector/lora_2/none/none/none"}, frozenset({"beit", "efficientnet"})),
+        ({"path": "vector/vector/none/none/vector", "variant": "released"}, frozenset({"vit"})),
+        ({"path": "none/none/none/none/none", "paths": ("1.fc1:lora/none/lora/constant/none",)},)
+        + (frozenset({"vit"}),),
+    ),
     "hf_lora": (({"targets": ["proj", "fc1", "fc2"]}, frozenset({"beit", "swin_v2"})),),
     "lora": (
         (

@@ -394,3 +394,11 @@ def test_rlrr() -> None:
     assert _count("vit_b16", "rlrr", variant="released") == 12 * (13_824 + 6_912) + pairs
     assert _count("vit_b16", "rlrr", variant="released", norms=False) == 248_832
     assert _count("vit_b16", "rlrr") == 12 * (13_824 + 6_912 - 768) + pairs
+
+
+def test_glora() -> None:
+    """r = 4: of qkv, proj, fc1 and fc2 A and B 2 r (in + out), C r (in + 1), D and E 2 out."""
+    inputs, outputs = 3 * 768 + 3072, 2304 + 768 + 3072 + 768
+    block = 2 * 4 * (inputs + outputs) + 4 * (inputs + 4) + 2 * outputs
+    assert _count("vit_b16", "glora") == 12 * block
+    assert _count("vit_b16", "glora", random_paths=True) == 12 * block

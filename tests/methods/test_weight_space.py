@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from support.tiny_backbones import anatomy_of, fill, fresh
+from support.tiny_backbones import anatomy_of, fill, fresh, images
 from support.tiny_tuned import start
 from torch import nn
 
@@ -15,7 +15,9 @@ from peftbench.errors import ConfigError, NotMergeable, Unsupported
 from peftbench.methods import METHODS, Tuned
 from peftbench.methods.layers.kronecker import KroneckerChange
 from peftbench.methods.layers.linear_adapter import ComposedAdapter
+from peftbench.methods.layers.paths import FULL, SupportPath
 from peftbench.methods.layers.rank_one import RankOneScale
+from peftbench.methods.layers.supports import SupportChange
 
 NOTHING = torch.Generator()
 
@@ -156,3 +158,83 @@ def test_rlrr_leaves_out_shifts_that_nothing_takes() -> None:
     assert shifts("vit", variant="released") == {"q", "k", "v", "proj", "fc1", "fc2"}
     assert shifts("beit") == {"proj", "fc1", "fc2"}  # whose qkv has no bias of its own
     assert shifts("vit", shift=False) == set()
+
+
+# ------------------------------------------------------------------------------ glora
+
+
+def test_glora_adds_each_support_where_its_path_says() -> None:
+    """W = 2, b = 3 and A to E are 5, 7, 11, 13, 17: 2 + 10 + 7 and 3 + 39 + 17 + 22."""
+    path = SupportPath.parse("vector/constant/lora/vector/constant", 1)
+    shapes = path.shapes(1, 1, True, 1)
+    assert shapes == {
+        "a_down": (1, 1),
+        "b_down": (1, 1),
+        "c_down": (1, 1),
+        "c_up": (1, 1),
+        "d": (1,),
+        "e": (1,),
+    }
+    change = SupportChange(shapes, path, 1, False, torch.Generator().manual_seed(0))
+    values = {"a_down": 5.0, "b_down": 7.0, "c_down": 11.0, "c_up": 1.0, "d": 13.0, "e": 17.0}
+    with torch.no_grad():
+        for name, value in values.items():
+            change.supports[name].fill_(value)
+    weight, bias = torch.tensor([[2.0]]), torch.tensor([3.0])
+    assert change.changed_weight(weight).tolist() == [[19.0]]
+    moved_bias = change.changed_bias(weight, bias)
+    assert moved_bias is not None and moved_bias.tolist() == [81.0]
+
+
+def test_glora_with_random_paths_draws_in_training_and_keeps_to_its_path_elsewhere() -> None:
+    tuned = moved("glora", random_paths=True, path="none/none/none/none/none")
+    x = images("vit", 2, dtype=torch.float64)
+    bare = start("linear", "vit").model.double().eval()
+    with torch.no_grad():
+        assert torch.allclose(tuned.model(x), bare(x), rtol=0, atol=1e-12)
+        tuned.train()
+        torch.manual_seed(0)
+        first, second = tuned.model(x), tuned.model(x)
+        torch.manual_seed(0)
+        assert torch.equal(first, tuned.model(x))
+    assert (first - second).abs().max() > 1e-3
+    assert len(tuned.method_params) == 8 * 8  # every support of eight layers
+
+
+def test_glora_draws_each_kind_as_often() -> None:
+    """Of 4000 draws of D a third each, within four standard deviations of 30."""
+    path = SupportPath.parse(FULL, 1)
+    change = SupportChange({"d": (2,)}, path, 1, True, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        change.supports["d"].copy_(torch.tensor([1.0, 2.0]))
+    torch.manual_seed(0)
+    weight, bias = torch.zeros(2, 1), torch.ones(2)
+    drawn = [change.changed_bias(weight, bias) for _ in range(4000)]
+    kinds = [tuple(values.tolist()) for values in drawn if values is not None]
+    # the vector (1, 2), the constant 1, nothing; each added to a bias of one
+    for expected in ((2.0, 3.0), (2.0, 2.0), (1.0, 1.0)):
+        assert abs(kinds.count(expected) - 4000 / 3) < 4 * 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": "lora/lora"}, "2 kinds and not five"),
+        ({"path": "lora/lora/constant/none/none"}, "C of .* is 'constant'"),
+        ({"path": "lora_5/none/none/none/none"}, "A of .* is 'lora_5'"),
+        ({"paths": ("fc3:none/none/none/none/none",)}, "use PLACE:PATH"),
+        ({"paths": (FULL,)}, "use PLACE:PATH"),
+    ],
+)
+def test_glora_refuses_what_is_no_path(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        METHODS["glora"](**options)
+
+
+def test_glora_takes_the_last_path_that_fits() -> None:
+    nothing = "none/none/none/none/none"
+    vector = "none/vector/none/none/none"
+    tuned = start("glora", "vit", path=nothing, paths=(f"fc1:{vector}", f"1.fc1:{nothing}"))
+    assert list(tuned.method_params) == ["blocks.0.mlp.fc1.delta.supports.b_down"]
+    with pytest.raises(Unsupported, match="none with a path other than none"):
+        METHODS["glora"](path=nothing).check(anatomy_of("vit"))

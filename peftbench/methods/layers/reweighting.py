@@ -55,14 +55,3 @@ def in_rows(changes: Mapping[str, Tensor], rows: Mapping[str, RowBlock], width: 
         around = (0, 0) * (change.ndim - 1) + (start, width - stop)
         padded.append(F.pad(change, around))
     return torch.stack(padded).sum(0)
-
-
-def without_room(model: nn.Module) -> list[str]:
-    """Paths of the layers without a bias to which a change would add one."""
-    paths = []
-    for path, module in model.named_modules():
-        if isinstance(module, surgery.DeltaLayer):
-            weight, bias = weight_and_bias(module.base)
-            if bias is None and module.delta.changed_bias(weight, bias) is not None:
-                paths.append(path)
-    return paths

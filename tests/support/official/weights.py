@@ -7,6 +7,22 @@ from typing import Any
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arc_swin": ("arc", {"rank": 5, "variant": "released"}),
     "arc_vit": ("arc", {"rank": 8}),
+    "glora_full_vit": ("glora", {"rank": 4}),
+    "glora_paths_vit": (
+        "glora",
+        {
+            "rank": 3,
+            "variant": "released",
+            "paths": [
+                "0.proj:vector/constant/vector/constant/none",
+                "0.fc1:constant/vector/none/none/constant",
+                "0.fc2:none/lora/lora/vector/vector",
+                "1.qkv:lora/none/vector/none/vector",
+                "1.proj:vector/vector/none/constant/constant",
+                "1.fc1:none/none/none/none/none",
+            ],
+        },
+    ),
     "rlrr_vit": ("rlrr", {"variant": "released"}),
 }
 
@@ -23,4 +39,7 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"(.+)\.ssf_(scale|shift)", r"\1.adapter.\2"),
     (r"(blocks\.\d\.attn)\.(q|k|v)\.rlrr_(?:bias_)?(\w+)", r"\1.qkv.delta.\3.\2"),
     (r"(.+)\.(proj|fc1|fc2)\.rlrr_(?:bias_)?(\w+)", r"\1.\2.delta.\3.\2"),
+    *((rf"(.+)\.glora_{name.upper()}d", rf"\1.delta.supports.{name}_down") for name in "abc"),
+    *((rf"(.+)\.glora_{name.upper()}u", rf"\1.delta.supports.{name}_up") for name in "abc"),
+    *((rf"(.+)\.glora_{name.upper()}", rf"\1.delta.supports.{name}") for name in "de"),
 )
