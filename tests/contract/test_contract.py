@@ -139,6 +139,7 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "hf_pissa": ("*.lora_?.*",),
     "hf_pvera": ("*.pvera_lambda_d.*",),
     "hf_vera": ("*.vera_lambda_d.*",),
+    "mona": ("*.gamma",),  # all 1e-6, whose deviation is rounding
 }
 
 # a tuner of peft is one module on one kind of layer, whatever the family around it

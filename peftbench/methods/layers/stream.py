@@ -9,7 +9,7 @@ branches alone. Registers no method.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor, nn
@@ -111,15 +111,20 @@ def add_to_stream(
     roles: tuple[Role, ...],
     reads: ReadPoint,
     make: Callable[[Site], nn.Module],
+    depths: Container[int] | None = None,
 ) -> dict[str, nn.Module]:
     """Give the entry of each branch in `roles` its own adapter `make(site)`; returns them by path.
 
     The MLP's entry is wrapped wherever the attention's is: it must see what that one changed.
+
+    Args:
+        depths: of the blocks that get any; all by default.
     """
     device = next(model.parameters()).device
     adapters: dict[str, nn.Module] = {}
     for block in anatomy.where(Role.BLOCK):
-        if not anatomy.where(*roles, depths=(block.depth,)):
+        is_meant = depths is None or block.depth in depths
+        if not is_meant or not anatomy.where(*roles, depths=(block.depth,)):
             continue  # one that changes the size of the stream, or lacks the branch
         carried = StreamState()
         wrapped = (Role.ATTN_ENTRY, Role.MLP_ENTRY) if Role.ATTN_ENTRY in roles else roles
