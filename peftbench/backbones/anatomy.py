@@ -64,6 +64,8 @@ class Site:
     has_bias: bool = False
     is_map: bool = True  # whether its block, or it, reads (B, C, H, W) or (B, H, W, C)
     evidence: str = ""  # of a site that was inferred: what shows and what confirms it
+    in_channels: int | None = None  # that a convolution reads, in all its groups together
+    kernel_size: tuple[int, int] | None = None  # of a convolution
 
 
 @dataclass(frozen=True)

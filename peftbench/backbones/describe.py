@@ -23,7 +23,7 @@ from peftbench.backbones.anatomy import (
 from peftbench.backbones.classifier import heads_of, prefixes
 from peftbench.backbones.corrections import NONE, Corrections
 from peftbench.backbones.inference import NOTHING, Inferred, LeftOut, infer
-from peftbench.backbones.kinds import kind_of, norm_layout
+from peftbench.backbones.kinds import kernel_size, kind_of, norm_layout
 from peftbench.backbones.patterns import match
 from peftbench.backbones.probe import probe
 from peftbench.errors import ConfigError, Unsupported
@@ -322,6 +322,8 @@ def _site(
         kind=kind_of(module),
         has_bias=getattr(module, "bias", None) is not None,
         is_map=not family.tokens or role is Role.EMBED,
+        in_channels=module.in_channels if isinstance(module, nn.Conv2d) else None,
+        kernel_size=kernel_size(module),
     )
 
 

@@ -20,6 +20,14 @@ def kind_of(module: nn.Module) -> Kind:
     return Kind.NORM if "Norm" in type(module).__name__ else Kind.OTHER
 
 
+def kernel_size(module: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of the kernel of a convolution; `None` of other modules."""
+    if not isinstance(module, nn.Conv2d):
+        return None
+    rows, columns = module.kernel_size
+    return rows, columns
+
+
 @torch.no_grad()
 def norm_layout(module: nn.Module, width: int, ndim: int) -> bool | None:
     """Whether a norm of `width` channels has them last in a tensor of `ndim` axes.

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import BasicBlock
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Role
@@ -33,7 +33,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 ADAPTER = {"adapter_plus": "adapter", "adaptformer": "block.norm2.adapter"}
 
 # meta.timm holds these constructor arguments as words
-WORDS = {"basic": BasicBlock}
+WORDS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 EXACT = 1e-10  # of float64 in features, logits and merged weights, absolute
 

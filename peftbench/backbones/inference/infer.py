@@ -16,7 +16,7 @@ from peftbench.backbones.inference.flow import flow_of
 from peftbench.backbones.inference.roles import SeenSite, attention, found
 from peftbench.backbones.inference.structure import Structure, structure
 from peftbench.backbones.inference.trace import Call, Trace, Use, traced
-from peftbench.backbones.kinds import kind_of, norm_layout
+from peftbench.backbones.kinds import kernel_size, kind_of, norm_layout
 from peftbench.backbones.patterns import match
 from peftbench.errors import ConfigError
 
@@ -249,6 +249,8 @@ class _Looked:
             has_bias=getattr(module, "bias", None) is not None,
             evidence=f"{one.why}; {evidence}",
             is_map=self._is_map(one.path),
+            in_channels=module.in_channels if isinstance(module, nn.Conv2d) else None,
+            kernel_size=kernel_size(module),
         )
 
     def _is_map(self, path: str) -> bool:
