@@ -258,6 +258,7 @@ class ConvAdapter(Method):
         from peftbench.methods import surgery
         from peftbench.methods.layers import conv_adapter as layers
         from peftbench.methods.layers import stream
+        from peftbench.methods.layers.beside import Beside
 
         device = next(backbone.parameters()).device
         activation = self._activation(anatomy)
@@ -292,7 +293,7 @@ class ConvAdapter(Method):
                 surgery.replace(backbone, end, surgery.ResidualAdapter(behind, adapter))
             elif end == path:
                 base = backbone.get_submodule(path)
-                surgery.replace(backbone, path, layers.Beside(base, adapter))
+                surgery.replace(backbone, path, Beside(base, adapter))
             else:
                 change = layers.Change()
                 base = backbone.get_submodule(path)

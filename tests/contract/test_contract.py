@@ -61,6 +61,12 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
     "convpass": (
         ({"branches": "attention", "conv_init": "xavier"}, frozenset({"vit", "swin", "beit"})),
     ),
+    "cvpt": (
+        ({"insert": 1}, frozenset({"swin"})),
+        ({"insert": 2}, frozenset({"vit_registers", "beit"})),
+        ({"insert": 4}, frozenset({"vit", "eva_split"})),
+        ({"insert": 5, "dropout": 0.0}, frozenset({"swin"})),
+    ),
     "fact_tk": (
         ({"variant": "released", "rank": 3}, frozenset({"vit", "swin"})),
         ({"dropout": 0.0, "rank": 3}, frozenset({"swin_v2", "beit", "eva_fused"})),
@@ -512,7 +518,7 @@ def test_touched_names_places_of_the_bare_backbone(case: Case, initial: Tuned) -
 def test_a_step_in_bfloat16_gives_each_tensor_a_gradient_where_activations_work_in_place(
     case: Case,
 ) -> None:
-    tuned = _attach(case)
+    tuned = _attach_or_skip(case)
     tuned.train()
     with torch.autocast("cpu", torch.bfloat16):
         logits = tuned.model(images(case.backbone, BATCH))

@@ -130,18 +130,3 @@ class ChangeSum(surgery.Around):
         """x: (B, C, H, W); the module's output and the change."""
         out: Tensor = self.base(x) + self.change.take()
         return out
-
-
-class Beside(surgery.Around):
-    """A frozen module with an adapter beside it, on the same input."""
-
-    def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-        self.adapter = adapter
-
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """x: (B, C, H, W) or (B, H, W, C); the sum of what both make of it."""
-        change = self.adapter(x)
-        out: Tensor = self.base(x, *args, **kwargs) + change
-        return out

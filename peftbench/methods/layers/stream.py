@@ -105,6 +105,20 @@ class StreamBlock(nn.Module):
             self.carried.start(None)  # a copy of the model must hold no tensor of a pass
 
 
+class StreamChange(surgery.Around):
+    """A block that reads the stream with what an adapter makes of it added."""
+
+    def __init__(self, base: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """x: (B, N, C) or (B, H, W, C); what the block makes of x + adapter(x)."""
+        out: Tensor = self.base(x + self.adapter(x), *args, **kwargs)
+        return out
+
+
 def add_to_stream(
     model: nn.Module,
     anatomy: Anatomy,
