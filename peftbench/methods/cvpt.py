@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from peftbench.backbones.anatomy import Anatomy, Role, Site
 from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
+from peftbench.methods.attention_sites import attention_paths
 from peftbench.methods.base import Attachment, Method, MethodCard, parameters_of, register_method
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class CVPT(Method):
             )
 
     def rehearse(self, backbone: nn.Module, anatomy: Anatomy) -> None:
-        from peftbench.methods.layers.attention import answers_alone, attention_paths
+        from peftbench.methods.layers.attention import answers_alone
 
         paths = attention_paths(anatomy)
         for site in self.sites(anatomy):
@@ -111,7 +112,7 @@ class CVPT(Method):
 
         from peftbench.methods import surgery
         from peftbench.methods.layers import stream
-        from peftbench.methods.layers.attention import CrossAttention, attention_paths
+        from peftbench.methods.layers.attention import CrossAttention
         from peftbench.methods.layers.beside import Beside
         from peftbench.methods.layers.stream import ReadPoint
 

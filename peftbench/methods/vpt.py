@@ -121,25 +121,20 @@ class VisualPrompts(Method):
     ) -> Attachment:
         from peftbench.methods.layers import swin_prompts
 
-        prompts, projection = self._prompts(anatomy, generator)
+        prompts = self._prompts(anatomy, generator)
         if anatomy.family == _SWIN:
             touched = swin_prompts.insert(backbone, anatomy, prompts, self.pool_prompts)
         else:
             touched = self._insert(backbone, anatomy, prompts)
-        trainable = [p.tokens for p in prompts.values()]
-        if projection is not None:
-            trainable += projection.parameters()
         return Attachment(
             backbone,
-            tuple(trainable),
+            parameters_of(*prompts.values()),
             touched,
             train_modules=tuple(p.dropout for p in prompts.values()),
         )
 
-    def _prompts(
-        self, anatomy: Anatomy, generator: torch.Generator
-    ) -> tuple[dict[int, Prompts], nn.Linear | None]:
-        """New prompts by depth and the projection that they share.
+    def _prompts(self, anatomy: Anatomy, generator: torch.Generator) -> dict[int, Prompts]:
+        """New prompts by depth, which share their projection if they have one.
 
         All are uniform with the bound of the first stage, sqrt(6 / (3 patch^2 + d)).
         """
@@ -163,7 +158,7 @@ class VisualPrompts(Method):
             tokens = torch.empty(self.num_tokens, self._width(block))
             tokens.uniform_(-bound, bound, generator=generator)
             prompts[block.depth] = Prompts(tokens, projection, self.dropout)
-        return prompts, projection
+        return prompts
 
     def _insert(
         self, backbone: nn.Module, anatomy: Anatomy, prompts: Mapping[int, Prompts]

@@ -67,6 +67,13 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"insert": 4}, frozenset({"vit", "eva_split"})),
         ({"insert": 5, "dropout": 0.0}, frozenset({"swin"})),
     ),
+    "e2vpt": (
+        (
+            {"share_kv": False, "deep_kv": False, "masks": False},
+            frozenset({"vit_average", "swin"}),
+        ),
+        ({"pool_prompts": True, "project_width": 7}, frozenset({"vit_map"})),
+    ),
     "fact_tk": (
         ({"variant": "released", "rank": 3}, frozenset({"vit", "swin"})),
         ({"dropout": 0.0, "rank": 3}, frozenset({"swin_v2", "beit", "eva_fused"})),

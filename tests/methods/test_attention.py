@@ -14,12 +14,8 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from peftbench.methods.layers.attention import (
-    CrossAttention,
-    ExtendedAttention,
-    attention_paths,
-    heads_of,
-)
+from peftbench.methods.attention_sites import attention_paths
+from peftbench.methods.layers.attention import CrossAttention, ExtendedAttention, Heads, heads_of
 
 ROOM = 2  # learned keys
 
@@ -40,6 +36,11 @@ def _attention(backbone: str, depth: int = 0) -> nn.Module:
     """In float64, from a backbone whose norms, biases and tables are all away from zero."""
     model = fresh(backbone).double().eval()
     return model.get_submodule(attention_paths(anatomy_of(backbone))[depth])
+
+
+def _heads(model: nn.Module, backbone: str) -> dict[int, Heads]:
+    anatomy = anatomy_of(backbone)
+    return heads_of(model, anatomy, attention_paths(anatomy))
 
 
 def _extended(base: nn.Module, heads: int = 3, width: int = 8) -> ExtendedAttention:
@@ -189,20 +190,20 @@ def test_in_bfloat16_learned_keys_take_the_type_of_the_others() -> None:
 
 
 def test_heads_are_found_without_weights_where_the_one_call_is_made() -> None:
-    found = heads_of(fresh("swin"), anatomy_of("swin"))
+    found = _heads(fresh("swin"), "swin")
     assert {depth: (heads.count, heads.width) for depth, heads in found.items()} == {
         0: (2, 6),
         1: (2, 6),
         2: (3, 8),
     }
     assert found[2].path == "layers.1.blocks.0.attn"
-    assert not heads_of(fresh("swin_v2"), anatomy_of("swin_v2"))  # cosines, no such call
-    assert not heads_of(fresh("convnext"), anatomy_of("convnext"))
+    assert not _heads(fresh("swin_v2"), "swin_v2")  # cosines, no such call
+    assert not _heads(fresh("convnext"), "convnext")
 
 
 def test_a_whole_model_computes_in_both_ways_alike() -> None:
     model = fresh("eva_fused").double().eval()
-    for heads in heads_of(model, anatomy_of("eva_fused")).values():
+    for heads in _heads(model, "eva_fused").values():
         block = model.get_submodule(heads.path.removesuffix(".attn"))
         block.attn = _extended(block.attn)
     x = images("eva_fused", 2, dtype=torch.float64)

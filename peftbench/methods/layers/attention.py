@@ -10,7 +10,7 @@ and the replacement computes as the module would have.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from peftbench.backbones.accepted import dtype_of
-from peftbench.backbones.anatomy import Anatomy, Kind, Role
+from peftbench.backbones.anatomy import Anatomy
 from peftbench.backbones.copies import weightless_copy
 from peftbench.methods import surgery
 
@@ -125,7 +125,7 @@ class ExtendedAttention(surgery.Around):
         self.extra = extra  # () -> keys and values (heads, t, d), not normalised, not rotated
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """x: what the module takes; its output has the same shape as without the extra keys."""
+        """x: what the module takes, (B, N, C); its output has the same shape."""
         fused = is_fused(self.base)
         with intercepted(self.base, lambda given: attend_plainly(self._extended(given), fused)):
             out: Tensor = self.base(x, *args, **kwargs)
@@ -200,31 +200,13 @@ class Heads:
     width: int  # of each head
 
 
-def attention_paths(anatomy: Anatomy) -> dict[int, str]:
-    """The module that projects to queries, keys and values and back, by the depth of its block.
-
-    Without blocks that have none, and those that have several.
-    """
-    parents: dict[int, set[str]] = {}
-    for site in anatomy.where(Role.ATTN_OUT):
-        parents.setdefault(site.depth, set()).add(site.path.rpartition(".")[0])
-    entries = {
-        (site.depth, site.path.rpartition(".")[0])
-        for site in anatomy.where(Role.ATTN_IN)
-        if site.kind is Kind.LINEAR
-    }
-    blocks = {site.path for site in anatomy.where(Role.BLOCK)}
-    return {
-        depth: path
-        for depth, (path, *others) in ((d, tuple(found)) for d, found in parents.items())
-        if not others and (depth, path) in entries and path not in blocks
-    }
-
-
-def heads_of(backbone: nn.Module, anatomy: Anatomy) -> dict[int, Heads]:
+def heads_of(backbone: nn.Module, anatomy: Anatomy, paths: Mapping[int, str]) -> dict[int, Heads]:
     """Heads of each attention that makes the one call, by depth; found by a pass without weights.
 
     Those that compute attention by other means are left out.
+
+    Args:
+        paths: of the attentions, by the depth of their blocks.
     """
     model = weightless_copy(backbone).eval()
     seen: dict[int, list[Queried]] = {}
@@ -236,7 +218,6 @@ def heads_of(backbone: nn.Module, anatomy: Anatomy) -> dict[int, Heads]:
 
         return attend
 
-    paths = attention_paths(anatomy)
     for depth, path in paths.items():
         module = model.get_submodule(path)
         surgery.replace(model, path, _Noting(module, noting(depth, is_fused(module))))
@@ -248,6 +229,14 @@ def heads_of(backbone: nn.Module, anatomy: Anatomy) -> dict[int, Heads]:
         for depth, calls in seen.items()
         if len(calls) == 1 and calls[0].q.ndim == 4 and calls[0].k.shape[1] == calls[0].q.shape[1]
     }
+
+
+def extend(model: nn.Module, extras: Mapping[str, nn.Module]) -> None:
+    """Give the attention at each path the learned keys and values of a module."""
+    device = next(model.parameters()).device
+    for path, extra in extras.items():
+        base = model.get_submodule(path)
+        surgery.replace(model, path, ExtendedAttention(base, extra.to(device)))
 
 
 class _Noting(surgery.Around):

@@ -17,8 +17,42 @@ class Prompts(nn.Module):
 
     def forward(self, batch: int) -> Tensor:
         """(batch, p, D): the prompts of each image."""
-        tokens = self.tokens if self.projection is None else self.projection(self.tokens)
+        tokens = self.learned()
+        if self.projection is not None:
+            tokens = self.projection(tokens)
         return self.dropout(tokens.expand(batch, -1, -1))  # another mask for each sample
+
+    def learned(self) -> Tensor:
+        """(p, d): the tokens in front of the projection."""
+        return self.tokens
+
+
+class MaskedPrompts(Prompts):
+    """Learned tokens times masks that all blocks share: one for whole tokens, one for pieces."""
+
+    def __init__(self, prompts: Prompts, token_mask: nn.Parameter, piece_mask: nn.Parameter):
+        super().__init__(prompts.tokens.detach(), prompts.projection, prompts.dropout.p)
+        self.token_mask = token_mask  # (p,)
+        self.piece_mask = piece_mask  # (p, m); channel c belongs to piece c mod m
+
+    def learned(self) -> Tensor:
+        """(p, d): the masked tokens."""
+        width, pieces = self.tokens.shape[1], self.piece_mask.shape[1]
+        of_channels = self.piece_mask.repeat(1, -(-width // pieces))[:, :width]
+        return self.tokens * self.token_mask[:, None] * of_channels
+
+
+class KeyValuePrompts(nn.Module):
+    """Learned keys and values (heads, t, d) of one attention; one tensor for both if shared."""
+
+    def __init__(self, keys: Tensor, values: Tensor | None) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(keys)
+        self.values = nn.Parameter(values) if values is not None else None
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (heads, t, d)."""
+        return self.keys, self.keys if self.values is None else self.values
 
 
 class PromptedBlock(nn.Module):

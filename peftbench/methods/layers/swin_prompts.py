@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Anatomy, Role
 from peftbench.methods import surgery
+from peftbench.methods.layers.attention import ExtendedAttention
 
 
 class PromptedMap(NamedTuple):
@@ -77,16 +78,23 @@ class PromptedWindowBlock(nn.Module):
     def attention_in_windows(self, x: Tensor, p: int, mask: Tensor | None) -> Tensor:
         """Attention inside each window of x (B, windows, p + area, C), in the same shape.
 
-        Pairs with a prompt have no relative position and no mask (windows, area, area).
+        Pairs with a prompt have no relative position and no mask (windows, area, area), and neither
+        have those with learned keys where attention has any.
         """
         layer = self.block.attn
         qkv = layer.qkv(x).unflatten(-1, (3, layer.num_heads, -1))
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, windows, heads, p + area, head width)
+        extra = 0
+        if isinstance(layer, ExtendedAttention):
+            keys, values = layer.extra()
+            extra = keys.shape[1]
+            k = torch.cat((keys.to(k.dtype).expand(*k.shape[:2], -1, -1, -1), k), dim=3)
+            v = torch.cat((values.to(v.dtype).expand(*v.shape[:2], -1, -1, -1), v), dim=3)
         bias = layer.relative_position_bias_table[layer.relative_position_index]
         bias = bias.permute(2, 0, 1)  # (heads, area, area)
         if mask is not None:
             bias = bias + mask[:, None]
-        scores = (layer.scale * q) @ k.transpose(-2, -1) + F.pad(bias, (p, 0, p, 0))
+        scores = (layer.scale * q) @ k.transpose(-2, -1) + F.pad(bias, (extra + p, 0, p, 0))
         y = layer.attn_drop(scores.softmax(dim=-1)) @ v
         return layer.proj_drop(layer.proj(y.transpose(2, 3).flatten(3)))
 
