@@ -107,6 +107,10 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
     ),
     "repadapter": (({"groups": 1, "bottleneck": 3}, frozenset({"vit"})),),
     "rlrr": (({"norms": False, "shift": False}, frozenset({"vit", "beit"})),),
+    "sct": (
+        ({"mode": "mlp"}, frozenset({"vit", "swin", "convnext_conv"})),
+        ({"mode": "qkv", "channels": 5}, frozenset({"vit_registers", "swin", "eva_split"})),
+    ),
     "sidetune": (
         (
             {"side": "backbone"},

@@ -82,6 +82,15 @@ def build(golden: Golden) -> nn.Module:
     return model
 
 
+def selected(golden: Golden) -> list[tuple[Tensor, Tensor]]:
+    """The batches that a method looked at before it was attached: images and classes."""
+    names = [key for key in golden.tensors if key.startswith("select/labels.")]
+    batches = sorted(name.removeprefix("select/labels.") for name in names)
+    return [
+        (golden.tensors[f"select/x.{b}"], golden.tensors[f"select/labels.{b}"]) for b in batches
+    ]
+
+
 def generated(rule: dict[str, Any]) -> Tensor:
     """A tensor too large to store, by the integer rule of the README of the files."""
     shape = rule["shape"]
@@ -110,9 +119,12 @@ class Run:
         self.anatomy = describe(backbone, self.x.shape[-1])
         generator = torch.Generator().manual_seed(0)
         num_classes = self.golden.meta["num_classes"]
-        self.tuned: Tuned = apply(
-            METHODS[method](**options), backbone, self.anatomy, num_classes, generator
-        )
+        made = METHODS[method](**options)
+        prepared = None
+        if made.card.prepared:
+            seen = selected(self.golden)
+            prepared = made.prepare(backbone, self.anatomy, seen, torch.Generator())
+        self.tuned: Tuned = apply(made, backbone, self.anatomy, num_classes, generator, prepared)
         self.model = self.tuned.model
         self.head = backbone.get_submodule(self.anatomy.head)
         head = next(n for n, m in self.model.named_modules() if m is self.head)
