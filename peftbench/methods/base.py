@@ -39,6 +39,7 @@ class MethodCard:
     summary: str = ""  # the method in one sentence with its formula
     dead_at_init: bool = False  # kept as released although some tensors never get a gradient
     look: tuple[str, str] | None = None  # colour and marker in figures; by default from the name
+    layer_decay: bool = False  # trains the backbone's own layers; see `Recipe.layer_decay`
     prepared: bool = False  # looks at training images before it is attached; see `Method.prepare`
 
 

@@ -35,6 +35,7 @@ class Full(Method):
         identity_at_init=True,
         mergeable=True,
         frozen_mode="train",  # nothing is frozen: dropout, drop-path and BatchNorm are active
+        layer_decay=True,
         look=("#000000", "*"),
     )
 

@@ -46,6 +46,7 @@ class Partial(Method):
             "trained blocks are in train mode on every backbone; the released ViT code keeps them "
             "in eval mode, which differs only where drop-path or dropout is set",
         ),
+        layer_decay=True,
         look=("#000000", "^"),
     )
 

@@ -27,6 +27,7 @@ from peftbench.run.ending import (
     reporting,
     worker_failures,
 )
+from peftbench.run.pairs import check_pair
 from peftbench.run.shown import Showing
 from peftbench.spec import RunSpec
 from peftbench.training.recipe import check_recipe
@@ -224,6 +225,7 @@ def leading(world: World) -> Iterator[Callable[[], None]]:
 def check(spec: RunSpec, device: str, threads: int | None) -> None:
     """Raise `ConfigError` for a run that cannot be started."""
     check_recipe(spec.recipe)
+    check_pair(spec)
     check_name(spec.backbone)
     spec.train_size(image_size(spec.backbone))
     check_threads(threads)

@@ -25,6 +25,7 @@ from peftbench.run.ending import PendingRecord
 from peftbench.run.energy import EnergyMeter
 from peftbench.run.freezing import with_frozen_part
 from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
+from peftbench.run.layers import rate_scales
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
 from peftbench.run.shown import Follower, Showing
 from peftbench.run.solving import counted, solved
@@ -252,6 +253,7 @@ def _fittable(bench: Bench) -> Fittable:
         bench.spec.task,
         inputs,
         tuned.after_step,
+        rate_scales(tuned, bench.spec.recipe),
     )
 
 

@@ -56,6 +56,7 @@ class Recipe:
     frozen_mode: str = later("method")  # "train": dropout and drop-path of frozen layers act too
     class_weights: str = later("none")  # of the loss; "balanced": the same for each class in all
     sampling: str = later("none")  # "balanced": each draw of an image takes any class as likely
+    layer_decay: float = later(1.0)  # the rate of each layer by that of the layer behind it
 
     def __post_init__(self) -> None:
         as_declared(self)

@@ -68,6 +68,7 @@ class Fittable:
     task: Task = CLASSIFICATION
     inputs: ModelInputs | None = None  # what the model sees of the images, if not they themselves
     after_step: AfterStep | None = None  # is told the number of a step, from 1, and of all steps
+    rate_scales: Sequence[float] | None = None  # of each of `trainable`, where rates differ
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def fit(
         limits=pixels.limits,
     )
     bounds = batch_bounds(len(pixels), recipe.batch_size, recipe.drop_last)
-    optimizer = make_optimizer(recipe, fittable.trainable)
+    optimizer = make_optimizer(recipe, fittable.trainable, fittable.rate_scales)
     weights = ClassWeights.of(recipe, labels, num_classes, fittable.task)
     objective = Objective(fittable, recipe.label_smoothing, weights)
     training = _Training(

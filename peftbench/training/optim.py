@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from timm.optim import create_optimizer_v2
@@ -20,15 +20,28 @@ FUSED = frozenset({"adam", "adamw", "momentum", "sgd"})
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The recipe's optimiser; weight decay spares biases and scales unless `decay` is "all"."""
+def make_optimizer(
+    recipe: Recipe,
+    parameters: Iterable[nn.Parameter],
+    rate_scales: Sequence[float] | None = None,
+) -> Optimizer:
+    """The recipe's optimiser; weight decay spares biases and scales unless `decay` is "all".
+
+    rate_scales: of each parameter, what `Schedule` multiplies its rate with.
+    """
     chosen = list(parameters)
-    decayed = [p for p in chosen if p.ndim > 1 or recipe.decay == "all"]
-    spared = [p for p in chosen if p.ndim <= 1 and recipe.decay != "all"]
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for scale in [None] if rate_scales is None else sorted(set(rate_scales), reverse=True):
+        own = chosen
+        if rate_scales is not None:
+            own = [p for p, its in zip(chosen, rate_scales, strict=True) if its == scale]
+        decayed = [p for p in own if p.ndim > 1 or recipe.decay == "all"]
+        spared = [p for p in own if p.ndim <= 1 and recipe.decay != "all"]
+        scaled = {} if scale is None else {"lr_scale": scale}  # which timm's schedules know
+        groups += [
+            {"params": decayed, "weight_decay": recipe.weight_decay, **scaled},
+            {"params": spared, "weight_decay": 0.0, **scaled},
+        ]
     name = recipe.optimizer.lower()
     if name == "sgd" and recipe.momentum == 0:
         name = "momentum"  # timm's "sgd" is Nesterov's, which needs a momentum
@@ -56,14 +69,17 @@ def _can_be_fused(parameter: nn.Parameter) -> bool:
 class Schedule:
     """Sets the rate of each step: linear warm-up, half a cosine down to `min_lr`, cool-down.
 
-    A constant rate has neither. The cosine begins behind the warm-up, or, without
-    `warmup_prefix`, with the training, so that the warm-up hides its first part.
+    A constant rate has neither. The cosine begins behind the warm-up, or, without `warmup_prefix`,
+    with the training, so that the warm-up hides its first part. A group of the optimiser that has
+    an `lr_scale` gets this share of every rate.
     """
 
     def __init__(self, recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> None:
         self.recipe = recipe
         self.cosine: CosineLRScheduler | None = None
         if recipe.schedule == "constant":
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.peak_lr * group.get("lr_scale", 1.0)
             return
         unit = steps_per_epoch if recipe.schedule_unit == "step" else 1
         total = recipe.epochs * unit

@@ -47,6 +47,7 @@ def check_recipe(recipe: Recipe) -> None:
         (POSITIVE, lambda value: value <= 0, "; use a positive value, or null."),
         (FRACTIONS, lambda value: not 0 <= value < 1, " is not in [0, 1)."),
         (("random_erasing",), lambda value: not 0 <= value <= 1, " is not in [0, 1]."),
+        (("layer_decay",), lambda value: not 0 < value <= 1, " is not in (0, 1]; 1 is off."),
     ):
         for key in keys:
             value = getattr(recipe, key)
