@@ -12,7 +12,14 @@ from peftbench.backbones.accepted import dtype_of
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import ConfigError, NoEffect, Unsupported
 from peftbench.methods import surgery
-from peftbench.methods.base import Attachment, Method, Preparation, StepHook, parameters_of
+from peftbench.methods.base import (
+    Attachment,
+    Method,
+    MethodObjective,
+    Preparation,
+    StepHook,
+    parameters_of,
+)
 from peftbench.methods.layers.heads import on_maps, on_rows, silent_head, take_over
 from peftbench.methods.layers.neighbours import NearestNeighbours
 from peftbench.methods.layers.solvable import Solvable
@@ -38,6 +45,7 @@ class Tuned:
     regulariser: Callable[[], Tensor] | None
     notes: tuple[str, ...]
     after_step: StepHook | None = None
+    objective: MethodObjective | None = None  # in place of the task's loss
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -226,6 +234,7 @@ def apply(
             *_partial_cover(anatomy, attachment),
         ),
         after_step=attachment.after_step,
+        objective=attachment.objective,
     )
 
 

@@ -10,6 +10,12 @@ from peftbench.spec import RunSpec
 def check_pair(spec: RunSpec) -> None:
     """Raise `ConfigError` for a method that cannot follow the recipe of `spec`."""
     method, recipe = as_method(spec.method), spec.recipe
+    mixed = [key for key in ("mixup", "cutmix") if getattr(recipe, key)]
+    if mixed and method.card.needs_classes:
+        raise ConfigError(
+            f"method={method.name} learns from the class of each image, and recipe.{mixed[0]}="
+            f"{getattr(recipe, mixed[0])} gives an image several. Use recipe.{mixed[0]}=0."
+        )
     if recipe.layer_decay != 1 and not method.card.layer_decay:
         taking = [name for name in METHODS if METHODS[name].card.layer_decay]
         raise ConfigError(

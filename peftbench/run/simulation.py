@@ -153,7 +153,7 @@ def without_storage(tuned: Tuned, device: torch.device, *, fused: bool = False) 
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
     for buffer in tuned.model.buffers():
         memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-    model = copy.deepcopy(tuned.model, memo)
+    model, objective = copy.deepcopy((tuned.model, tuned.objective), memo)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", fused)  # noqa: B010
@@ -178,6 +178,7 @@ def without_storage(tuned: Tuned, device: torch.device, *, fused: bool = False) 
         ),
         regulariser=None,  # it would read the original's tensors
         after_step=None,
+        objective=objective,
     )
     surgery.freeze_except(model, twin.trainable.values())
     return twin

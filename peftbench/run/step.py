@@ -50,6 +50,7 @@ class Step:
             plan.tuned.regulariser,
             plan.num_classes,
             plan.task,
+            objective=plan.tuned.objective,
         )
         self.objective = Objective(fittable, plan.recipe.label_smoothing)
         fittable.set_mode()

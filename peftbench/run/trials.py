@@ -52,7 +52,9 @@ def take_over(pending: PendingRecord, bench: Bench, head: TrainedHead) -> Fit:
 
 def _can_train(bench: Bench) -> bool:
     frozen, spec, compute = bench.frozen, bench.spec, bench.compute
-    if frozen is None or frozen.prefix.head is None or bench.tuned.regulariser is not None:
+    if frozen is None or frozen.prefix.head is None:
+        return False
+    if bench.tuned.regulariser is not None or bench.tuned.objective is not None:
         return False
     if not compute.world.is_single or compute.micro_batch or spec.looks or spec.selects_on_test:
         return False

@@ -29,6 +29,13 @@ class Activations:
     def __getitem__(self, rows: slice) -> Activations:
         return Activations(self.values[rows], None if self.images is None else self.images[rows])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Activations]) -> Activations:
+        """Those of all `parts`, one behind the other."""
+        images = [part.images for part in parts if part.images is not None]
+        values = torch.cat([part.values for part in parts])
+        return cls(values, torch.cat(images) if images else None)
+
 
 @dataclass(frozen=True)
 class RowLayout:

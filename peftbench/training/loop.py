@@ -22,11 +22,12 @@ from peftbench.spec import Preprocessing, Recipe
 from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.augment import Augmentation
 from peftbench.training.average import WeightAverage
-from peftbench.training.balance import ClassWeights, Draws, loss_of
+from peftbench.training.balance import ClassWeights, Draws
 from peftbench.training.batches import batch_bounds, pick, pieces, places
 from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.compiling import compiled
 from peftbench.training.device import Compute, autocast, synchronise
+from peftbench.training.objective import BatchObjective, Remembering, StepBatch, count_right, gather
 from peftbench.training.optim import Schedule, make_optimizer
 from peftbench.training.pixels import ModelInputs, Pixels
 from peftbench.training.progress import Place, Progress, Timing, Weights
@@ -69,6 +70,7 @@ class Fittable:
     inputs: ModelInputs | None = None  # what the model sees of the images, if not they themselves
     after_step: AfterStep | None = None  # is told the number of a step, from 1, and of all steps
     rate_scales: Sequence[float] | None = None  # of each of `trainable`, where rates differ
+    objective: BatchObjective | None = None  # in place of the task's loss
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class _Training:
 
     def parts(self) -> dict[str, Stateful]:
         """What is put aside and taken up again, by its name in the file."""
-        method = self.fittable.after_step
+        method, objective = self.fittable.after_step, self.fittable.objective
         return {
             "progress": self.progress,
             "weights": Weights(self.fittable.model, self.fittable.trainable),
@@ -138,6 +140,7 @@ class _Training:
             "average": self.average,
             "augmentation": self.augment,
             **({} if method is None else {"method": method}),
+            **({"objective": objective} if isinstance(objective, Remembering) else {}),
         }
 
 
@@ -296,10 +299,12 @@ def _epoch(training: _Training, callbacks: Callbacks, kept: Mapping[str, Statefu
                 progress.epoch_seconds += time.perf_counter() - began
                 began = time.perf_counter()
                 progress.sum_to_leader(world)
+                gather(training.fittable.objective, world)
             if stop:
                 raise stopping.Stopped  # and is saved where that is caught
             if checkpoints is not None and due:
                 checkpoints.save(kept)
+    gather(training.fittable.objective, world)
     synchronise(device)  # the only wait for the device in an epoch
     seconds = progress.epoch_seconds = progress.epoch_seconds + time.perf_counter() - began
     used = training.bounds[-1][1]  # images of an epoch
@@ -352,7 +357,7 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
     parts = training.shares[size].parts
     scale: float | Tensor
     counted: float | Tensor
-    x, y, target = _batch(training, order, batch, images)
+    x, y, target, numbers = _batch(training, order, batch, images)
     training.timing.passes.begin()
     training.optimizer.zero_grad(set_to_none=True)
     for part, own in zip(parts, places(parts), strict=True):
@@ -362,11 +367,12 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
             scale, counted = share * compute.world.size, share * size
         with compute.world.passing(training.objective, part, last=part is parts[-1]):
             with autocast(compute):
-                total, loss, outputs = training.objective(x[own], target[own])
+                known = numbers[own] if part.count else None
+                total, loss, outputs = training.objective(x[own], target[own], progress.step, known)
             (total * scale).backward()
         with torch.no_grad():
             progress.total_loss += loss * counted
-            progress.correct += task.correct(outputs, y[own])[: part.count].sum()
+            progress.correct += count_right(task, outputs, y[own], part.count)
     if training.recipe.clip_grad is not None:
         nn.utils.clip_grad_norm_(trainable, training.recipe.clip_grad)
     training.optimizer.step()
@@ -379,7 +385,7 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
 
 
 class Objective(nn.Module):
-    """What a step minimises: the task's loss, and a method's regulariser if it has one."""
+    """What a step minimises: the task's loss or an objective, and a method's regulariser."""
 
     def __init__(
         self, fittable: Fittable, label_smoothing: float, weights: ClassWeights | None = None
@@ -388,24 +394,37 @@ class Objective(nn.Module):
         self.model = fittable.model
         self.task = fittable.task
         self.regulariser = fittable.regulariser
+        self.objective = fittable.objective
         self.label_smoothing = label_smoothing
         self.weights = None if weights is None else weights.values
 
-    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The objective, its loss, and the task's outputs (B, ...) of images x (B, 3, S, S).
+    def forward(
+        self, x: Any, target: Tensor, step: int = 0, numbers: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is minimised, the task's loss, and its outputs (B, ...) of images x (B, 3, S, S).
 
-        target: (B,) classes, or (B, C) shares of them where images are mixed.
+        target: (B,) classes, or (B, C) shares of them where images are mixed; numbers: (B,) of the
+        images in the train split.
         """
-        outputs = self.task.outputs(self.model(x))
-        loss = loss_of(self.task, outputs, target, self.label_smoothing, self.weights)
-        total = loss if self.regulariser is None else loss + self.regulariser()
+        batch = StepBatch(
+            *(x, target, self.model, self.task, self.label_smoothing, self.weights, step, numbers)
+        )
+        if self.objective is None:
+            outputs = batch.outputs()
+            total = loss = batch.loss(outputs)
+        else:
+            total, outputs = self.objective(batch)
+            with torch.no_grad():
+                loss = batch.first(len(outputs)).loss(outputs)
+        if self.regulariser is not None:
+            total = total + self.regulariser()
         return total, loss, outputs
 
 
 def _batch(
     training: _Training, order: _Order, batch: slice, images: Any
-) -> tuple[Any, Tensor, Tensor]:
-    """Augmented `images`, classes and targets of one process's parts of a batch.
+) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """Augmented `images`, classes, targets and numbers of one process's parts of a batch.
 
     Each image gets what it would get in one process alone.
     """
@@ -414,14 +433,15 @@ def _batch(
     sizes = None
     if training.sizes is not None:
         sizes = take(training.sizes, order.host[batch].numpy()).tolist()
-    own = pick(index, share.needed)
+    own, counted = pick(index, share.needed), pick(index, share.rows)
     if not isinstance(images, Tensor):  # made of the images once; nothing changes them
-        return images, labels[own], labels[own]
+        return images, labels[own], labels[own], counted
     if training.views is not None:  # nothing is mixed, so that it needs its own images alone
         numbers = order.host[batch][share.needed].tolist()
         own_sizes = None if sizes is None else [sizes[row] for row in share.needed]
         view = training.progress.epoch % training.views.count
-        return training.views(images, numbers, view, own_sizes), labels[own], labels[own]
+        x = training.views(images, numbers, view, own_sizes)
+        return x, labels[own], labels[own], counted
     flip_draws = pick(order.flip_draws[batch], share.needed)
     x, target = training.augment(images, labels[own], flip_draws, share.rows, len(index), sizes)
-    return x, labels[pick(index, share.rows)], target
+    return x, labels[counted], target, counted

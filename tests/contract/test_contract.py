@@ -29,6 +29,8 @@ from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import NotMergeable, Unsupported
 from peftbench.methods import METHODS, Method, Tuned, apply, discover
 from peftbench.methods.layers.solvable import Solvable
+from peftbench.spec import Preprocessing
+from peftbench.training.loop import Fittable, Objective
 
 discover()
 
@@ -391,16 +393,28 @@ def solve(tuned: Tuned, x: Tensor) -> None:
     tuned.solve(Solvable(features.numpy(), labels(len(x)).numpy(), CLASSES))
 
 
+def minimised(tuned: Tuned, x: Tensor) -> Tensor:
+    """What a step of training minimises for images (B, 3, S, S), in the mode that the model has."""
+    fittable = Fittable(
+        tuned.model,
+        list(tuned.trainable.values()),
+        tuned.train,
+        Preprocessing(size=x.shape[-1], mean=(0.0,) * 3, std=(1.0,) * 3),
+        tuned.regulariser,
+        CLASSES,
+        objective=tuned.objective,
+    )
+    total: Tensor = Objective(fittable, 0.0)(x, labels(len(x)))[0]
+    return total
+
+
 def step(tuned: Tuned, x: Tensor, lr: float = 0.1) -> None:
     """One step of plain gradient descent in the modes of training, or what stands in its place."""
     if tuned.method.card.solved:
         return solve(tuned, x)
     tuned.train()
     parameters = list(tuned.trainable.values())
-    loss = F.cross_entropy(tuned.model(x), labels(len(x)))
-    if tuned.regulariser is not None:
-        loss = loss + tuned.regulariser()
-    loss.backward()
+    minimised(tuned, x).backward()
     torch.optim.SGD(parameters, lr=lr).step()
     for parameter in parameters:
         parameter.grad = None

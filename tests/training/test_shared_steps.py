@@ -25,6 +25,7 @@ from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.device import Compute, seeded
 from peftbench.training.evaluate import predict
 from peftbench.training.loop import Callbacks, Fit, Fittable, fit
+from peftbench.training.objective import StepBatch
 from peftbench.training.world import ALONE, World, from_environment, join, leave
 
 pytestmark = [
@@ -102,6 +103,7 @@ def trained(model: nn.Module, recipe: Recipe, world: World, **options: Any) -> A
         preprocessing(size),
         options.pop("regulariser", None),
         CLASSES,
+        objective=options.pop("objective", None),
     )
     whole = recipe.augmentation == "crop_flip"
     train = split(options.pop("count", 12), size, whole, options.pop("labels", None))
@@ -180,12 +182,43 @@ def logits(world: World) -> Arrays:
     return {"many": many, "few": few}
 
 
+class Memory:
+    """Pulls outputs of a noisy second view towards those of the same image an epoch ago."""
+
+    def __init__(self) -> None:
+        self.kept, self.new = torch.zeros(12, CLASSES), torch.zeros(12, CLASSES)
+
+    def __call__(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        first, second = batch.outputs(copies=2).chunk(2)
+        if batch.numbers is None:  # of a process that repeats another's image
+            return batch.loss(first), first
+        self.new[batch.numbers] = first.detach()
+        term = (second - self.kept[batch.numbers]).square().sum(1).mean()
+        return batch.loss(first) + 0.1 * term, first
+
+    def gather(self, world: World) -> None:
+        self.kept = world.all_reduce_sum(self.new.clone())
+        self.new.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = state["kept"]
+
+
+def remembered(world: World) -> Arrays:
+    """An objective that sees an image twice, and remembers what any process made of it."""
+    return trained(Small(), PLAIN, world, micro_batch=2, count=11, objective=Memory())
+
+
 SCENARIOS: dict[str, Callable[[World], Arrays]] = {
     "augmented": augmented,
     "in_pieces": in_pieces,
     "weighed": weighed,
     "drawn": drawn,
     "batch_norms": batch_norms,
+    "remembered": remembered,
     "logits": logits,
 }
 
