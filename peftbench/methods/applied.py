@@ -282,6 +282,9 @@ def _notes(method: Method, anatomy: Anatomy, num_classes: int | None) -> list[st
     reason = method.unmergeable(anatomy)
     if method.card.mergeable and reason:
         notes.append(f"trains, but does not merge on this backbone: {reason}")
+    other = method.not_identity(anatomy)
+    if other:
+        notes.append(f"does not start as the pretrained function: {other}")
     if len(own) > 1:
         notes.append(
             f"this backbone combines the logits of {len(own)} classifiers ({', '.join(own)}), in "

@@ -231,6 +231,10 @@ class Method(ABC):
         """Why `merge` will refuse this backbone although the card says `mergeable`, else empty."""
         return ""
 
+    def not_identity(self, anatomy: Anatomy) -> str:
+        """Why this backbone does not start as it was, though `identity_at_init`; else empty."""
+        return ""
+
     def merge(self, model: nn.Module) -> nn.Module:
         """Fold the tuned `model` in place into a plain backbone and return it."""
         raise NotMergeable(f"{self.card.title} ({self.name}) cannot be folded into the weights.")

@@ -157,6 +157,16 @@ class Around(nn.Module):
             return getattr(base, name)
 
 
+class HandingOn(nn.Module):
+    """A module of which later ones see more than its output: what it read, or made of that.
+
+    So nothing that was computed once can stand in for it, and it cannot be computed again alone:
+    `run.prefix` and `training.recomputation` ask for the attribute.
+    """
+
+    hands_on: bool = True
+
+
 class OutputAdapter(Around):
     """A frozen module with an adapter on its output."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -167,6 +168,7 @@ class _Call:
     frozen: bool = False
     products: int = 0  # of linear layers and convolutions in it
     sees_batch: bool = False  # an image's output depends on the other images of its batch
+    hands_on: bool = False  # a module in it tells a later one what it read, past its output
     children: list[_Call] = field(default_factory=list)
 
 
@@ -197,6 +199,8 @@ def _calls(model: nn.Module, images: Tensor) -> _Call:
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             call.sees_batch = True
         stack[-1].sees_batch |= call.sees_batch
+        call.hands_on |= _hands_on(module)
+        stack[-1].hands_on |= call.hands_on
 
     paths = [path for path, _ in model.named_modules() if path]
     with surgery.watched(model, paths, begin, end), torch.enable_grad():
@@ -212,8 +216,17 @@ def _drawn(device: torch.device) -> bytes:
     return b"".join(state.numpy().tobytes() for state in states)
 
 
+def _hands_on(module: nn.Module) -> bool:
+    """Whether later modules see what `module` read, past its output; see `methods.surgery`."""
+    return bool(getattr(module, "hands_on", False))
+
+
 def _frozen(root: _Call) -> list[_Call]:
-    """The largest calls whose outputs no trained tensor touches, each of a module called once."""
+    """The largest calls whose outputs no trained tensor touches, each of a module called once.
+
+    They end where a module hands on what it read: one that stands in for it reads nothing, which
+    does not show while what is handed on is multiplied by zero.
+    """
     counts: dict[int, int] = {}
     todo = [root]
     while todo:
@@ -226,12 +239,16 @@ def _frozen(root: _Call) -> list[_Call]:
         for child in call.children:
             once = counts[id(child.module)] == 1
             draws_nothing = child.draws[0] == child.draws[1] == start
-            if child.frozen and once and draws_nothing and not child.sees_batch:
+            if _hands_on(child.module):
+                yield child
+            elif child.hands_on:
+                yield from walk(child)
+            elif child.frozen and once and draws_nothing and not child.sees_batch:
                 yield child
             else:
                 yield from walk(child)
 
-    return list(walk(root))
+    return list(itertools.takewhile(lambda call: not _hands_on(call.module), walk(root)))
 
 
 def _outputs(model: nn.Module, images: Tensor, paths: set[str]) -> dict[str, Tensor]:

@@ -21,12 +21,17 @@ def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
     bit for bit. `model` is in the mode that it trains in.
 
     Raises:
-        ConfigError: the architecture has no such switch, or a batch norm would take the statistics
-            of a batch in twice.
+        ConfigError: the architecture has no such switch, a batch norm would take the statistics of
+            a batch in twice, or a block tells later ones what it read.
     """
     if not wanted:
         yield
         return
+    if any(getattr(module, "hands_on", False) for module in model.modules()):
+        raise ConfigError(
+            "recipe.checkpointing=true, but blocks hand on what they read, so that none can be "
+            f"computed again alone. {OFF}"
+        )
     if any(uses_batch_statistics(part) for part in _parts(model)):
         raise ConfigError(
             "recipe.checkpointing=true, but batch norms train here and would take each batch into "

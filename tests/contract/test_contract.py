@@ -75,6 +75,12 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
             frozenset({"vit_average", "swin"}),
         ),
         ({"pool_prompts": True, "project_width": 7}, frozenset({"vit_map"})),
+    "dtl": (
+        ({"fusion_size": 3, "beta": 3.0}, frozenset({"vit", "swin", "convnext"})),
+        (
+            {"read_out": "backbone", "gather_blocks": [1], "add_blocks": [1]},
+            frozenset({"vit_registers", "swin"}),
+        ),
     ),
     "fact_tk": (
         ({"variant": "released", "rank": 3}, frozenset({"vit", "swin"})),
@@ -568,7 +574,11 @@ def test_features_equal_those_of_the_bare_backbone_exactly_if_the_card_says_so(
     difference = (tuned - plain).abs().max() / plain.abs().max()
     # in float64: the same sums in another order give 1e-15, the weakest real change 1e-4
     tolerance = 1e-6 if case.method.name in ROUNDED_AT_INIT else 1e-13
-    assert (difference <= tolerance) == case.method.card.identity_at_init
+    promised = case.method.card.identity_at_init
+    other = case.method.not_identity(anatomy_of(case.backbone))
+    assert promised or not other
+    assert (difference <= tolerance) == (promised and not other)
+    assert not other or any(other in note for note in initial.notes)
 
 
 def not_proven(wanted: Mapping[str, nn.Parameter], model: nn.Module, x: Tensor) -> list[str]:

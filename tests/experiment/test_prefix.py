@@ -60,6 +60,16 @@ def test_a_network_beside_the_backbone_gets_the_images_and_the_kept_features() -
         torch.testing.assert_close(outputs, tuned.model(others), rtol=0, atol=0)
 
 
+def test_a_block_that_hands_on_what_it_read_ends_the_prefix_though_it_makes_no_difference_yet() -> (
+    None
+):
+    """B is zero at the start, so that blocks without their traces would give the same outputs."""
+    first, second = (start("dtl", "vit", gather_blocks=[i], add_blocks=[1]) for i in range(2))
+    assert find_prefix(first.model, first.train, images("vit", 2), EXACT) is None
+    prefix = find_prefix(second.model, second.train, images("vit", 2), EXACT)
+    assert prefix is not None and prefix.path == "blocks.0"
+
+
 def test_gradients_behind_the_prefix_are_those_of_the_whole_model() -> None:
     tuned = start("partial", "vit")
     prefix = find_prefix(tuned.model, tuned.train, images("vit", 2), EXACT)

@@ -117,3 +117,12 @@ def test_a_run_is_the_same_run_with_checkpoints(tmp_path: Path) -> None:
     assert first.metrics == second.metrics
     note = "trained with activation checkpointing"
     assert note in second.notes and note not in first.notes
+
+
+def test_a_method_whose_blocks_hand_on_what_they_read_is_refused() -> None:
+    tuned = start("dtl", "vit")
+    with (
+        pytest.raises(ConfigError, match=r"blocks hand on what they read.*checkpointing=false"),
+        recomputing(tuned.model, True),
+    ):
+        pass

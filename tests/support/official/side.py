@@ -1,0 +1,16 @@
+"""Networks beside a frozen backbone, and methods that choose by looking at images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dtl_plus_swin": ("dtl", {"rank": 3, "fusion_size": 3, "add_blocks": [1, 2, 3]}),
+    "dtl_plus_vit": ("dtl", {"rank": 3, "fusion_size": 3}),
+    "dtl_vit": ("dtl", {"rank": 2, "beta": 3.0}),
+}
+
+NAMES: tuple[tuple[str, str], ...] = (
+    (r"(.*blocks\.\d)\.dtl\.(a|b)", r"\1.gather.\2"),
+    (r"(layers\.\d\.)?dtl\.fusion\.weight", r"\1blocks.0.fusion.weight"),  # shared by a stage
+)
