@@ -108,6 +108,12 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ),
         ({"targets": ["conv"]}, frozenset({"convnext"})),  # depthwise
     ),
+    "lst": (
+        (
+            {"gate": "none", "mix": "after", "norm": "post", "side_layers": [1]},
+            frozenset({"vit", "beit"}),
+        ),
+    ),
     "mlp": (({"num_layers": 2, "dropout": 0.0}, frozenset({"vit"})),),
     "partial": (
         ({"num_blocks": 2}, frozenset({"swin", "convnext", "efficientnet"})),

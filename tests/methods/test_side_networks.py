@@ -114,3 +114,53 @@ def test_the_kernel_of_dtl_plus_leaves_the_prefix_alone() -> None:
         given = block._given(h)
     assert torch.equal(given[:, 1:], torch.zeros(2, 16, 24))
     torch.testing.assert_close(given[:, :1], F.silu(h[:, :1]))
+
+
+# ------------------------------------------------------------------- LST
+
+
+def test_lst_has_the_published_size() -> None:
+    """V-PETL Bench counts 2.38 M on ViT-B; by hand, width 96 and 12 layers:
+
+    attention 4 x 96² and three biases, MLP 2 x 96 x 384 with 384 + 96 biases, norms 4 x 96, down
+    768 x 96, a gate; and 768 x 96 in front and behind.
+    """
+    layer = 4 * 96**2 + 3 * 96 + 2 * 96 * 384 + 384 + 96 + 4 * 96
+    assert count("lst") == 12 * (layer + 768 * 96 + 1) + 2 * 768 * 96 == 2_373_132
+    gates, key_biases = 12, 12 * 96
+    assert count("lst", norm="post", gate="none") == 2_373_132 - gates + key_biases
+
+
+def test_no_gradient_enters_the_backbone_beside_a_ladder() -> None:
+    tuned = start("lst", "vit")
+    seen: list[Tensor] = []
+    for name, module in tuned.model.named_modules():
+        if name.endswith(".block"):
+            module.register_forward_hook(lambda module, args, out: seen.append(out))
+    assert tuned.model(images("vit", 2)).requires_grad
+    assert len(seen) == 2 and not any(out.requires_grad for out in seen)
+
+
+def test_a_ladder_of_one_layer_is_the_formula() -> None:
+    """Only block 1 has a side layer, a mean of what climbed and its output at a gate of 0."""
+    tuned = start("lst", "vit", side_layers=[1], reduction=4)
+    ladder: Any = tuned.model.get_submodule("blocks.0.ladder").double()
+    model = tuned.model.double().eval()
+    bare: Any = fresh("vit").double().eval()
+    x = images("vit", 2, dtype=torch.float64)
+    tokens = bare._pos_embed(bare.patch_embed(x))
+    out = bare.blocks[1](bare.blocks[0](tokens))
+    rung = ladder.rungs[1]
+    side = rung.layer((ladder.first(tokens) + rung.down(out)) / 2)
+    feature = bare.norm(ladder.up(side))[:, 0]
+    head: Any = model.get_submodule("head")
+    torch.testing.assert_close(model(x), head(feature), rtol=0, atol=1e-12)
+
+
+def test_lst_refuses_what_does_not_fit() -> None:
+    with pytest.raises(Unsupported, match=r"does not divide the width 24.*method\.reduction"):
+        METHODS["lst"](reduction=7).check(anatomy_of("vit"))
+    with pytest.raises(Unsupported, match=r"has 2 blocks from 0.*method\.side_layers"):
+        METHODS["lst"](side_layers=[2]).check(anatomy_of("vit"))
+    with pytest.raises(ConfigError, match="method=lst: norm='batch'"):
+        METHODS["lst"](norm="batch")

@@ -14,3 +14,5 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"(.*blocks\.\d)\.dtl\.(a|b)", r"\1.gather.\2"),
     (r"(layers\.\d\.)?dtl\.fusion\.weight", r"\1blocks.0.fusion.weight"),  # shared by a stage
 )
+
+ELSEWHERE: dict[str, str] = {"lst_module": "test_side.py"}
