@@ -164,3 +164,34 @@ def test_lst_refuses_what_does_not_fit() -> None:
         METHODS["lst"](side_layers=[2]).check(anatomy_of("vit"))
     with pytest.raises(ConfigError, match="method=lst: norm='batch'"):
         METHODS["lst"](norm="batch")
+
+
+# ------------------------------------------------------------------- HST
+
+
+def test_hst_has_as_many_parameters_as_its_definition_gives() -> None:
+    """0.76 M, where the paper prints 0.78; widths 32, 48, 64, 72 with three blocks a stage."""
+    stem = 32 * 27 + 2 * 32 + 32 * 32 * 4 + 32 + 2 * 32
+    shrinks = sum(9 * a * b + 3 * b for a, b in ((32, 48), (48, 64), (64, 72)))
+    blocks = sum(12 * d * d + (4 + 4 + 1) * d + 4 * d + 2 * d + 768 for d in (32, 48, 64, 72))
+    stages = sum(769 * d + 2 * d for d in (32, 48, 64, 72))
+    new = stem + shrinks + 3 * blocks + stages
+    assert count("hst", train_norms=False) == new
+    assert count("hst") == new + 12 * 4 * 768
+
+
+def test_hst_shares_blocks_among_its_stages_and_refuses_other_ends() -> None:
+    anatomy = anatomy_at_scale("vit_base_patch16_224")
+    assert METHODS["hst"]()._sizes(anatomy) == (3, 3, 3, 3)
+    assert METHODS["hst"](stage_ends=[1, 3, 7, 11])._sizes(anatomy) == (2, 2, 4, 4)
+    with pytest.raises(Unsupported, match=r"the last block of this vit backbone is 11"):
+        METHODS["hst"](stage_ends=[1, 3, 7, 10]).check(anatomy)
+    with pytest.raises(ConfigError, match=r"5 side_heads do not divide side_widths of 48"):
+        METHODS["hst"](side_heads=[2, 5, 8, 12])
+
+
+def test_hst_holds_no_tensor_of_a_pass_behind_it() -> None:
+    tuned = start("hst", "vit")
+    tuned.model(images("vit", 2))
+    state: Any = tuned.model.state
+    assert state.outputs == []
