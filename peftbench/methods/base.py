@@ -139,6 +139,8 @@ class Method(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """What a method says of an anatomy it says of the blocks that are chosen."""
         super().__init_subclass__(**options)
+        if callable(vars(cls).get("blocks")):
+            raise TypeError(f"{cls.__name__}.blocks is a field of every method; name it otherwise.")
         for reader in READERS:
             if reader in vars(cls):
                 setattr(cls, reader, of_chosen_blocks(vars(cls)[reader]))

@@ -31,6 +31,8 @@ class DTL(Method):
     add_blocks: tuple[int, ...] = ()  # behind which h is added; empty: the second half
     read_out: str = "patches"  # in place of a class token; "backbone" leaves its own
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="DTL",
         paper="arXiv:2312.07856",

@@ -32,6 +32,8 @@ class HST(Method):
     stage_ends: tuple[int, ...] = ()  # last frozen block of each stage; empty: equal shares
     train_norms: bool = True  # the layer norms in the frozen blocks, as released
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="HST",
         paper="arXiv:2310.05393",

@@ -59,7 +59,7 @@ class KronA(Targeted):
 
     def check(self, anatomy: Anatomy) -> None:
         super().check(anatomy)
-        for site, rows in self.blocks(anatomy):
+        for site, rows in self.row_blocks(anatomy):
             for start, stop in rows.values():
                 for name, sides in (("a_rows", stop - start), ("a_columns", site.fan_in or 1)):
                     given = getattr(self, name)
@@ -106,7 +106,7 @@ class KronA(Targeted):
     def expected_params(self, anatomy: Anatomy) -> int:
         return sum(
             math.prod(shape)
-            for site, rows in self.blocks(anatomy)
+            for site, rows in self.row_blocks(anatomy)
             for block in rows.values()
             for shape in self.shapes(site, block)
         )

@@ -33,6 +33,8 @@ class LST(Method):
     side_layers: tuple[int, ...] = ()  # blocks with a side layer; empty: all
     norm: str = "pre"  # of side layers: x + f(LN x) as in ViTs; "post": LN(x + f(x)) as released
 
+    takes_blocks: ClassVar[bool] = False
+
     card: ClassVar[MethodCard] = MethodCard(
         title="LST",
         paper="arXiv:2206.06522",

@@ -119,7 +119,7 @@ class RLRR(EveryMatrix):
 
     def expected_params(self, anatomy: Anatomy) -> int:
         total = sum(2 * site.width for site in self.pairs(anatomy))
-        for site, rows in self.blocks(anatomy):
+        for site, rows in self.row_blocks(anatomy):
             shifted = self.shifted(site, anatomy)
             for name, (start, stop) in rows.items():
                 total += (stop - start) * (1 + (name in shifted)) + (site.fan_in or 0)

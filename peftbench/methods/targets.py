@@ -86,7 +86,7 @@ class Targeted(Method):
         """Sites of the targets; a module with two roles counts once."""
         return tuple(s for s in anatomy.sites if self.rows(s, self.resolved(anatomy)))
 
-    def blocks(self, anatomy: Anatomy) -> tuple[tuple[Site, dict[str, RowBlock]], ...]:
+    def row_blocks(self, anatomy: Anatomy) -> tuple[tuple[Site, dict[str, RowBlock]], ...]:
         """Each site with the rows of its targets."""
         resolved = self.resolved(anatomy)
         return tuple((site, self.rows(site, resolved)) for site in self.sites(anatomy))

@@ -75,6 +75,7 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
             frozenset({"vit_average", "swin"}),
         ),
         ({"pool_prompts": True, "project_width": 7}, frozenset({"vit_map"})),
+    ),
     "dtl": (
         ({"fusion_size": 3, "beta": 3.0}, frozenset({"vit", "swin", "convnext"})),
         (
