@@ -117,8 +117,9 @@ class ARC(Method):
         from peftbench.methods import surgery
         from peftbench.methods.layers import stream
         from peftbench.methods.layers.linear_adapter import ComposedAdapter, ComposedChange
+        from peftbench.methods.layers.shared import SharedTensor
 
-        shared: dict[tuple[object, ...], nn.Parameter] = {}
+        shared: dict[tuple[object, ...], SharedTensor] = {}
         adapters: dict[Place, ComposedAdapter] = {}
         for (depth, role), sites in self.places(anatomy).items():
             fan_in = sites[0].fan_in or 1
@@ -126,7 +127,7 @@ class ARC(Method):
             if key not in shared:
                 bound = math.sqrt(6 / (fan_in + self.rank))  # Xavier uniform
                 u = torch.empty(fan_in, self.rank).uniform_(-bound, bound, generator=generator)
-                shared[key] = nn.Parameter(u)
+                shared[key] = SharedTensor(u)
             kind = ComposedChange if self.on_stream(anatomy, role) else ComposedAdapter
             adapter = adapters[depth, role] = kind(shared[key], self.dropout)
             if self.start == "xavier" and role is Role.MLP_IN:

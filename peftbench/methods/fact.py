@@ -32,8 +32,8 @@ _CORE_NAMES = {Role.ATTN_OUT: "proj", Role.MLP_IN: "fc1", Role.MLP_OUT: "fc2"}
 
 
 @dataclass(frozen=True)
-class FactorTuning(Method):
-    """What both decompositions share. One set of factors for each width of the stream."""
+class SlicedWeights(Method):
+    """Makes changes of D x D slices, with factors for each width of the stream."""
 
     rank: int = 16  # r
     scale: float = 10.0  # s; the median of the released values, 0.01 to 100 by task
@@ -43,7 +43,8 @@ class FactorTuning(Method):
         self.require(self.rank >= 1, f"rank={self.rank}; use 1 or more.")
         self.require(0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1).")
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check_slices(self, anatomy: Anatomy) -> None:
+        """Raise `Unsupported` unless attention and MLP have weights of D x D slices."""
         sites = anatomy.where(*_ROLES)
         if {site.role for site in sites} != set(_ROLES):
             raise Unsupported(
@@ -65,12 +66,6 @@ class FactorTuning(Method):
                     f"{site.path!r} of this {anatomy.family} backbone is {site.width} x "
                     f"{site.fan_in}. {advice(self.name, anatomy)}"
                 )
-        unseen = [site.path for site in sites if not site.called]
-        if self.dropout and unseen:
-            raise Unsupported(
-                f"{self.name} with dropout needs the input of each weight, but {anatomy.family} "
-                f"backbones never call {unseen[0]!r}. Set method.dropout=0."
-            )
 
     def layouts(self, anatomy: Anatomy) -> dict[str, tuple[Site, int, SliceLayout]]:
         """Site, width of its factors and place of its slices, by path."""
@@ -93,6 +88,26 @@ class FactorTuning(Method):
         for _, width, layout in self.layouts(anatomy).values():
             total[width] += layout.count
         return total
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        from peftbench.methods import surgery
+
+        surgery.bake_deltas(model)
+        return model
+
+
+@dataclass(frozen=True)
+class FactorTuning(SlicedWeights):
+    """What both decompositions share. One set of factors for each width of the stream."""
+
+    def check(self, anatomy: Anatomy) -> None:
+        self.check_slices(anatomy)
+        unseen = [site.path for site in anatomy.where(*_ROLES) if not site.called]
+        if self.dropout and unseen:
+            raise Unsupported(
+                f"{self.name} with dropout needs the input of each weight, but {anatomy.family} "
+                f"backbones never call {unseen[0]!r}. Set method.dropout=0."
+            )
 
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
@@ -123,12 +138,6 @@ class FactorTuning(Method):
         self, factors: dict[int, Factors], anatomy: Anatomy, generator: torch.Generator
     ) -> Callable[[Site, int, SliceLayout], Delta]:
         """How to make the delta of a site of one width."""
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
 
 
 def _widths(anatomy: Anatomy) -> dict[int, int]:

@@ -60,6 +60,7 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"placement": "residual_sequential"}, frozenset({"swin"})),
         ({"variant": "released", "activation": "gelu"}, frozenset({"swin", "resnet_basic"})),
     ),
+    "cara": (({"bias": False, "num_heads": 4, "rank": 3}, frozenset({"vit", "swin", "beit"})),),
     "convpass": (
         ({"branches": "attention", "conv_init": "xavier"}, frozenset({"vit", "swin", "beit"})),
     ),

@@ -402,3 +402,9 @@ def test_glora() -> None:
     block = 2 * 4 * (inputs + outputs) + 4 * (inputs + 4) + 2 * outputs
     assert _count("vit_b16", "glora") == 12 * block
     assert _count("vit_b16", "glora", random_paths=True) == 12 * block
+
+
+def test_cara() -> None:
+    """36 and 108 slices; 12 heads of 64 channels; three biases."""
+    attention, others = 36 + 768 + 12 + 64 + 1, 108 + 2 * 768 + 1
+    assert _count("vit_b16", "cara") == 32 * (attention + others) + 768 + 3072 + 768

@@ -16,7 +16,9 @@ from peftbench.methods import METHODS, Tuned
 from peftbench.methods.layers.kronecker import KroneckerChange
 from peftbench.methods.layers.linear_adapter import ComposedAdapter
 from peftbench.methods.layers.paths import FULL, SupportPath
+from peftbench.methods.layers.polyadic import CanonicalChange
 from peftbench.methods.layers.rank_one import RankOneScale
+from peftbench.methods.layers.shared import SharedTensor
 from peftbench.methods.layers.supports import SupportChange
 
 NOTHING = torch.Generator()
@@ -86,7 +88,7 @@ def test_krona_refuses_factors_that_do_not_divide() -> None:
 
 def test_arc_reads_through_one_matrix_and_its_transpose() -> None:
     """x + ((x U) * c) U^T + b = (1, 2) + 11 * 10 * (3, 4) + (5, 6) with U = (3, 4) and c = 10."""
-    adapter = ComposedAdapter(nn.Parameter(torch.tensor([[3.0], [4.0]])), dropout=0.0)
+    adapter = ComposedAdapter(SharedTensor(torch.tensor([[3.0], [4.0]])), dropout=0.0)
     with torch.no_grad():
         adapter.rescale.copy_(torch.tensor([10.0]))
         adapter.bias.copy_(torch.tensor([5.0, 6.0]))
@@ -98,10 +100,10 @@ def test_arc_reads_through_one_matrix_and_its_transpose() -> None:
 
 def test_arc_shares_its_matrix_inside_a_stage_and_a_branch() -> None:
     tuned = start("arc", "swin", rank=3)
-    shared = [n for n in tuned.method_params if n.endswith("shared")]
+    shared = [n for n in tuned.method_params if n.endswith("shared.value")]
     # two stages, two branches
     assert shared == [
-        f"layers.{stage}.blocks.0.{layer}.adapter.shared"
+        f"layers.{stage}.blocks.0.{layer}.adapter.shared.value"
         for stage in (0, 1)
         for layer in ("attn.qkv", "mlp.fc1")
     ]
@@ -238,3 +240,54 @@ def test_glora_takes_the_last_path_that_fits() -> None:
     assert list(tuned.method_params) == ["blocks.0.mlp.fc1.delta.supports.b_down"]
     with pytest.raises(Unsupported, match="none with a path other than none"):
         METHODS["glora"](path=nothing).check(anatomy_of("vit"))
+
+
+# ------------------------------------------------------------------------------- cara
+
+
+def test_cara_sums_products_of_vectors() -> None:
+    """Every entry of a key, and of the second slice of a first MLP layer, by its own sum."""
+    tuned = moved("cara", rank=2, scale=3.0, num_heads=2)
+    qkv, fc1 = "blocks.1.attn.qkv.delta.factors", "blocks.1.mlp.fc1.delta.factors"
+    found = change_of(tuned, "blocks.1.attn.qkv.weight")[24:48]
+    # slice 4 is the key of the second block
+    products = array(tuned, "blocks.0.attn.qkv.delta.factors.layer")[4]
+    products = products * array(tuned, "blocks.0.attn.qkv.delta.factors.weights")
+    into, head, channel = (
+        array(tuned, f"blocks.0.attn.qkv.delta.factors.{n}") for n in ("into", "head", "head_width")
+    )
+    expected = np.zeros((24, 24))
+    for out in range(24):
+        for each in range(24):
+            terms = products * into[each] * head[out // 12] * channel[out % 12]
+            expected[out, each] = 3.0 * terms.sum()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+    # of nine slices of a block the first is proj, so that the second of fc1 is slice 9 + 2
+    place = "blocks.0.attn.proj.delta.factors"
+    layer, weights, u, v = (array(tuned, f"{place}.{n}") for n in ("layer", "weights", "u", "v"))
+    found = change_of(tuned, "blocks.1.mlp.fc1.weight")[24:48]
+    expected = 3.0 * np.einsum("r,ur,vr->uv", layer[11] * weights, u, v)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+    for place in (qkv, fc1):  # the second block has no factors of its own
+        assert f"{place}.layer" not in tuned.method_params
+
+
+def test_cara_drops_entries_of_changes_in_training_alone() -> None:
+    tuned = moved("cara", rank=2, dropout=0.5, bias=False)
+    change = tuned.model.get_submodule("blocks.0.attn.proj.delta")
+    assert isinstance(change, CanonicalChange)
+    whole = change.changed_weight(torch.zeros(24, 24, dtype=torch.float64))
+    tuned.train()
+    torch.manual_seed(0)
+    dropped = change.changed_weight(torch.zeros(24, 24, dtype=torch.float64))
+    kept = dropped != 0
+    assert 200 < int(kept.sum()) < 376  # 288 of 576, within seven deviations of 12
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept], rtol=0, atol=1e-12)
+    # merging drops nothing, whatever the mode
+    again = change_of(tuned, "blocks.0.attn.proj.weight")
+    np.testing.assert_allclose(again, whole.detach().numpy(), rtol=0, atol=1e-13)
+
+
+def test_cara_refuses_heads_that_do_not_divide() -> None:
+    with pytest.raises(Unsupported, match=r"cannot cut the 24 channels .* into 5 heads"):
+        METHODS["cara"](num_heads=5).check(anatomy_of("vit"))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from peftbench.errors import NotMergeable
 from peftbench.methods import surgery
+from peftbench.methods.layers.shared import SharedTensor
 
 
 class InputMap(nn.Module, ABC):
@@ -58,10 +59,10 @@ class LinearAdapter(InputMap):
 class ComposedAdapter(InputMap):
     """x + ((x U) ⊙ c) Uᵀ + β, where other adapters share U (D, r)."""
 
-    def __init__(self, shared: nn.Parameter, dropout: float) -> None:
+    def __init__(self, shared: SharedTensor, dropout: float) -> None:
         super().__init__()
         self.shared = shared
-        width, rank = shared.shape
+        width, rank = shared.value.shape
         self.rescale = nn.Parameter(torch.zeros(rank))
         self.bias = nn.Parameter(torch.zeros(width))
         self.dropout = nn.Dropout(dropout)
@@ -72,11 +73,13 @@ class ComposedAdapter(InputMap):
 
     def change(self, x: Tensor) -> Tensor:
         """What is added to x (B, ..., D)."""
-        code = self.dropout(x @ (self.shared * self.rescale))
-        return F.linear(code, self.shared, self.bias)
+        u = self.shared.value
+        code = self.dropout(x @ (u * self.rescale))
+        return F.linear(code, u, self.bias)
 
     def as_matrix(self) -> tuple[Tensor, Tensor]:
-        return (self.shared * self.rescale) @ self.shared.mT, self.bias
+        u = self.shared.value
+        return (u * self.rescale) @ u.mT, self.bias
 
 
 class ComposedChange(ComposedAdapter):

@@ -7,6 +7,7 @@ from typing import Any
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arc_swin": ("arc", {"rank": 5, "variant": "released"}),
     "arc_vit": ("arc", {"rank": 8}),
+    "cara_vit": ("cara", {"rank": 6, "scale": 0.7, "num_heads": 4, "dropout": 0.0}),
     "glora_full_vit": ("glora", {"rank": 4}),
     "glora_paths_vit": (
         "glora",
@@ -28,12 +29,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 NAMES: tuple[tuple[str, str], ...] = (
     # U is shared: by all blocks of a ViT, and by those of a stage
-    (r"arc\.att\.down", r"blocks.0.attn.qkv.adapter.shared"),
-    (r"arc\.mlp\.down", r"blocks.0.mlp.fc1.adapter.shared"),
+    (r"arc\.att\.down", r"blocks.0.attn.qkv.adapter.shared.value"),
+    (r"arc\.mlp\.down", r"blocks.0.mlp.fc1.adapter.shared.value"),
     (r"blocks\.(\d)\.arc_att\.(\w+)", r"blocks.\1.attn.qkv.adapter.\2"),
     (r"blocks\.(\d)\.arc_mlp\.(\w+)", r"blocks.\1.mlp.fc1.adapter.\2"),
-    (r"(layers\.\d)\.arc_att\.down", r"\1.blocks.0.block.attn.qkv.adapter.shared"),
-    (r"(layers\.\d)\.arc_mlp\.down", r"\1.blocks.0.block.norm2.adapter.shared"),
+    (r"(layers\.\d)\.arc_att\.down", r"\1.blocks.0.block.attn.qkv.adapter.shared.value"),
+    (r"(layers\.\d)\.arc_mlp\.down", r"\1.blocks.0.block.norm2.adapter.shared.value"),
     (r"(layers\.\d\.blocks\.\d)\.arc_att\.(\w+)", r"\1.block.attn.qkv.adapter.\2"),
     (r"(layers\.\d\.blocks\.\d)\.arc_mlp\.(\w+)", r"\1.block.norm2.adapter.\2"),
     (r"(.+)\.ssf_(scale|shift)", r"\1.adapter.\2"),
@@ -42,4 +43,13 @@ NAMES: tuple[tuple[str, str], ...] = (
     *((rf"(.+)\.glora_{name.upper()}d", rf"\1.delta.supports.{name}_down") for name in "abc"),
     *((rf"(.+)\.glora_{name.upper()}u", rf"\1.delta.supports.{name}_up") for name in "abc"),
     *((rf"(.+)\.glora_{name.upper()}", rf"\1.delta.supports.{name}") for name in "de"),
+    # tensors and biases are shared by all blocks
+    (r"cara\.attn\.in", r"blocks.0.attn.qkv.delta.factors.into"),
+    (r"cara\.attn\.headdim", r"blocks.0.attn.qkv.delta.factors.head_width"),
+    (r"cara\.attn\.lambda", r"blocks.0.attn.qkv.delta.factors.weights"),
+    (r"cara\.attn\.(\w+)", r"blocks.0.attn.qkv.delta.factors.\1"),
+    (r"cara\.ffn\.lambda", r"blocks.0.attn.proj.delta.factors.weights"),
+    (r"cara\.ffn\.(\w+)", r"blocks.0.attn.proj.delta.factors.\1"),
+    (r"cara\.proj\.bias", r"blocks.0.attn.proj.delta.bias.value"),
+    (r"cara\.(fc1|fc2)\.bias", r"blocks.0.mlp.\1.delta.bias.value"),
 )
