@@ -147,6 +147,10 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"side": "backbone", "alpha": 1.0}, frozenset({"resnet_bottleneck"})),
         ({"side": "backbone", "side_depth": 2}, frozenset({"vit_average", "eva_split"})),
     ),
+    "snell": (
+        ({"form": "klora", "rank": 4, "class_token": False}, frozenset({"vit", "beit"})),
+        ({"form": "snella", "rank": 4, "threshold": 0.5}, frozenset({"vit"})),
+    ),
     "ssf": (({"variant": "released"}, frozenset({"swin", "convnext", "vit"})),),
     "vpt_deep": (
         ({"project_width": 7}, frozenset({"vit"})),

@@ -408,3 +408,10 @@ def test_cara() -> None:
     """36 and 108 slices; 12 heads of 64 channels; three biases."""
     attention, others = 36 + 768 + 12 + 64 + 1, 108 + 2 * 768 + 1
     assert _count("vit_b16", "cara") == 32 * (attention + others) + 768 + 3072 + 768
+
+
+def test_snell() -> None:
+    """r numbers for each input and output of six matrices a block, and the class token."""
+    sides = 4 * (768 + 768) + 2 * (768 + 3072)
+    assert _count("vit_b16", "snell", rank=8) == 12 * 8 * sides + 768
+    assert _count("vit_b16", "snell", rank=8, form="snella") == 12 * (8 * sides + 18) + 768

@@ -11,8 +11,9 @@ from support.tiny_backbones import anatomy_of, fill, fresh, images
 from support.tiny_tuned import start
 from torch import nn
 
-from peftbench.errors import ConfigError, NotMergeable, Unsupported
+from peftbench.errors import ConfigError, NotMergeable, UnknownName, Unsupported
 from peftbench.methods import METHODS, Tuned
+from peftbench.methods.layers.kernelised import KernelChange
 from peftbench.methods.layers.kronecker import KroneckerChange
 from peftbench.methods.layers.linear_adapter import ComposedAdapter
 from peftbench.methods.layers.paths import FULL, SupportPath
@@ -291,3 +292,62 @@ def test_cara_drops_entries_of_changes_in_training_alone() -> None:
 def test_cara_refuses_heads_that_do_not_divide() -> None:
     with pytest.raises(Unsupported, match=r"cannot cut the 24 channels .* into 5 heads"):
         METHODS["cara"](num_heads=5).check(anatomy_of("vit"))
+
+
+# ------------------------------------------------------------------------------ snell
+
+
+def kernel_change(threshold: float | None, mixes: bool) -> KernelChange:
+    """Two inputs at 0 and 4, three outputs at 1, 2 and 6; the second kernel is zero."""
+    generator = torch.Generator().manual_seed(0)
+    change = KernelChange({"q": (0, 3)}, (3, 2), 2, threshold, mixes, generator).double()
+    with torch.no_grad():
+        change.inputs["q"].copy_(torch.tensor([[[0.0], [4.0]], [[0.0], [0.0]]]))
+        change.outputs["q"].copy_(torch.tensor([[[1.0], [2.0], [6.0]], [[0.0], [0.0], [0.0]]]))
+        change.get_buffer("coefficients").copy_(torch.tensor([0.1, -0.1]))
+    return change
+
+
+def test_klora_is_a_tenth_of_the_distances() -> None:
+    """From 0: 1, 2, 6; from 4: 3, 2, 2."""
+    found = kernel_change(None, False).changed_weight(torch.zeros(3, 2, dtype=torch.float64))
+    expected = torch.tensor([[0.1, 0.3], [0.2, 0.2], [0.6, 0.2]], dtype=torch.float64)
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-8)
+
+
+def test_snell_keeps_what_is_above_the_quantile_times_its_size() -> None:
+    """Of 1 2 2 2 3 6 the quantile 0.7 is 2.5: 0.6 and 0.3 stay, as 0.36 and 0.09."""
+    change = kernel_change(0.7, False)
+    found = change.changed_weight(torch.zeros(3, 2, dtype=torch.float64))
+    expected = torch.tensor([[0, 0.09], [0, 0], [0.36, 0]], dtype=torch.float64)
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-8)
+    # the size counts as a constant: 0.1 sign 0.6 for the input at 0, 0.1 sign 0.3 for that at 4
+    found.sum().backward()
+    gradient = change.inputs["q"].grad
+    assert gradient is not None
+    expected = torch.tensor([[-0.06], [0.03]], dtype=torch.float64)
+    torch.testing.assert_close(gradient[0], expected, rtol=0, atol=1e-8)
+
+
+def test_snella_mixes_over_the_outputs_in_front() -> None:
+    change = kernel_change(0.0, True)
+    values = {"alpha": 2.0, "gamma": 0.5, "beta": 0.25}
+    with torch.no_grad():
+        for name, value in values.items():
+            change.get_parameter(f"{name}.q").fill_(value)
+    k = np.array([[0.1, 0.2, 0.6], [0.3, 0.2, 0.2]])
+    mixed = np.exp(k / 0.5) / np.exp(k / 0.5).sum(1, keepdims=True)
+    k = k + 2 * mixed + 0.25
+    kept = k * np.abs(k) * (np.abs(k) > np.abs(k).min())
+    found = change.changed_weight(torch.zeros(3, 2, dtype=torch.float64)).detach().numpy()
+    np.testing.assert_allclose(found, kept.T, rtol=0, atol=1e-7)
+
+
+def test_snell_trains_the_class_token_where_it_is_read_out() -> None:
+    assert "cls_token" in start("snell", "vit", rank=2).unfrozen_params
+    assert not start("snell", "vit_average", rank=2).unfrozen_params
+    assert not start("snell", "vit", rank=2, class_token=False).unfrozen_params
+    with pytest.raises(ConfigError, match="rank=3 is no positive even number"):
+        METHODS["snell"](rank=3)
+    with pytest.raises(UnknownName, match="form of method=snell"):
+        METHODS["snell"](form="dense")

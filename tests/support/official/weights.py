@@ -25,6 +25,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "rlrr_vit": ("rlrr", {"variant": "released"}),
+    "snell_vit": ("snell", {"rank": 8, "threshold": 0.7}),
+    "snella_vit": ("snell", {"form": "snella", "rank": 6, "threshold": 0.6}),
 }
 
 NAMES: tuple[tuple[str, str], ...] = (
@@ -52,4 +54,11 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"cara\.ffn\.(\w+)", r"blocks.0.attn.proj.delta.factors.\1"),
     (r"cara\.proj\.bias", r"blocks.0.attn.proj.delta.bias.value"),
     (r"cara\.(fc1|fc2)\.bias", r"blocks.0.mlp.\1.delta.bias.value"),
+    # the coefficients of all targets of a layer are one buffer
+    (r"(blocks\.\d\.attn)\.[qkv]\.snell_coeff", r"\1.qkv.delta.coefficients"),
+    (r"(.+)\.snell_coeff", r"\1.delta.coefficients"),
+    (r"(blocks\.\d\.attn)\.([qkv])\.snell_(in|out)", r"\1.qkv.delta.\3puts.\2"),
+    (r"(.+)\.(\w+)\.snell_(in|out)", r"\1.\2.delta.\3puts.\2"),
+    (r"(blocks\.\d\.attn)\.([qkv])\.snell_(\w+)", r"\1.qkv.delta.\3.\2"),
+    (r"(.+)\.(\w+)\.snell_(\w+)", r"\1.\2.delta.\3.\2"),
 )
