@@ -6,15 +6,13 @@ import math
 
 import pytest
 import torch
+from support.counted_vit import vit_b
 from support.tiny_backbones import anatomy_of, fill, fresh
 from support.tiny_tuned import noise, start
 from torch import Tensor
 
-from peftbench.backbones.describe import describe
-from peftbench.backbones.load import load
 from peftbench.errors import ConfigError, Unsupported
 from peftbench.methods import METHODS
-from peftbench.spec import BackboneSpec
 
 
 def test_a_channel_belongs_to_the_piece_of_its_number_modulo_their_count() -> None:
@@ -77,11 +75,9 @@ def test_in_windows_of_swin_each_has_the_same_keys_and_no_bias() -> None:
 
 
 def test_the_count_on_vit_b_is_that_of_the_definition() -> None:
-    loaded = load(BackboneSpec("vit_base_patch16_224", pretrained=False), 2, device="meta")
-    anatomy = describe(loaded.model, loaded.image_size)
     method = METHODS["e2vpt"](num_tokens=20, num_kv_tokens=10)
     # 12 blocks of 20 prompts and 10 keys of 768, and masks of 20 tokens with 16 pieces each
-    assert method.expected_params(anatomy) == 12 * (20 + 10) * 768 + 20 + 20 * 16
+    assert method.expected_params(vit_b()) == 12 * (20 + 10) * 768 + 20 + 20 * 16
 
 
 def test_what_makes_no_sense_is_refused() -> None:
