@@ -128,10 +128,20 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
             frozenset({"vit", "beit"}),
         ),
     ),
+    "mam": (({"mid_dim": None, "bottleneck": 5, "norm": "in"}, frozenset({"eva_fused"})),),
     "mlp": (({"num_layers": 2, "dropout": 0.0}, frozenset({"vit"})),),
+    "parallel_adapter": (
+        ({"norm": "out"}, frozenset({"vit"})),
+        ({"learned_scale": True}, frozenset({"convnext"})),
+        ({"norm": "in", "bottleneck": 5, "dropout": 0.1}, frozenset({"swin"})),
+    ),
     "partial": (
         ({"num_blocks": 2}, frozenset({"swin", "convnext", "efficientnet"})),
         ({"unit": "stage"}, frozenset({"swin", "convnext", "resnet_basic"})),
+    ),
+    "prefix": (
+        ({"mid_dim": None, "num_tokens": 3, "dropout": 0.1}, frozenset({"swin", "beit"})),
+        ({"mid_dim": 5, "num_tokens": 3}, frozenset({"vit_registers"})),
     ),
     "repadapter": (({"groups": 1, "bottleneck": 3}, frozenset({"vit"})),),
     "rlrr": (({"norms": False, "shift": False}, frozenset({"vit", "beit"})),),

@@ -25,5 +25,6 @@ NAMES: tuple[tuple[str, str], ...] = (
 )
 
 ELSEWHERE: dict[str, str] = {
+    "mam_module": "test_tokens.py",
     "mona_module": "test_tokens.py",
 }
