@@ -15,13 +15,13 @@ from peftbench.methods import surgery
 from peftbench.methods.base import (
     Attachment,
     Method,
-    MethodObjective,
     Preparation,
     StepHook,
     parameters_of,
 )
 from peftbench.methods.layers.heads import on_maps, on_rows, silent_head, take_over
 from peftbench.methods.layers.neighbours import NearestNeighbours
+from peftbench.methods.layers.passes import MethodObjective
 from peftbench.methods.layers.solvable import Solvable
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

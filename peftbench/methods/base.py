@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from peftbench.methods.layers.passes import MethodObjective
     from peftbench.methods.layers.solvable import Solvable
 
 
@@ -39,6 +40,7 @@ class MethodCard:
     summary: str = ""  # the method in one sentence with its formula
     dead_at_init: bool = False  # kept as released although some tensors never get a gradient
     look: tuple[str, str] | None = None  # colour and marker in figures; by default from the name
+    dynamic: bool = False  # at inference, what it computes of an image depends on the image
     needs_classes: bool = False  # its objective reads one class an image, so that none are mixed
     layer_decay: bool = False  # trains the backbone's own layers; see `Recipe.layer_decay`
     prepared: bool = False  # looks at training images before it is attached; see `Method.prepare`
@@ -60,38 +62,6 @@ class Preparation:
 
     tensors: Mapping[str, Tensor]  # where to begin; a stored task overwrites what is made of them
     facts: Mapping[str, Any] = field(default_factory=dict)  # plain values for the record
-
-
-class ObjectiveInput(Protocol):
-    """Images that are in memory at the same time, and what an objective may ask of them."""
-
-    @property
-    def target(self) -> Tensor:
-        """(B,) classes, or (B, C) shares of them where images are mixed."""
-
-    def __len__(self) -> int:
-        """B, the number of images."""
-
-    def outputs(self, copies: int = 1) -> Tensor:
-        """What the task makes of a pass over the images, `copies` times: (copies * B, ...)."""
-
-    def loss(self, outputs: Tensor) -> Tensor:
-        """() the task's loss of outputs (B, ...): a mean over the images."""
-
-    def classes(self) -> Tensor:
-        """(B,) the class of each image; `ConfigError` where images are mixed."""
-
-
-class MethodObjective(Protocol):
-    """What a method minimises in place of the task's loss.
-
-    An object that holds no tensor between two calls, and modules only of the model: a copy of both
-    together must work as they do. Where a pass goes through modules that must know that they train,
-    see `methods.layers.passes`.
-    """
-
-    def __call__(self, batch: ObjectiveInput) -> tuple[Tensor, Tensor]:
-        """What is minimised, a mean over images, and outputs (B, ...) for loss and accuracy."""
 
 
 class StepHook(Protocol):

@@ -89,6 +89,7 @@ COLUMNS = (
     Column("merged_latency_ms_batch_iqr", "Float64", "the same after merging"),
     Column("latency_measured", "string", "when another run measured these, ISO 8601, UTC"),
     Column("forward_gmacs", "Float64", "1e9 multiply-adds of one image"),
+    Column("measured_gmacs", "Float64", "the same as computed of images, of what skips some of it"),
     Column("training_gflops", "Float64", "1e9 operations of one image, forward and backward"),
     Column("kept_bytes", "Int64", "activations kept for the backward pass of batch_size images"),
     Column("peak_bytes", "Int64", "device memory on a GPU, resident set on a CPU"),

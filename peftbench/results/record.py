@@ -97,6 +97,9 @@ class Cost:
     training_gflops: float | None = later(None)
     kept_bytes: int | None = later(None)  # for the backward pass of recipe.batch_size images
     step_ms_without_data: float | None = later(None)  # forward, backward and optimiser of `step_ms`
+    # as forward_gmacs, by what inference computed of some training images, their mean; only of
+    # methods whose inference depends on the image
+    measured_gmacs: float | None = later(None)
     energy_joules: float | None = later(None)  # of the device while it trained, all programs on it
 
 

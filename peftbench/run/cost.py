@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from peftbench.run.timing import Clock, disturbance
+from peftbench.spec import Preprocessing
 from peftbench.training.device import Compute, autocast, synchronise
+from peftbench.training.evaluate import predict
 
 LATENCY_BATCH = 64
 WARMUP_RUNS = 3
@@ -113,6 +116,22 @@ def forward_gmacs(model: nn.Module, image_size: int, weightless: Callable[..., n
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy(torch.empty(1, 3, image_size, image_size, device="meta"))
     return counter.get_total_flops() / 2 / 1e9
+
+
+def measured_gmacs(
+    model: nn.Module, images: np.ndarray, preprocessing: Preprocessing, compute: Compute
+) -> float:
+    """Multiply-adds of one image, in 1e9, by what inference computes of `images` (N, S, S, 3).
+
+    Their mean: a model that skips what it need not compute does less for one than for another.
+    Attention is counted unfused, as in `forward_gmacs`, which is how it is left in `model`.
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", False)  # noqa: B010
+    with FlopCounterMode(display=False) as counter:
+        predict(model, images, preprocessing, compute)
+    return counter.get_total_flops() / 2 / 1e9 / len(images)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -82,6 +82,15 @@ def time_tuned(pending: PendingRecord, bench: Bench, known: Latencies, spent: Co
     )
 
 
+def counted_on_images(bench: Bench, kept: Kept, spent: Cost) -> Cost:
+    """`spent` with what inference computes of the sample, where that depends on the image."""
+    if not bench.tuned.method.card.dynamic:
+        return spent
+    norm, alone = bench.backbone.preprocessing, bench.compute.alone()
+    gmacs = cost.measured_gmacs(full_copy(bench.tuned.model), kept.images, norm, alone)
+    return dataclasses.replace(spent, measured_gmacs=gmacs)
+
+
 def merge(pending: PendingRecord, bench: Bench, kept: Kept) -> nn.Module | None:
     """A merged copy, compared with the model as it was trained.
 

@@ -107,6 +107,8 @@ def network_of(model: nn.Module, bench: Bench, merged: bool) -> dict[str, Any]:
             "timm": origin.versions.get("timm"),
             "peftbench": origin.peftbench,
             "code": code_digest(type(method).__module__),
+            # what such a network computes was learned, and is no other run's
+            **({"run": bench.spec.run_id} if method.card.dynamic else {}),
         }
     )
     return described

@@ -24,7 +24,14 @@ from peftbench.run.bench import Bench, prepare
 from peftbench.run.ending import PendingRecord
 from peftbench.run.energy import EnergyMeter
 from peftbench.run.freezing import with_frozen_part
-from peftbench.run.keep import keep, merge, save_predictions, time_merged, time_tuned
+from peftbench.run.keep import (
+    counted_on_images,
+    keep,
+    merge,
+    save_predictions,
+    time_merged,
+    time_tuned,
+)
 from peftbench.run.layers import rate_scales
 from peftbench.run.selection import BestOnTest, ValChecks, report_split
 from peftbench.run.shown import Follower, Showing
@@ -122,6 +129,7 @@ def measure_run(
         kept = keep(pending, bench, store)
         if shared.timed:
             spent = pending.cost = time_tuned(pending, bench, known, spent)
+        spent = pending.cost = counted_on_images(bench, kept, spent)
         merged = merge(pending, bench, kept)
         if merged is not None and shared.timed:
             spent = time_merged(pending, bench, known, merged, spent)

@@ -96,6 +96,7 @@ def test_one_run_fills_its_row_column_by_column(make_record):
         "merged_latency_ms_batch_iqr": NA,
         "latency_measured": NA,
         "forward_gmacs": NA,
+        "measured_gmacs": NA,
         "training_gflops": NA,
         "kept_bytes": NA,
         "peak_bytes": 2**40,

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from peftbench.backbones.anatomy import Role
 from peftbench.backbones.describe import describe
 from peftbench.methods import METHODS, Tuned, apply, discover
-from support.official import CASES, our_name
+from peftbench.tasks.classification import Classification
+from peftbench.training.objective import StepBatch
+from support.official import CASES, INJECT, our_name
 from support.rounding import STORED, UNIT, Corners, round_outputs
 
 discover()
@@ -106,6 +108,13 @@ def generated(rule: dict[str, Any]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
 
+class Unrounded(Classification):
+    """Classification whose outputs stay in float64 where they are."""
+
+    def outputs(self, raw: Tensor) -> Tensor:
+        return raw
+
+
 class Run:
     """The method of a file on its backbone, with the tensors of the file, in one dtype."""
 
@@ -142,6 +151,9 @@ class Run:
             for key, rule in self.golden.meta.get("generated", {}).items():
                 self.tensor(key).copy_(generated(rule))
         self.model.to(dtype)
+        if name in INJECT:
+            INJECT[name](self.model, self.golden.under("noise"))
+        self.objective = self.tuned.objective
 
     def tensor(self, role: str) -> Tensor:
         """Our parameter or buffer for a role; buffers are looked up anew after a conversion."""
@@ -161,6 +173,12 @@ class Run:
         logits = self.model(self.x)
         handle.remove()
         return received[0].detach(), logits
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """What a step minimises: the cross-entropy of the logits, or an objective."""
+        if self.objective is None:
+            return F.cross_entropy(logits, self.labels)
+        return self.objective(StepBatch(self.x, self.labels, self.model, Unrounded()))[0]
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -190,7 +208,7 @@ def computed(run: Run, *, rounded: bool = False) -> tuple[Values, int]:
         pooled, logits = run.forward()
         if corners.near:
             steady = min(steady, step)
-        loss = F.cross_entropy(logits, run.labels)
+        loss = run.loss(logits)
         optimizer.zero_grad()
         loss.backward()
         found["losses"][str(step)] = loss.detach()

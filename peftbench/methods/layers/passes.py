@@ -1,4 +1,4 @@
-"""What modules must know of the pass under way, also while a block computes it again.
+"""What a method minimises in place of the task's loss, and what its modules know of a pass.
 
 An objective says what a pass is for; modules deep in the network do something else then. With
 activation checkpointing a block runs again in the backward pass, when the objective has returned
@@ -9,11 +9,44 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
+
+
+class ObjectiveInput(Protocol):
+    """Images that are in memory at the same time, and what an objective may ask of them."""
+
+    @property
+    def target(self) -> Tensor:
+        """(B,) classes, or (B, C) shares of them where images are mixed."""
+
+    def __len__(self) -> int:
+        """B, the number of images."""
+
+    def outputs(self, copies: int = 1) -> Tensor:
+        """What the task makes of a pass over the images, `copies` times: (copies * B, ...)."""
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """() the task's loss of outputs (B, ...): a mean over the images."""
+
+    def classes(self) -> Tensor:
+        """(B,) the class of each image; `ConfigError` where images are mixed."""
+
+
+class MethodObjective(Protocol):
+    """What a method minimises in place of the task's loss.
+
+    An object that holds no tensor between two calls, and modules only of the model: a copy of both
+    together must work as they do. Where a pass goes through modules that must know that they train,
+    see `PassNote`.
+    """
+
+    def __call__(self, batch: ObjectiveInput) -> tuple[Tensor, Tensor]:
+        """What is minimised, a mean over images, and outputs (B, ...) for loss and accuracy."""
 
 
 class PassNote(Generic[T]):

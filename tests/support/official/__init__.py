@@ -5,6 +5,7 @@ Each module of this package declares for some methods
 - `CASES`: file -> name of the method and the hyper-parameters that give the same function;
 - `NAMES`: pattern of a role in a file -> name of the tensor here. {head} is the path of the
   classifier, {last} of its last layer, {stem} of the layer that reads the image;
+- `INJECT`, where it has any: file -> what gives a model the random numbers of the file;
 - `ELSEWHERE`, where it has any: file -> the test file that compares it by other means, because it
   holds one module alone, or a loss or a selection of its own.
 """
@@ -14,11 +15,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor, nn
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {}
 ELSEWHERE: dict[str, str] = {}
+INJECT: dict[str, Callable[[nn.Module, dict[str, Tensor]], None]] = {}
 _NAMES: dict[str, tuple[tuple[str, str], ...]] = {}  # by file
 
 # roles that every file has
@@ -31,6 +35,7 @@ COMMON: tuple[tuple[str, str], ...] = (
 for _found in pkgutil.iter_modules(__path__):
     _module = importlib.import_module(f"{__name__}.{_found.name}")
     CASES |= _module.CASES
+    INJECT |= getattr(_module, "INJECT", {})
     ELSEWHERE |= getattr(_module, "ELSEWHERE", {})
     _NAMES |= dict.fromkeys(_module.CASES, (*_module.NAMES, *COMMON))
 

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "sct_attn_vit": ("sct", {"channels": 8}),
+from torch import Tensor, nn
+
+# with losses of their own, which test_losses.py compares
+DYT: dict[str, dict[str, Any]] = {
+    "dyt_eval_vit": {"bottleneck": 4, "target_ratio": 0.7},
+    "dyt_train_vit": {"bottleneck": 6, "scale": 0.1, "target_ratio": 0.5, "dropout": 0.0},
 }
 
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sct_attn_vit": ("sct", {"channels": 8}),
+    **{name: ("dyt", options) for name, options in DYT.items()},
+}
+
+
+def give_draws(model: nn.Module, noise: dict[str, Tensor]) -> None:
+    """Let the routers take the draws of Exp(1) of a file."""
+    for block in range(len(noise) // 2):
+        router: Any = model.get_submodule(f"blocks.{block}.block.norm2.adapter.router")
+        pair = noise[f"blocks.{block}.e1"], noise[f"blocks.{block}.e2"]
+        router.draw = lambda z, pair=pair: tuple(each.to(z) for each in pair)
+
+
+INJECT = {"dyt_train_vit": give_draws}
+
 NAMES: tuple[tuple[str, str], ...] = (
+    (r"blocks\.(\d)\.dyt_adapter\.(.+)", r"blocks.\1.block.norm2.adapter.bottleneck.\2"),
+    (r"blocks\.(\d)\.dyt_router\.(.+)", r"blocks.\1.block.norm2.adapter.router.\2"),
     (r"blocks\.(\d)\.sct_attn\.(.+)", r"blocks.\1.block.norm2.adapter.\2"),
     (r"blocks\.(\d)\.sct_mlp\.(.+)", r"blocks.\1.mlp.fc2.adapter.\2"),
     (r"blocks\.(\d)\.sct_(q|v)\.(.+)", r"blocks.\1.attn.qkv.adapter.changes.\2.\3"),
