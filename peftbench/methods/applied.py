@@ -23,6 +23,7 @@ from peftbench.methods.layers.heads import on_maps, on_rows, silent_head, take_o
 from peftbench.methods.layers.neighbours import NearestNeighbours
 from peftbench.methods.layers.passes import MethodObjective
 from peftbench.methods.layers.solvable import Solvable
+from peftbench.methods.layers.sparse import SparseDelta
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -112,6 +113,9 @@ class Tuned:
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
                 raise ValueError(f"{name}: {tuple(state[name].shape)} for {tuple(tensor.shape)}")
+        for path, module in self.model.named_modules():
+            if isinstance(module, SparseDelta):
+                module.check_index(state[f"{path}.index"])
         for name, tensor in own.items():  # only now: a refused state changes nothing
             tensor.copy_(state[name])
 

@@ -70,6 +70,17 @@ def freeze_except(model: nn.Module, trainable: Iterable[nn.Parameter]) -> None:
         parameter.requires_grad_(id(parameter) in chosen)
 
 
+@contextlib.contextmanager
+def learning(model: nn.Module, tensors: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, exactly `tensors` of `model` require gradients; then those that did before."""
+    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    freeze_except(model, tensors)
+    try:
+        yield
+    finally:
+        freeze_except(model, before)
+
+
 Hook = Callable[..., Any]  # one before a call may return other arguments for it
 
 
@@ -157,16 +168,6 @@ class Around(nn.Module):
             return getattr(base, name)
 
 
-class HandingOn(nn.Module):
-    """A module of which later ones see more than its output: what it read, or made of that.
-
-    So nothing that was computed once can stand in for it, and it cannot be computed again alone:
-    `run.prefix` and `training.recomputation` ask for the attribute.
-    """
-
-    hands_on: bool = True
-
-
 class OutputAdapter(Around):
     """A frozen module with an adapter on its output."""
 
@@ -209,6 +210,7 @@ class Change(nn.Module, ABC):
     """A learned change of one layer with a weight, usable beside it or inside its weight."""
 
     recomputes: ClassVar[bool] = False  # whether it makes use of `reading`
+    inside: ClassVar[bool] = False  # cheaper as a part of the weight than beside the layer
     reading: Reading | None = None  # of the activation in front of the layer
 
     @abstractmethod
@@ -296,13 +298,13 @@ def add_deltas(
         module = model.get_submodule(site.path)
         delta = make(site).to(module.get_parameter("weight").device)
         deltas[site.path] = delta
-        if site.called:
+        if site.called and not delta.inside:
             replace(model, site.path, DeltaLayer(module, delta))
             if delta.recomputes and site.role is Role.MLP_OUT:
                 delta.reading = _note_activation(model, site)
         else:
             parametrize.register_parametrization(module, "weight", DeltaWeight(delta))
-            parametrized += 1
+            parametrized += not delta.inside
     note = (
         f"{parametrized} weights are parametrized because their modules are never called; training "
         "forms their full gradient"
@@ -363,7 +365,7 @@ def bake_deltas(model: nn.Module) -> list[str]:
             # deep copies of the module share
             del module.parametrizations
             module.__class__ = type(module).__bases__[0]
-            module.register_parameter("weight", weight)
+            module._parameters = {"weight": weight, **module._parameters}  # first, as it was
             baked.append(path)
     return baked
 

@@ -217,7 +217,7 @@ def _drawn(device: torch.device) -> bytes:
 
 
 def _hands_on(module: nn.Module) -> bool:
-    """Whether later modules see what `module` read, past its output; see `methods.surgery`."""
+    """Whether later modules see what `module` read; `methods.layers.handing` says how."""
     return bool(getattr(module, "hands_on", False))
 
 

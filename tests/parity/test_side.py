@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from support.golden import EXACT, Golden, assert_close, read
-from torch import Tensor
+import torch.nn.functional as F
+from support.golden import EXACT, Golden, assert_close, build, read
+from torch import Tensor, nn
 
+from peftbench.backbones.describe import describe
+from peftbench.methods import METHODS, Method, apply, discover
+from peftbench.methods.base import Preparation
+from peftbench.methods.layers import heads, selection
 from peftbench.methods.layers.ladder import Ladder, LadderDesign, LadderLayer, Rung
+
+discover()
 
 # ------------------------------------------------------------------- the module of LST
 
@@ -112,3 +120,117 @@ def test_the_ladder_is_the_released_one() -> None:
         for role in roles:
             assert_close(run.tensor(role), golden.tensors[f"after3/{role}"], 5e-6)
         assert_close(run.forward(), golden.tensors["out64/logits_after3"], EXACT)
+
+
+# ------------------------------------------------------------------- the selection of GPS
+
+GPS_FILES = ("gps_vit",)
+
+
+def _seed() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _gps(golden: Golden) -> Method:
+    h = golden.meta["hparams"]
+    loss = "contrastive" if h["contrastive"] else "cross_entropy"
+    options = {"temperature": h["temperature"]} if h["contrastive"] else {}
+    return METHODS["gps"](per_row=h["times_para"], loss=loss, **options)
+
+
+def _batches(golden: Golden) -> list[tuple[list[Tensor], Tensor]]:
+    """The views of each batch that the official code chose by, and their labels."""
+    given = golden.under("select")
+    return [
+        ([given[k].double() for k in sorted(given) if f"{k}.".startswith(f"x.{i}.")], labels)
+        for i in range(golden.meta["hparams"]["selection_batches"])
+        for labels in (given[f"labels.{i}"],)
+    ]
+
+
+def _head(golden: Golden) -> nn.Linear:
+    weight, bias = golden.tensors["head/weight"].double(), golden.tensors["head/bias"].double()
+    head = nn.Linear(weight.shape[1], len(weight)).double()
+    head.load_state_dict({"weight": weight, "bias": bias})
+    return head
+
+
+@pytest.mark.parametrize("name", GPS_FILES)
+def test_gps_chooses_the_official_entries(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The views of the file stand in for the crops that would be drawn."""
+    golden = read(name)
+    backbone = build(golden).double()
+    anatomy = describe(backbone, golden.tensors["x"].shape[-1])
+    batches = _batches(golden)
+    monkeypatch.setattr(heads, "linear_head", lambda *args: _head(golden))
+    method = _gps(golden)
+    images = [(views[0], labels) for views, labels in batches]
+    for counted in (True, False):  # a loss of each batch is computed twice: alone, and to choose
+        views = iter([view for each, _ in batches for view in each])
+        monkeypatch.setattr(selection, "crop_and_flip", lambda *args, v=views: next(v))
+        if counted:
+            prepared = method.prepare(backbone, anatomy, images, _seed())
+            continue
+        weights = {path: backbone.get_submodule(path).weight for path in prepared.tensors}
+        parts = selection.gradients(
+            backbone,
+            [*weights.values()],
+            lambda: method._losses(backbone, anatomy, images, _seed()),
+        )
+        gradients = dict(zip(weights, selection.total(parts), strict=True))
+    assert prepared.facts["loss_sum"] == pytest.approx(float(golden.tensors["select/loss_sum"]))
+    masks = {k: t for k, t in golden.under("mask").items() if t.any() and k.endswith(".weight")}
+    assert {f"{path}.weight" for path in prepared.tensors} == set(masks)
+    for path, index in prepared.tensors.items():
+        assert torch.equal(index, masks[f"{path}.weight"].flatten().nonzero().flatten())
+        expected = golden.tensors[f"select_grad/{path}.weight"]
+        assert_close(gradients[path], expected, 1e-5 * float(expected.abs().max()))
+    assert method.expected_params(anatomy) == int(golden.tensors["select/count"])
+
+
+@pytest.mark.parametrize("name", GPS_FILES)
+def test_gps_tunes_as_masked_gradients_do(name: str) -> None:
+    golden = read(name)
+    backbone = build(golden)
+    anatomy = describe(backbone, golden.tensors["x"].shape[-1])
+    masks = {k: t.flatten().nonzero().flatten() for k, t in golden.under("mask").items()}
+    method, first = (
+        _gps(golden),
+        Preparation({k.removesuffix(".weight"): t for k, t in masks.items()}),
+    )
+    tuned = apply(method, backbone, anatomy, golden.meta["num_classes"], _seed(), first)
+    model = tuned.model.eval().double()
+    start = {k: t.double() for k, t in golden.under("backbone").items()}
+    with torch.no_grad():
+        for key, tensor in golden.under("head").items():
+            model.get_parameter(f"head.{key}").copy_(tensor)
+    x, labels = golden.tensors["x"].double(), golden.tensors["labels"]
+    assert_close(model(x), golden.tensors["out64/logits"], EXACT)
+    parameters = {n: model.get_parameter(n) for n in tuned.trainable}
+    optimizer = torch.optim.SGD(parameters.values(), lr=golden.meta["optimiser"]["lr"])
+    losses = []
+    for step in range(golden.meta["optimiser"]["steps"]):
+        loss = F.cross_entropy(model(x), labels)
+        losses.append(loss.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            gradients = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
+        optimizer.step()
+    assert_close(torch.stack(losses), golden.tensors["out64/losses"], EXACT)
+    assert_close(model(x), golden.tensors["out64/logits_after3"], EXACT)
+    ours = {n.replace(".parametrizations.weight.0.delta.values", ".weight"): n for n in parameters}
+    moved = {r for r in golden.trainable if r not in golden.meta["zero_grad_roles"]}
+    assert {f"backbone.{n}" if not n.startswith("head.") else n for n in ours} == moved
+    for role in moved:
+        key = role.removeprefix("backbone.")
+        gradient, after = golden.tensors[f"grad/{role}"], golden.tensors[f"after3/{role}"].double()
+        if key in masks and key.endswith(".weight"):
+            gradient = gradient.flatten()[masks[key]]
+            after = (after - start[key]).flatten()[masks[key]]
+        assert_close(gradients[ours[key]], gradient, 1e-6)
+        assert_close(parameters[ours[key]], after, 1e-6)
+    merged = method.merge(model).state_dict()
+    for role in moved:
+        key = role.removeprefix("backbone.")
+        assert_close(merged[key], golden.tensors[f"after3/{role}"], 1e-6)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftbench.methods import surgery
+from peftbench.methods.layers.handing import HandingOn
 from peftbench.methods.layers.ladder import SideAttention
 
 STEM_EPS = 1e-5  # of the layer norms behind convolutions, and of meta tokens
@@ -33,7 +33,7 @@ class HierarchyState:
     outputs: list[BlockOutput] = field(default_factory=list)
 
 
-class MetaBlock(surgery.HandingOn):
+class MetaBlock(HandingOn):
     """A block that runs with meta tokens of its own in front; they are told and do not flow on."""
 
     def __init__(

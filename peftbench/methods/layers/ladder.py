@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftbench.methods import surgery
+from peftbench.methods.layers.handing import HandingOn
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,14 @@ class LadderState:
     """What has climbed in the forward pass under way."""
 
     def __init__(self) -> None:
-        self.side: Tensor | None = None  # (B, N, d)
+        self.side: Tensor | None = None
+
+    def keep(self, side: Tensor | None) -> None:
+        """Hold (B, N, d) for the next block, or nothing."""
+        self.side = side
 
 
-class LadderBlock(surgery.HandingOn):
+class LadderBlock(HandingOn):
     """A frozen block whose output climbs the ladder; the last one gives what arrives there."""
 
     def __init__(self, block: nn.Module, ladder: Ladder, state: LadderState, index: int) -> None:
@@ -169,7 +173,7 @@ class LadderBlock(surgery.HandingOn):
         out: Tensor = self.block(x, *args, **kwargs)
         side = ladder.climb(self.index, side, out)
         if self.index == len(ladder.rungs) - 1:
-            state.side = None  # a copy must hold no tensor of a pass
+            state.keep(None)  # a copy must hold no tensor of a pass
             return ladder.end(side)
-        state.side = side
+        state.keep(side)
         return out

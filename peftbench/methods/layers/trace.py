@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftbench.methods import surgery
+from peftbench.methods.layers.handing import HandingOn
 
 
 class TraceState:
@@ -17,6 +17,14 @@ class TraceState:
 
     def __init__(self) -> None:
         self.h: Tensor | None = None  # in the layout of the blocks' input
+
+    def clear(self) -> None:
+        """Hold no tensor of a pass."""
+        self.h = None
+
+    def add(self, change: Tensor) -> None:
+        """h + change, both (B, N, C), (B, H, W, C) or (B, C, H, W)."""
+        self.h = change if self.h is None else self.h + change
 
 
 class Gather(nn.Module):
@@ -64,7 +72,7 @@ class TracePlace:
     averages: bool  # whether the mean of the patches takes the place of the prefix
 
 
-class TracedBlock(surgery.HandingOn):
+class TracedBlock(HandingOn):
     """A block of a stage whose blocks gather h += B A x and give h · sigmoid(β h) back.
 
     With `fusion` what is given back is convolved on the grid of the patches first; prefix tokens
@@ -93,15 +101,14 @@ class TracedBlock(surgery.HandingOn):
         """x: (B, N, C), (B, H, W, C) or (B, C, H, W); the block's output has the same shape."""
         state, place = self.state, self.place
         if place.is_first:
-            state.h = None  # of a pass that ended early
+            state.clear()  # of a pass that ended early
         if self.gather is not None:
-            change = self.gather(x, place.channels_last)
-            state.h = change if state.h is None else state.h + change
+            state.add(self.gather(x, place.channels_last))
         out: Tensor = self.block(x, *args, **kwargs)
         if place.gives and state.h is not None:
             out = out + self._given(state.h)
         if place.is_last:
-            state.h = None  # a copy must hold no tensor of a pass
+            state.clear()  # a copy must hold no tensor of a pass
         if place.averages:
             patches = out[:, place.num_prefix :]
             mean = patches.mean(1, keepdim=True).expand(-1, place.num_prefix, -1)
