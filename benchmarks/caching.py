@@ -35,7 +35,8 @@ from peftbench.spec import BackboneSpec, Precision, Recipe
 from peftbench.tasks import CLASSIFICATION
 from peftbench.training.activations import ActivationRows, Activations, RowLayout
 from peftbench.training.device import Compute, autocast, choose_device, choose_dtype, synchronise
-from peftbench.training.loop import Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import fit
 from peftbench.training.together import HeadTask, fit_together
 
 OUTPUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks"

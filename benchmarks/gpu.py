@@ -43,7 +43,8 @@ from peftbench.results.store import ResultsStore
 from peftbench.run import cost, experiment, provenance
 from peftbench.spec import BackboneSpec, DatasetSpec, Precision, Recipe, RunSpec
 from peftbench.training.device import Compute, choose_device, choose_dtype, seeded
-from peftbench.training.loop import Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 VIT, MINI = "vit_base_patch16_224", "vit_mini"

@@ -26,7 +26,7 @@ from peftbench.methods.base import Method
 from peftbench.run.simulation import LiveBytes
 from peftbench.spec import BackboneSpec, Recipe
 from peftbench.training.device import Compute, autocast, synchronise
-from peftbench.training.loop import Fittable, Objective
+from peftbench.training.fittable import Fittable, Objective
 from peftbench.training.optim import make_optimizer
 
 CLASSES = 100

@@ -28,7 +28,8 @@ from peftbench.methods import METHODS, apply, discover
 from peftbench.run import cost, provenance
 from peftbench.spec import BackboneSpec, Precision, Recipe
 from peftbench.training.device import Compute, choose_device, choose_dtype, seeded
-from peftbench.training.loop import Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import fit
 
 OUTPUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 CLASSES = 100

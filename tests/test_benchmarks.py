@@ -13,7 +13,7 @@ from torch import nn
 
 from peftbench.spec import Preprocessing
 from peftbench.training.device import Compute
-from peftbench.training.loop import Fittable
+from peftbench.training.fittable import Fittable
 
 ROOT = Path(__file__).parents[1]
 CPU = Compute(torch.device("cpu"), torch.float32)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from peftbench.run.experiment import RunOptions
     from peftbench.spec import DatasetSpec, RunSpec
+from peftbench.cli import again
 from peftbench.cli.exit import FAILED, OK, UNSUPPORTED, USAGE
 from peftbench.cli.hydra import run_with_hydra
 
@@ -72,9 +73,17 @@ def run(arguments: list[str]) -> int:
         print(RUN_HELP, end="")
         return OK
     share_cores(os.environ)
+    known = again.composed(arguments)
+    if known is not None:
+        return _run_one(known, arguments)
+
+    def run_composed(cfg: DictConfig) -> int:
+        again.remember(arguments, cfg)
+        return _run_one(cfg, arguments)
+
     with tempfile.TemporaryDirectory() as scratch:  # Hydra notes down every multirun
         composing = [*arguments, f"hydra.sweep.dir={scratch}"]
-        return run_with_hydra(lambda cfg: _run_one(cfg, arguments), composing)
+        return run_with_hydra(run_composed, composing)
 
 
 def plan(arguments: list[str]) -> int:

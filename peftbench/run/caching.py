@@ -53,6 +53,22 @@ class FrozenPart:
     def __post_init__(self) -> None:
         self.suffix = Suffix(self.model, self.prefix)
 
+    def anew(self) -> FrozenPart:
+        """The same for another run of the same model: nothing is found or computed yet."""
+        fresh = FrozenPart(
+            self.model,
+            self.prefix,
+            self.compute,
+            self.preprocessing,
+            self.facts,
+            self.store,
+            views=self.views,
+            sizes=self.sizes,
+        )
+        if self._trains is not None:
+            fresh.offer(*self._offered[self._trains], trains=True)
+        return fresh
+
     def offer(self, images: np.ndarray, often: bool, trains: bool = False) -> None:
         """Images (N, S, S, 3) that the model will see; those that it sees `often` may be large."""
         self._trains = id(images) if trains else self._trains

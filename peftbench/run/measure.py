@@ -12,18 +12,17 @@ from dataclasses import dataclass
 import torch
 
 import peftbench
-from peftbench.errors import NoEffect
-from peftbench.methods.applied import Tuned
 from peftbench.methods.base import as_method
 from peftbench.results.latencies import Latencies, StepCost
 from peftbench.results.record import Cost, EpochRow
 from peftbench.results.store import ResultsStore
 from peftbench.run import cost, robustness, room, shown, trials
 from peftbench.run.activation_store import ActivationStore
-from peftbench.run.bench import Bench, prepare
+from peftbench.run.bench import Bench
+from peftbench.run.benches import bench_of, with_its_frozen_part
+from peftbench.run.effects import check_executed
 from peftbench.run.ending import PendingRecord
 from peftbench.run.energy import EnergyMeter
-from peftbench.run.freezing import with_frozen_part
 from peftbench.run.keep import (
     counted_on_images,
     keep,
@@ -41,7 +40,8 @@ from peftbench.spec import SPLIT_OF_PHASE, Phase, RunSpec
 from peftbench.tasks import ImageRows
 from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.device import Compute, seeded
-from peftbench.training.loop import Callbacks, Fit, Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import Callbacks, Fit, fit
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,11 @@ def measure_run(
     began = time.perf_counter()
     cost.reset_peak(compute.device)
     known = shared.latencies
-    bench, step = room.fitted(pending, prepare(pending, compute), known)
+    prepared = bench_of(pending, compute, is_followed=bool(shared.beside))
+    bench, step = room.fitted(pending, prepared, known)
     if shared.activations is not None:
-        bench = with_frozen_part(bench, shared.activations)
-    trained = train(pending, bench, checkpoints, watching, shared.beside)
+        bench = with_its_frozen_part(bench, shared.activations)
+    trained = train(pending, bench, checkpoints, watching, (shared.beside, step))
     bench = counted(pending, bench)
     known.busy = trained.disturbed
     predicted = predict_report(pending, bench, trained)
@@ -141,11 +142,11 @@ def train(
     bench: Bench,
     checkpoints: Checkpoints,
     watching: Watching,
-    beside: tuple[RunSpec, ...] = (),
+    beside: tuple[tuple[RunSpec, ...], StepCost | None] = ((), None),
 ) -> Trained:
     """Fit the tuned model; `pending` has each epoch as soon as it is over.
 
-    With the runs `beside` it in one pass, where they can be.
+    With the runs `beside` it in one pass, where they can be, by what a step of one takes.
 
     Raises:
         NoEffect: no tensor of the method got a gradient.
@@ -172,14 +173,18 @@ def train(
         together = None
         if as_method(spec.method).card.solved:
             fitted = solved(bench)
-        elif (together := trials.trained(bench, beside)) is not None:
+        else:
+            fittable = _fittable(bench)
+            shared = trials.Pass(beside[0], fittable, checkpoints, beside[1])
+            together = trials.trained(bench, shared)
+        if together is not None:
             fitted = trials.take_over(pending, bench, together)
             for row in fitted.history:
                 tell(row)
-        else:
+        elif not as_method(spec.method).card.solved:
             observers: dict[str, Stateful] = {"best": best, "looks": checks}
             callbacks = Callbacks(on_epoch, showing.step, checkpoints, observers, pending.history)
-            fitted = _fitted(bench, callbacks)
+            fitted = _fitted(bench, fittable, callbacks)
     joules = meter.joules()
     disturbed = disturbance(
         fitted.whole_steps, before, cost.clock(compute.device), torch.get_num_threads()
@@ -189,13 +194,13 @@ def train(
     if bench.frozen is not None:
         bench.frozen.check()
     if fitted.steps:  # none is left where a run was killed after its last one
-        _check_executed(tuned)
+        check_executed(tuned)
     seconds = time.perf_counter() - began + fitted.seconds_before
     if together is not None:
         seconds = together.seconds
     resumed = checkpoints.resumed
     peak = cost.peak_bytes(compute.device)
-    alone = compute.world.is_single and resumed == 0
+    alone = compute.world.is_single and resumed == 0 and together is None
     return Trained(
         fitted,
         best,
@@ -222,10 +227,10 @@ def _heard(bench: Bench, showing: Follower) -> Iterator[None]:
         frozen.told = before
 
 
-def _fitted(bench: Bench, callbacks: Callbacks) -> Fit:
+def _fitted(bench: Bench, fittable: Fittable, callbacks: Callbacks) -> Fit:
     """Train by steps, from the start or from a checkpoint."""
     return fit(
-        _fittable(bench),
+        fittable,
         bench.splits.train,
         bench.spec.recipe,
         seed=bench.spec.seed,
@@ -327,23 +332,3 @@ def _spent(bench: Bench, trained: Trained, step: StepCost | None, seconds_evalua
         energy_joules=trained.energy_joules,
         **({} if frozen is None else frozen.spared()),
     )
-
-
-def _check_executed(tuned: Tuned) -> None:
-    """Refuse a method whose tensors are counted but took no part in any forward pass."""
-    added = tuned.method_params
-    dead = [name for name, parameter in added.items() if parameter.grad is None]
-    if added and len(dead) == len(added):
-        raise NoEffect(
-            f"{tuned.method.name} added {len(added)} tensors and none of them got a "
-            "gradient: the backbone never executes them."
-        )
-    if tuned.method.card.dead_at_init:
-        return
-    for place in tuned.touched:
-        own = [p for n, p in added.items() if n.startswith(f"{place}.") and p.requires_grad]
-        if own and all(parameter.grad is None for parameter in own):
-            raise NoEffect(
-                f"{tuned.method.name} added {len(own)} tensors to {place!r} and none of them got a "
-                "gradient: the backbone never executes them."
-            )

@@ -91,6 +91,14 @@ def fitted(pending: PendingRecord, bench: Bench, known: Latencies) -> tuple[Benc
     return bench, step
 
 
+def trials_that_fit(bench: Bench, step: StepCost) -> int:
+    """How many trials may train at once, each of which takes a `step` of its own."""
+    device = bench.compute.device
+    free = memory_of(device).share(memory_share())
+    own = step.peak_bytes - _bytes(bench.tuned.model)  # what is frozen is there once
+    return int(free // max(1.0, HOLES.get(device.type, 1.0) * own))
+
+
 def _images_that_fit(pending: PendingRecord, bench: Bench, whole: StepCost) -> int:
     """The whole batch, or the half of it, the quarter and so on that fits the memory."""
     compute, batch = bench.compute, bench.spec.recipe.batch_size

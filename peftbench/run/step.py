@@ -12,7 +12,7 @@ from peftbench.spec import Preprocessing, Recipe
 from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.average import WeightAverage
 from peftbench.training.device import Compute, autocast
-from peftbench.training.loop import Fittable, Objective
+from peftbench.training.fittable import Fittable, Objective
 from peftbench.training.optim import make_optimizer
 
 

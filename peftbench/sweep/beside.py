@@ -1,4 +1,7 @@
-"""Which jobs of a sweep train in one pass: trials of heads that differ in rate and decay alone."""
+"""Which jobs of a sweep share a process: trials that differ in rate and weight decay alone.
+
+They load backbone and images once, and train in one pass where that is faster.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,21 @@ from peftbench.errors import ConfigError
 from peftbench.methods.base import as_method
 from peftbench.spec import Phase, RunSpec
 from peftbench.sweep.jobs import Job
-from peftbench.training.recipe import OPTIMIZERS
 
 
-def passes(jobs: Sequence[Job], slots: int) -> list[list[Job]]:
-    """Jobs that train in one pass, in the order of the first of each.
+def passes(jobs: Sequence[Job], slots: int, *, are_timed: bool = False) -> list[list[Job]]:
+    """Jobs that share a process, in the order of the first of each.
 
-    Such jobs share a process. There are as many passes as slots, or as there are jobs of a kind, so
-    that no slot is idle.
+    There are as many passes as slots, or as there are jobs of a kind, so that no slot is idle.
+
+    Args:
+        are_timed: jobs end after some time, which heads alone then spend on others.
     """
     kinds: dict[object, list[Job]] = {}
     for job in jobs:
-        kinds.setdefault(_kind(job.spec) or job.spec.run_id, []).append(job)
+        alone = are_timed and not as_method(job.spec.method).card.head_only
+        shared = None if alone else shared_spec(job.spec)
+        kinds.setdefault(shared or job.spec.run_id, []).append(job)
     together = []
     for kind in kinds.values():
         size = math.ceil(len(kind) / max(1, slots))
@@ -56,12 +62,10 @@ def runs_beside(spec: RunSpec, points: str) -> tuple[RunSpec, ...]:
     )
 
 
-def _kind(spec: RunSpec) -> RunSpec | None:
-    """What runs that can train in one pass have in common; `None` of a run that trains alone."""
+def shared_spec(spec: RunSpec) -> RunSpec | None:
+    """What runs that can share a pass have in common; `None` of a run that trains alone."""
     alone = spec.phase is not Phase.TUNE or spec.looks or spec.selects_on_test
-    if alone or not as_method(spec.method).card.head_only:
-        return None
-    if spec.recipe.optimizer.lower() not in OPTIMIZERS:
+    if alone or as_method(spec.method).card.solved:
         return None
     recipe = dataclasses.replace(spec.recipe, lr=1.0, weight_decay=0.0)
     return dataclasses.replace(spec, recipe=recipe)

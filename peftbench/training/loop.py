@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,7 @@ from peftbench.data import TrainSplit
 from peftbench.data.rows import RowSource, rows_of, take
 from peftbench.errors import Diverged, SplitRoleError
 from peftbench.results.record import EpochRow
-from peftbench.spec import Preprocessing, Recipe
-from peftbench.tasks import CLASSIFICATION, Task
+from peftbench.spec import Recipe
 from peftbench.training.augment import Augmentation
 from peftbench.training.average import WeightAverage
 from peftbench.training.balance import ClassWeights, Draws
@@ -27,7 +26,8 @@ from peftbench.training.batches import batch_bounds, pick, pieces, places
 from peftbench.training.checkpoint import Checkpoints, Stateful
 from peftbench.training.compiling import compiled
 from peftbench.training.device import Compute, autocast, synchronise
-from peftbench.training.objective import BatchObjective, Remembering, StepBatch, count_right, gather
+from peftbench.training.fittable import Fittable, Objective
+from peftbench.training.objective import Remembering, count_right, gather
 from peftbench.training.optim import Schedule, make_optimizer
 from peftbench.training.pixels import ModelInputs, Pixels
 from peftbench.training.progress import Place, Progress, Timing, Weights
@@ -48,29 +48,6 @@ class Fit:
     steps: int = 0  # in this process
     whole_steps: Sequence[float] = ()  # `step_seconds` of those with as many images as any
     pass_seconds: Sequence[float] = ()  # of steps after the warm-up, once their data were there
-
-
-class AfterStep(Stateful, Protocol):
-    """What a method does behind every step; its state is saved with that of the training."""
-
-    def __call__(self, step: int, total: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Fittable:
-    """A model, and what training must know of it."""
-
-    model: nn.Module
-    trainable: Sequence[nn.Parameter]
-    set_mode: Callable[[], None]  # puts what trains in train mode, before each epoch
-    preprocessing: Preprocessing
-    regulariser: Callable[[], Tensor] | None = None
-    num_classes: int | None = None  # where images are mixed; what the labels show unless given
-    task: Task = CLASSIFICATION
-    inputs: ModelInputs | None = None  # what the model sees of the images, if not they themselves
-    after_step: AfterStep | None = None  # is told the number of a step, from 1, and of all steps
-    rate_scales: Sequence[float] | None = None  # of each of `trainable`, where rates differ
-    objective: BatchObjective | None = None  # in place of the task's loss
 
 
 @dataclass(frozen=True)
@@ -107,7 +84,7 @@ class _Share:
 
 
 @dataclass(frozen=True)
-class _Training:
+class Training:
     """All that the steps of one training work with."""
 
     fittable: Fittable
@@ -145,7 +122,7 @@ class _Training:
 
 
 @dataclass(frozen=True)
-class _Order:
+class Order:
     """How the images of one epoch follow one another."""
 
     host: Tensor  # (N,) numbers of the images
@@ -187,9 +164,26 @@ def fit(
         SplitRoleError: anything but a train split was handed over.
         Stopped: a signal asked this process to stop; the step under way is done, and saved.
     """
+    callbacks = callbacks or Callbacks()
+    training = training_of(fittable, train, recipe, seed, compute, callbacks.history)
+    if recipe.checkpointing:
+        fittable.set_mode()  # shows which norms train
+    with recomputing(fittable.model, recipe.checkpointing):
+        return _all_epochs(training, callbacks)
+
+
+def training_of(
+    fittable: Fittable,
+    train: TrainSplit,
+    recipe: Recipe,
+    seed: int,
+    compute: Compute,
+    history: list[EpochRow],
+) -> Training:
+    """A training before its first step; `history` gets a row an epoch. See `fit`."""
     if not isinstance(train, TrainSplit):
         raise SplitRoleError(f"fit takes a TrainSplit, not a {type(train).__name__}.")
-    callbacks, preprocessing = callbacks or Callbacks(), fittable.preprocessing
+    preprocessing = fittable.preprocessing
     pixels = fittable.inputs or Pixels(
         train.images, preprocessing.mean, preprocessing.std, compute.device
     )
@@ -206,7 +200,7 @@ def fit(
     optimizer = make_optimizer(recipe, fittable.trainable, fittable.rate_scales)
     weights = ClassWeights.of(recipe, labels, num_classes, fittable.task)
     objective = Objective(fittable, recipe.label_smoothing, weights)
-    training = _Training(
+    return Training(
         fittable=fittable,
         recipe=recipe,
         compute=compute,
@@ -223,17 +217,13 @@ def fit(
         schedule=Schedule(recipe, optimizer, len(bounds)),
         objective=compute.world.wrap(compiled(objective, compute), compute.device),
         average=WeightAverage(fittable.trainable, recipe.ema_decay),
-        progress=Progress.at_start(seed, compute.device, callbacks.history),
+        progress=Progress.at_start(seed, compute.device, history),
         timing=Timing.on(compute.device, len(bounds)),
         stops=Stops(compute.world),
     )
-    if recipe.checkpointing:
-        fittable.set_mode()  # shows which norms train
-    with recomputing(fittable.model, recipe.checkpointing):
-        return _all_epochs(training, callbacks)
 
 
-def _all_epochs(training: _Training, callbacks: Callbacks) -> Fit:
+def _all_epochs(training: Training, callbacks: Callbacks) -> Fit:
     """Train from the start, or from the state on disk, to the last epoch."""
     progress, timing, checkpoints = training.progress, training.timing, callbacks.checkpoints
     kept = {**training.parts(), **callbacks.observers}
@@ -266,14 +256,14 @@ def _all_epochs(training: _Training, callbacks: Callbacks) -> Fit:
     )
 
 
-def _epoch(training: _Training, callbacks: Callbacks, kept: Mapping[str, Stateful]) -> EpochRow:
+def _epoch(training: Training, callbacks: Callbacks, kept: Mapping[str, Stateful]) -> EpochRow:
     """The steps that are left of the epoch under way.
 
     Raises:
         Diverged: its loss is not finite.
         Stopped: after a step; the state is whole.
     """
-    progress, recipe, timing = training.progress, training.recipe, training.timing
+    progress, timing = training.progress, training.timing
     device, world, checkpoints = (
         training.compute.device,
         training.compute.world,
@@ -281,13 +271,10 @@ def _epoch(training: _Training, callbacks: Callbacks, kept: Mapping[str, Statefu
     )
     began = time.perf_counter()
     training.fittable.set_mode()
-    progress.epoch_order = progress.order.get_state()
-    shuffled = training.draws.next(progress.order)
-    flip_draws = torch.rand(len(training.pixels), generator=progress.order)
-    order = _Order(shuffled, shuffled.to(device), flip_draws.to(device))
+    order = next_order(training)
     left = [slice(*ends) for ends in training.bounds[progress.position :]]
     inputs = training.pixels.in_epoch(progress.epoch)
-    with contextlib.closing(inputs.batches(_asked(training, order, left))) as images:
+    with contextlib.closing(inputs.batches(asked_of(training, order, left))) as images:
         for batch in left:
             tick = time.perf_counter()
             _step(training, order, batch, next(images))
@@ -310,6 +297,26 @@ def _epoch(training: _Training, callbacks: Callbacks, kept: Mapping[str, Statefu
     used = training.bounds[-1][1]  # images of an epoch
     timing.end_epoch(progress.step, seconds, used)
     mean_loss = float(world.all_reduce_sum(progress.total_loss)) / used
+    correct = int(world.all_reduce_sum(progress.correct)) / used
+    return row_of(training, mean_loss, correct, seconds)
+
+
+def next_order(training: Training) -> Order:
+    """The order of the images of the epoch that begins."""
+    progress, device = training.progress, training.compute.device
+    progress.epoch_order = progress.order.get_state()
+    shuffled = training.draws.next(progress.order)
+    flip_draws = torch.rand(len(training.pixels), generator=progress.order)
+    return Order(shuffled, shuffled.to(device), flip_draws.to(device))
+
+
+def row_of(training: Training, mean_loss: float, correct: float, seconds: float) -> EpochRow:
+    """The row of the epoch that is over.
+
+    Raises:
+        Diverged: its loss is not finite.
+    """
+    progress, recipe = training.progress, training.recipe
     if not math.isfinite(mean_loss):
         raise Diverged(
             f"the loss of epoch {progress.epoch + 1} of {recipe.total_epochs} is {mean_loss}. "
@@ -318,13 +325,13 @@ def _epoch(training: _Training, callbacks: Callbacks, kept: Mapping[str, Statefu
     return EpochRow(
         epoch=progress.epoch + 1,
         loss=mean_loss,
-        accuracy=int(world.all_reduce_sum(progress.correct)) / used,
+        accuracy=correct,
         lr=training.optimizer.param_groups[0]["lr"],
         seconds=seconds,
     )
 
 
-def _place(training: _Training) -> Place:
+def _place(training: Training) -> Place:
     """Where training is, for who follows it."""
     progress, bounds = training.progress, training.bounds
 
@@ -336,7 +343,7 @@ def _place(training: _Training) -> Place:
     return Place(progress.epoch, progress.position, len(bounds), loss)
 
 
-def _asked(training: _Training, order: _Order, batches: Sequence[slice]) -> Iterator[Tensor]:
+def asked_of(training: Training, order: Order, batches: Sequence[slice]) -> Iterator[Tensor]:
     """The numbers of the images (B,) that this process needs of each batch."""
     pixels = training.pixels
     numbers = order.host if pixels.indexed_on == order.host.device else order.device
@@ -345,19 +352,19 @@ def _asked(training: _Training, order: _Order, batches: Sequence[slice]) -> Iter
         yield pick(index, training.shares[len(index)].needed)
 
 
-def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None:
+def _step(training: Training, order: Order, batch: slice, images: Any) -> None:
     """One step of the optimiser on the images at `batch` of the epoch's order.
 
     images: (B, 3, R, R), those that this process needs of them, or what the model sees of them.
     """
     progress, compute = training.progress, training.compute
-    trainable, task = training.fittable.trainable, training.fittable.task
+    task = training.fittable.task
     size = batch.stop - batch.start
     training.schedule.begin_step(progress.epoch, progress.step)
     parts = training.shares[size].parts
     scale: float | Tensor
     counted: float | Tensor
-    x, y, target, numbers = _batch(training, order, batch, images)
+    x, y, target, numbers = batch_of(training, order, batch, images)
     training.timing.passes.begin()
     training.optimizer.zero_grad(set_to_none=True)
     for part, own in zip(parts, places(parts), strict=True):
@@ -373,8 +380,14 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
         with torch.no_grad():
             progress.total_loss += loss * counted
             progress.correct += count_right(task, outputs, y[own], part.count)
+    finish_step(training)
+
+
+def finish_step(training: Training) -> None:
+    """Let the optimiser step, from the gradients of a batch, and count the step."""
+    progress = training.progress
     if training.recipe.clip_grad is not None:
-        nn.utils.clip_grad_norm_(trainable, training.recipe.clip_grad)
+        nn.utils.clip_grad_norm_(training.fittable.trainable, training.recipe.clip_grad)
     training.optimizer.step()
     if training.fittable.after_step is not None:
         total = training.recipe.total_epochs * len(training.bounds)
@@ -384,45 +397,8 @@ def _step(training: _Training, order: _Order, batch: slice, images: Any) -> None
     progress.position += 1
 
 
-class Objective(nn.Module):
-    """What a step minimises: the task's loss or an objective, and a method's regulariser."""
-
-    def __init__(
-        self, fittable: Fittable, label_smoothing: float, weights: ClassWeights | None = None
-    ) -> None:
-        super().__init__()
-        self.model = fittable.model
-        self.task = fittable.task
-        self.regulariser = fittable.regulariser
-        self.objective = fittable.objective
-        self.label_smoothing = label_smoothing
-        self.weights = None if weights is None else weights.values
-
-    def forward(
-        self, x: Any, target: Tensor, step: int = 0, numbers: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What is minimised, the task's loss, and its outputs (B, ...) of images x (B, 3, S, S).
-
-        target: (B,) classes, or (B, C) shares of them where images are mixed; numbers: (B,) of the
-        images in the train split.
-        """
-        batch = StepBatch(
-            *(x, target, self.model, self.task, self.label_smoothing, self.weights, step, numbers)
-        )
-        if self.objective is None:
-            outputs = batch.outputs()
-            total = loss = batch.loss(outputs)
-        else:
-            total, outputs = self.objective(batch)
-            with torch.no_grad():
-                loss = batch.first(len(outputs)).loss(outputs)
-        if self.regulariser is not None:
-            total = total + self.regulariser()
-        return total, loss, outputs
-
-
-def _batch(
-    training: _Training, order: _Order, batch: slice, images: Any
+def batch_of(
+    training: Training, order: Order, batch: slice, images: Any
 ) -> tuple[Any, Tensor, Tensor, Tensor]:
     """Augmented `images`, classes, targets and numbers of one process's parts of a batch.
 

@@ -24,7 +24,8 @@ from peftbench.run import experiment
 from peftbench.spec import BackboneSpec, DatasetSpec, Precision, Preprocessing, Recipe, RunSpec
 from peftbench.training.augment import Augmentation
 from peftbench.training.device import Compute
-from peftbench.training.loop import Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import fit
 
 pytestmark = pytest.mark.gpu
 discover()

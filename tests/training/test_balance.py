@@ -19,7 +19,8 @@ from peftbench.spec import Preprocessing, Recipe
 from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.balance import ClassWeights, Draws, balanced_weights
 from peftbench.training.device import Compute
-from peftbench.training.loop import Fit, Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import Fit, fit
 from peftbench.training.recipe import check_recipe
 
 CPU = torch.device("cpu")

@@ -20,7 +20,8 @@ from peftbench.errors import Diverged, SplitRoleError
 from peftbench.spec import Preprocessing, Recipe
 from peftbench.training.batches import batch_bounds, pieces
 from peftbench.training.device import Compute, seeded
-from peftbench.training.loop import Callbacks, Fit, Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import Callbacks, Fit, fit
 
 pytestmark = pytest.mark.arithmetic
 SIZE = 2

@@ -24,7 +24,8 @@ from peftbench.spec import Preprocessing, Recipe
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.device import Compute, seeded
 from peftbench.training.evaluate import predict
-from peftbench.training.loop import Callbacks, Fit, Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import Callbacks, Fit, fit
 from peftbench.training.objective import StepBatch
 from peftbench.training.world import ALONE, World, from_environment, join, leave
 

@@ -25,7 +25,8 @@ from peftbench.training import pixels as module
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.device import Compute, seeded
 from peftbench.training.evaluate import predict
-from peftbench.training.loop import Callbacks, Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import Callbacks, fit
 from peftbench.training.pixels import Pixels, room
 from peftbench.training.world import ALONE, World, from_environment, join, leave
 

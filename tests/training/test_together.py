@@ -16,7 +16,8 @@ from peftbench.spec import Preprocessing, Recipe
 from peftbench.tasks import CLASSIFICATION
 from peftbench.training.activations import Activations
 from peftbench.training.device import Compute, seeded
-from peftbench.training.loop import Callbacks, Fittable, fit
+from peftbench.training.fittable import Fittable
+from peftbench.training.loop import Callbacks, fit
 from peftbench.training.together import HeadTask, fit_together, is_worthwhile
 
 pytestmark = pytest.mark.arithmetic

@@ -330,9 +330,10 @@ class QueueLauncher(JobLauncher):
         return endings
 
     def _batches(self, jobs: list[Job], slots: int) -> list[list[Job]]:
-        """Jobs that share a process: those that train in one pass, or as many as were asked for."""
+        """Jobs that share a process: trials of one kind, or as many as were asked for."""
         kept = activation_bytes(self.config.cache, self.config.cache_gigabytes) is not None
-        packed = passes(jobs, slots) if kept else [[job] for job in jobs]
+        timed = self.options.timeout is not None
+        packed = passes(jobs, slots, are_timed=timed) if kept else [[job] for job in jobs]
         alone = [batch[0] for batch in packed if len(batch) == 1]
         together = [batch for batch in packed if len(batch) > 1]
         return [*together, *batches(alone, self.options.jobs_per_process)]
