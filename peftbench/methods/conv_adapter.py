@@ -295,7 +295,7 @@ class ConvAdapter(Method):
                 base = backbone.get_submodule(path)
                 surgery.replace(backbone, path, Beside(base, adapter))
             else:
-                change = layers.Change()
+                change = layers.CarriedChange()
                 base = backbone.get_submodule(path)
                 surgery.replace(backbone, path, layers.ChangeSource(base, adapter, change))
                 behind = backbone.get_submodule(end)

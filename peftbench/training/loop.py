@@ -122,7 +122,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Order:
+class EpochOrder:
     """How the images of one epoch follow one another."""
 
     host: Tensor  # (N,) numbers of the images
@@ -301,13 +301,13 @@ def _epoch(training: Training, callbacks: Callbacks, kept: Mapping[str, Stateful
     return row_of(training, mean_loss, correct, seconds)
 
 
-def next_order(training: Training) -> Order:
+def next_order(training: Training) -> EpochOrder:
     """The order of the images of the epoch that begins."""
     progress, device = training.progress, training.compute.device
     progress.epoch_order = progress.order.get_state()
     shuffled = training.draws.next(progress.order)
     flip_draws = torch.rand(len(training.pixels), generator=progress.order)
-    return Order(shuffled, shuffled.to(device), flip_draws.to(device))
+    return EpochOrder(shuffled, shuffled.to(device), flip_draws.to(device))
 
 
 def row_of(training: Training, mean_loss: float, correct: float, seconds: float) -> EpochRow:
@@ -343,7 +343,7 @@ def _place(training: Training) -> Place:
     return Place(progress.epoch, progress.position, len(bounds), loss)
 
 
-def asked_of(training: Training, order: Order, batches: Sequence[slice]) -> Iterator[Tensor]:
+def asked_of(training: Training, order: EpochOrder, batches: Sequence[slice]) -> Iterator[Tensor]:
     """The numbers of the images (B,) that this process needs of each batch."""
     pixels = training.pixels
     numbers = order.host if pixels.indexed_on == order.host.device else order.device
@@ -352,7 +352,7 @@ def asked_of(training: Training, order: Order, batches: Sequence[slice]) -> Iter
         yield pick(index, training.shares[len(index)].needed)
 
 
-def _step(training: Training, order: Order, batch: slice, images: Any) -> None:
+def _step(training: Training, order: EpochOrder, batch: slice, images: Any) -> None:
     """One step of the optimiser on the images at `batch` of the epoch's order.
 
     images: (B, 3, R, R), those that this process needs of them, or what the model sees of them.
@@ -398,7 +398,7 @@ def finish_step(training: Training) -> None:
 
 
 def batch_of(
-    training: Training, order: Order, batch: slice, images: Any
+    training: Training, order: EpochOrder, batch: slice, images: Any
 ) -> tuple[Any, Tensor, Tensor, Tensor]:
     """Augmented `images`, classes, targets and numbers of one process's parts of a batch.
 

@@ -79,7 +79,7 @@ class Schedule:
         self.cosine: CosineLRScheduler | None = None
         if recipe.schedule == "constant":
             for group in optimizer.param_groups:
-                group["lr"] = recipe.peak_lr * group.get("lr_scale", 1.0)
+                group["lr"] = group["lr"] * group.get("lr_scale", 1.0)
             return
         unit = steps_per_epoch if recipe.schedule_unit == "step" else 1
         total = recipe.epochs * unit

@@ -85,7 +85,7 @@ class GroupedConvAdapter(nn.Module):
         return change.movedim(1, -1) if self.channels_last else change
 
 
-class Change:
+class CarriedChange:
     """What an adapter made in the pass under way, until the sum takes it."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Change:
 class ChangeSource(surgery.Around):
     """A frozen module whose input an adapter reads, for a sum further on."""
 
-    def __init__(self, base: nn.Module, adapter: nn.Module, change: Change) -> None:
+    def __init__(self, base: nn.Module, adapter: nn.Module, change: CarriedChange) -> None:
         super().__init__()
         self.base = base
         self.adapter = adapter
@@ -121,7 +121,7 @@ class ChangeSource(surgery.Around):
 class ChangeSum(surgery.Around):
     """A frozen module to whose output a change is added that was made in front of it."""
 
-    def __init__(self, base: nn.Module, change: Change) -> None:
+    def __init__(self, base: nn.Module, change: CarriedChange) -> None:
         super().__init__()
         self.base = base
         self.change = change
