@@ -110,6 +110,10 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
             frozenset({"vit", "vit_registers"}),
         ),
     ),
+    "kadaptation": (
+        ({"variant": "released", "num_products": 8}, frozenset({"vit", "beit"})),
+        ({"rule_rank": 2, "rank": 2, "bias": True, "dropout": 0.0}, frozenset({"vit"})),
+    ),
     "lora": (
         (
             {"targets": ["q", "k", "v", "proj", "fc1", "fc2"], "rank": 2, "alpha": 8.0},

@@ -15,6 +15,7 @@ from peftbench.errors import ConfigError, NotMergeable, UnknownName, Unsupported
 from peftbench.methods import METHODS, Tuned
 from peftbench.methods.layers.kernelised import KernelChange
 from peftbench.methods.layers.kronecker import KroneckerChange
+from peftbench.methods.layers.kronecker_sums import SharedRules
 from peftbench.methods.layers.linear_adapter import ComposedAdapter
 from peftbench.methods.layers.paths import FULL, SupportPath
 from peftbench.methods.layers.polyadic import CanonicalChange
@@ -304,7 +305,8 @@ def kernel_change(threshold: float | None, mixes: bool) -> KernelChange:
     with torch.no_grad():
         change.inputs["q"].copy_(torch.tensor([[[0.0], [4.0]], [[0.0], [0.0]]]))
         change.outputs["q"].copy_(torch.tensor([[[1.0], [2.0], [6.0]], [[0.0], [0.0], [0.0]]]))
-        change.get_buffer("coefficients").copy_(torch.tensor([0.1, -0.1]))
+        tenth = torch.tensor([0.1, -0.1], dtype=torch.float64)
+        change.get_buffer("coefficients").copy_(tenth)
     return change
 
 
@@ -351,3 +353,37 @@ def test_snell_trains_the_class_token_where_it_is_read_out() -> None:
         METHODS["snell"](rank=3)
     with pytest.raises(UnknownName, match="form of method=snell"):
         METHODS["snell"](form="dense")
+
+
+# ------------------------------------------------------------------------ kadaptation
+
+
+def test_kadaptation_sums_products_of_shared_and_own_factors() -> None:
+    tuned = moved("kadaptation", num_products=4, rank=2, scale=2.0)
+    place = "blocks.1.attn.qkv.delta"
+    rules = array(tuned, "blocks.0.attn.qkv.delta.rules.v.factors.0")
+    left, right = array(tuned, f"{place}.left.v"), array(tuned, f"{place}.right.v")
+    sums = sum(np.kron(rules[i], left[i] @ right[i]) for i in range(4))
+    found = change_of(tuned, "blocks.1.attn.qkv.weight")
+    np.testing.assert_allclose(found[48:], 2.0 * sums.T, rtol=0, atol=1e-13)
+    assert not found[24:48].any()  # keys
+
+
+def test_kadaptation_starts_where_its_factors_train() -> None:
+    """The most products that divide 24 channels are 24; A has a deviation of a hundredth."""
+    tuned = start("kadaptation", "vit")
+    rules = tuned.method_params["blocks.0.attn.qkv.delta.rules.q.factors.0"]
+    assert rules.shape == (24, 24, 24)
+    assert float(rules.detach().std()) == pytest.approx(0.01, rel=0.02)  # of 13,824 draws
+    product = start("kadaptation", "vit", rule_rank=4).model.get_submodule(
+        "blocks.0.attn.qkv.delta.rules.q"
+    )
+    assert isinstance(product, SharedRules)
+    assert float(product.matrices().detach().std()) == pytest.approx(0.01, rel=0.05)
+    released = start("kadaptation", "vit", variant="released")
+    assert not any(p.any() for p in released.method_params.values())
+
+
+def test_kadaptation_refuses_products_that_do_not_divide() -> None:
+    with pytest.raises(Unsupported, match=r"cannot cut the 24 channels of .* into 5\."):
+        METHODS["kadaptation"](num_products=5).check(anatomy_of("vit"))

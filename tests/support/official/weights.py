@@ -29,6 +29,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "snella_vit": ("snell", {"form": "snella", "rank": 6, "threshold": 0.6}),
 }
 
+ELSEWHERE = {"kadaptation_module": "test_weights.py"}
+
 NAMES: tuple[tuple[str, str], ...] = (
     # U is shared: by all blocks of a ViT, and by those of a stage
     (r"arc\.att\.down", r"blocks.0.attn.qkv.adapter.shared.value"),
