@@ -148,6 +148,7 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"mid_dim": None, "num_tokens": 3, "dropout": 0.1}, frozenset({"swin", "beit"})),
         ({"mid_dim": 5, "num_tokens": 3}, frozenset({"vit_registers"})),
     ),
+    "pro_tuning": (({"stages": 2, "reduction": 2}, frozenset({"vit_average"})),),
     "repadapter": (({"groups": 1, "bottleneck": 3}, frozenset({"vit"})),),
     "rlrr": (({"norms": False, "shift": False}, frozenset({"vit", "beit"})),),
     "sct": (
