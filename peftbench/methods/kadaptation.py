@@ -84,7 +84,7 @@ class KAdaptation(Targeted):
                 f"{advice(self.name, anatomy)}"
             )
         super().check(anatomy)
-        for site, rows in self.blocks(anatomy):
+        for site, rows in self.row_blocks(anatomy):
             if site.kind is not Kind.LINEAR:
                 raise Unsupported(
                     f"kadaptation changes matrices, and {site.path!r} of this {anatomy.family} "
@@ -108,8 +108,8 @@ class KAdaptation(Targeted):
         """n: how many products are summed, and the sides of the A_i."""
         if self.num_products:
             return self.num_products
-        sizes = [site.fan_in or 1 for site, _ in self.blocks(anatomy)]
-        for _, rows in self.blocks(anatomy):
+        sizes = [site.fan_in or 1 for site, _ in self.row_blocks(anatomy)]
+        for _, rows in self.row_blocks(anatomy):
             sizes += [stop - start for start, stop in rows.values()]
         common = math.gcd(*sizes)
         return next(n for n in range(min(_MOST, common), 0, -1) if common % n == 0)
@@ -132,7 +132,7 @@ class KAdaptation(Targeted):
         number = self.products(anatomy)
         design = SumDesign(self.rank, self.scale, self.dropout, self.is_released)
         rules: dict[str, SharedRules] = {}
-        for _, rows in self.blocks(anatomy):
+        for _, rows in self.row_blocks(anatomy):
             for name in (n for n in rows if n not in rules):
                 rules[name] = SharedRules(number, self.rank_of_rules, self.is_released, generator)
 
@@ -170,7 +170,7 @@ class KAdaptation(Targeted):
     def expected_params(self, anatomy: Anatomy) -> int:
         number, total = self.products(anatomy), 0
         names: set[str] = set()
-        for site, rows in self.blocks(anatomy):
+        for site, rows in self.row_blocks(anatomy):
             names |= rows.keys()
             sizes = [stop - start for start, stop in rows.values()]
             # n (in / n + out / n) t for each row block
