@@ -1,8 +1,9 @@
 """Write docs/every-module.md: what methods do on the smallest model of every module of timm.
 
 Each method is put on a copy with random weights and run: which of its tensors the output depends
-on, whether statistics of frozen layers stay, and what merging changes. It takes about half an
-hour on two cores; `--workers` says on how many. A model that fails is told on stderr.
+on, whether statistics of frozen layers stay, and what merging changes. By default these are methods
+that stand in every kind of place; `--methods` names others, or `all`. It takes about half an hour
+on two cores; `--workers` says on how many. A model that fails is told on stderr.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,14 +43,24 @@ class Module:
     outcomes: Mapping[str, Tried] = field(default_factory=dict)
 
 
-def tuning_methods() -> list[str]:
-    """Methods of our own that train by steps."""
+# in weights, on outputs, inputs and the stream, behind every layer, as tokens, and what is unfrozen
+KINDS = (
+    *("lora", "fact_tt", "adapter", "adapter_plus", "repadapter", "convpass", "ssf"),
+    *("vpt_deep", "bias", "norm", "partial", "sidetune", "full"),
+)
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """The methods of those names; of `all`, those of our own that train by steps."""
     discover()
-    return [n for n in METHODS if not METHODS[n].card.solved and not n.startswith("hf_")]
+    if list(names) == ["all"]:
+        return tuple(n for n in METHODS if not METHODS[n].card.solved and not n.startswith("hf_"))
+    return tuple(METHODS[name].name for name in names)
 
 
-def look(name: str) -> Module:
-    """Try every method on the smallest model of a module."""
+def look(name: str, methods: Sequence[str]) -> Module:
+    """Try the methods on the smallest model of a module."""
+    discover()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     architecture = SMALLEST[name]
@@ -57,16 +68,17 @@ def look(name: str) -> Module:
     model = build(architecture, side)
     anatomy = describe(model, side)
     random = random_copy(model, anatomy.channels, side)
-    outcomes = {method: tried(method, random, anatomy) for method in tuning_methods()}
+    outcomes = {method: tried(method, random, anatomy) for method in methods}
     return Module(name, architecture, side, anatomy.known_by, anatomy.depth, outcomes)
 
 
-def page(modules: Iterable[Module], left_out: Iterable[str]) -> str:
+def page(modules: Iterable[Module], left_out: Iterable[str], methods: Sequence[str]) -> str:
     """The text of the page."""
     rows = sorted(modules, key=lambda module: module.name)
-    methods = tuning_methods()
     sited = ("lora", "ssf", "adapter_plus")
-    taking = [m for m in rows if any(m.outcomes[name].is_right for name in sited)]
+    taking = [
+        m for m in rows if any(m.outcomes[name].is_right for name in sited if name in methods)
+    ]
     wrong = [f"{m.architecture}: {n}" for m in rows for n, o in m.outcomes.items() if not _fine(o)]
     reasons: dict[str, int] = {}
     lines = []
@@ -82,7 +94,7 @@ def page(modules: Iterable[Module], left_out: Iterable[str]) -> str:
             "<!-- written by `python tools/every_module.py`; do not edit -->",
             "# Every module of timm",
             "",
-            "What each method does on the smallest model of each module of timm 1.0.31, at the",
+            "What methods do on the smallest model of each module of timm 1.0.31, at the",
             "least image size that it takes, with random weights of which none is zero. ● works, ◐",
             "works and does not merge here, – is refused; numbers lead to the reason below. Layers",
             "are (d)escribed or (i)nferred, see [anatomy.md](anatomy.md). Works means: the output",
@@ -123,14 +135,16 @@ def main() -> int:
     """Look at all modules, or at those that are named, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("modules", nargs="*", help="of timm; all by default")
+    parser.add_argument("--methods", nargs="+", default=KINDS, help="names of methods, or all")
     parser.add_argument("--workers", type=int, default=2, help="processes (2)")
     parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()
     names = options.modules or [name for name in SMALLEST if name not in LARGE]
+    methods = chosen(options.methods)
     done: list[Module] = []
     failed = False
     with ProcessPoolExecutor(options.workers) as pool:
-        waiting = {pool.submit(look, name): name for name in names}
+        waiting = {pool.submit(look, name, methods): name for name in names}
         for future in as_completed(waiting):
             name = waiting[future]
             try:
@@ -139,7 +153,8 @@ def main() -> int:
                 failed = True
                 print(f"{name}: {type(e).__name__} {e}", file=sys.stderr)
             print(f"{len(done)} of {len(names)}: {name}", flush=True)
-    options.out.write_text(page(done, set(SMALLEST) - {m.name for m in done}), encoding="utf-8")
+    text = page(done, set(SMALLEST) - {m.name for m in done}, methods)
+    options.out.write_text(text, encoding="utf-8")
     return int(failed)
 
 
