@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from peftbench.artefacts import card as cards
@@ -31,7 +32,7 @@ def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".tuned.{os.getpid()}.part"
         try:
-            state = {name: tensor.cpu().contiguous() for name, tensor in tuned.state().items()}
+            state = {name: tensor.cpu().contiguous() for name, tensor in tuned.stored().items()}
             save_file(state, part, metadata={"run_id": str(card.get("run_id", ""))})
             part.replace(path)
         finally:
@@ -40,18 +41,20 @@ def save(tuned: Tuned, folder: Path, card: dict[str, Any]) -> int:
     return path.stat().st_size
 
 
-def size_of(shapes: Mapping[str, tuple[int, ...]], run_id: str) -> int:
+def size_of(shapes: Mapping[str, tuple[int, ...]], run_id: str, packed: Container[str] = ()) -> int:
     """Bytes of the file that `save` writes of float32 tensors of these shapes, by name.
 
     The format is eight bytes, a header of JSON that is padded to a multiple of eight, and the
-    tensors, in the order of their names (https://github.com/huggingface/safetensors).
+    tensors: those of float32, then the bytes of `packed` ones, in the order of their names
+    (https://github.com/huggingface/safetensors).
     """
     header: dict[str, Any] = {"__metadata__": {"run_id": run_id}}
     end = 0
-    for name in sorted(shapes):
-        begin, end = end, end + 4 * math.prod(shapes[name])
+    for name in sorted(shapes, key=lambda name: (name in packed, name)):
+        width, kind = (1, "U8") if name in packed else (4, "F32")
+        begin, end = end, end + width * math.prod(shapes[name])
         header[name] = {
-            "dtype": "F32",
+            "dtype": kind,
             "shape": list(shapes[name]),
             "data_offsets": [begin, end],
         }
@@ -77,7 +80,7 @@ def load(tuned: Tuned, folder: Path) -> None:
     path = folder / TASK
     try:
         tuned.make_room({name: each.shape for name, each in tensors.announced(path).items()})
-        tuned.load_state(tensors.read(path, tuned.state()))
+        tuned.load_stored(tensors.read(path, tuned.stored()))
     except FileNotFoundError as e:
         raise WeightsError(f"{path} does not exist. Run the task again.") from e
     except (OSError, ValueError) as e:
@@ -85,14 +88,17 @@ def load(tuned: Tuned, folder: Path) -> None:
 
 
 def size(folder: Path) -> int:
-    """Numbers that the tuned tensors of a folder hold, read off the header of their file.
+    """Numbers that the tuned tensors of a folder may hold, read off the header of their file.
+
+    Each bit of a byte may be one.
 
     Raises:
         WeightsError: the file is missing or damaged.
     """
     path = folder / TASK
     try:
-        return sum(math.prod(each.shape) for each in tensors.announced(path).values())
+        held = tensors.announced(path).values()
+        return sum(math.prod(e.shape) * (8 if e.dtype is torch.uint8 else 1) for e in held)
     except FileNotFoundError as e:
         raise WeightsError(f"{path} does not exist. Run the task again.") from e
     except (OSError, ValueError) as e:

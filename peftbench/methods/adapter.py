@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from peftbench.methods.layers.bottleneck import Bottleneck
 
 # position -> what it computes, with y the stream behind attention and u the output of the MLP
 POSITIONS: Mapping[str, str] = {
@@ -97,12 +96,9 @@ class BottleneckAdapter(Method):
     ) -> Attachment:
         from peftbench.methods import surgery
         from peftbench.methods.layers import frozen_conv, stream
-        from peftbench.methods.layers.bottleneck import Bottleneck
 
-        def make(site: Site) -> Bottleneck:
-            width = site.width
-            bottleneck = self.bottleneck_for(width)
-            return Bottleneck(self.design, width, bottleneck, site.channels_last, generator)
+        def make(site: Site) -> nn.Module:
+            return self.adapter(site, generator)
 
         adapters: dict[str, nn.Module] = {}
         if self.position in _AT_ENTRIES:
@@ -123,6 +119,13 @@ class BottleneckAdapter(Method):
             touched=tuple(adapters),
             train_modules=tuple(adapters.values()),
         )
+
+    def adapter(self, site: Site, generator: torch.Generator) -> nn.Module:
+        """The adapter of one site, without a residual."""
+        from peftbench.methods.layers.bottleneck import Bottleneck
+
+        bottleneck = self.bottleneck_for(site.width)
+        return Bottleneck(self.design, site.width, bottleneck, site.channels_last, generator)
 
     def expected_params(self, anatomy: Anatomy) -> int:
         widths = [site.width for site in self.sites(anatomy)]

@@ -21,6 +21,7 @@ from peftbench.methods.base import (
 )
 from peftbench.methods.layers.heads import on_maps, on_rows, silent_head, take_over
 from peftbench.methods.layers.neighbours import NearestNeighbours
+from peftbench.methods.layers.packing import PackedTensor
 from peftbench.methods.layers.passes import MethodObjective
 from peftbench.methods.layers.solvable import Solvable
 from peftbench.methods.layers.sparse import SparseDelta
@@ -74,6 +75,33 @@ class Tuned:
         """All that one task needs besides the pretrained backbone."""
         return {name: tensor.detach() for name, tensor in self._stored().items()}
 
+    def stored(self) -> dict[str, Tensor]:
+        """`state` in the form of a file: tensors of few bits packed."""
+        state = self.state()
+        for path, module in self._packed().items():
+            del state[f"{path}.{module.packs}"]
+            state |= {f"{path}.{name}": tensor for name, tensor in module.pack().items()}
+        return state
+
+    @torch.no_grad()
+    def load_stored(self, stored: dict[str, Tensor]) -> None:
+        """Take over what `stored` gave of such a model; names and shapes are those of it."""
+        state = dict(stored)
+        parts = {}
+        for path, module in self._packed().items():
+            own = [name for name in state if name.rpartition(".")[0] == path]
+            parts[path] = {name.rpartition(".")[2]: state.pop(name) for name in own}
+            state[f"{path}.{module.packs}"] = module.get_parameter(module.packs).detach()
+        self.load_state(state)
+        for path, module in self._packed().items():
+            module.unpack(parts[path])
+
+    def _packed(self) -> dict[str, PackedTensor]:
+        """The modules whose parameter is stored in another form, by path."""
+        named = self.model.named_modules()
+        found = {path: module for path, module in named if isinstance(module, PackedTensor)}
+        return {path: m for path, m in found.items() if f"{path}.{m.packs}" in self.trainable}
+
     @property
     def heads(self) -> tuple[str, ...]:
         """Paths of the classifiers that train."""
@@ -118,6 +146,8 @@ class Tuned:
                 module.check_index(state[f"{path}.index"])
         for name, tensor in own.items():  # only now: a refused state changes nothing
             tensor.copy_(state[name])
+        for module in self._packed().values():
+            module.load_full()
 
     def _stored(self) -> dict[str, Tensor]:
         """The tensors of `state` as the model holds them now; moving it makes new buffers."""

@@ -108,7 +108,9 @@ class Profiler:
             raise Unsupported(
                 f"{spec.method.name} cannot be counted without storage: {reason}. Run it instead."
             ) from e
-        shapes = {name: tuple(tensor.shape) for name, tensor in tuned.state().items()}
+        stored = tuned.stored()
+        shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        packed = {name for name, tensor in stored.items() if tensor.dtype is torch.uint8}
         return Profile(
             method=spec.method.name,
             hyperparameters=settings_text(spec.method.identity()["hyperparameters"]),
@@ -122,7 +124,7 @@ class Profiler:
             params_head=_count(tuned.head_params),
             params_unfrozen=_count(tuned.unfrozen_params),
             params_backbone=tuned.anatomy.num_params,
-            stored_bytes=task_file.size_of(shapes, spec.run_id),
+            stored_bytes=task_file.size_of(shapes, spec.run_id, packed),
             forward_gmacs=cost.forward_gmacs(tuned.model, size, weightless_copy),
             training_gflops=step.training_gflops,
             kept_bytes=step.kept_bytes,

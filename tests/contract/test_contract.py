@@ -50,6 +50,10 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"variant": "released", "rank": 3}, frozenset({"swin"})),
         ({"branches": "attention", "dropout": 0.1}, frozenset({"vit"})),
     ),
+    "bi_adaptformer": (({"bits": 3, "binary_head": True}, frozenset({"vit", "convnext"})),),
+    "bi_lora": (
+        ({"bits": 4, "dropout": 0.0, "targets": ["v", "fc1"]}, frozenset({"vit", "beit"})),
+    ),
     "bias": (({"variant": "released"}, frozenset({"swin", "beit", "vit"})),),
     "conv_adapter": (  # a narrow rectifier may be off for all images
         (

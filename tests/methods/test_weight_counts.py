@@ -83,3 +83,9 @@ def test_kadaptation() -> None:
     assert released == layers + 12 * 768 + 4 * 32 * 32 == 50_176
     assert count("kadaptation") == layers + 2 * 32**3
     assert count("kadaptation", rule_rank=1, bias=True) == released
+
+
+def test_binary_adapters() -> None:
+    """The released h = 32: of q and v 2 (768 + 768) h, beside each MLP 2 * 768 h."""
+    assert count("bi_lora") == 12 * 2 * 32 * (768 + 768)
+    assert count("bi_adaptformer") == 12 * 2 * 32 * 768

@@ -7,6 +7,11 @@ from typing import Any
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arc_swin": ("arc", {"rank": 5, "variant": "released"}),
     "arc_vit": ("arc", {"rank": 8}),
+    "biadaptformer_1bit_vit": (
+        "bi_adaptformer",
+        {"bottleneck": 8, "scale": 0.7, "dropout": 0.0},
+    ),
+    "bilora_1bit_vit": ("bi_lora", {"rank": 6, "dropout": 0.0}),
     "cara_vit": ("cara", {"rank": 6, "scale": 0.7, "num_heads": 4, "dropout": 0.0}),
     "glora_full_vit": ("glora", {"rank": 4}),
     "glora_paths_vit": (
@@ -63,4 +68,6 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"(.+)\.(\w+)\.snell_(in|out)", r"\1.\2.delta.\3puts.\2"),
     (r"(blocks\.\d\.attn)\.([qkv])\.snell_(\w+)", r"\1.qkv.delta.\3.\2"),
     (r"(.+)\.(\w+)\.snell_(\w+)", r"\1.\2.delta.\3.\2"),
+    (r"blocks\.(\d)\.bilora_(q|v)\.(down|up)", r"blocks.\1.attn.qkv.delta.\3.\2.full"),
+    (r"blocks\.(\d)\.biadapter\.(down|up)", r"blocks.\1.block.norm2.adapter.\2.full"),
 )
