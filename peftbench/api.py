@@ -259,6 +259,7 @@ def attach(backbone: nn.Module, path: str | Path) -> TunedModel:
         with named(folder):
             told = parsed(cards.backbone(card).anatomy)
             anatomy = _describe(backbone, size, told)
+            method = method.stored_as(anatomy)
             _check_size(anatomy, method, num_classes, held)
             built = _apply(backbone, method, num_classes, anatomy, seed=0)
         before.keep(built.trainable.values())

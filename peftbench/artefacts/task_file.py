@@ -72,7 +72,7 @@ def card_bytes(card: dict[str, Any]) -> bytes:
 
 
 def load(tuned: Tuned, folder: Path) -> None:
-    """Fill a freshly attached model from `folder`.
+    """Fill a freshly attached model of `Method.stored_as` from `folder`.
 
     Raises:
         WeightsError: the file is missing, corrupt or belongs to another method or backbone.

@@ -76,7 +76,12 @@ class Tuned:
         return {name: tensor.detach() for name, tensor in self._stored().items()}
 
     def stored(self) -> dict[str, Tensor]:
-        """`state` in the form of a file: tensors of few bits packed."""
+        """What a finished task stores: tensors of few bits are packed.
+
+        They are named as in a model of `Method.stored_as`.
+        """
+        if self.method.stored_as(self.anatomy) != self.method:
+            return self.method.stored_state(self.model, self.state())
         state = self.state()
         for path, module in self._packed().items():
             del state[f"{path}.{module.packs}"]

@@ -192,6 +192,20 @@ class Method(ABC):
         """The same method with new tensors that need no network; a stored task overwrites them."""
         return self
 
+    def stored_as(self, anatomy: Anatomy) -> Method:
+        """The method as which a finished task is stored and loaded; this one unless it can be less.
+
+        Another one has the same hyper-parameters but for what only training needs.
+        """
+        return self
+
+    def stored_state(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a finished task, by their names in a model of what it is stored as.
+
+        Of those of the trained `model`, by their names there.
+        """
+        return state
+
     def unmoved(self) -> tuple[str, ...]:
         """Patterns of names of trained tensors that never leave their start; all others must move.
 

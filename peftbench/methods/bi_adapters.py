@@ -122,7 +122,7 @@ class BiLoRA(_FewBits, Targeted):
     def expected_params(self, anatomy: Anatomy) -> int:
         return sum(
             self.rank * ((site.fan_in or 0) + stop - start)
-            for site, rows in self.blocks(anatomy)
+            for site, rows in self.row_blocks(anatomy)
             for start, stop in rows.values()
         )
 

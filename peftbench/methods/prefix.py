@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy
@@ -13,7 +13,7 @@ from peftbench.methods.base import Attachment, Method, MethodCard, parameters_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 STD = 0.02  # of keys and values that no encoder makes
 
@@ -37,6 +37,7 @@ class PrefixTuning(Method):
         identity_at_init=False,
         mergeable=False,
         deviations=(
+            "a finished task stores the prefixes without the network, where that is less",
             "defined for language; in vision the place is ours",
             "prefixes stand behind any norm and rotation of keys, and have no relative position "
             "and no mask: in Swin each window has all of them",
@@ -93,6 +94,17 @@ class PrefixTuning(Method):
             touched=tuple(added),
             train_modules=tuple(added.values()),
         )
+
+    def stored_as(self, anatomy: Anatomy) -> Method:
+        """Prefixes as they are, without the network that made them, where that is less."""
+        folded = replace(self, mid_dim=None)
+        fewer = folded.expected_params(anatomy) < self.expected_params(anatomy)
+        return folded if fewer else self
+
+    def stored_state(self, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        from peftbench.methods.layers.prefix import folded
+
+        return folded(model, state)
 
     def expected_params(self, anatomy: Anatomy) -> int:
         widths = tuple(attention_widths(anatomy).values())

@@ -146,7 +146,13 @@ def _check_reload(bench: Bench, store: ResultsStore, kept: Kept) -> dict[str, fl
             f"({bench.backbone.sha256[:12]}, then {fresh.sha256[:12]})."
         )
     # the same weights in the same architecture, of which the anatomy is known
-    again = attach(spec, fresh, bench.tuned.anatomy, bench.splits.num_classes)
+    stored = bench.tuned.method.stored_as(bench.tuned.anatomy)
+    again = attach(
+        dataclasses.replace(spec, method=stored),
+        fresh,
+        bench.tuned.anatomy,
+        bench.splits.num_classes,
+    )
     task_file.load(again, store.artefacts((spec.method.name, spec.run_id)))
     reloaded = predict(again.model, kept.images, fresh.preprocessing, compute, kept.task)
     before, after = kept.score_of(kept.reference), kept.score_of(reloaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.counted_vit import vit_b
-from support.tiny_backbones import anatomy_of, fill
+from support.tiny_backbones import anatomy_of, fill, images
 from support.tiny_tuned import start
 
 from peftbench.errors import ConfigError, Unsupported
@@ -33,6 +33,32 @@ def test_without_a_network_they_are_learned_as_they_are() -> None:
     assert shapes["layers.0.blocks.1.attn.extra.keys"] == (2, 4, 6)
     assert shapes["layers.1.blocks.0.attn.extra.values"] == (3, 4, 8)
     assert len(shapes) == 6
+
+
+@pytest.mark.parametrize("method", ["prefix", "mam"])
+def test_a_finished_task_stores_what_the_network_makes(method: str) -> None:
+    tuned = start(method, "vit", num_tokens=4)  # 800 hidden units for 4 keys
+    fill(tuned.trainable, seed=2)
+    tuned.model.eval()
+    stored = tuned.stored()
+    kept = tuned.method.stored_as(tuned.anatomy)
+    assert kept == METHODS[method](num_tokens=4, mid_dim=None)
+    again = start(method, "vit", num_tokens=4, mid_dim=None)
+    again.load_state(stored)
+    again.model.eval()
+    x = images("vit", 3)
+    with torch.no_grad():
+        assert torch.equal(again.model(x), tuned.model(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(again.model(x), tuned.model(x))
+    prefixes = sum(t.numel() for name, t in stored.items() if ".extra." in name)
+    assert prefixes == 2 * 2 * 4 * 24  # keys and values of two blocks
+
+
+def test_a_network_that_is_less_than_what_it_makes_is_stored_itself() -> None:
+    tuned = start("prefix", "vit", num_tokens=50, mid_dim=2)
+    assert tuned.method.stored_as(tuned.anatomy) == tuned.method
+    assert tuned.stored().keys() == tuned.state().keys()
 
 
 def test_counts_on_vit_b() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,18 @@ class EncodedPrefix(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Keys and values (heads, p, d)."""
-        both = self.dropout(self.fc2(self.encoder())).unflatten(-1, (2, *self.heads))
+        keys, values = self.made()
+        return self.dropout(keys), self.dropout(values)
+
+    def made(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (heads, p, d) in front of dropout, in the type of the parameters.
+
+        Not in that of autocast: what a task stores of them is then what it computed with.
+        """
+        device = self.fc2.weight.device.type
+        known = torch.amp.is_autocast_available(device)  # not on "meta", where nothing is cast
+        with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
+            both = self.fc2(self.encoder()).unflatten(-1, (2, *self.heads))
         keys, values = both.permute(1, 2, 0, 3)
         return keys, values
 
@@ -61,3 +74,16 @@ class DirectPrefix(nn.Module):
     def forward(self) -> tuple[Tensor, Tensor]:
         """Keys and values (heads, p, d)."""
         return self.dropout(self.keys), self.dropout(self.values)
+
+
+@torch.no_grad()
+def folded(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the keys and values that encoders make in place of the encoders' tensors."""
+    made = {}
+    for path, module in model.named_modules():
+        if isinstance(module, EncodedPrefix):
+            made[path] = module.made()
+    kept = {n: t for n, t in state.items() if not n.startswith(tuple(f"{path}." for path in made))}
+    for path, (keys, values) in made.items():
+        kept |= {f"{path}.keys": keys.contiguous(), f"{path}.values": values.contiguous()}
+    return kept
