@@ -88,6 +88,14 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
             frozenset({"vit_registers", "swin"}),
         ),
     ),
+    "da_vpt": (
+        (
+            {"cls_type": "key", "proxy_for_cls": "query", "proxy_for_patches": "key"}
+            | {"criterion": "proxynca", "train_biases": ["k", "v", "fc1", "norm"]},
+            frozenset({"vit"}),
+        ),
+        ({"cls_weight": 0.0, "mask": False, "proxy_prompts": 3}, frozenset({"vit_average"})),
+    ),
     "fact_tk": (
         ({"variant": "released", "rank": 3}, frozenset({"vit", "swin"})),
         ({"dropout": 0.0, "rank": 3}, frozenset({"swin_v2", "beit", "eva_fused"})),

@@ -46,3 +46,8 @@ def test_dyt_at_inference_gives_what_it_gives_when_all_tokens_are_computed() -> 
     run.model.eval()
     with torch.no_grad():
         assert_close(run.model(run.x), run.golden.tensors["out64/logits"], EXACT)
+
+
+def test_the_losses_of_da_vpt_are_the_official_ones() -> None:
+    losses = torch.stack([exact("da_vpt_vit")[0]["losses"][str(step)] for step in range(3)])
+    assert_close(losses, read("da_vpt_vit").tensors["out64/losses"], EXACT)

@@ -12,7 +12,15 @@ DYT: dict[str, dict[str, Any]] = {
     "dyt_train_vit": {"bottleneck": 6, "scale": 0.1, "target_ratio": 0.5, "dropout": 0.0},
 }
 
+DA_VPT: dict[str, Any] = {
+    "proxy_prompts": 4,
+    "other_prompts": 3,
+    "proxy_layers": [2, 3],
+    "mapping": [0, 2, 1, 3, 2],
+}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "da_vpt_vit": ("da_vpt", DA_VPT),
     "sct_attn_vit": ("sct", {"channels": 8}),
     **{name: ("dyt", options) for name, options in DYT.items()},
 }
@@ -31,6 +39,7 @@ INJECT = {"dyt_train_vit": give_draws}
 NAMES: tuple[tuple[str, str], ...] = (
     (r"blocks\.(\d)\.dyt_adapter\.(.+)", r"blocks.\1.block.norm2.adapter.bottleneck.\2"),
     (r"blocks\.(\d)\.dyt_router\.(.+)", r"blocks.\1.block.norm2.adapter.router.\2"),
+    (r"prompt\.layer0(\d)", r"blocks.\1.prompts"),
     (r"blocks\.(\d)\.sct_attn\.(.+)", r"blocks.\1.block.norm2.adapter.\2"),
     (r"blocks\.(\d)\.sct_mlp\.(.+)", r"blocks.\1.mlp.fc2.adapter.\2"),
     (r"blocks\.(\d)\.sct_(q|v)\.(.+)", r"blocks.\1.attn.qkv.adapter.changes.\2.\3"),
