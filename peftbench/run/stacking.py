@@ -46,19 +46,21 @@ class Abreast(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x: (k B, ...) rows of k active trials; what comes out has as many times B rows."""
         count, state = len(self.active), torch.get_rng_state() if self.draws else None
-        rows = len(x) // count
+
+        def parts(value: Any) -> Sequence[Any]:
+            """Of each trial. The gradient of a split is one concatenation."""
+            whole = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(x)
+            return value.split(len(x) // count) if whole else [value] * count
+
+        mine, others = parts(x), [parts(value) for value in args]
+        named = {key: parts(value) for key, value in kwargs.items()}
         outputs = []
         for place, trial in enumerate(self.active):
             if state is not None:
                 torch.set_rng_state(state)
-
-            def part(value: Any, start: int = place * rows) -> Any:
-                whole = isinstance(value, Tensor) and value.ndim > 0 and len(value) == count * rows
-                return value[start : start + rows] if whole else value
-
-            others = [part(value) for value in args]
-            named = {key: part(value) for key, value in kwargs.items()}
-            outputs.append(self.own[trial](part(x), *others, **named))
+            beside = [value[place] for value in others]
+            keyed = {key: value[place] for key, value in named.items()}
+            outputs.append(self.own[trial](mine[place], *beside, **keyed))
         return torch.cat(outputs)
 
 
@@ -66,7 +68,8 @@ class Abreast(nn.Module):
 class StackedModel:
     """The network of several trials; see `Stack`."""
 
-    model: nn.Module
+    model: nn.Module  # the network, or its part behind a prefix
+    root: nn.Module  # the network
     places: dict[str, Abreast]
     copies: list[dict[int, Any]]  # of each trial but the first, by the identity of the original
     trainable: list[nn.Parameter]  # of the first
@@ -87,6 +90,16 @@ class StackedModel:
         """Let the model compute these, in this order."""
         for place in self.places.values():
             place.active = list(trials)
+
+    @contextlib.contextmanager
+    def taken_apart(self) -> Iterator[None]:
+        """Inside, the network is that of the first trial again."""
+        _take_apart(self.root, self)
+        try:
+            yield
+        finally:
+            for path, place in self.places.items():
+                _put(self.root, path, place)
 
     def match_modes(self) -> None:
         """Put what trains of each trial into the mode of the first one's."""
@@ -133,9 +146,9 @@ def stacked(
     except Exception as e:  # of a network whose code asks more of its modules than to be called
         raise Unstackable(f"{type(e).__name__}: {e}") from e
     stack = _stack(model, paths, calls, (trainable, changing), trials)
-    shown = StackedModel(_called(model, prefix), stack.places, stack.copies, stack.trainable)
+    stack.model = _called(model, prefix)
     try:
-        yield shown
+        yield stack
     finally:
         _take_apart(model, stack)
 
@@ -236,7 +249,7 @@ def _stack(
         draws = any(call.draws for at, call in calls.items() if f"{at}.".startswith(f"{path}."))
         places[path] = Abreast(own, draws)
         _put(model, path, places[path])
-    return StackedModel(model, places, copies, list(trainable))
+    return StackedModel(model, model, places, copies, list(trainable))
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -29,6 +29,7 @@ from peftbench.run.effects import check_executed
 from peftbench.run.ending import PendingRecord
 from peftbench.spec import RunSpec
 from peftbench.training.checkpoint import Checkpoints
+from peftbench.training.device import Compute
 from peftbench.training.fittable import Fittable
 from peftbench.training.loop import Fit
 from peftbench.training.stacked import fit_stacked
@@ -126,11 +127,15 @@ def _is_head(bench: Bench) -> bool:
 
 def is_faster(bench: Bench, step: StepCost | None) -> bool:
     """Whether trials that share what is frozen train faster than one by one."""
-    compute, frozen = bench.compute, bench.frozen
-    if step is None or (frozen is not None and frozen.prefix.head is not None):
-        return False
-    on_cpu = compute.device.type == "cpu"
-    return step.kept_bytes <= MOST_KEPT and (not on_cpu or compute.dtype is torch.bfloat16)
+    if step is None or (bench.frozen is not None and bench.frozen.prefix.head is not None):
+        return False  # behind the last frozen module nothing is shared
+    return is_small(step, bench.compute)
+
+
+def is_small(step: StepCost, compute: Compute) -> bool:
+    """Whether a step of one trial is small enough that its frozen part gains from company."""
+    slow = compute.device.type == "cpu" and compute.dtype is not torch.bfloat16
+    return step.kept_bytes <= MOST_KEPT and not slow
 
 
 def _train_heads(bench: Bench, specs: Sequence[RunSpec]) -> None:
