@@ -17,7 +17,7 @@ NARROWED := $(if $(METHODS),'method=$(METHODS)') $(if $(DATASETS),'dataset=$(DAT
   $(if $(LIMIT),'dataset.limit=$(LIMIT)') $(if $(LAUNCHER),'hydra/launcher=$(LAUNCHER)') \
   $(if $(DATA),'data_dir=$(DATA)') $(OVERRIDES)
 
-.PHONY: help setup demo test test-slow test-arithmetic notebooks bench check sweep table tables figures report docs clean
+.PHONY: help setup demo test test-slow test-arithmetic notebooks bench atlas check sweep table tables figures report docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ bench: setup ## what methods cost beside full fine-tuning, as ratios: 10 to 20 m
 	  || echo 'peft cannot be installed: its row is left out'
 	@$(BIN)/python benchmarks/methods.py
 	@$(BIN)/python benchmarks/caching.py
+
+atlas: setup ## how much longer an answer takes with each method; goes on where it stopped, half an hour
+	@$(BIN)/python benchmarks/atlas_latency.py
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,15 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import make_docs  # noqa: E402 - beside the tools
+import atlas_page  # noqa: E402 - beside the tools
+import make_docs  # noqa: E402
 import printed_counts  # noqa: E402
 import readme_table  # noqa: E402
 
+from peftbench.report import atlas  # noqa: E402
 from peftbench.results.table_files import read_table  # noqa: E402
+
+atlas_now = cache(atlas_page.made)
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +41,8 @@ def one_thread():
         # every method on every tiny backbone, really run; what is supported, the contract holds too
         pytest.param("docs/support.md", make_docs.support, marks=pytest.mark.slow),
         ("peftbench/report/figures/looks.csv", make_docs.looks),
+        ("peftbench/report/atlas.json", lambda: atlas.written(atlas_now())),
+        ("docs/atlas.md", lambda: atlas_page.page(atlas_now())),
         ("README.md", make_docs.readme),
         ("CITATION.cff", make_docs.citation),
     ],

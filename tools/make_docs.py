@@ -5,6 +5,7 @@ parameters.md  parameters of every method on the standard backbones, and what pa
 methods.md     what `peftbench list methods --long` prints
 looks.csv      colour and marker of every method in figures
 anatomies.json where things are in the backbones that every user asks about
+atlas.md       where each method acts, what it costs and scores; also peftbench/report/atlas.json
 README.md and CITATION.cff   their numbers and names of methods
 """
 
@@ -26,7 +27,8 @@ import torch.nn.functional as F
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
-import printed_counts  # noqa: E402 - beside this file
+import atlas_page  # noqa: E402 - beside this file
+import printed_counts  # noqa: E402
 from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa: E402
 
 from peftbench.artefacts import task_file as tuned  # noqa: E402
@@ -38,6 +40,7 @@ from peftbench.cli import method_pages  # noqa: E402
 from peftbench.config.choices import catalogue  # noqa: E402
 from peftbench.errors import NotMergeable, Unsupported  # noqa: E402
 from peftbench.methods import METHODS, Method, Tuned, apply, discover  # noqa: E402
+from peftbench.report import atlas  # noqa: E402
 from peftbench.spec import BackboneSpec  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -266,7 +269,7 @@ def methods() -> str:
     """What each method is, costs and comes from."""
     return (
         GENERATED + "# Methods\n\nEach with its definition, its cost and its source; counts are "
-        "those of the default hyper-parameters.\n\n"
+        "those of the default hyper-parameters. The [atlas](atlas.md) has all in one table.\n\n"
         + method_pages.to_markdown(method_pages.pages())
     )
 
@@ -330,6 +333,9 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield DOCS / "parameters.md", parameters()
     yield DOCS / "support.md", support()
     yield LOOKS, looks()
+    known_methods = atlas_page.made()
+    yield atlas.FILE, atlas.written(known_methods)
+    yield DOCS / "atlas.md", atlas_page.page(known_methods)
     yield ROOT / "README.md", readme()
     yield ROOT / "CITATION.cff", citation()
 

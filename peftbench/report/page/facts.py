@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from peftbench.report import atlas
 from peftbench.report.costs import measured
 from peftbench.report.tables.cells import OK, overall
 from peftbench.report.view import View
@@ -45,6 +46,14 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """A heading and what belongs to it: of the provenance, or of a method."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class MethodPart:
     """The part of the page about one method; the card is empty where no run finished."""
 
@@ -56,6 +65,7 @@ class MethodPart:
     deviations: tuple[str, ...]
     standings: tuple[Standing, ...]
     refusals: tuple[tuple[str, str], ...]  # backbone, and why the method is not defined there
+    atlas: tuple[Fact, ...] = ()  # what is known of it before any run
 
 
 @dataclass(frozen=True)
@@ -68,21 +78,13 @@ class Failure:
     runs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One line of the provenance."""
-
-    name: str
-    values: tuple[str, ...]
-
-
 def method_parts(view: View, store: ResultsStore) -> list[MethodPart]:
     """One part for each method that has a run, by name.
 
     Cards are those that finished runs keep beside their record, so that a method of another
-    package has its card here as well.
+    package has its card here as well. The atlas is of this version of peftbench.
     """
-    table, standings = view.table, _standings(view)
+    table, standings, known = view.table, _standings(view), atlas.read()
     refused: dict[str, dict[str, str]] = defaultdict(dict)
     for run in table[table["status"] == str(Status.UNSUPPORTED)].to_dict("records"):
         reason = " ".join(str(run["error"] or "").split())
@@ -105,6 +107,7 @@ def method_parts(view: View, store: ResultsStore) -> list[MethodPart]:
                 tuple(map(_text, _listed(card.get("deviations")))),
                 tuple(standings.get(name, ())),
                 tuple(sorted(refused[name].items())),
+                tuple(Fact(*fact) for fact in atlas.facts_of(known, name)),
             )
         )
     return parts
