@@ -400,9 +400,9 @@ def finish_step(training: Training) -> None:
 def batch_of(
     training: Training, order: EpochOrder, batch: slice, images: Any
 ) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """Augmented `images`, classes, targets and numbers of one process's parts of a batch.
+    """Augmented images (B, 3, S, S) of one process's parts of a batch, and what belongs to them.
 
-    Each image gets what it would get in one process alone.
+    These are classes (B,), targets (B,) or (B, C), and numbers (B,). Each image gets what it would get in one process alone.
     """
     index, labels = order.device[batch], training.labels
     share = training.shares[len(index)]

@@ -83,7 +83,8 @@ def test_float32_is_float64_but_for_its_rounding(name: str) -> None:
 
 def test_the_steps_of_all_files_but_those_with_corners_are_compared_in_float32() -> None:
     turned = {name for name in CASES if exact(name)[1] < 3}
-    assert turned <= {"sidetune_vit", "vpt_pad_resnet", "partial0_resnet_trainbn"}
+    corners = {"sidetune_vit", "vpt_pad_resnet", "partial0_resnet_trainbn", "conv_adapter_resnet"}
+    assert turned <= corners | {"biadaptformer_1bit_vit"}  # which rounds each entry to a level
 
 
 # a thousandth more of what a method scales with
