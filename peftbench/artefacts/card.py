@@ -266,10 +266,15 @@ def file_name(path: str) -> str:
 def hyperparameters(card: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the method of a task: plain values of a size that some method may have.
 
+    With the structure that training images decided, where they did.
+
     Raises:
         ValueError: one is something else.
     """
     values: dict[str, Any] = card["spec"]["method"]["hyperparameters"]
+    if "settled" in card:
+        require(card, {"settled": dict})
+        values = card["settled"]
     for name, value in values.items():
         items = value if isinstance(value, list) else [value]
         if len(items) > LARGEST_HYPERPARAMETER or not all(map(_is_plain, items)):

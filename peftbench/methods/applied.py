@@ -221,6 +221,8 @@ def apply(
         Unsupported: the method is not defined on this backbone.
         NoEffect: the method touched nothing.
     """
+    if prepared is not None:
+        method = method.settled(prepared.facts)
     method.check(anatomy)
     method.rehearse(backbone, anatomy)
     first = next(backbone.parameters())

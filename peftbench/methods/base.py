@@ -168,9 +168,17 @@ class Method(ABC):
         """As `attach`, from where `prepare` found that training should begin.
 
         What is attached has the same tensors of the same shapes as without it, so that a stored
-        task is loaded without images.
+        task is loaded without images; where images decide of that, `settled` was asked before.
         """
         raise NotImplementedError(f"{self.name} looks at no images.")
+
+    def settled(self, facts: Mapping[str, Any]) -> Method:
+        """The same method with the structure that `prepare` found, by the facts that it gave.
+
+        Only of methods of which images decide what there is to train. A record and the card of a
+        stored task have the facts, so that its tensors are known without images.
+        """
+        return self
 
     @abstractmethod
     def attach(

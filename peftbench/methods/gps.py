@@ -111,24 +111,17 @@ class GPS(Method):
     ) -> Iterator[Tensor]:
         """The loss of each batch, whose gradients are summed."""
         import torch
-        from torch.nn.functional import cross_entropy
 
         from peftbench.methods.layers import selection
-        from peftbench.methods.layers.heads import linear_head
 
-        if self.loss == "contrastive":
-            for batch, labels in images:
-                views = (selection.crop_and_flip(batch, generator) for _ in range(2))
-                features = [selection.features_of(backbone, anatomy.head, v) for v in views]
-                rows, classes = torch.cat(features), torch.cat((labels, labels))
-                yield selection.supervised_contrastive(rows, classes, self.temperature)
+        if self.loss == "cross_entropy":
+            yield from selection.cross_entropies(backbone, anatomy, images, generator)
             return
-        num_classes = 1 + max(int(labels.max()) for _, labels in images)
-        head = linear_head(anatomy.head_width, num_classes, generator)
-        head.to(next(backbone.parameters()))
         for batch, labels in images:
-            features_ = selection.features_of(backbone, anatomy.head, batch)
-            yield cross_entropy(head(features_), labels)
+            views = (selection.crop_and_flip(batch, generator) for _ in range(2))
+            features = [selection.features_of(backbone, anatomy.head, view) for view in views]
+            rows, classes = torch.cat(features), torch.cat((labels, labels))
+            yield selection.supervised_contrastive(rows, classes, self.temperature)
 
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator

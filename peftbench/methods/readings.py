@@ -6,7 +6,11 @@ import copy
 from typing import Any
 
 import torch
+from timm.layers import GELU, GELUTanh, QuickGELU
 from torch import Tensor, nn
+
+# activations without parameters and chance that keep their input
+RECOMPUTABLE = (nn.GELU, nn.SiLU, GELU, GELUTanh, QuickGELU)
 
 
 class Reading:

@@ -12,17 +12,14 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from timm.layers import GELU, GELUTanh, QuickGELU
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from peftbench.backbones.anatomy import Role, Site
-from peftbench.methods.readings import NotedActivation, Reading
+from peftbench.methods.readings import RECOMPUTABLE, NotedActivation, Reading
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C", bound="Change")
-# activations without parameters and chance that keep their input
-RECOMPUTABLE = (nn.GELU, nn.SiLU, GELU, GELUTanh, QuickGELU)
 
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -163,7 +160,8 @@ class Around(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             base = self._modules.get("base")
-            if base is None:
+            # how a layer with a parametrization is copied, and that it has one, is its own
+            if base is None or name.startswith("__") or name == "parametrizations":
                 raise
             return getattr(base, name)
 
@@ -210,7 +208,7 @@ class Change(nn.Module, ABC):
     """A learned change of one layer with a weight, usable beside it or inside its weight."""
 
     recomputes: ClassVar[bool] = False  # whether it makes use of `reading`
-    inside: ClassVar[bool] = False  # cheaper as a part of the weight than beside the layer
+    inside: bool = False  # cheaper as a part of the weight than beside the layer
     reading: Reading | None = None  # of the activation in front of the layer
 
     @abstractmethod
@@ -312,6 +310,14 @@ def add_deltas(
     return deltas, (note,) if parametrized else ()
 
 
+def add_bias_deltas(model: nn.Module, deltas: Mapping[str, Delta]) -> None:
+    """Let the bias of the layer at each path be what it is and its delta, of the same shape."""
+    for path, delta in deltas.items():
+        module = model.get_submodule(path)
+        delta.to(module.get_parameter("bias").device)
+        parametrize.register_parametrization(module, "bias", DeltaWeight(delta))
+
+
 def _note_activation(model: nn.Module, site: Site) -> Reading | None:
     """Let the activation that timm has in front of a second layer note what it reads.
 
@@ -353,21 +359,29 @@ def bake_deltas(model: nn.Module) -> list[str]:
             baked.append(path)
         elif isinstance(module, NotedActivation):
             replace(model, path, module.base)
-        elif parametrize.is_parametrized(module, "weight"):
-            stack = module.get_submodule("parametrizations.weight")
-            deltas = [p for p in stack.children() if isinstance(p, DeltaWeight)]
-            weight = stack.get_parameter("original")
-            total = weight.double()
-            for parametrization in deltas:
-                total = in_float64(parametrization.delta).changed_weight(total)
-            weight.copy_(total)
-            # `remove_parametrizations` would delete the property of the generated class, which
-            # deep copies of the module share
-            del module.parametrizations
-            module.__class__ = type(module).__bases__[0]
-            module._parameters = {"weight": weight, **module._parameters}  # first, as it was
+        elif parametrize.is_parametrized(module):
+            _bake_parametrized(module)
             baked.append(path)
     return baked
+
+
+def _bake_parametrized(module: nn.Module) -> None:
+    """Fold the deltas inside the tensors of one layer and make it a plain one."""
+    tensors = {}
+    for name, stack in module.get_submodule("parametrizations").named_children():
+        tensor = tensors[name] = stack.get_parameter("original")
+        total = tensor.double()
+        for each in stack.children():
+            if isinstance(each, DeltaWeight):
+                total = in_float64(each.delta).changed_weight(total)
+        tensor.copy_(total)
+    # `remove_parametrizations` would delete the property of the generated class, which deep
+    # copies of the module share
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    every = {**tensors, **module._parameters}
+    weight = {name: tensor for name, tensor in every.items() if name == "weight"}
+    module._parameters = {**weight, **every}  # the weight first, as it was
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ def _check_reload(bench: Bench, store: ResultsStore, kept: Kept) -> dict[str, fl
             f"({bench.backbone.sha256[:12]}, then {fresh.sha256[:12]})."
         )
     # the same weights in the same architecture, of which the anatomy is known
+    # with what images decided, in the form in which it is stored
     stored = bench.tuned.method.stored_as(bench.tuned.anatomy)
     again = attach(
         dataclasses.replace(spec, method=stored),
@@ -175,9 +176,12 @@ def _card(pending: PendingRecord, bench: Bench) -> dict[str, Any]:
     """What the file of a task says of it."""
     method_card = dataclasses.asdict(bench.tuned.method.card)
     del method_card["look"]  # of the report, and not of the task
+    method = bench.tuned.method
+    settled = {} if method == bench.spec.method else method.identity()["hyperparameters"]
     return {
         "run_id": bench.spec.run_id,
         "spec": bench.spec.describe(),
+        **({"settled": settled} if settled else {}),  # with the structure that images decided
         "method_card": method_card,
         "classes": list(bench.splits.class_names),
         "metrics": pending.metrics,

@@ -402,7 +402,8 @@ def batch_of(
 ) -> tuple[Any, Tensor, Tensor, Tensor]:
     """Augmented images (B, 3, S, S) of one process's parts of a batch, and what belongs to them.
 
-    These are classes (B,), targets (B,) or (B, C), and numbers (B,). Each image gets what it would get in one process alone.
+    These are classes (B,), targets (B,) or (B, C), and numbers (B,). Each image gets what it would
+    get in one process alone.
     """
     index, labels = order.device[batch], training.labels
     share = training.shares[len(index)]

@@ -17,6 +17,7 @@ from peftbench.methods import METHODS, apply, discover, surgery
 from peftbench.methods.layers.frozen_conv import keep_no_inputs
 from peftbench.methods.layers.products import Input, add_factorised, add_low_rank
 from peftbench.methods.layers.scale_shift import ScaleShift
+from peftbench.methods.readings import NotedActivation
 
 discover()
 
@@ -285,7 +286,7 @@ def _sources(model: nn.Module, x: Tensor) -> list[bool]:
     """Whether each layer behind an activation knew the activation's input, in order."""
     known = []
     for module in model.modules():
-        if isinstance(module, surgery.NotedActivation):
+        if isinstance(module, NotedActivation):
             source_of = module.reading.source_of
 
             def noted(y: Tensor, source_of: Callable = source_of) -> Tensor | None:
@@ -309,7 +310,7 @@ def test_a_layer_behind_an_activation_knows_its_input_unless_something_stands_be
 
 def test_merging_leaves_the_activations_of_the_backbone() -> None:
     model = _with_fact()
-    assert any(isinstance(m, surgery.NotedActivation) for m in model.modules())
+    assert any(isinstance(m, NotedActivation) for m in model.modules())
     surgery.bake_deltas(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in fresh("vit").modules()]
 
@@ -332,10 +333,10 @@ def test_gradients_are_the_same_without_the_inputs_of_activations() -> None:
 def test_a_copy_reads_its_own_activations_and_holds_no_tensor_of_a_pass() -> None:
     x = images("vit", 2, dtype=torch.float64)
     model = _with_fact(dropout=0.0)
-    noted = [m for m in model.modules() if isinstance(m, surgery.NotedActivation)]
+    noted = [m for m in model.modules() if isinstance(m, NotedActivation)]
     noted[0](x.clone().requires_grad_())  # a pass that broke off behind the activation
     copied = copy.deepcopy(model)
-    readings = [m.reading for m in copied.modules() if isinstance(m, surgery.NotedActivation)]
+    readings = [m.reading for m in copied.modules() if isinstance(m, NotedActivation)]
     used = [m.reading for m in copied.modules() if getattr(m, "reading", None) is not None]
     assert len(used) == 4 and {id(r) for r in used} == {id(r) for r in readings}
     assert not {id(r) for r in readings} & {id(m.reading) for m in noted}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from peftbench.methods import METHODS, Method, apply, discover
 from peftbench.methods.base import Preparation
 from peftbench.methods.layers import heads, selection
 from peftbench.methods.layers.ladder import Ladder, LadderDesign, LadderLayer, Rung
+from peftbench.methods.layers.low_rank import LowRankDelta
+from peftbench.methods.layers.sparse import SparseDelta
 
 discover()
 
@@ -234,3 +238,172 @@ def test_gps_tunes_as_masked_gradients_do(name: str) -> None:
     for role in moved:
         key = role.removeprefix("backbone.")
         assert_close(merged[key], golden.tensors[f"after3/{role}"], 1e-6)
+
+
+# ------------------------------------------------------------------- the selection of SPT
+
+SPT_FILES = ("spt_lora_vit",)
+PARTS = ("q", "k", "v")
+
+
+def _spt(golden: Golden) -> Method:
+    h = golden.meta["hparams"]
+    return METHODS[f"spt_{h['structured_type']}"](
+        rank=h["low_rank_dim"],
+        unit=h["unit"],
+        alpha=h["alpha"],
+        beta=h["beta"],
+        budget=h["budget"],
+        whole_vectors=h["structured_vector"],
+        batches=h["selection_batches"],
+        dropout=0.0,
+    )
+
+
+def _label(name: str, depth: int) -> str:
+    """Of a tensor of the file, such as "blocks.0.attn.q.bias"; the norms of a block in order."""
+    if name.startswith("norm."):
+        return f"{depth}.norm0.{name.removeprefix('norm.')}"
+    _, block, *rest = name.split(".")
+    if rest[0].startswith("norm"):
+        return f"{block}.norm{int(rest[0][-1]) - 1}.{rest[1]}"
+    return f"{block}.{rest[1]}" + (".bias" if rest[2] == "bias" else "")
+
+
+def _prepared(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> tuple[Method, Any, Preparation]:
+    backbone = build(golden).double()
+    anatomy = describe(backbone, golden.tensors["x"].shape[-1])
+    monkeypatch.setattr(heads, "linear_head", lambda *args: _head(golden))
+    given, number = golden.under("select"), golden.meta["hparams"]["selection_batches"]
+    images = [(given[f"x.{i}"].double(), given[f"labels.{i}"]) for i in range(number)]
+    method = _spt(golden)
+    return method, anatomy, method.prepare(backbone, anatomy, images, _seed())
+
+
+@pytest.mark.parametrize("name", SPT_FILES)
+def test_spt_chooses_the_official_structure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = read(name)
+    method, anatomy, prepared = _prepared(golden, monkeypatch)
+    depth, h = anatomy.depth, golden.meta["hparams"]
+    assert prepared.facts["top_k"] == int(golden.tensors["select/top_k"])
+    assert prepared.facts["size"] == pytest.approx(float(golden.tensors["select/params"]))
+    what = dict(text.split("=") for text in prepared.facts["structure"])
+    matrices = ("q", "k", "v", "proj", "fc1", "fc2")
+    found = [[int(what.get(f"{i}.{m}") == "structured") for m in matrices] for i in range(depth)]
+    assert found == golden.tensors["select/tuned_matrices"].tolist()
+    whole = {_label(vector, depth) for vector in h["tuned_vectors"]} | {"class_token"}
+    assert {label for label, each in what.items() if each == "whole"} == whole
+    entries = {
+        _label(key, depth): mask.flatten().nonzero().flatten()
+        for key, mask in golden.under("unstructured_mask").items()
+        if mask.any() and "norm" not in key
+    }
+    assert {label for label, each in what.items() if each.isdecimal()} == set(entries)
+    for label, index in entries.items():
+        part = label.split(".")[1]
+        width = golden.meta["timm_fused"]["kwargs"]["embed_dim"]
+        columns = 1 if label.endswith(".bias") else width
+        start = PARTS.index(part) * width * columns if part in PARTS else 0
+        assert torch.equal(prepared.tensors[label], index + start)
+    count = golden.meta["trainable_count"]
+    trained = method.settled(prepared.facts).expected_params(anatomy)
+    assert trained == count["method"] + count["backbone"]
+
+
+@pytest.mark.parametrize("name", SPT_FILES)
+def test_spt_tunes_as_the_official_modules_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = read(name)
+    method, anatomy, prepared = _prepared(golden, monkeypatch)
+    monkeypatch.undo()
+    tuned = apply(method, build(golden), anatomy, golden.meta["num_classes"], _seed(), prepared)
+    model = tuned.model.double().eval()
+    official = Sensitive(golden, model)
+    official.fill()
+    x, labels = golden.tensors["x"].double(), golden.tensors["labels"]
+    assert_close(model(x), golden.tensors["out64/logits"], EXACT)
+    parameters = [model.get_parameter(n) for n in tuned.trainable]
+    optimizer = torch.optim.SGD(parameters, lr=golden.meta["optimiser"]["lr"])
+    for step, expected in enumerate(golden.tensors["out64/losses"]):
+        loss = F.cross_entropy(model(x), labels)
+        assert_close(loss, expected, EXACT)
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            for role in golden.trainable:
+                assert_close(official.gradient(role), golden.tensors[f"grad/{role}"], 1e-6)
+        optimizer.step()
+    for role in golden.trainable:
+        assert_close(official.value(role), golden.tensors[f"after3/{role}"], 1e-6)
+    logits = model(x)
+    assert_close(logits, golden.tensors["out64/logits_after3"], EXACT)
+    assert_close(method.merge(model)(x), logits, EXACT)
+
+
+class Sensitive:
+    """Our tensors for the roles of a file of SPT: rows of fused tensors, entries of sparse ones."""
+
+    def __init__(self, golden: Golden, model: nn.Module) -> None:
+        self.golden = golden
+        self.model = model
+        self.width = golden.meta["timm_fused"]["kwargs"]["embed_dim"]
+
+    def fill(self) -> None:
+        with torch.no_grad():
+            for key, tensor in self.golden.under("head").items():
+                self.model.get_parameter(f"head.{key}").copy_(tensor)
+            for role, tensor in self.golden.under("method").items():
+                parameter, places, _ = self._found(role)
+                parameter[places] = tensor.double()
+
+    def gradient(self, role: str) -> Tensor:
+        parameter, places, _ = self._found(role)
+        assert parameter.grad is not None
+        return parameter.grad[places]
+
+    def value(self, role: str) -> Tensor:
+        """A fused bias that trains in place is a change here, beside what it was."""
+        parameter, places, start = self._found(role)
+        return parameter.detach()[places] + start
+
+    def _found(self, role: str) -> tuple[Tensor, Any, Tensor | float]:
+        """The parameter, the places in it, and what it is added to."""
+        name = role.removeprefix("backbone.")
+        parts = name.split(".")
+        if not role.startswith(("backbone.", "blocks.")) or parts[0] != "blocks":
+            return self.model.get_parameter(name), slice(None), 0.0
+        block, part = parts[1], parts[3] if len(parts) > 3 else ""
+        if part not in (*PARTS, "proj", "fc1", "fc2"):
+            return self.model.get_parameter(name), slice(None), 0.0
+        fused = f"blocks.{block}.{parts[2]}.{'qkv' if part in PARTS else part}"
+        module = self.model.get_submodule(fused)
+        rows = PARTS.index(part) * self.width if part in PARTS else 0
+        if "spt_" in role:
+            (low,) = (m for m in module.modules() if isinstance(m, LowRankDelta))
+            return (low.a if "spt_down" in role else low.b)[part], slice(None), 0.0
+        kind = "bias" if role.endswith("bias") else "weight"
+        sparse = [
+            m
+            for n, m in module.named_modules()
+            if isinstance(m, SparseDelta)
+            and ("parametrizations.bias" in f"{n}.") == (kind == "bias")
+        ]
+        if "sparse_" in role:
+            index = self.golden.tensors[f"index/{role}"]
+            flat = index[0] if kind == "bias" else index[0] * self._columns(sparse[0]) + index[1]
+            flat = flat + rows * (1 if kind == "bias" else self._columns(sparse[0]))
+            return sparse[0].values, _positions(sparse[0].index, flat), 0.0
+        if part in PARTS:  # a whole bias of a fused one
+            whole = torch.arange(rows, rows + self.width)
+            start = self.golden.tensors[f"backbone/{name}"].double()
+            return sparse[0].values, _positions(sparse[0].index, whole), start
+        base = getattr(module, "base", module)
+        return base.get_parameter("bias"), slice(None), 0.0
+
+    def _columns(self, delta: SparseDelta) -> int:
+        return delta.shape[-1]
+
+
+def _positions(index: Tensor, wanted: Tensor) -> Tensor:
+    """Where each of `wanted` (n,) is in `index` (m,)."""
+    places = {int(value): number for number, value in enumerate(index)}
+    return torch.tensor([places[int(value)] for value in wanted])

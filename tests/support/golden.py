@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,14 +70,12 @@ def read(name: str) -> Golden:
 
 def build(golden: Golden) -> nn.Module:
     """The timm backbone of the file with its weights; the classifier is left random."""
-    module, _, cls = golden.meta["timm"]["cls"].rpartition(".")
-    kwargs = {
-        k: WORDS.get(v, v) if isinstance(v, str) else v
-        for k, v in golden.meta["timm"]["kwargs"].items()
-    }
+    timm = golden.meta.get("timm") or golden.meta["timm_fused"]
+    module, _, cls = timm["cls"].rpartition(".")
+    kwargs = {k: WORDS.get(v, v) if isinstance(v, str) else v for k, v in timm["kwargs"].items()}
     model = getattr(importlib.import_module(module), cls)(**kwargs).eval()
     classifier = {id(p) for p in model.get_classifier().parameters()}
-    keys = model.load_state_dict(golden.under("backbone"), strict=False)
+    keys = model.load_state_dict(fused(golden.under("backbone")), strict=False)
     assert not keys.unexpected_keys
     parameters = dict(model.named_parameters())
     assert all(k not in parameters or id(parameters[k]) in classifier for k in keys.missing_keys)
@@ -91,6 +90,18 @@ def selected(golden: Golden) -> list[tuple[Tensor, Tensor]]:
     return [
         (golden.tensors[f"select/x.{b}"], golden.tensors[f"select/labels.{b}"]) for b in batches
     ]
+
+
+def fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, those of separate q, k and v (D, ...) stacked to one of qkv (3 D, ...)."""
+    parts = [re.fullmatch(r"(.+\.attn)\.q\.(weight|bias)", name) for name in tensors]
+    names = [(found[1], found[2]) for found in parts if found]
+    stacked = {
+        f"{place}.qkv.{kind}": torch.cat([tensors[f"{place}.{part}.{kind}"] for part in "qkv"])
+        for place, kind in names
+    }
+    separate = {f"{place}.{part}.{kind}" for place, kind in names for part in "qkv"}
+    return {name: t for name, t in tensors.items() if name not in separate} | stacked
 
 
 def generated(rule: dict[str, Any]) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from peftbench.methods import surgery
+from peftbench.methods.readings import Reading
 
 Rows = tuple[tuple[int, int], ...]  # (start, stop) of each block of output channels
 
@@ -55,7 +55,7 @@ class Input:
     made_by: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, x: Tensor, reading: surgery.Reading | None) -> Input:
+    def of(cls, x: Tensor, reading: Reading | None) -> Input:
         """`x` (...), with its source where it is what an activation has just given."""
         source = None if reading is None else reading.source_of(x)
         return cls(x) if source is None or reading is None else cls(x, source, reading.activation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -9,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peftbench.backbones.anatomy import Anatomy
 from peftbench.methods import surgery
+from peftbench.methods.base import TrainingImages
+from peftbench.methods.layers import heads
 
 AREA = (0.08, 1.0)  # of a random crop, as a share of the image
 RATIO = (3 / 4, 4 / 3)  # of its sides
@@ -42,6 +46,24 @@ def gradients(
             found = torch.autograd.grad(loss, list(tensors), allow_unused=True)
             pairs = zip(tensors, found, strict=True)
             yield [torch.zeros_like(t) if g is None else g for t, g in pairs]
+
+
+def cross_entropies(
+    model: nn.Module,
+    anatomy: Anatomy,
+    images: TrainingImages,
+    generator: torch.Generator,
+    most: int | None = None,
+) -> Iterator[Tensor]:
+    """The loss () of each of the first `most` batches under a linear classifier drawn at random.
+
+    It knows the classes up to the last one of these images.
+    """
+    num_classes = 1 + max(int(labels.max()) for _, labels in itertools.islice(images, most))
+    head = heads.linear_head(anatomy.head_width, num_classes, generator)
+    head.to(next(model.parameters()))
+    for batch, labels in itertools.islice(images, most):
+        yield F.cross_entropy(head(features_of(model, anatomy.head, batch)), labels)
 
 
 def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ class SparseDelta(surgery.Delta):
     their places are stored.
     """
 
-    inside: ClassVar[bool] = True  # one product with the sum, in place of two
+    inside: bool = True  # one product with the sum, in place of two
     index: Tensor
 
     def __init__(self, index: Tensor, shape: tuple[int, ...]) -> None:

@@ -21,4 +21,8 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"backbone\.blocks\.(\d+)\.(norm\d\..+)", r"backbone.blocks.\1.block.\2"),
 )
 
-ELSEWHERE: dict[str, str] = {"gps_vit": "test_side.py", "lst_module": "test_side.py"}
+ELSEWHERE: dict[str, str] = {
+    "gps_vit": "test_side.py",
+    "lst_module": "test_side.py",
+    "spt_lora_vit": "test_side.py",
+}
