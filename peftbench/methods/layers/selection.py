@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.methods import surgery
-from peftbench.methods.base import TrainingImages
 from peftbench.methods.layers import heads
 
 AREA = (0.08, 1.0)  # of a random crop, as a share of the image
@@ -51,13 +50,13 @@ def gradients(
 def cross_entropies(
     model: nn.Module,
     anatomy: Anatomy,
-    images: TrainingImages,
+    images: Iterable[tuple[Tensor, Tensor]],
     generator: torch.Generator,
     most: int | None = None,
 ) -> Iterator[Tensor]:
     """The loss () of each of the first `most` batches under a linear classifier drawn at random.
 
-    It knows the classes up to the last one of these images.
+    images: batches (B, 3, S, S) and their classes (B,); the classifier knows those that occur.
     """
     num_classes = 1 + max(int(labels.max()) for _, labels in itertools.islice(images, most))
     head = heads.linear_head(anatomy.head_width, num_classes, generator)
