@@ -135,7 +135,7 @@ def outcome(method: Method, backbone: str) -> Outcome:
     assert expected.shape == (2, CLASSES) and expected.isfinite().all()
     with tempfile.TemporaryDirectory() as folder:
         tuned.save(trained, Path(folder), {})
-        again = _attach(method, backbone)
+        again = _attach(trained.method.stored_as(trained.anatomy), backbone)
         tuned.load(again, Path(folder))
     _assert_close(again, x, expected, RELOADED)
     remarks = [note for note in trained.notes if "weights are parametrized" not in note]

@@ -100,7 +100,8 @@ def take_over(pending: PendingRecord, bench: Bench, trial: TrainedTrial) -> Fit:
         bench.frozen.inputs(bench.splits.train.images)  # for what the record says of them
         bench.frozen.passes = len(trial.history)
     if trial.others:
-        pending.notes.append(f"trained in one pass with {trial.others} other trials")
+        others = "1 other trial" if trial.others == 1 else f"{trial.others} other trials"
+        pending.notes.append(f"trained in one pass with {others}")
     images = len(bench.splits.train) * len(trial.history)
     return Fit(pending.history, [trial.step_seconds], images / trial.seconds)
 

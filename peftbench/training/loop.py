@@ -404,6 +404,8 @@ def batch_of(
 
     These are classes (B,), targets (B,) or (B, C), and numbers (B,). Each image gets what it would
     get in one process alone.
+
+    images: (B, 3, R, R), those that this process needs, or what the model sees of them.
     """
     index, labels = order.device[batch], training.labels
     share = training.shares[len(index)]

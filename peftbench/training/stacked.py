@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -108,10 +108,15 @@ def fit_stacked(
     kept = _parts(stack, trainings, errors)
     if checkpoints is not None:
         checkpoints.restore(kept)
+
+    def end_step(step: int) -> None:
+        if checkpoints is not None and checkpoints.due(step):
+            checkpoints.save(kept)
+
     with stopping.held():
         try:
             while active := _active(trainings, errors):
-                _epoch(stack, {trial: trainings[trial] for trial in active}, errors)
+                _epoch(stack, {trial: trainings[trial] for trial in active}, errors, end_step)
             if checkpoints is not None:
                 checkpoints.trained = kept
         except stopping.Stopped:
@@ -169,7 +174,12 @@ def _parts(stack: Stack, trainings: Sequence[Training], errors: _Errors) -> dict
     return parts
 
 
-def _epoch(stack: Stack, trainings: dict[int, Training], errors: _Errors) -> None:
+def _epoch(
+    stack: Stack,
+    trainings: dict[int, Training],
+    errors: _Errors,
+    end_step: Callable[[int], None],
+) -> None:
     """The steps that are left of the epoch under way, of all trials that go on.
 
     One whose loss is not finite is told among `errors`, and the others go on without it.
@@ -193,6 +203,7 @@ def _epoch(stack: Stack, trainings: dict[int, Training], errors: _Errors) -> Non
         for batch in left:
             x, y, target, _ = batch_of(lead, order, batch, next(images))
             _step(stack, list(trainings.values()), (x, y, target))
+            end_step(progress.step)
             if lead.stops.asked_after(progress.step):
                 seconds = (time.perf_counter() - began) / count
                 for training in trainings.values():

@@ -250,7 +250,8 @@ def test_trials_in_one_pass_leave_the_records_that_they_leave_by_themselves(
 def test_a_trial_of_more_than_a_head_without_statistics_trains_by_itself(
     tmp_path: Path, method: str
 ) -> None:
-    first = tiny_spec(method, dataset=digits(11), phase=Phase.TUNE)
+    exact = Precision.FLOAT32  # in bfloat16 trials of partial share what is frozen
+    first = tiny_spec(method, dataset=digits(11), phase=Phase.TUNE, precision=exact)
     options = dataclasses.replace(KEEPING, beside=beside(first, (1e-2, 0.0)))
     record, _, _ = ran(tmp_path / "results", first, options)
     assert not any("one pass" in note for note in record.notes)

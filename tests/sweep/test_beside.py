@@ -27,7 +27,7 @@ GRID = [job(lr=lr, decay=decay) for lr, decay in POINTS]
 
 
 @pytest.mark.parametrize(("slots", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (9, [1] * 5)])
-def test_trials_of_a_head_share_as_many_passes_as_there_are_slots(
+def test_trials_of_one_kind_share_as_many_passes_as_there_are_slots(
     slots: int, sizes: list[int]
 ) -> None:
     found = passes(GRID, slots)
@@ -46,15 +46,21 @@ def test_other_heads_tasks_seeds_and_recipes_have_a_pass_of_their_own() -> None:
     assert passes([GRID[0], *others, GRID[1]], 1) == [[GRID[0], GRID[1]], *([o] for o in others)]
 
 
-def test_final_runs_watched_trials_and_methods_inside_the_backbone_train_alone() -> None:
-    for changes in (
-        {"phase": Phase.FINAL},
-        {"looks": ((1, None),)},
-        {"method": "lora"},
-        {"recipe": {"optimizer": "lamb"}},
-    ):
+def test_final_runs_watched_trials_and_methods_without_steps_train_alone() -> None:
+    for changes in ({"phase": Phase.FINAL}, {"looks": ((1, None),)}, {"method": "logistic"}):
         jobs = [job(**changes, lr=lr) for lr in (0.1, 0.2)]
         assert [len(one) for one in passes(jobs, 1)] == [1, 1]
+
+
+@pytest.mark.parametrize("method", ["linear", "lora", "full"])
+def test_trials_share_a_process_whatever_they_train(method: str) -> None:
+    jobs = [job(method, lr=lr, recipe={"optimizer": "lamb"}) for lr in (0.1, 0.2)]
+    assert passes(jobs, 1) == [jobs]
+
+
+def test_where_jobs_end_after_some_time_none_but_heads_spends_its_own_on_others() -> None:
+    heads, others = ([job(name, lr=lr) for lr in (0.1, 0.2)] for name in ("linear", "lora"))
+    assert passes([*heads, *others], 1, are_timed=True) == [heads, [others[0]], [others[1]]]
 
 
 def test_a_job_knows_the_runs_beside_it_to_the_last_digit() -> None:
