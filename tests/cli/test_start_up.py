@@ -42,7 +42,7 @@ COMMANDS = {
     "predict zzzz gone.png": "peftbench: There is no picture to predict: gone.png does not exist.",
     f"predict zzzz {A_PICTURE}": "peftbench: Unknown run 'zzzz'. Known: ",
     f"predict no/where {A_PICTURE}": "peftbench: no/where/card.json does not exist. Give a folder ",
-    "run method=lorra": "peftbench: Unknown method 'lorra'. Did you mean: lora, hf_lora",
+    "run method=lorra": "peftbench: Unknown method 'lorra'. Did you mean: lora, ",
     "run backbone=vit_minni": "peftbench: Unknown backbone 'vit_minni'. Did you mean: vit_mini",
     "run recipe.lrr=1": "peftbench: Unknown key in recipe: 'lrr'. Did you mean: lr? ",
     "run method=lora method.rnak=2": "peftbench: Unknown key in method: 'rnak'. Did you mean: rank",
