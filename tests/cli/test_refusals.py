@@ -16,11 +16,11 @@ LEGACY = (
 REFUSED = {
     "method": (
         ["method=loar"],
-        "peftbench: Unknown method 'loar'. Did you mean: lora, linear, hf_lora?",
+        "peftbench: Unknown method 'loar'. Did you mean: lora, glora, linear?",
     ),
     "method in a list": (
         ["-m", "method=linear,loar"],
-        "peftbench: Unknown method 'loar'. Did you mean: lora, linear, hf_lora?",
+        "peftbench: Unknown method 'loar'. Did you mean: lora, glora, linear?",
     ),
     "method by number": (["method=1"], "peftbench: Unknown method '1'. Known: adapter, "),
     "backbone": (
