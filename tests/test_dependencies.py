@@ -51,6 +51,7 @@ LIGHT = (
 # what the methods put into a model
 BUILDING = (
     "methods.applied",
+    "methods.changes",
     "methods.surgery",
     "methods.readings",
     "methods.layers",

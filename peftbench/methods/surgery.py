@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from peftbench.backbones.anatomy import Role, Site
+from peftbench.methods.changes import Change, Delta
 from peftbench.methods.readings import RECOMPUTABLE, NotedActivation, Reading
 
 M = TypeVar("M", bound=nn.Module)
@@ -154,6 +154,12 @@ class Around(nn.Module):
     get those of `base`. A site whose weight they compute with is not `called`, and never wrapped.
     """
 
+    disturb: Callable[[Tensor], Tensor] | None = None  # noise on changes; where false, none acts
+
+    def disturb_by(self, disturb: Callable[[Tensor], Tensor]) -> None:
+        """Let training change what is added here, (...)."""
+        self.disturb = disturb
+
     def __getattr__(self, name: str) -> Any:
         """An attribute of the module inside where this one has none."""
         try:
@@ -176,8 +182,9 @@ class OutputAdapter(Around):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """x: what the module takes; its output (B, ..., C) or (B, C, H, W), adapted."""
-        adapted: Tensor = self.adapter(self.base(x, *args, **kwargs))
-        return adapted
+        y: Tensor = self.base(x, *args, **kwargs)
+        adapted: Tensor = self.adapter(y)
+        return adapted if not self.disturb else y + self.disturb(adapted - y)
 
 
 class ResidualAdapter(OutputAdapter):
@@ -186,8 +193,8 @@ class ResidualAdapter(OutputAdapter):
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """x: what the module takes; its output y (B, ..., C) or (B, C, H, W), and adapter(y)."""
         y: Tensor = self.base(x, *args, **kwargs)
-        changed: Tensor = y + self.adapter(y)
-        return changed
+        change: Tensor = self.adapter(y)
+        return y + (change if not self.disturb else self.disturb(change))
 
 
 class InputAdapter(Around):
@@ -200,59 +207,10 @@ class InputAdapter(Around):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """x: (B, ..., C) or (B, C, H, W), adapted in this shape; what the module makes of it."""
-        out: Tensor = self.base(self.adapter(x), *args, **kwargs)
+        adapted: Tensor = self.adapter(x)
+        adapted = adapted if not self.disturb else x + self.disturb(adapted - x)
+        out: Tensor = self.base(adapted, *args, **kwargs)
         return out
-
-
-class Change(nn.Module, ABC):
-    """A learned change of one layer with a weight, usable beside it or inside its weight."""
-
-    recomputes: ClassVar[bool] = False  # whether it makes use of `reading`
-    inside: bool = False  # cheaper as a part of the weight than beside the layer
-    reading: Reading | None = None  # of the activation in front of the layer
-
-    @abstractmethod
-    def output(self, base: nn.Module, x: Tensor) -> Tensor:
-        """What the changed layer makes of x (..., fan_in), or of a map (B, C, H, W)."""
-
-    @abstractmethod
-    def changed_weight(self, weight: Tensor) -> Tensor:
-        """The changed weight, in the shape of `weight`: (width, fan_in), or (out, in, k, k)."""
-
-    def changed_bias(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """The changed bias (width,) of a layer with this weight (width, ...) and bias (width,)."""
-        return bias
-
-
-class Delta(Change):
-    """A learned sum with a weight, which does not depend on it."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Give a method by its name of before its name of now, with a warning that says it."""
-        super().__init_subclass__(**options)
-        for before, now in RENAMED_IN_DELTA.items():
-            if before in vars(cls):
-                warnings.warn(
-                    f"{before} of a surgery.Delta is {now} now", DeprecationWarning, stacklevel=2
-                )
-                setattr(cls, now, vars(cls)[before])
-
-    @abstractmethod
-    def add_to_output(self, y: Tensor, x: Tensor) -> Tensor:
-        """`y` (..., width), the layer's fresh output for `x` (..., fan_in), with the change added.
-
-        Of a convolution both are maps (B, C, H, W). May write into `y`.
-        """
-
-    @abstractmethod
-    def weight_delta(self) -> Tensor:
-        """The same change in the weight's shape: (width, fan_in), or a kernel (out, in, k, k)."""
-
-    def output(self, base: nn.Module, x: Tensor) -> Tensor:
-        return self.add_to_output(base(x), x)
-
-    def changed_weight(self, weight: Tensor) -> Tensor:
-        return weight + self.weight_delta().to(weight.dtype)
 
 
 class DeltaLayer(Around):
@@ -268,7 +226,12 @@ class DeltaLayer(Around):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) from x (..., fan_in); of a convolution (B, C, H, W) from the same."""
-        return self.delta.output(self.base, x)
+        if not self.disturb:
+            return self.delta.output(self.base, x)
+        y: Tensor = self.base(x)
+        if isinstance(self.delta, Delta):
+            return y + self.disturb(self.delta.add_to_output(torch.zeros_like(y), x))
+        return y + self.disturb(self.delta.output(self.base, x) - y)
 
 
 class DeltaWeight(nn.Module):
@@ -436,7 +399,6 @@ def restore(before: Snapshot) -> nn.Module:
 
 # names of before, which methods of others may still use
 RENAMED = {"Then": "OutputAdapter", "Plus": "ResidualAdapter", "After": "InputAdapter"}
-RENAMED_IN_DELTA = {"add_to": "add_to_output", "of_weight": "weight_delta"}
 
 
 def __getattr__(name: str) -> Any:

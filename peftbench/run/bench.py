@@ -24,10 +24,12 @@ from peftbench.results.record import Parameters, Provenance
 from peftbench.run import preparing, provenance, robustness
 from peftbench.run.caching import FrozenPart
 from peftbench.run.ending import PendingRecord
+from peftbench.run.objectives import objective_of
 from peftbench.spec import SPLIT_OF_PHASE, DatasetSpec, Phase, RunSpec
 from peftbench.tasks import ImageRows
 from peftbench.training.device import Compute
 from peftbench.training.evaluate import predict, predict_inputs
+from peftbench.training.objective import BatchObjective
 
 CHECK_IMAGES = 256  # about as many of the train split, for the reload and merge checks
 CHECK_PIXELS = CHECK_IMAGES * 112**2  # fewer of larger ones: at 224 px a third of a short run
@@ -46,6 +48,7 @@ class Bench:
     tuned: Tuned
     parameters: Parameters
     seconds: float
+    objective: BatchObjective | None = None  # in place of the task's loss
     frozen: FrozenPart | None = None  # what is in front of everything that trains, if it is kept
 
     def predict(
@@ -128,6 +131,7 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
     if spec.recipe.checkpointing:
         pending.notes.append("trained with activation checkpointing")
     pending.parameters = _count(tuned, anatomy)
+    objective = objective_of(tuned, spec.recipe, (len(splits.train.labels), splits.num_classes))
     return Bench(
         spec=spec,
         compute=compute,
@@ -138,6 +142,7 @@ def prepare(pending: PendingRecord, compute: Compute) -> Bench:
         tuned=tuned,
         parameters=pending.parameters,
         seconds=time.perf_counter() - began,
+        objective=objective,
     )
 
 

@@ -267,7 +267,7 @@ def _fittable(bench: Bench) -> Fittable:
         inputs,
         tuned.after_step,
         rate_scales(tuned, bench.spec.recipe),
-        tuned.objective,
+        bench.objective,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peftbench.errors import ConfigError
 from peftbench.methods.base import METHODS, as_method
-from peftbench.spec import RunSpec
+from peftbench.spec import NO_CONSISTENCY, RunSpec
 
 
 def check_pair(spec: RunSpec) -> None:
@@ -15,6 +15,13 @@ def check_pair(spec: RunSpec) -> None:
         raise ConfigError(
             f"method={method.name} learns from the class of each image, and recipe.{mixed[0]}="
             f"{getattr(recipe, mixed[0])} gives an image several. Use recipe.{mixed[0]}=0."
+        )
+    card = method.card
+    if recipe.consistency != NO_CONSISTENCY and (card.head_only or card.layer_decay):
+        raise ConfigError(
+            f"recipe.consistency={recipe.consistency} compares passes with noise on what a method "
+            f"adds to the outputs of layers, and method={method.name} adds nothing. Use "
+            "recipe.consistency=none, or method=pace_adapter, lora or adapter."
         )
     if recipe.layer_decay != 1 and not method.card.layer_decay:
         taking = [name for name in METHODS if METHODS[name].card.layer_decay]

@@ -180,7 +180,9 @@ class Profiler:
             self._full.setdefault(key, own)
         if key not in self._full:
             plan = planned_step(
-                dataclasses.replace(spec, method=full), num_classes, self.compute.device
+                dataclasses.replace(spec, method=full, recipe=spec.recipe.alone()),
+                num_classes,
+                self.compute.device,
             )
             self._full[key] = _timed_steps(plan, self.compute).median_ms
         return self._full[key]

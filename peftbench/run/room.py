@@ -29,7 +29,7 @@ CGROUP = Path("/sys/fs/cgroup")
 # of the recipe, what changes a step of a given network
 RECIPE_FIELDS = (
     *("optimizer", "batch_size", "momentum", "clip_grad", "mixup", "cutmix", "ema_decay"),
-    *("frozen_mode", "decay", "label_smoothing"),
+    *("frozen_mode", "decay", "label_smoothing", "consistency", "consistency_interval"),
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from peftbench.methods.applied import Tuned
+from peftbench.run.objectives import objective_of
 from peftbench.spec import Preprocessing, Recipe
 from peftbench.tasks import CLASSIFICATION, Task
 from peftbench.training.average import WeightAverage
@@ -50,7 +51,7 @@ class Step:
             plan.tuned.regulariser,
             plan.num_classes,
             plan.task,
-            objective=plan.tuned.objective,
+            objective=objective_of(plan.tuned, plan.recipe, (1, plan.num_classes)),
         )
         self.objective = Objective(fittable, plan.recipe.label_smoothing)
         fittable.set_mode()

@@ -108,7 +108,7 @@ def take_over(pending: PendingRecord, bench: Bench, trial: TrainedTrial) -> Fit:
 
 def _may_share(bench: Bench) -> bool:
     spec, compute, tuned = bench.spec, bench.compute, bench.tuned
-    if any(x is not None for x in (tuned.regulariser, tuned.after_step, tuned.objective)):
+    if any(x is not None for x in (tuned.regulariser, tuned.after_step, bench.objective)):
         return False
     if not compute.world.is_single or compute.micro_batch or compute.compile:
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from peftbench.canonical import as_declared, declared, later
@@ -19,6 +19,9 @@ AVERAGES = ("mean_19", "mean_groups")  # over all tasks alike (VTAB has 19), or 
 PARAMETERS = ("with_head", "without_head")
 BALANCED = "balanced"
 BALANCES = ("none", BALANCED)  # what is done about classes of unequal size
+
+NO_CONSISTENCY, PACE, LAZY, FAST = "none", "pace", "lazy", "fast"
+CONSISTENCIES = (NO_CONSISTENCY, PACE, LAZY, FAST)  # how noisy passes are compared
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Recipe:
     class_weights: str = later("none")  # of the loss; "balanced": the same for each class in all
     sampling: str = later("none")  # "balanced": each draw of an image takes any class as likely
     layer_decay: float = later(1.0)  # the rate of each layer by that of the layer behind it
+    consistency: str = later(NO_CONSISTENCY)  # of noisy passes: "pace", "lazy" or "fast"
+    consistency_weight: float = later(1.0)  # lambda, of the squared distance
+    consistency_noise: float = later(1.2)  # sigma, of the first block that has noise
+    consistency_interval: int = later(2)  # with "lazy", of so many steps one compares
 
     def __post_init__(self) -> None:
         as_declared(self)
@@ -72,6 +79,11 @@ class Recipe:
     def total_epochs(self) -> int:
         """Epochs of training, the cool-down included."""
         return self.epochs + self.cooldown_epochs
+
+    def alone(self) -> Recipe:
+        """The same without a comparison of noisy passes, for methods that take none."""
+        values: dict[str, Any] = {f.name: f.default for f in fields(self) if "consist" in f.name}
+        return replace(self, **values)
 
     def canonical(self) -> dict[str, Any]:
         """What is declared, by name; the same for the same training at all times."""

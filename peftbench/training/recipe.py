@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from peftbench.errors import ConfigError
 from peftbench.registry import unknown_name
-from peftbench.spec import AUGMENTATIONS, BALANCED, BALANCES, Recipe
+from peftbench.spec import (
+    AUGMENTATIONS,
+    BALANCED,
+    BALANCES,
+    CONSISTENCIES,
+    FAST,
+    LAZY,
+    NO_CONSISTENCY,
+    PACE,
+    Recipe,
+)
 
 # whose step is linear in the rate and, but for weight decay, blind to the weights
 DECOUPLED = ("adamw",)  # weight decay shrinks the weights
@@ -18,8 +30,11 @@ CHOICES = {
     "frozen_mode": ("method", "train"),
     "class_weights": BALANCES,
     "sampling": BALANCES,
+    "consistency": CONSISTENCIES,
 }
-AT_LEAST_ONE = ("epochs", "batch_size", "lr_reference_batch", "fixed_views")
+AT_LEAST_ONE = (
+    *("epochs", "batch_size", "lr_reference_batch", "fixed_views", "consistency_interval"),
+)
 NOT_NEGATIVE = (
     "lr",
     "weight_decay",
@@ -30,6 +45,8 @@ NOT_NEGATIVE = (
     "cooldown_epochs",
     "mixup",
     "cutmix",
+    "consistency_weight",
+    "consistency_noise",
 )
 POSITIVE = ("clip_grad", "eps")
 FRACTIONS = ("label_smoothing", "ema_decay")  # 1 itself would learn nothing
@@ -55,6 +72,7 @@ def check_recipe(recipe: Recipe) -> None:
                 raise ConfigError(f"recipe.{key}={value}{advice}")
     if recipe.fixed_views:
         _check_views(recipe)
+    _check_consistency(recipe)
     if recipe.class_weights == recipe.sampling == BALANCED:
         raise ConfigError(
             "recipe.class_weights=balanced and recipe.sampling=balanced each make up for classes "
@@ -87,6 +105,30 @@ def _check_views(recipe: Recipe) -> None:
             f"recipe.fixed_views={recipe.fixed_views}, but nothing makes one view of an image "
             "differ from another. Set recipe.augmentation, or leave it out."
         )
+
+
+def _check_consistency(recipe: Recipe) -> None:
+    """Raise `ConfigError` for settings of a comparison that is not made, or cannot be."""
+    for field in dataclasses.fields(recipe):
+        given = getattr(recipe, field.name) != field.default
+        lazily = field.name == "consistency_interval"
+        if not (given and field.name.startswith("consistency_")):
+            continue
+        if recipe.consistency == NO_CONSISTENCY or (lazily and recipe.consistency != LAZY):
+            use = LAZY if lazily else PACE
+            raise ConfigError(
+                f"recipe.{field.name}={getattr(recipe, field.name)} means nothing to "
+                f"recipe.consistency={recipe.consistency}. Use recipe.consistency={use}, or leave "
+                "it out."
+            )
+    if recipe.consistency == FAST:
+        for key in ("mixup", "cutmix"):
+            if getattr(recipe, key):
+                raise ConfigError(
+                    f"recipe.consistency={FAST} compares an image with itself an epoch ago, and "
+                    f"recipe.{key}={getattr(recipe, key)} mixes it with others. Use "
+                    f"recipe.consistency={PACE}, or recipe.{key}=0."
+                )
 
 
 def _check_optimizer(name: str) -> None:

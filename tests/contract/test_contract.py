@@ -152,6 +152,10 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"learned_scale": True}, frozenset({"convnext"})),
         ({"norm": "in", "bottleneck": 5, "dropout": 0.1}, frozenset({"swin"})),
     ),
+    "pace_adapter": (
+        ({"kind": "lora_add", "rank": 3}, frozenset({"vit", "eva_split"})),
+        ({"kind": "vpt_add", "rank": 2}, frozenset({"vit", "swin"})),
+    ),
     "partial": (
         ({"num_blocks": 2}, frozenset({"swin", "convnext", "efficientnet"})),
         ({"unit": "stage"}, frozenset({"swin", "convnext", "resnet_basic"})),
@@ -227,6 +231,7 @@ BEHIND_ATTENTION: Mapping[str, tuple[str, ...]] = {"dyt": ("blocks.1.*.router.*"
 NOT_FOLDABLE = frozenset(
     ("ssf-eva_split", "ssf-vit_registers", "ssf-convnext-variant=released")
     + ("arc-swin-variant=released,rank=3",)
+    + ("pace_adapter-eva_split", "pace_adapter-eva_split-kind=lora_add,rank=3")
     + ("ssf-hornet_gf", "ssf-internimage", "ssf-internimage_post_norm", "ssf-hat_net")
 )
 

@@ -119,10 +119,11 @@ def test_a_run_that_is_stopped_twice_counts_both(
         tiny_spec("bias", phase=Phase.TUNE, looks=((1, None), (3, None)), recipe={"epochs": 4}),
         tiny_spec("full", recipe={"epochs": 4, "optimizer": "sgd", "momentum": 0.9}),
         tiny_spec("full", recipe={"epochs": 4, "layer_decay": 0.6}),
+        tiny_spec("lora", recipe={"epochs": 4, "consistency": "fast"}),
         tiny_spec("bias", dataset=digits(11), recipe={"mixup": 0.8, "class_weights": "balanced"}),
         tiny_spec("bias", dataset=digits(11), recipe={"mixup": 0.8, "sampling": "balanced"}),
     ],
-    ids=["best_on_test", "looks", "sgd", "layers", "weighed", "drawn"],
+    ids=["best_on_test", "looks", "sgd", "layers", "fast", "weighed", "drawn"],
 )
 def test_what_was_seen_on_the_way_is_kept(store: ResultsStore, spec: RunSpec) -> None:
     elsewhere = ResultsStore(store.root.parent / "whole")

@@ -24,9 +24,13 @@ from torch import Tensor, nn
 from peftbench.backbones.anatomy import Role
 from peftbench.backbones.describe import describe
 from peftbench.methods import METHODS, Tuned, apply, discover
+from peftbench.methods.layers.noise import ChangeNoise
+from peftbench.run.objectives import objective_of
+from peftbench.spec import Recipe
 from peftbench.tasks.classification import Classification
+from peftbench.training.consistency import Consistency, FastConsistency
 from peftbench.training.objective import StepBatch
-from support.official import CASES, INJECT, our_name
+from support.official import CASES, INJECT, RECIPES, our_name
 from support.rounding import STORED, UNIT, Corners, round_outputs
 
 discover()
@@ -164,7 +168,10 @@ class Run:
         self.model.to(dtype)
         if name in INJECT:
             INJECT[name](self.model, self.golden.under("noise"))
-        self.objective = self.tuned.objective
+        size = len(self.x), num_classes
+        self.objective = objective_of(self.tuned, RECIPES.get(name, Recipe()), size)
+        self.numbers = torch.arange(len(self.x))
+        give_noise(self)
 
     def tensor(self, role: str) -> Tensor:
         """Our parameter or buffer for a role; buffers are looked up anew after a conversion."""
@@ -189,7 +196,23 @@ class Run:
         """What a step minimises: the cross-entropy of the logits, or an objective."""
         if self.objective is None:
             return F.cross_entropy(logits, self.labels)
-        return self.objective(StepBatch(self.x, self.labels, self.model, Unrounded()))[0]
+        if isinstance(self.objective, FastConsistency):  # all steps of a file are in one epoch
+            self.objective.history = self.golden.tensors["history_logits"].to(self.dtype).clone()
+        batch = StepBatch(self.x, self.labels, self.model, Unrounded(), numbers=self.numbers)
+        return self.objective(batch)[0]
+
+
+def give_noise(run: Run) -> None:
+    """Let noise on changes be that of the file, and outputs of an epoch ago as well."""
+    objective, noise = run.objective, run.golden.under("noise")
+    if not isinstance(objective, Consistency):
+        return
+    found = {path: getattr(m, "disturb", None) for path, m in run.model.named_modules()}
+    found["head"] = objective.noise.on_outputs
+    for path, tensor in noise.items():
+        own = found[path]
+        assert isinstance(own, ChangeNoise)
+        own.draw = lambda like, tensor=tensor: tensor.to(like).reshape(like.shape)
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -149,6 +149,8 @@ class ScaledNorm(surgery.OutputAdapter):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """x: (B, ..., C) or (B, C, H, W); the norm of it, scaled and shifted."""
+        if self.disturb:
+            return super().forward(x, *args, **kwargs)
         weight, bias = self.base.get_parameter("weight"), self.base.get_parameter("bias")
         assert isinstance(self.adapter, ScaleShift)
         scale, shift = self.adapter.scale, self.adapter.shift

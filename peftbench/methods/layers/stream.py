@@ -78,6 +78,7 @@ class StreamInput(surgery.Around):
     def _change(self, adapter: nn.Module, x: Tensor) -> Tensor:
         """The adapter's change for `x`, also carried to the end of the block."""
         change: Tensor = adapter(x.reshape(self.carried.shape or x.shape))
+        change = change if not self.disturb else self.disturb(change)
         self.carried.add(change)
         return change
 
