@@ -67,6 +67,7 @@ bench: setup ## what methods cost beside full fine-tuning, as ratios: 10 to 20 m
 	  || echo 'peft cannot be installed: its row is left out'
 	@$(BIN)/python benchmarks/methods.py
 	@$(BIN)/python benchmarks/caching.py
+	@$(BIN)/python benchmarks/stacked.py
 
 atlas: setup ## how much longer an answer takes with each method; goes on where it stopped, half an hour
 	@$(BIN)/python benchmarks/atlas_latency.py
