@@ -84,6 +84,12 @@ def test_what_the_file_says_of_a_method_is_what_is_counted_now(
     assert counted == plain, "run `make docs`, or python tools/atlas_page.py --recount"
 
 
+def test_what_a_batch_keeps_is_the_same_with_and_without_storage() -> None:
+    small = [atlas_counts.planned(METHODS["lora"](), "vit_mini", d) for d in ("meta", "cpu")]
+    without, real = small
+    assert atlas_counts.kept_by(without) == atlas_counts.kept_with_storage(real) > 0
+
+
 def test_a_method_that_vit_refuses_is_counted_on_a_convolutional_network() -> None:
     home, reasons = atlas_counts.home_of(METHODS["vpt_pad"]())
     assert home == "ResNet-50"

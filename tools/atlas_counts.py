@@ -17,15 +17,17 @@ import torch
 
 from peftbench.artefacts import task_file
 from peftbench.backbones.anatomy import Anatomy
+from peftbench.backbones.kernels import is_fused_faster
 from peftbench.canonical import digest
 from peftbench.cli.method_pages import anatomy_of
 from peftbench.errors import PeftbenchError
 from peftbench.methods import METHODS, Method, Tuned
 from peftbench.methods.layers.neighbours import NearestNeighbours
 from peftbench.report.atlas import FOLDS, HEAD_ONLY, STAYS, AtlasEntry
+from peftbench.run.activations import counting_kept
 from peftbench.run.profile import planned_step
 from peftbench.run.simulation import step_cost
-from peftbench.run.step import StepPlan
+from peftbench.run.step import Step, StepPlan
 from peftbench.spec import BackboneSpec, DatasetSpec, Recipe, RunSpec
 from peftbench.training.device import Compute
 
@@ -101,10 +103,11 @@ def counted(method: Method) -> AtlasEntry:
         remarks.append("takes no training steps")
     else:
         try:
-            facts["kept_bytes"] = step_cost(plan, BATCH, CPU).kept_bytes
+            facts["kept_bytes"] = kept_by(plan)
+        except Exception as e:
+            remarks.append(f"its kept activations cannot be counted: {_first_line(e)}")
+        else:
             facts["kept_bytes_full"] = kept_by_full(home)
-        except (NotImplementedError, RuntimeError) as e:
-            remarks.append(f"kept activations cannot be counted without storage: {_first_line(e)}")
     try:
         stored = stored_of(plan.tuned)
     except Exception as e:
@@ -114,15 +117,51 @@ def counted(method: Method) -> AtlasEntry:
     return AtlasEntry(key, home, remarks=tuple(remarks), **facts)
 
 
-def planned(method: Method, backbone: str) -> StepPlan:
-    """A training step of `method` on a backbone without storage."""
+def planned(method: Method, backbone: str, device: str = "meta") -> StepPlan:
+    """A training step of `method` on a backbone, by default one without storage."""
     spec = RunSpec(
         method,
         BackboneSpec(backbone, pretrained=False),
         DatasetSpec("none", "mini"),
         recipe=Recipe(batch_size=BATCH),
     )
-    return planned_step(spec, CLASSES)
+    return planned_step(spec, CLASSES, device)
+
+
+def kept_by(plan: StepPlan) -> int:
+    """Bytes of activations that a batch keeps, as `peftbench profile --meta` counts them.
+
+    Some methods compute with numbers that the meta device does not have.
+    """
+    try:
+        return step_cost(plan, BATCH, CPU).kept_bytes
+    except (NotImplementedError, RuntimeError):
+        tuned = plan.tuned
+        home, _ = home_of(tuned.method)
+        return kept_with_storage(planned(tuned.method, BACKBONES[home], "cpu"))
+
+
+def kept_with_storage(plan: StepPlan) -> int:
+    """The same, of real steps of two and of three images.
+
+    What is kept is kept for each image, or once, so both steps tell how much a batch keeps. Of one
+    image, tensors are views that are copies otherwise.
+    """
+    fused = is_fused_faster(CPU.device, CPU.dtype)
+    for module in plan.tuned.model.modules():
+        if hasattr(module, "fused_attn"):  # as `step_cost` does
+            setattr(module, "fused_attn", fused)  # noqa: B010
+    step = Step(plan, CPU)
+    weights = [*plan.tuned.model.parameters(), *plan.tuned.model.buffers()]
+    found = []
+    for images in (2, 3):
+        x, target = step.batch(images)
+        with counting_kept(weights) as kept:
+            step.forward(x, target)
+        found.append(kept.bytes)
+        kept.storages.clear()
+    two, three = found
+    return two + (BATCH - 2) * (three - two)
 
 
 @cache

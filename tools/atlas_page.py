@@ -1,7 +1,8 @@
 """The method atlas: `peftbench/report/atlas.json`, and `docs/atlas.md` from it.
 
 Counts are taken from the file as it is where the key of a method is unchanged; a new or changed
-method is counted, which takes a few seconds each. `--recount` counts all.
+method is counted, which takes a few seconds each. `--recount` counts all. Alone this goes on where
+it stopped.
 
     python tools/atlas_page.py [--recount]
 """
@@ -14,7 +15,7 @@ import sys
 import textwrap
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,11 @@ PRINTED = (
 )
 
 
-def made(recount: bool = False) -> Atlas:
-    """The atlas of all registered methods with their default hyper-parameters, as of now."""
+def made(recount: bool = False, keep: Callable[[str], object] = lambda text: None) -> Atlas:
+    """The atlas of all registered methods with their default hyper-parameters, as of now.
+
+    `keep` gets the text of a file with the counts so far, whenever a method was counted.
+    """
     discover()
     kept = {} if recount else atlas.read().entries
     papers, own, (about, ratios) = published_means(), own_means(), latencies(LATENCIES)
@@ -97,6 +101,8 @@ def made(recount: bool = False) -> Atlas:
         if found is None or found.key != key:
             print(f"counting {name}", file=sys.stderr, flush=True)
             found = atlas_counts.counted(method)
+            so_far = {**kept, **entries, name: found}
+            keep(atlas.written(Atlas(atlas_counts.CLASSES, atlas_counts.BATCH, {}, so_far)))
         entries[name] = dataclasses.replace(
             found,
             latency=ratios.get((name, key, found.backbone)),
@@ -333,7 +339,10 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    content = made(recount="--recount" in sys.argv[1:])
+    def keep(text: str) -> None:
+        atlas.FILE.write_text(text, encoding="utf-8")
+
+    content = made("--recount" in sys.argv[1:], keep)
     atlas.FILE.write_text(atlas.written(content), encoding="utf-8")
     (ROOT / "docs" / "atlas.md").write_text(page(content), encoding="utf-8")
 

@@ -210,14 +210,14 @@ def about_latency(atlas: Atlas) -> str:
 def _printed(mean: PublishedMean) -> str:
     """A published mean with all that it depends on."""
     both = (("flat", mean.flat, "mean of 19 tasks"), ("groups", mean.groups, "mean of 3 groups"))
-    parts = [
-        f"{value} ({convention}{', worked out of its tasks' if key in mean.computed else ''})"
+    scores = [
+        f"{convention} {value}{' (worked out)' if key in mean.computed else ''}"
         for key, value, convention in both
         if value
     ]
-    epoch = f"; {mean.epoch}" if mean.epoch else ""
     weights = WEIGHTS.get(mean.weights, mean.weights)
-    return f"VTAB-1k {' / '.join(parts)}: {mean.row}; {weights}{epoch}; {mean.source}"
+    parts = [", ".join(scores), mean.row, weights, mean.epoch, mean.source]
+    return "VTAB-1k, " + "; ".join(part for part in parts if part)
 
 
 def read(path: Path | None = None) -> Atlas:
