@@ -131,7 +131,7 @@ def latencies(folder: Path) -> tuple[dict[str, str], Ratios]:
     about |= {"first": dates[0], "last": dates[-1]}
     ratios = {
         (row["method"], row["key"], row["backbone"]): MeasuredRatio(
-            *(round(row[name], 3) for name in ("ratio", "low", "high"))
+            *(round(row[name], 4) for name in ("ratio", "low", "high"))
         )
         for row in rows
     }
