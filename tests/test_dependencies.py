@@ -53,6 +53,7 @@ BUILDING = (
     "methods.applied",
     "methods.changes",
     "methods.surgery",
+    "methods.together",
     "methods.readings",
     "methods.layers",
     "methods.hugging_face",
@@ -306,7 +307,8 @@ def changes_a_model(node: ast.AST) -> bool:
         name = node.args[1] if len(node.args) > 1 else None
         switch = isinstance(name, ast.Constant) and name.value == "fused_attn"
         own = ast.unparse(node.args[0]) == "self" and ast.unparse(node.func).startswith("object.")
-        return not (switch or own)
+        declared = ast.unparse(node.args[0]) == "cls"  # a class that is being declared
+        return not (switch or own or declared)
     if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
         if isinstance(node, ast.Attribute) and node.attr == "requires_grad":
             return True

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # modules beside the methods that need torch and register nothing
-NO_METHODS = ("applied", "changes", "readings", "surgery")
+NO_METHODS = ("applied", "changes", "readings", "surgery", "together")
 
 
 def __getattr__(name: str) -> Any:

@@ -131,7 +131,7 @@ class Compose(Method):
                 raise Unsupported(f"{self.name}: {e}") from None
 
     def rehearse(self, backbone: nn.Module, anatomy: Anatomy) -> None:
-        from peftbench.methods.layers import together
+        from peftbench.methods import together
 
         for part in self.members:
             part.rehearse(backbone, anatomy)
@@ -187,7 +187,7 @@ class Compose(Method):
         anatomy: Anatomy,
         attach: Callable[[Method, nn.Module, Anatomy], Attachment],
     ) -> Attachment:
-        from peftbench.methods.layers import together
+        from peftbench.methods import together
 
         order = together.ordered(self.members, backbone, anatomy)
         return together.attach(order, backbone, anatomy, attach)

@@ -25,13 +25,17 @@ class StreamState:
     def __init__(self) -> None:
         self.change: Tensor | None = None  # in the layout of the block's input
         self.shape: torch.Size | None = None
-        # what the last branch read of the stream, and what is to be made of what it adds
+        # what the last branch read of the stream, and what makes a change of what it adds to it
         self.before: Tensor | None = None
-        self.of_output: nn.Module | None = None
+        self.of_output: Callable[[Tensor], Tensor] | None = None
 
     def start(self, shape: torch.Size | None) -> None:
         """Forget the last pass; the block's input has `shape`."""
         self.change, self.shape, self.before, self.of_output = None, shape, None, None
+
+    def await_output(self, x: Tensor, make: Callable[[Tensor], Tensor]) -> None:
+        """The branch reads x (B, N, C) or (B, H, W, C); `make` changes what it adds to that."""
+        self.before, self.of_output = x, make
 
     def add(self, change: Tensor) -> None:
         """Carry one more change: (B, N, C) or (B, H, W, C), or flattened as its branch has it."""
@@ -66,21 +70,26 @@ class StreamInput(surgery.Around):
         if self.carried.change is not None:
             x = x + self.carried.change.reshape(x.shape)
         if self.adapter is not None and self.reads is ReadPoint.BEFORE:
-            x = x + self._change(self.adapter, x).reshape(x.shape)
+            x = x + self._change(x).reshape(x.shape)
         out: Tensor = self.base(x, *args, **kwargs)
-        if self.reads is ReadPoint.OUTPUT:
-            self.carried.before, self.carried.of_output = x, self.adapter
+        if self.adapter is not None and self.reads is ReadPoint.OUTPUT:
+            self.carried.await_output(x, self._made)
         elif self.adapter is not None and self.reads is not ReadPoint.BEFORE:
             of_branch = self.reads is ReadPoint.BRANCH and self.is_norm
-            self._change(self.adapter, out if of_branch else x)
+            self._change(out if of_branch else x)
         return out
 
-    def _change(self, adapter: nn.Module, x: Tensor) -> Tensor:
+    def _change(self, x: Tensor) -> Tensor:
         """The adapter's change for `x`, also carried to the end of the block."""
-        change: Tensor = adapter(x.reshape(self.carried.shape or x.shape))
-        change = change if not self.disturb else self.disturb(change)
+        change = self._made(x.reshape(self.carried.shape or x.shape))
         self.carried.add(change)
         return change
+
+    def _made(self, x: Tensor) -> Tensor:
+        """What the adapter makes of x, in its shape."""
+        assert self.adapter is not None
+        change: Tensor = self.adapter(x)
+        return change if not self.disturb else self.disturb(change)
 
 
 class StreamBlock(nn.Module):
