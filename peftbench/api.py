@@ -187,12 +187,12 @@ def _check_numbers(num_classes: int | None, image_size: object) -> None:
 
 
 def _check_data(method: Method, data: object) -> None:
-    if method.card.prepared and data is None:
+    if method.looks_at_images and data is None:
         raise ConfigError(
             f"method={method.name} looks at training images before it is attached. Give data=, "
             "such as a DataLoader of normalised images and their classes."
         )
-    if data is not None and not method.card.prepared:
+    if data is not None and not method.looks_at_images:
         raise ConfigError(f"method={method.name} looks at no images. Leave data out.")
 
 

@@ -144,6 +144,11 @@ class Method(ABC):
     def rehearse(self, backbone: nn.Module, anatomy: Anatomy) -> None:  # noqa: B027 - as `check`
         """As `check`, by trying copies of modules where no description says whether it works."""
 
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether `prepare` is asked; a method with what it would find needs no images."""
+        return self.card.prepared
+
     def prepare(
         self,
         backbone: nn.Module,

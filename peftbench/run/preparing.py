@@ -67,7 +67,7 @@ def learnt(
     compute: Compute,
 ) -> Preparation | None:
     """What `method` learns of the train split; `None` of one that looks at no images."""
-    if not method.card.prepared:
+    if not method.looks_at_images:
         return None
     images = TrainBatches.of(train, backbone, seed, compute.device)
     generator = torch.Generator().manual_seed(seed)

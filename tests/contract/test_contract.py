@@ -22,7 +22,7 @@ from _pytest.mark import ParameterSet
 from support.documents import supported
 from support.rounding import TERMS, assert_alike, round_outputs
 from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images
-from support.tuners import FITTING, FOLDED_IN_FLOAT32
+from support.tuners import FITTING, FOLDED_IN_FLOAT32, QUICK
 from torch import Tensor, nn
 
 from peftbench.backbones.anatomy import Anatomy
@@ -156,6 +156,10 @@ VARIANTS: Mapping[str, tuple[tuple[dict[str, object], frozenset[str]], ...]] = {
         ({"kind": "lora_add", "rank": 3}, frozenset({"vit", "eva_split"})),
         ({"kind": "vpt_add", "rank": 2}, frozenset({"vit", "swin"})),
     ),
+    "noah": (
+        ({"prompts": [2, 0], "lora": [0, 3], "adapters": [1, 4]}, frozenset({"vit"})),
+        ({"prompts": [3, 2], "lora": [1, 0], "adapters": [0, 2]}, frozenset({"vit_average"})),
+    ),
     "partial": (
         ({"num_blocks": 2}, frozenset({"swin", "convnext", "efficientnet"})),
         ({"unit": "stage"}, frozenset({"swin", "convnext", "resnet_basic"})),
@@ -284,12 +288,17 @@ class Case:
     label: str
 
 
+def _quick(name: str) -> Method:
+    """With default hyper-parameters but for the length of a search."""
+    return METHODS[name](**QUICK.get(name, {}))
+
+
 def _cases(expect: Callable[[str, str], bool | None]) -> Iterator[Case]:
     """Default hyper-parameters on every backbone, then the variants; `expect` filters the first."""
     for name in METHODS:
         for backbone in TINY:
             if expect(name, backbone) is not False:
-                yield Case(METHODS[name](), backbone, f"{name}-{backbone}")
+                yield Case(_quick(name), backbone, f"{name}-{backbone}")
 
 
 def _expected(name: str, backbone: str) -> bool | None:
@@ -353,7 +362,7 @@ IN_PLACE = [
 def _attach(case: Case, seed: int = 0) -> Tuned:
     method, backbone, anatomy = case.method, fresh(case.backbone), anatomy_of(case.backbone)
     prepared = None
-    if method.card.prepared:
+    if method.looks_at_images:
         seen = [(images(case.backbone, 8, seed=each), labels(8)) for each in range(2)]
         method.check(anatomy)
         generator = torch.Generator().manual_seed(seed)
@@ -966,7 +975,7 @@ def _outcomes(backbone: str, names: list[str]) -> dict[str, Outcome]:
     outcomes = {}
     for name in names:
         try:
-            tuned = _attach(Case(METHODS[name](), backbone, name))
+            tuned = _attach(Case(_quick(name), backbone, name))
         except Unsupported:
             continue
         tuned.model.double()  # a step in float32 may go another way at a corner

@@ -1,4 +1,4 @@
-"""Official files of one module alone, or of a selection: side networks, GPS, SPT and NOAH."""
+"""Official files of one module alone, or of a selection: side networks, GPS and SPT."""
 
 from __future__ import annotations
 

@@ -74,6 +74,8 @@ UNREPEATABLE = frozenset(
         "cost.seconds_train",
         "cost.seconds_evaluate",
         "cost.seconds_total",
+        "provenance.data.prepared.seconds_supernet",
+        "provenance.data.prepared.seconds_search",
     }
 )
 
