@@ -36,10 +36,11 @@ from peftbench.training.stacked import fit_stacked
 from peftbench.training.together import HeadTask, fit_together, is_worthwhile, shared_recipe
 
 # bytes that a step keeps for its backward pass, up to which trials share their steps: what is
-# frozen then costs more in calls and casts than in products. Eight trials of adapters on vit_mini,
-# 32 images of 48 pixels (15 to 40 MB), took 0.78 to 0.90 of separate ones in bfloat16 on an EPYC
-# with AVX512_BF16; in float32, whose products take twice as long, 0.93 to 1.2. Four of ViT-S at 224
-# pixels took 0.98 and 0.99 (benchmarks/stacked.py). A GPU was not measured, and takes small steps
+# frozen then costs much in calls and casts, which are made once. On an EPYC with AVX512_BF16 eight
+# trials of vit_mini, 32 images of 48 pixels (11 to 18 MB), took 0.76 to 1.00 of separate ones in
+# bfloat16, and 0.91 to 0.99 in float32, whose products take twice as long; four of ViT-S, 4 images
+# of 224 pixels (142 MB), 1.00 to 1.05 (benchmarks/history.md). A GPU was not measured, and shares
+# small steps
 MOST_KEPT = 64 * 2**20
 LEAST_TRIALS = 2
 
