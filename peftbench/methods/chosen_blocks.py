@@ -19,7 +19,7 @@ OUTSIDE = (
 # functions of a method that read an anatomy
 READERS = (
     *("check", "rehearse", "prepare", "attach", "attach_prepared", "unmergeable"),
-    "expected_params",
+    *("expected_params", "stored_as", "not_identity"),
 )
 
 

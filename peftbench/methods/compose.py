@@ -60,6 +60,9 @@ class Compose(Method):
             head_only=all(card.head_only for card in cards),
             dead_at_init=any(card.dead_at_init for card in cards),
             prepared=any(card.prepared for card in cards),
+            dynamic=any(card.dynamic for card in cards),
+            needs_classes=any(card.needs_classes for card in cards),
+            layer_decay=any(card.layer_decay for card in cards),
             frozen_mode="train" if any(c.frozen_mode == "train" for c in cards) else "eval",
         )
         object.__setattr__(self, "card", own)
@@ -137,6 +140,10 @@ class Compose(Method):
             part.rehearse(backbone, anatomy)
         together.rehearse(self.members, backbone, anatomy)
 
+    @property
+    def looks_at_images(self) -> bool:
+        return any(part.looks_at_images for part in self.members)
+
     def prepare(
         self,
         backbone: nn.Module,
@@ -147,7 +154,7 @@ class Compose(Method):
         tensors: dict[str, Tensor] = {}
         facts: dict[str, Any] = {}
         for part in self.members:
-            if part.card.prepared:
+            if part.looks_at_images:
                 found = part.prepare(backbone, anatomy, images, generator)
                 tensors |= {f"{part.name}/{key}": tensor for key, tensor in found.tensors.items()}
                 facts[part.name] = dict(found.facts)
@@ -168,7 +175,7 @@ class Compose(Method):
         prepared: Preparation,
     ) -> Attachment:
         def attach(part: Method, model: nn.Module, left: Anatomy) -> Attachment:
-            if not part.card.prepared:
+            if part.name not in prepared.facts:
                 return part.attach(model, left, generator)
             start = f"{part.name}/"
             own = {
@@ -208,6 +215,17 @@ class Compose(Method):
         if not makers:
             return super().head(width, num_classes, generator)
         return makers[0].head(width, num_classes, generator)
+
+    def settled(self, facts: Mapping[str, Any]) -> Method:
+        from peftbench.methods.building import method_of
+
+        known = [p.settled(facts[p.name]) if p.name in facts else p for p in self.members]
+        if known == list(self.members):
+            return self
+        return method_of(self.name, _with_members(self, known).identity()["hyperparameters"])
+
+    def not_identity(self, anatomy: Anatomy) -> str:
+        return next(filter(None, (part.not_identity(anatomy) for part in self.members)), "")
 
     def offline(self) -> Method:
         return _with_members(self, (part.offline() for part in self.members))

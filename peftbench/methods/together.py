@@ -35,6 +35,7 @@ class Reach:
     in_weights: bool  # whether some of these are changes beside a frozen layer
     depth: int  # steps to the deepest module that it replaces; 0: it replaces none
     is_around: bool  # it gives another module than the backbone
+    has_objective: bool  # it minimises something of its own
 
 
 def reach(part: Method, backbone: nn.Module, anatomy: Anatomy) -> Reach:
@@ -59,6 +60,7 @@ def reach(part: Method, backbone: nn.Module, anatomy: Anatomy) -> Reach:
         bool(changed),
         max((name.count(".") + 1 for name in replaced), default=0),
         attachment.model is not model,
+        attachment.objective is not None or part.card.needs_classes,
     )
 
 
@@ -98,6 +100,11 @@ def _check_apart(one: Reach, other: Reach, anatomy: Anatomy) -> None:
             f"compose: {pair} both carry changes along the stream of {shared[0]!r} of this "
             f"{anatomy.family} backbone. Choose other parts, or set blocks of them in "
             "method.settings."
+        )
+    if one.has_objective and other.has_objective:
+        raise Unsupported(
+            f"compose: {pair} both minimise an objective of their own on this {anatomy.family} "
+            "backbone. Choose other parts."
         )
     if one.is_around and other.is_around:
         raise Unsupported(
@@ -155,6 +162,7 @@ def attach(
         fixed=tuple(t for each in done for t in each.fixed),
         frozen_modules=tuple(m for each in done for m in each.frozen_modules),
         after_step=_Hooks(tuple(hooks)) if hooks else None,
+        objective=next((each.objective for each in done if each.objective is not None), None),
     )
 
 

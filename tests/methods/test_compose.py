@@ -150,3 +150,28 @@ def test_a_part_that_stays_beside_the_backbone_keeps_the_whole_from_folding() ->
 def test_a_head_of_one_part_is_the_head_of_all() -> None:
     tuned = composed("vit", "lora", "mlp")
     assert isinstance(tuned.model.head, nn.Sequential)
+
+
+def test_parts_that_look_at_images_look_before_and_are_loaded_without() -> None:
+    anatomy = anatomy_of("vit")
+    settings = ("spt_lora.budget:2", "spt_lora.unit:1000", "spt_lora.rank:2", "spt_lora.alpha:2")
+    method = METHODS["compose"](parts=("sct", "spt_lora"), settings=settings)
+    assert method.card.prepared
+    seen = [(images("vit", 8, seed=each), torch.arange(8) % CLASSES) for each in range(2)]
+    prepared = method.prepare(fresh("vit"), anatomy, seen, torch.Generator().manual_seed(0))
+    assert prepared.facts.keys() == {"sct", "spt_lora"}
+    generator = torch.Generator().manual_seed(0)
+    tuned = apply(method, fresh("vit"), anatomy, CLASSES, generator, prepared)
+    fill(tuned.trainable, seed=4)
+    assert tuned.method != method  # so that the card of a stored task has what images decided
+    known = method_of("compose", tuned.method.identity()["hyperparameters"])
+    again = apply(known, fresh("vit"), anatomy, CLASSES, torch.Generator().manual_seed(1))
+    again.load_state({name: tensor.clone() for name, tensor in tuned.state().items()})
+    x = images("vit", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model.eval()(x), tuned.model.eval()(x))
+
+
+def test_two_objectives_are_one_too_many() -> None:
+    with pytest.raises(Unsupported, match="both minimise an objective"):
+        composed("vit", "dyt", "da_vpt")
