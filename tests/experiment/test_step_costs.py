@@ -16,7 +16,9 @@ from peftbench.backbones.load import load
 from peftbench.methods import METHODS, apply
 from peftbench.methods.base import as_method
 from peftbench.results.latencies import StepCost
-from peftbench.run import cost
+from peftbench.results.record import Status
+from peftbench.results.store import ResultsStore
+from peftbench.run import cost, experiment
 from peftbench.run.activations import counting_kept
 from peftbench.run.profile import planned_step
 from peftbench.run.simulation import LiveBytes, step_cost
@@ -212,3 +214,11 @@ def test_the_pauses_between_blocks_are_no_time_without_a_core(
     cost.repeated(lambda: lambda: take(0.01), CPU)
     ((wall, worked),) = waited
     assert wall == pytest.approx(worked) and worked > 0
+
+
+def test_a_method_that_skips_tokens_records_what_it_computed(store: ResultsStore) -> None:
+    record = experiment.run(tiny_spec("dyt"), store)
+    assert record.status is Status.OK and record.cost is not None
+    measured, everything = record.cost.measured_gmacs, record.cost.forward_gmacs
+    assert measured is not None and everything is not None
+    assert 0 < measured <= everything
