@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy
-from peftbench.errors import ConfigError, Unsupported
+from peftbench.errors import ConfigError, NotMergeable, Unsupported
 from peftbench.methods.base import (
     Attachment,
     Method,
@@ -53,7 +53,6 @@ class Compose(Method):
         cards = [part.card for part in self.members]
         own = dataclasses.replace(
             type(self).card,
-            title=" + ".join(card.title for card in cards),
             identity_at_init=all(card.identity_at_init for card in cards),
             mergeable=all(card.mergeable for card in cards),
             version=type(self).card.version + sum(card.version - 1 for card in cards),
@@ -238,7 +237,8 @@ class Compose(Method):
 
     def merge(self, model: nn.Module) -> nn.Module:
         if not self.card.mergeable:
-            return super().merge(model)
+            rigid = " and ".join(part.name for part in self.members if not part.card.mergeable)
+            raise NotMergeable(f"{rigid} of this composition cannot be folded into the weights.")
         from peftbench.methods import surgery
 
         surgery.bake_deltas(model)  # what others have around changed weights folds into them

@@ -89,7 +89,7 @@ class DistributionAwarePrompts(Method):
             "as in the released code, so that there is no such option",
             "prompts start as in VPT and follow all prefix tokens, registers included",
         ),
-        look=("#E69F00", "P"),
+        look=("#E69F00", "d"),
         prepared=True,
         needs_classes=True,
     )

@@ -48,7 +48,7 @@ class Mona(Method):
             "blocks that are one branch, as those of ConvNeXt and ResNet, get one module, behind "
             "them (ours)",
         ),
-        look=("#009E73", "P"),
+        look=("#009E73", "p"),
     )
 
     def validate(self) -> None:

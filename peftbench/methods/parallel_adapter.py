@@ -49,7 +49,7 @@ class ParallelAdapter(Method):
             "there",
             "a ConvNeXt block is one branch, beside which it stands",
         ),
-        look=("#009E73", "v"),
+        look=("#009E73", "1"),
     )
 
     def validate(self) -> None:

@@ -82,7 +82,7 @@ def test_images_of_other_channels_are_tuned_or_named(
 @pytest.mark.parametrize("method", TRAINED)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_model_of_another_type_is_tuned_in_it(dtype: torch.dtype, method: str) -> None:
-    if method == "vpt_pad":
+    if method in ("vpt_pad", "conv_adapter"):
         model, size = build("convnext", 3)
     else:
         model, size = build("vit", 3)

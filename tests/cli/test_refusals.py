@@ -50,7 +50,7 @@ REFUSED = {
     "key of a method": (
         ["method=lora", "method.rnk=4"],
         "peftbench: Unknown key in method: 'rnk'. Did you mean: rank? "
-        "Known: alpha, dropout, rank, targets.",
+        "Known: alpha, blocks, dropout, rank, targets.",
     ),
     "added key": (
         ["+sede=1", *QUICK],

@@ -170,7 +170,8 @@ def test_cfg_job_prints_the_composed_configuration_and_runs_nothing(cli, work: P
     done = cli("run", "--cfg", "job", "method=lora", "method.rank=3", "recipe.epochs=7")
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith(
-        "method:\n  rank: 3\n  alpha: 8.0\n  targets:\n  - auto\n  dropout: 0.0\nbackbone:\n"
+        "method:\n  blocks: []\n  rank: 3\n  alpha: 8.0\n  targets:\n  - auto\n"
+        "  dropout: 0.0\nbackbone:\n"
     )
     assert "\n  epochs: 7\n" in done.out
     assert "hydra" not in done.out

@@ -240,7 +240,7 @@ def test_an_experiment_is_narrowed_by_what_the_command_line_says(cli) -> None:
     for name in (name for name in METHODS if name.startswith("l")):
         for task in ("mini/sprites_location", "mini/sprites_orientation"):
             assert f"{name} x vit_mini x {task}, seed 4" in done.out
-    assert "6 jobs: 0 done, 0 unsupported, 6 to run\n" in done.out
+    assert "8 jobs: 0 done, 0 unsupported, 8 to run\n" in done.out  # linear, logistic, lora, lst
 
 
 @pytest.mark.parametrize("command", [("plan",), ("run", "-m")])

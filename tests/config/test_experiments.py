@@ -23,7 +23,9 @@ discover()
 BUILT_IN = {
     n
     for n in METHODS
-    if METHODS[n].__module__.startswith("peftbench.methods.") and not n.startswith("hf_")
+    if METHODS[n].__module__.startswith("peftbench.methods.")
+    and not n.startswith("hf_")
+    and n != "compose"
 }
 # methods, backbones, data sets, shots and seeds of each: the papers' rows, columns and repeats
 SHAPES = {

@@ -269,10 +269,7 @@ OFTEN = ("lora", "adapter", "convpass", "ssf")
 
 # methods that reach every path of surgery between them: the default suite takes each on every
 # family; any other method of the package on the first two of USUAL that it supports
-ON_EVERY_FAMILY = frozenset(
-    ("adapter", "bias", "convpass", "fact_tt", "full", "linear", "lora", "norm", "partial")
-    + ("repadapter", "sidetune", "ssf", "vpt_deep", "vpt_pad", "vpt_shallow")
-)
+ON_EVERY_FAMILY = frozenset(("adapter", "bias", "convpass", "lora", "ssf", "vpt_deep"))
 USUAL = ("vit", "swin", "convnext", "resnet_bottleneck")
 
 CLASSES = 7

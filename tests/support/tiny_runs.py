@@ -205,8 +205,14 @@ def repeatable(record: RunRecord) -> dict[str, Any]:
         parts = raw[first] if isinstance(raw[first], list) else [raw[first]]
         parts = [part for part in parts if part is not None]  # of a run that failed
         if rest:
+            *inside, last = rest.split(".")
             for part in parts:
-                del part[rest]
+                for step in inside:
+                    part = part.get(step, {})
+                if inside:  # of methods that search alone
+                    part.pop(last, None)
+                else:
+                    del part[last]
         else:
             del raw[first]
     return raw

@@ -61,10 +61,10 @@ class KernelChange(Reweighting):
     def _matrix(self, name: str) -> Tensor:
         """K (in, out) of one row block."""
         # products would lose the small distances
+        given, made = self.inputs[name], self.outputs[name]
+        exact = given.dtype if given.dtype is torch.float64 else torch.float32
         distances = torch.cdist(
-            self.inputs[name],
-            self.outputs[name],
-            compute_mode="donot_use_mm_for_euclid_dist",
+            given.to(exact), made.to(exact), compute_mode="donot_use_mm_for_euclid_dist"
         )
         coefficients = self.get_buffer("coefficients").view(-1, 1, 1)
         matrix = (coefficients * distances).sum(0)

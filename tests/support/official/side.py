@@ -24,7 +24,7 @@ NAMES: tuple[tuple[str, str], ...] = (
 ELSEWHERE: dict[str, str] = {
     "gps_vit": "test_side.py",
     "lst_module": "test_side.py",
-    "module_noah_subnet": "test_noah.py",
-    "module_noah_subnet_rise": "test_noah.py",
+    "module_noah_subnet": "test_noah_subnets.py",
+    "module_noah_subnet_rise": "test_noah_subnets.py",
     "spt_lora_vit": "test_side.py",
 }
