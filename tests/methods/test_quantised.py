@@ -36,7 +36,7 @@ def test_one_bit_is_the_upper_quartile_and_its_negative() -> None:
     assert low == -high
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, pytest.param(8, marks=pytest.mark.slow)])
 def test_levels_are_the_quantiles_of_the_middle_of_their_cells(bits: int) -> None:
     levels, normal = levels_of(bits), NormalDist()
     assert len(levels) == 2**bits and list(levels) == sorted(levels)
