@@ -99,9 +99,7 @@ def assert_same(record: RunRecord, alone: RunRecord) -> None:
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "method", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SEEN)]
-)
+@pytest.mark.parametrize("method", [*QUICK, *SEEN])
 def test_trials_of_every_method_leave_the_records_of_runs_by_themselves(
     tmp_path: Path, method: str
 ) -> None:
