@@ -10,6 +10,7 @@ from peftbench.errors import Unsupported
 from peftbench.methods.adapter import FixedBottleneck
 from peftbench.methods.alternatives import advice
 from peftbench.methods.base import Attachment, Method, MethodCard, register_method
+from peftbench.methods.in_weights import changed
 from peftbench.methods.layers.design import Design
 from peftbench.methods.targets import AUTO, Targeted
 
@@ -93,7 +94,6 @@ class BiLoRA(_FewBits, Targeted):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
-        from peftbench.methods import surgery
         from peftbench.methods.layers.quantised import QuantisedDelta
 
         design = Design(scale=self.scale, dropout=self.dropout)
@@ -104,20 +104,7 @@ class BiLoRA(_FewBits, Targeted):
             rows = self.rows(site, targets)
             return QuantisedDelta(rows, shape, self.rank, self.bits, design, generator)
 
-        deltas, notes = surgery.add_deltas(backbone, self.sites(anatomy), delta)
-        return Attachment(
-            backbone,
-            tuple(p for each in deltas.values() for p in each.parameters()),
-            touched=tuple(deltas),
-            train_modules=tuple(deltas.values()),
-            notes=notes,
-        )
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
+        return changed(backbone, self.sites(anatomy), delta)
 
     def expected_params(self, anatomy: Anatomy) -> int:
         return sum(

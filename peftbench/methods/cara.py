@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from peftbench.backbones.anatomy import Anatomy, Role, Site
 from peftbench.errors import Unsupported
-from peftbench.methods.base import Attachment, MethodCard, parameters_of, register_method
+from peftbench.methods.base import Attachment, MethodCard, register_method
 from peftbench.methods.fact import SlicedWeights
+from peftbench.methods.in_weights import changed
 from peftbench.methods.layers.slices import SliceLayout
 
 if TYPE_CHECKING:
@@ -103,7 +104,6 @@ class CaRA(SlicedWeights):
     ) -> Attachment:
         import torch
 
-        from peftbench.methods import surgery
         from peftbench.methods.layers.polyadic import (
             CanonicalChange,
             HeadFactors,
@@ -132,14 +132,7 @@ class CaRA(SlicedWeights):
             return CanonicalChange(factors[key], layout, self.scale, self.dropout, bias)
 
         sites = [site for site, _, _ in places.values()]
-        changes, notes = surgery.add_deltas(backbone, sites, change)
-        return Attachment(
-            backbone,
-            parameters_of(*changes.values()),
-            touched=tuple(changes),
-            train_modules=tuple(changes.values()),
-            notes=notes,
-        )
+        return changed(backbone, sites, change)
 
     def expected_params(self, anatomy: Anatomy) -> int:
         total = 0

@@ -12,11 +12,10 @@ from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
-    Method,
     MethodCard,
-    parameters_of,
     register_method,
 )
+from peftbench.methods.in_weights import InWeights, changed
 from peftbench.methods.layers.slices import SliceLayout
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ _CORE_NAMES = {Role.ATTN_OUT: "proj", Role.MLP_IN: "fc1", Role.MLP_OUT: "fc2"}
 
 
 @dataclass(frozen=True)
-class SlicedWeights(Method):
+class SlicedWeights(InWeights):
     """Makes changes of D x D slices, with factors for each width of the stream."""
 
     rank: int = 16  # r
@@ -89,12 +88,6 @@ class SlicedWeights(Method):
             total[width] += layout.count
         return total
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
-
 
 @dataclass(frozen=True)
 class FactorTuning(SlicedWeights):
@@ -112,7 +105,6 @@ class FactorTuning(SlicedWeights):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
-        from peftbench.methods import surgery
         from peftbench.methods.layers.factors import Factors
 
         layouts = self.layouts(anatomy)
@@ -124,14 +116,7 @@ class FactorTuning(SlicedWeights):
             return make(site, width, layout)
 
         sites = [site for site, _, _ in layouts.values()]
-        deltas, notes = surgery.add_deltas(backbone, sites, delta)
-        return Attachment(
-            backbone,
-            parameters_of(*deltas.values()),
-            touched=tuple(deltas),
-            train_modules=tuple(deltas.values()),
-            notes=notes,
-        )
+        return changed(backbone, sites, delta)
 
     @abstractmethod
     def deltas(

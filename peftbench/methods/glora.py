@@ -11,11 +11,10 @@ from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
-    Method,
     MethodCard,
-    parameters_of,
     register_method,
 )
+from peftbench.methods.in_weights import InWeights, changed
 from peftbench.methods.layers.paths import EVERYTHING, FULL, LETTERS, Shapes, SupportPath
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ PLACES = {
 
 @register_method("glora")
 @dataclass(frozen=True)
-class GLoRA(Method):
+class GLoRA(InWeights):
     """W + W ⊙ A + B and b + b ⊙ D + E + W C, with A to E of the kinds that a path names."""
 
     rank: int = 4  # of supports of the kind lora
@@ -123,21 +122,13 @@ class GLoRA(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
-        from peftbench.methods import surgery
         from peftbench.methods.layers.supports import SupportChange
 
         def change(site: Site) -> SupportChange:
             path = self.path_of(site)
             return SupportChange(self.shapes(site), path, self.rank, self.random_paths, generator)
 
-        changes, notes = surgery.add_deltas(backbone, self.sites(anatomy), change)
-        return Attachment(
-            backbone,
-            parameters_of(*changes.values()),
-            touched=tuple(changes),
-            train_modules=tuple(changes.values()),
-            notes=notes,
-        )
+        return changed(backbone, self.sites(anatomy), change)
 
     def unmoved(self) -> tuple[str, ...]:
         if not self.keeps_all or self.random_paths:
@@ -153,12 +144,6 @@ class GLoRA(Method):
             elif kinds == {"none"}:
                 still.append(letter)
         return tuple(f"*.supports.{name}" for name in still)
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
 
     def expected_params(self, anatomy: Anatomy) -> int:
         sites = self.sites(anatomy)

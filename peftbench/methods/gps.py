@@ -11,12 +11,12 @@ from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
 from peftbench.methods.base import (
     Attachment,
-    Method,
     MethodCard,
     Preparation,
     TrainingImages,
     register_method,
 )
+from peftbench.methods.in_weights import InWeights
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ LOSSES = ("contrastive", "cross_entropy")
 
 @register_method("gps")
 @dataclass(frozen=True)
-class GPS(Method):
+class GPS(InWeights):
     """Of each output row of each weight the k entries of steepest gradient train, and biases."""
 
     per_row: int = 1  # k; the released scripts take 1 or 2 for each data set
@@ -163,12 +163,6 @@ class GPS(Method):
             notes=notes,
             fixed=tuple(b for each in deltas.values() for b in each.buffers()),
         )
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
 
     def expected_params(self, anatomy: Anatomy) -> int:
         return sum(

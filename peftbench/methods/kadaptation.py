@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
-from peftbench.methods.base import Attachment, MethodCard, parameters_of, register_method
+from peftbench.methods.base import Attachment, MethodCard, register_method
+from peftbench.methods.in_weights import changed
 from peftbench.methods.targets import AUTO, Targeted
 
 if TYPE_CHECKING:
@@ -121,7 +122,6 @@ class KAdaptation(Targeted):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
-        from peftbench.methods import surgery
         from peftbench.methods.layers.kronecker_sums import (
             KroneckerSum,
             SharedRules,
@@ -147,25 +147,12 @@ class KAdaptation(Targeted):
                 generator,
             )
 
-        changes, notes = surgery.add_deltas(backbone, self.sites(anatomy), change)
-        return Attachment(
-            backbone,
-            parameters_of(*changes.values()),
-            touched=tuple(changes),
-            train_modules=tuple(changes.values()),
-            notes=notes,
-        )
+        return changed(backbone, self.sites(anatomy), change)
 
     def unmoved(self) -> tuple[str, ...]:
         if not self.is_released:
             return ()
         return ("*.delta.rules.*", "*.delta.left.*", "*.delta.right.*")
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
 
     def expected_params(self, anatomy: Anatomy) -> int:
         number, total = self.products(anatomy), 0

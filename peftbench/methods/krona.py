@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import Unsupported
 from peftbench.methods.base import Attachment, MethodCard, register_method
+from peftbench.methods.in_weights import changed
 from peftbench.methods.layers.slices import RowBlock
 from peftbench.methods.targets import AUTO, Targeted
 
@@ -79,7 +80,6 @@ class KronA(Targeted):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
-        from peftbench.methods import surgery
         from peftbench.methods.layers.kronecker import KroneckerChange
 
         targets = self.resolved(anatomy)
@@ -89,19 +89,7 @@ class KronA(Targeted):
             shapes = {name: self.shapes(site, block) for name, block in rows.items()}
             return KroneckerChange(rows, site.width, shapes, self.scale, generator)
 
-        changes, notes = surgery.add_deltas(backbone, self.sites(anatomy), change)
-        return Attachment(
-            backbone,
-            tuple(p for each in changes.values() for p in each.parameters()),
-            touched=tuple(changes),
-            notes=notes,
-        )
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
+        return changed(backbone, self.sites(anatomy), change)
 
     def expected_params(self, anatomy: Anatomy) -> int:
         return sum(

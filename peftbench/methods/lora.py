@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from peftbench.backbones.anatomy import Anatomy, Site
 from peftbench.errors import Unsupported
 from peftbench.methods.base import Attachment, MethodCard, register_method
+from peftbench.methods.in_weights import changed
 from peftbench.methods.targets import AUTO, Targeted
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ class LoRA(Targeted):
     ) -> Attachment:
         from torch import nn
 
-        from peftbench.methods import surgery
         from peftbench.methods.layers.low_rank import LowRankConvDelta, LowRankDelta
 
         scale = self.alpha / self.rank
@@ -80,20 +80,7 @@ class LoRA(Targeted):
             shape = (site.width, site.fan_in)
             return LowRankDelta(rows, shape, self.rank, scale, self.dropout, generator)
 
-        deltas, notes = surgery.add_deltas(backbone, self.sites(anatomy), delta)
-        return Attachment(
-            backbone,
-            tuple(p for d in deltas.values() for p in d.parameters()),
-            touched=tuple(deltas),
-            train_modules=tuple(deltas.values()),
-            notes=notes,
-        )
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
+        return changed(backbone, self.sites(anatomy), delta)
 
     def expected_params(self, anatomy: Anatomy) -> int:
         total = 0

@@ -9,6 +9,7 @@ from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import NotMergeable, Unsupported
 from peftbench.methods.alternatives import advice
 from peftbench.methods.base import Attachment, Method, MethodCard, register_method
+from peftbench.methods.in_weights import changed
 from peftbench.registry import unknown_name
 
 if TYPE_CHECKING:
@@ -72,21 +73,13 @@ class PaceAdapter(Method):
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:
-        from peftbench.methods import surgery
         from peftbench.methods.layers.residual_linear import ResidualLinear
 
         def delta(site: Site) -> ResidualLinear:
             module = backbone.get_submodule(site.path)
             return ResidualLinear(module, self.kind, self.rank, generator)
 
-        deltas, notes = surgery.add_deltas(backbone, self.sites(anatomy), delta)
-        return Attachment(
-            backbone,
-            tuple(p for made in deltas.values() for p in made.parameters()),
-            touched=tuple(deltas),
-            train_modules=tuple(deltas.values()),
-            notes=notes,
-        )
+        return changed(backbone, self.sites(anatomy), delta)
 
     def unmergeable(self, anatomy: Anatomy) -> str:
         rigid = next((site for site in self.sites(anatomy) if not site.has_bias), None)

@@ -95,12 +95,6 @@ class SNELL(EveryMatrix):
             notes=notes,
         )
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
-
     def expected_params(self, anatomy: Anatomy) -> int:
         total = anatomy.tokens.width if anatomy.tokens and self.trains_token(anatomy) else 0
         for site, rows in self.row_blocks(anatomy):

@@ -19,6 +19,7 @@ from peftbench.methods.base import (
     TrainingImages,
     register_method,
 )
+from peftbench.methods.in_weights import InWeights
 from peftbench.methods.layers.units import Unit, matrices, vectors
 
 if TYPE_CHECKING:
@@ -355,7 +356,7 @@ def _class_token(backbone: nn.Module) -> nn.Parameter | None:
 
 @register_method("spt_lora")
 @dataclass(frozen=True)
-class SPTLoRA(SensitivityAware):
+class SPTLoRA(InWeights, SensitivityAware):
     """Matrices with many sensitive entries get B A, the others train these entries alone."""
 
     card: ClassVar[MethodCard] = MethodCard(
@@ -388,12 +389,6 @@ class SPTLoRA(SensitivityAware):
         from peftbench.methods.layers.low_rank import LowRankDelta
 
         return LowRankDelta(rows, (width, fan_in), self.rank, 1.0, self.dropout, generator)
-
-    def merge(self, model: nn.Module) -> nn.Module:
-        from peftbench.methods import surgery
-
-        surgery.bake_deltas(model)
-        return model
 
 
 @register_method("spt_adapter")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from peftbench.backbones.anatomy import Anatomy, Kind, Role, Site
 from peftbench.errors import Unsupported
 from peftbench.methods.alternatives import advice
-from peftbench.methods.base import Method
+from peftbench.methods.in_weights import InWeights
 from peftbench.methods.layers.slices import RowBlock
 
 # target -> role of its sites; q, k and v may be row blocks of one fused projection
@@ -28,7 +28,7 @@ TARGETS: Mapping[str, Role] = {
 AUTO = "auto"  # what `targets` says by default
 
 
-class Targeted(Method):
+class Targeted(InWeights):
     """A method with the hyper-parameter `targets`."""
 
     targets: tuple[str, ...]
