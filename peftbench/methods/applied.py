@@ -12,13 +12,7 @@ from peftbench.backbones.accepted import dtype_of
 from peftbench.backbones.anatomy import Anatomy
 from peftbench.errors import ConfigError, NoEffect, Unsupported
 from peftbench.methods import surgery
-from peftbench.methods.base import (
-    Attachment,
-    Method,
-    Preparation,
-    StepHook,
-    parameters_of,
-)
+from peftbench.methods.base import Attachment, Method, Preparation, StepHook, parameters_of
 from peftbench.methods.layers.heads import on_maps, on_rows, silent_head, take_over
 from peftbench.methods.layers.neighbours import NearestNeighbours
 from peftbench.methods.layers.packing import PackedTensor

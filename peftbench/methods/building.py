@@ -23,6 +23,9 @@ def method_of(name: str, hyperparameters: Mapping[str, Any]) -> Method:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from peftbench.methods import discover
+
+    discover()
     kind = METHODS[name]
     given = kind.fields_of(hyperparameters)
     known = [field.name for field in dataclasses.fields(kind)]

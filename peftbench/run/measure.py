@@ -115,7 +115,7 @@ def measure_run(
     bench, step = room.fitted(pending, prepared, known)
     if shared.activations is not None:
         bench = with_its_frozen_part(bench, shared.activations)
-    trained = train(pending, bench, checkpoints, watching, (shared.beside, step))
+    trained = train(pending, bench, checkpoints, watching, shared.beside, step)
     bench = counted(pending, bench)
     known.busy = trained.disturbed
     predicted = predict_report(pending, bench, trained)
@@ -142,11 +142,12 @@ def train(
     bench: Bench,
     checkpoints: Checkpoints,
     watching: Watching,
-    beside: tuple[tuple[RunSpec, ...], StepCost | None] = ((), None),
+    beside: tuple[RunSpec, ...] = (),
+    step: StepCost | None = None,
 ) -> Trained:
     """Fit the tuned model; `pending` has each epoch as soon as it is over.
 
-    With the runs `beside` it in one pass, where they can be, by what a step of one takes.
+    With the runs `beside` it in one pass, where they can be, by what a `step` of one takes.
 
     Raises:
         NoEffect: no tensor of the method got a gradient.
@@ -175,7 +176,7 @@ def train(
             fitted = solved(bench)
         else:
             fittable = _fittable(bench)
-            shared = trials.Pass(beside[0], fittable, checkpoints, beside[1])
+            shared = trials.Pass(beside, fittable, checkpoints, step)
             together = trials.trained(bench, shared)
         if together is not None:
             fitted = trials.take_over(pending, bench, together)

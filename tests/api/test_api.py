@@ -59,6 +59,17 @@ def test_importing_the_package_loads_neither_torch_nor_timm() -> None:
     assert done.stdout == "True\n[]\n"
 
 
+def test_the_first_thing_of_a_process_may_be_to_tune() -> None:
+    """Nothing before it has found the methods."""
+    code = (
+        "import timm, peftbench\n"
+        "model = timm.create_model('resnet10t', num_classes=3)\n"
+        "print(peftbench.tune(model, 'norm') is model)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_methods_are_listed_by_name() -> None:
     assert pb.list_methods() == list(METHODS)
 
