@@ -38,6 +38,11 @@ def test_krona() -> None:
     assert count("krona") == 24 * 1600
 
 
+def test_vera() -> None:
+    """L (d + r), as section 3.2 of the paper counts, for each of q and v."""
+    assert count("vera") == 12 * 2 * (256 + 768) == 24_576
+
+
 def test_arc() -> None:
     """Two matrices of 768 x 50, and 50 + 768 numbers for each of 24 places."""
     assert count("arc") == 2 * 768 * 50 + 24 * (50 + 768)

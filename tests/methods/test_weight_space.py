@@ -22,6 +22,7 @@ from peftbench.methods.layers.polyadic import CanonicalChange
 from peftbench.methods.layers.rank_one import RankOneScale
 from peftbench.methods.layers.shared import SharedTensor
 from peftbench.methods.layers.supports import SupportChange
+from peftbench.methods.layers.vectors import RandomProjections, VectorChange
 
 NOTHING = torch.Generator()
 
@@ -83,6 +84,46 @@ def test_krona_refuses_factors_that_do_not_divide() -> None:
         METHODS["krona"](a_rows=5).check(anatomy_of("vit"))
     with pytest.raises(ConfigError, match="a_columns=-1 is negative"):
         METHODS["krona"](a_columns=-1)
+
+
+# ------------------------------------------------------------------------------- vera
+
+
+def test_vera_scales_what_random_matrices_make_by_two_vectors() -> None:
+    """A = [1 2], B = [3; 4] of wider ones, d = 10, b = (1, 2): b * (B (d A)) = [30 60; 80 160]."""
+    shared = RandomProjections(1, (3, 4), seed=0)
+    shared.a.copy_(torch.tensor([[1.0, 2.0, 9.0, 9.0]]))
+    shared.b.copy_(torch.tensor([[3.0], [4.0], [9.0]]))
+    change = VectorChange({"q": (1, 3)}, (4, 2), shared, d_initial=10.0, dropout=0.0)
+    with torch.no_grad():
+        change.b["q"].copy_(torch.tensor([1.0, 2.0]))
+    layer = nn.Linear(2, 4)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    assert change.changed_weight(layer.weight).tolist() == [[0, 0], [30, 60], [80, 160], [0, 0]]
+    assert change.output(layer, torch.tensor([1.0, 1.0])).tolist() == [0, 90, 240, 0]
+
+
+def test_vera_shares_its_matrices_and_stores_none_of_them() -> None:
+    tuned = start("vera", "vit", rank=5, targets=("q", "fc2"))
+    shared = {id(m.projections) for m in tuned.model.modules() if isinstance(m, VectorChange)}
+    assert len(shared) == 1 and not tuned.fixed and not tuned.changing_buffers
+    again = start("vera", "vit", rank=5, targets=("q", "fc2"), seed=1)
+    other = start("vera", "vit", rank=5, targets=("q", "fc2"), projection_seed=1)
+    names = ("blocks.1.mlp.fc2.delta.projections.a", "blocks.1.mlp.fc2.delta.projections.b")
+    for name, shape in zip(names, ((5, 96), (24, 5)), strict=True):
+        own = tuned.model.get_buffer(name)
+        assert own.shape == shape
+        assert torch.equal(own, again.model.get_buffer(name))
+        assert not torch.equal(own, other.model.get_buffer(name))
+
+
+def test_vera_draws_its_matrices_kaiming_uniform() -> None:
+    """Within the square root of 6 over the fan-in, with a deviation of that of 2 over it."""
+    shared = RandomProjections(200, (300, 400), seed=3)
+    for value, fan_in in ((shared.a, 400), (shared.b, 200)):
+        assert float(value.abs().max()) <= (6 / fan_in) ** 0.5
+        assert float(value.std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.01)
 
 
 # -------------------------------------------------------------------------------- arc

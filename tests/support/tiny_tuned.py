@@ -11,9 +11,9 @@ from support.tiny_backbones import anatomy_of, fresh
 discover()
 
 
-def start(method: str, backbone: str, **options: object) -> Tuned:
+def start(method: str, backbone: str, seed: int = 0, **options: object) -> Tuned:
     """A tiny backbone with a method and a head of 7 classes, as training finds it."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     return apply(METHODS[method](**options), fresh(backbone), anatomy_of(backbone), 7, generator)
 
 
