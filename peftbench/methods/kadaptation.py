@@ -85,6 +85,7 @@ class KAdaptation(Targeted):
                 f"{advice(self.name, anatomy)}"
             )
         super().check(anatomy)
+        number = self.products(anatomy)
         for site, rows in self.row_blocks(anatomy):
             if site.kind is not Kind.LINEAR:
                 raise Unsupported(
@@ -93,7 +94,7 @@ class KAdaptation(Targeted):
                 )
             sizes = {stop - start for start, stop in rows.values()}
             for size in (*sizes, site.fan_in or 1):
-                if size % self.products(anatomy):
+                if size % number:
                     raise Unsupported(
                         f"kadaptation cannot cut the {size} channels of {site.path!r} in this "
                         f"{anatomy.family} backbone into {self.num_products}. Set "

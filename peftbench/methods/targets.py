@@ -84,7 +84,8 @@ class Targeted(InWeights):
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         """Sites of the targets; a module with two roles counts once."""
-        return tuple(s for s in anatomy.sites if self.rows(s, self.resolved(anatomy)))
+        resolved = self.resolved(anatomy)
+        return tuple(s for s in anatomy.sites if self.rows(s, resolved))
 
     def row_blocks(self, anatomy: Anatomy) -> tuple[tuple[Site, dict[str, RowBlock]], ...]:
         """Each site with the rows of its targets."""
