@@ -58,10 +58,12 @@ def test_a_method_typed_into_a_clone_passes_what_goes_through_all_methods(tmp_pa
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    told = run("tools/make_docs.py")
+    # without every method on every tiny backbone: two minutes, and the contract runs the new one
+    told = run("tools/make_docs.py", "--without", "support.md")
     assert {line.removeprefix("wrote ") for line in told.splitlines()} == {
         "docs/methods.md",
-        "docs/support.md",
+        "docs/atlas.md",
+        "peftbench/report/atlas.json",
         "README.md",
         "CITATION.cff",
     }

@@ -1,5 +1,7 @@
 """Write what is generated from the methods, or with --check say what is not current.
 
+`--without support.md` leaves that out, which takes longer than all others.
+
 support.md     every method on a tiny backbone of every family, really run
 parameters.md  parameters of every method on the standard backbones, and what papers print
 methods.md     what `peftbench list methods --long` prints
@@ -17,8 +19,9 @@ import re
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -326,34 +329,42 @@ def _counted(text: str, lead: str) -> str:
     return re.sub(rf"{lead} \d+ methods", f"{lead} {len(METHODS)} methods", text)
 
 
-def documents() -> Iterator[tuple[Path, str]]:
-    """Path and text of each generated document."""
-    yield known.FILE, known_anatomies()  # first: other documents read it
-    yield DOCS / "methods.md", methods()
-    yield DOCS / "parameters.md", parameters()
-    yield DOCS / "support.md", support()
-    yield LOOKS, looks()
-    known_methods = atlas_page.made()
-    yield atlas.FILE, atlas.written(known_methods)
-    yield DOCS / "atlas.md", atlas_page.page(known_methods)
-    yield ROOT / "README.md", readme()
-    yield ROOT / "CITATION.cff", citation()
+def documents() -> dict[Path, Callable[[], str]]:
+    """What makes the text of each generated document, in the order in which they are read."""
+    known_methods = cache(atlas_page.made)
+    return {
+        known.FILE: known_anatomies,  # first: other documents read it
+        DOCS / "methods.md": methods,
+        DOCS / "parameters.md": parameters,
+        DOCS / "support.md": support,
+        LOOKS: looks,
+        atlas.FILE: lambda: atlas.written(known_methods()),
+        DOCS / "atlas.md": lambda: atlas_page.page(known_methods()),
+        ROOT / "README.md": readme,
+        ROOT / "CITATION.cff": citation,
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if not current")
-    check = parser.parse_args().check
+    made = documents()
+    names = [path.name for path in made]
+    parser.add_argument("--without", nargs="*", default=(), choices=names, metavar="NAME")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)  # the models are tiny
     stale = []
-    for path, text in documents():
+    for path, make in made.items():
+        if path.name in arguments.without:
+            continue
+        text = make()
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue
         stale.append(path.name)
-        if not check:
+        if not arguments.check:
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
-    if check and stale:
+    if arguments.check and stale:
         print(f"not current: {', '.join(stale)}; run `make docs`", file=sys.stderr)
         return 1
     return 0

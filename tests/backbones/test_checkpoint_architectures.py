@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from support.timm_modules import named
 
 from peftbench.backbones.checkpoints import fitting
 from peftbench.backbones.checkpoints.conversion import Needs
@@ -48,7 +49,7 @@ MOST_NUMBERS = 6_000_000  # of a model; larger ones take a machine of CI too lon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", timm.list_modules())
+@pytest.mark.parametrize("module", named(timm.list_modules()))
 def test_every_module_of_timm_takes_its_own_weights(module: str, tmp_path: Path) -> None:
     def size(name: str) -> tuple[int, int]:
         return next((i for i, part in enumerate(SIZES) if part in name), 99), len(name)

@@ -158,7 +158,13 @@ PROFILED = [
 ]
 
 
-@pytest.mark.parametrize("line", PROFILED, ids=named)
+def _of_all(line: str) -> tuple[pytest.MarkDecorator, ...]:
+    return (pytest.mark.slow,) if "'*'" in line or "=*" in line else ()  # a composition each
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, id=named(line), marks=_of_all(line)) for line in PROFILED]
+)
 def test_a_shown_profile_is_of_methods_and_backbones_that_there_are(
     cli, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,9 @@ from peftbench.backbones.anatomy import Anatomy
 from peftbench.backbones.copies import full_copy
 from peftbench.backbones.inference.confirm import randomised
 from peftbench.errors import NoEffect, NotMergeable, Unsupported
-from peftbench.methods import METHODS, Tuned, apply
+from peftbench.methods import METHODS, Method, Tuned, apply
+from peftbench.methods.base import Preparation
+from support.tuners import QUICK
 
 CLASSES = 5
 MERGED = 1e-4  # of the largest logit: what folding may change, in float64
@@ -48,8 +50,10 @@ def tried(name: str, model: nn.Module, anatomy: Anatomy) -> Tried:
         anatomy: of `model`.
     """
     generator = torch.Generator().manual_seed(0)
+    method = METHODS[name](**QUICK.get(name, {}))
     try:
-        tuned = apply(METHODS[name](), full_copy(model), anatomy, CLASSES, generator)
+        prepared = _prepared(method, model, anatomy)
+        tuned = apply(method, full_copy(model), anatomy, CLASSES, generator, prepared)
     except (Unsupported, NoEffect) as e:
         return Tried(refusal=str(e))
     _move(tuned)
@@ -70,6 +74,17 @@ def tried(name: str, model: nn.Module, anatomy: Anatomy) -> Tried:
     with torch.no_grad():
         error = float((merged(x) - output).abs().max() / output.abs().max())
     return Tried(dead=dead, drifting=drifting, merge_error=error)
+
+
+def _prepared(method: Method, model: nn.Module, anatomy: Anatomy) -> Preparation | None:
+    """What the method learns of a few random images, where it looks at any."""
+    if not method.looks_at_images:
+        return None
+    method.check(anatomy)
+    shape = (4, anatomy.channels, anatomy.image_size, anatomy.image_size)
+    seen = [(torch.randn(shape, generator=torch.Generator().manual_seed(3)), torch.arange(4) % 2)]
+    generator = torch.Generator().manual_seed(4)
+    return method.prepare(full_copy(model), anatomy, seen, generator)
 
 
 @torch.no_grad()
