@@ -78,6 +78,9 @@ class Tokens:
     accepts_more: bool  # whether blocks take a longer sequence
     refusal: str  # why not, where they do not
     grid: tuple[int, int] | None = None  # rows and columns of patches, in row-major order
+    # attribute of modules in blocks: how many tokens in front their position code leaves alone;
+    # where that is raised, blocks take tokens behind the prefix all the same
+    counted: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ class Family:
     channels_last: bool = True  # layout of the stream between blocks
     tokens: bool = False  # blocks exchange (B, N, C)
     token_refusal: str = ""  # why blocks refuse a longer token sequence
+    token_count: str = ""  # see `Tokens.counted`
     size_refusal: str = ""  # why they refuse a larger map
     parts: Mapping[str, tuple[str, ...]] | None = None  # path in a block -> row blocks
     bias_attributes: tuple[str, ...] = ("bias",)

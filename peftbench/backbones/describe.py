@@ -364,6 +364,7 @@ def _tokens(backbone: nn.Module, family: Family, blocks: list[Site]) -> Tokens |
         accepts_more=not family.token_refusal,
         refusal=family.token_refusal,
         grid=_grid(backbone),
+        counted=family.token_count,
     )
 
 

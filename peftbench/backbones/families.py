@@ -134,6 +134,7 @@ OURS = (  # in the order in which the pages of methods go through them
         after=("norm", "attn_pool", "fc_norm"),
         tokens=True,
         token_refusal=_ROTARY,
+        token_count="num_prefix_tokens",
         parts=_FUSED | {"attn.q_proj": ("q",), "attn.k_proj": ("k",), "attn.v_proj": ("v",)},
         bias_attributes=("bias", "q_bias", "v_bias"),
         position_biases=("relative_position_bias_table",),

@@ -65,8 +65,9 @@ def text(name: str, anatomy: Anatomy, long: bool = False) -> str:
     if anatomy.sites:
         lines += columns([HEADER, *_rows(anatomy.sites, long)])
     if anatomy.tokens is not None:
-        refusal = f"take no more: {anatomy.tokens.refusal}"
-        takes = "take more" if anatomy.tokens.accepts_more else refusal
+        takes = "take more" if anatomy.tokens.accepts_more else "take more in front of the patches"
+        if not anatomy.tokens.accepts_more and not anatomy.tokens.counted:
+            takes = f"take no more: {anatomy.tokens.refusal}"
         rows = anatomy.tokens.grid
         order = f"patches in {rows[0]} rows of {rows[1]}" if rows else "patches in no known order"
         lines += f"Tokens: {anatomy.tokens.num_prefix} in front of the patches, {order}; {takes}.\n"

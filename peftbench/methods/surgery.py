@@ -48,6 +48,13 @@ def own_modules(module: nn.Module) -> None:
             module.register_module(name, value)
 
 
+def raise_counts(module: nn.Module, name: str, by: int) -> None:
+    """Add to the number that `module`, and modules in it, hold as the attribute `name`."""
+    for part in module.modules():
+        if isinstance(vars(part).get(name), int):
+            setattr(part, name, vars(part)[name] + by)
+
+
 def wrap(
     model: nn.Module, sites: Iterable[Site], make: Callable[[Site, nn.Module], nn.Module]
 ) -> dict[str, nn.Module]:

@@ -93,10 +93,15 @@ class VisualPrompts(Method):
                 f"{self.name} needs a token stream, but the blocks of {anatomy.family} backbones "
                 f"{what}. {advice(self.name, anatomy)}"
             )
-        elif not anatomy.tokens.accepts_more:
+        elif not anatomy.tokens.accepts_more and not anatomy.tokens.counted:
             raise Unsupported(
                 f"{self.name} adds tokens, but {anatomy.family} backbones take no more: "
                 f"{anatomy.tokens.refusal}. {advice(self.name, anatomy)}"
+            )
+        elif anatomy.tokens.counted and self.location == "append":
+            raise Unsupported(
+                f"{self.name} has location=append, but the position code of {anatomy.family} "
+                "backbones leaves only tokens in front alone. Set method.location=prepend."
             )
 
     def _check_swin(self, anatomy: Anatomy) -> None:
@@ -183,6 +188,10 @@ class VisualPrompts(Method):
             )
             surgery.replace(backbone, site.path, block)
             touched.append(site.path)
+        for site in anatomy.where(Role.BLOCK):  # prompts have no position, as class tokens
+            if site.depth >= min(prompts):
+                module = backbone.get_submodule(site.path)
+                surgery.raise_counts(module, _tokens(anatomy).counted, self.num_tokens)
         if self.read != "class":
             self._read_a_mean(backbone, anatomy)
         return tuple(touched)

@@ -85,6 +85,6 @@ def test_what_makes_no_sense_is_refused() -> None:
         METHODS["e2vpt"](pieces=0)
     with pytest.raises(ConfigError, match="num_kv_tokens=0"):
         METHODS["e2vpt"](num_kv_tokens=0)
-    for backbone in ("beit", "eva_fused", "mixer", "convnext", "swin_v2"):
+    for backbone in ("beit", "mixer", "convnext", "swin_v2"):
         with pytest.raises(Unsupported, match="e2vpt"):
             METHODS["e2vpt"]().check(anatomy_of(backbone))

@@ -83,6 +83,40 @@ def test_prompts_follow_the_prefix_tokens(method: str, backbone: str, prefix: in
 
 
 @DEPTHS
+@pytest.mark.parametrize("backbone", ["eva_fused", "eva_split"])
+def test_prompts_are_not_rotated_and_patches_by_their_own_angles(
+    method: str, backbone: str
+) -> None:
+    """The blocks of timm, told angles of which those of prompts rotate by nothing: sin 0, cos 1."""
+    x = images(backbone, 2, dtype=torch.float64)
+    bare = fresh(backbone).double()
+    (stream,) = _inputs(bare, ["blocks.0"], x)
+    angles = bare.rope.get_embed((4, 4))  # of 16 patches: sines beside cosines
+    half = angles.shape[1] // 2
+    none = torch.cat((torch.zeros(TOKENS, half), torch.ones(TOKENS, half)), 1).to(angles)
+    angles = torch.cat((none, angles))
+    tuned = _apply(backbone, method)
+    left = []
+    tuned.model.get_submodule("blocks.1").register_forward_hook(lambda *call: left.append(call[2]))
+    with torch.no_grad():
+        tuned.model(x)
+        for depth in range(2):
+            prompts = tuned.method_params.get(f"blocks.{depth}.prompts.tokens")
+            if prompts is not None:
+                old = TOKENS if depth else 0
+                new = prompts.expand(2, -1, -1)
+                stream = torch.cat((stream[:, :1], new, stream[:, 1 + old :]), dim=1)
+            stream = bare.get_submodule(f"blocks.{depth}")(stream, rope=angles)
+    expected = torch.cat((stream[:, :1], stream[:, 1 + TOKENS :]), dim=1)
+    torch.testing.assert_close(left[0], expected, rtol=0, atol=1e-12)
+
+
+def test_prompts_behind_rotated_tokens_are_refused() -> None:
+    with pytest.raises(Unsupported, match=r"leaves only tokens in front alone. Set method.loc"):
+        METHODS["vpt_deep"](location="append").check(anatomy_of("eva_fused"))
+
+
+@DEPTHS
 def test_appended_prompts_follow_all_tokens_and_end_with_the_blocks(method: str) -> None:
     x = images("vit_registers", 2, dtype=torch.float64)
     tuned = _apply("vit_registers", method, location="append")

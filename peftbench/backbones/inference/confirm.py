@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from peftbench.backbones.copies import full_copy
 from peftbench.backbones.inference.flow import Flow, Through, flow_of
@@ -17,6 +18,7 @@ from peftbench.backbones.inference.trace import Trace, Use
 
 TOLERANCE = 1e-3  # of what a folded change and one on the path give, relative, in float32
 NOISE = 1e-6  # of the largest value: what rounding leaves of nothing, in float32
+COUNTED = "num_prefix_tokens"  # timm's name for how many tokens the position code leaves alone
 MORE_TOKENS = (3, 5)  # how many are put in; with one of them their number is no square
 
 
@@ -231,20 +233,34 @@ class MoreTokens:
 
 
 @torch.no_grad()
-def more_tokens(model: nn.Module, blocks: Sequence[str], prefix: int, image: Tensor) -> MoreTokens:
+def more_tokens(
+    model: nn.Module, blocks: Sequence[str], prefix: int, image: Tensor, counted: str = ""
+) -> MoreTokens:
     """Put tokens behind the first `prefix` ones in front of each block, and take them out behind.
 
     Args:
         blocks: paths of the blocks, whose first argument and result are tokens (B, N, C).
         image: (B, C, H, W).
+        counted: attribute of modules in blocks that is raised by as many; see `Tokens`.
     """
+    counting = [
+        part
+        for path in blocks
+        for part in model.get_submodule(path).modules()
+        if counted and isinstance(vars(part).get(counted), int)
+    ]
+    if counted and not counting:
+        return MoreTokens(False, f"no module in a block has {counted}")
     for more in MORE_TOKENS:
-        handles = []
+        handles: list[RemovableHandle | _Undo] = []
         try:
             for path in blocks:
                 module = model.get_submodule(path)
                 handles.append(module.register_forward_pre_hook(_insert(prefix, more)))
                 handles.append(module.register_forward_hook(_remove(prefix, more)))
+            for part in counting:
+                setattr(part, counted, getattr(part, counted) + more)
+                handles.append(_Undo(part, counted, more))
             output = model(image)
         except Exception as e:  # whatever a model does with a number of tokens it does not expect
             text = (str(e).strip() or type(e).__name__).splitlines()[0]
@@ -255,6 +271,18 @@ def more_tokens(model: nn.Module, blocks: Sequence[str], prefix: int, image: Ten
         if not bool(output.isfinite().all()):
             return MoreTokens(False, f"with {more} more the output is not finite")
     return MoreTokens(True)
+
+
+@dataclass(frozen=True)
+class _Undo:
+    """Takes back what was added to an attribute, as handles of hooks take hooks away."""
+
+    part: nn.Module
+    name: str
+    more: int
+
+    def remove(self) -> None:
+        setattr(self.part, self.name, getattr(self.part, self.name) - self.more)
 
 
 def _insert(prefix: int, more: int) -> Callable[..., tuple[Tensor, ...]]:

@@ -277,7 +277,7 @@ class _Looked:
         pooled = pooled if isinstance(pooled, str) else ""
         if getattr(self.model, "attn_pool", None) is not None:
             pooled = "map"
-        refusal = ""
+        refusal = counted = ""
         if len(shapes) > 1:
             refusal = "their number or width changes from block to block"
         elif not all(block.call.first and block.call.single for block in blocks):
@@ -287,6 +287,13 @@ class _Looked:
             paths = [block.path for block in blocks]
             more = confirm.more_tokens(self.model, paths, prefix, self.trace.image[:1])
             refusal = more.reason
+            if (
+                refusal
+                and confirm.more_tokens(
+                    self.model, paths, prefix, self.trace.image[:1], confirm.COUNTED
+                ).accepted
+            ):
+                counted = confirm.COUNTED
         assert self.trace.image is not None
         image = self.trace.image.detach()
         if len(shapes) > 1:
@@ -300,6 +307,7 @@ class _Looked:
             accepts_more=not refusal,
             refusal=refusal,
             grid=grid,
+            counted=counted,
         )
 
     def _grid(self) -> tuple[int, int] | None:
