@@ -78,6 +78,11 @@ class LST(Method):
                 f"lst climbs the tokens of blocks with attention, and {anatomy.finds} none. "
                 f"{advice(self.name, anatomy)}"
             )
+        if len({(block.stage, block.width) for block in anatomy.where(Role.BLOCK)}) > 1:
+            raise Unsupported(
+                "lst climbs tokens of one number and width, and those of this "
+                f"{anatomy.family} backbone change between blocks. {advice(self.name, anatomy)}"
+            )
         width = anatomy.tokens.width
         if width % self.reduction:
             raise Unsupported(

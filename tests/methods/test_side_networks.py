@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from support.tiny_backbones import anatomy_of, fill, fresh, images
 from support.tiny_tuned import start
 from torch import Tensor
 
-from peftbench.backbones.anatomy import Anatomy
+from peftbench.backbones.anatomy import Anatomy, Role
 from peftbench.backbones.describe import describe
 from peftbench.backbones.load import load
 from peftbench.errors import ConfigError, Unsupported
@@ -162,6 +163,12 @@ def test_lst_refuses_what_does_not_fit() -> None:
         METHODS["lst"](reduction=7).check(anatomy_of("vit"))
     with pytest.raises(Unsupported, match=r"has 2 blocks from 0.*method\.side_layers"):
         METHODS["lst"](side_layers=[2]).check(anatomy_of("vit"))
+    plain = anatomy_of("vit")
+    (*_, last) = plain.where(Role.BLOCK)
+    wide = replace(last, width=48)  # as in Hiera, whose blocks widen the stream
+    widening = replace(plain, sites=tuple(wide if s is last else s for s in plain.sites))
+    with pytest.raises(Unsupported, match="tokens of one number and width"):
+        METHODS["lst"]().check(widening)
     with pytest.raises(ConfigError, match="method=lst: norm='batch'"):
         METHODS["lst"](norm="batch")
 
