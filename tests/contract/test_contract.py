@@ -765,7 +765,8 @@ def test_each_trainable_tensor_has_a_gradient_by_the_second_step(case: Case) -> 
     assert bool(still) == bool(tuned.method.unmoved()), "unmoved() names no tensor"
     # in train mode batch normalisation cancels the shifts in front of it
     largest = {n: float(g.abs().max()) for n, g in found.items() if g is not None}
-    assert {n for n in largest if largest[n] < 1e-12} == still
+    # the least that works: 6e-14, of vectors around random matrices in front of a flat softmax
+    assert {n for n in largest if largest[n] < 1e-14} == still
     assert not any(largest[n] for n in still)
 
 
