@@ -3,12 +3,15 @@
 Each method is put on a copy with random weights and run: which of its tensors the output depends
 on, whether statistics of frozen layers stay, and what merging changes. By default these are methods
 that stand in every kind of place; `--methods` names others, or `all`. It takes about half an hour
-on two cores; `--workers` says on how many. A model that fails is told on stderr.
+on two cores; `--workers` says on how many. A model that fails is told on stderr. A call that was
+stopped goes on where it was: what is done stands in `.every-module.jsonl` until the page is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +31,7 @@ from peftbench.backbones.describe import describe  # noqa: E402
 from peftbench.methods import METHODS, discover  # noqa: E402
 
 FILE = ROOT / "docs" / "every-module.md"
+KEPT = ROOT / ".every-module.jsonl"
 SHORT = {"described": "d", "inferred": "i", "": "-"}
 
 
@@ -131,6 +135,20 @@ def _cell(outcome: Tried, module: Module, reasons: dict[str, int]) -> str:
     return f"{'–' if outcome.refusal else '◐'}<sup>{number}</sup>"
 
 
+def kept(methods: Sequence[str]) -> list[Module]:
+    """Modules on which an earlier call that was stopped tried the same methods."""
+    found = []
+    for line in KEPT.read_text(encoding="utf-8").splitlines() if KEPT.is_file() else ():
+        values = json.loads(line)
+        outcomes = {
+            method: Tried(**{k: tuple(v) if isinstance(v, list) else v for k, v in tried.items()})
+            for method, tried in values.pop("outcomes").items()
+        }
+        if tuple(outcomes) == tuple(methods):
+            found.append(Module(**values, outcomes=outcomes))
+    return found
+
+
 def main() -> int:
     """Look at all modules, or at those that are named, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -141,20 +159,24 @@ def main() -> int:
     options = parser.parse_args()
     names = options.modules or [name for name in SMALLEST if name not in LARGE]
     methods = chosen(options.methods)
-    done: list[Module] = []
+    done = [module for module in kept(methods) if module.name in names]
+    left = [name for name in names if name not in {module.name for module in done}]
     failed = False
     with ProcessPoolExecutor(options.workers) as pool:
-        waiting = {pool.submit(look, name, methods): name for name in names}
+        waiting = {pool.submit(look, name, methods): name for name in left}
         for future in as_completed(waiting):
             name = waiting[future]
             try:
                 done.append(future.result())
+                with KEPT.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(dataclasses.asdict(done[-1])) + "\n")
             except Exception as e:
                 failed = True
                 print(f"{name}: {type(e).__name__} {e}", file=sys.stderr)
             print(f"{len(done)} of {len(names)}: {name}", flush=True)
     text = page(done, set(SMALLEST) - {m.name for m in done}, methods)
     options.out.write_text(text, encoding="utf-8")
+    KEPT.unlink(missing_ok=True)
     return int(failed)
 
 
