@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
+from in_general import general  # noqa: E402
 from support.sites_tried import Tried, random_copy, tried  # noqa: E402
 from support.timm_modules import LARGE, SMALLEST, build, side_of  # noqa: E402
 
@@ -87,7 +88,7 @@ def page(modules: Iterable[Module], left_out: Iterable[str], methods: Sequence[s
     reasons: dict[str, int] = {}
     lines = []
     for module in rows:
-        cells = [_cell(module.outcomes[name], module, reasons) for name in methods]
+        cells = [_cell(name, module.outcomes[name], reasons) for name in methods]
         known = SHORT[module.known_by]
         head = f"| {module.name} | `{module.architecture}` | {module.side} | {known} |"
         lines.append(f"{head} {module.depth} | {' | '.join(cells)} |")
@@ -125,13 +126,13 @@ def _fine(outcome: Tried) -> bool:
     return bool(outcome.refusal) or outcome.is_right
 
 
-def _cell(outcome: Tried, module: Module, reasons: dict[str, int]) -> str:
+def _cell(method: str, outcome: Tried, reasons: dict[str, int]) -> str:
     """A mark, with the number of its reason: the same for models that differ in names alone."""
     text = outcome.refusal or outcome.unmerged
     if not text:
         return "●" if outcome.is_right else "✗"
     text = text.partition(" Use method=")[0].partition(" Or tell ")[0]
-    number = reasons.setdefault(text, len(reasons) + 1)
+    number = reasons.setdefault(f"`{method}`: {general(text, method)}", len(reasons) + 1)
     return f"{'–' if outcome.refusal else '◐'}<sup>{number}</sup>"
 
 

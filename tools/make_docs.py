@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
 import atlas_page  # noqa: E402 - beside this file
 import printed_counts  # noqa: E402
+from in_general import general  # noqa: E402
 from support.tiny_backbones import TINY, anatomy_of, fill, fresh, images  # noqa: E402
 
 from peftbench.artefacts import task_file as tuned  # noqa: E402
@@ -73,9 +74,7 @@ def support() -> str:
         for backbone in TINY
     }
     outcomes = {
-        (name, backbone): Outcome(
-            o.supported, _general(o.remark, name, anatomy_of(backbone).family)
-        )
+        (name, backbone): Outcome(o.supported, general(o.remark, name, anatomy_of(backbone).family))
         for (name, backbone), o in outcomes.items()
     }
     remarks = list(dict.fromkeys(o.remark for o in outcomes.values() if o.remark))
@@ -99,20 +98,6 @@ def support() -> str:
     lines += ["", "## Remarks and reasons", ""]
     lines += [f"{i}. {remark}" for i, remark in enumerate(remarks, 1)]
     return "\n".join(lines) + "\n"
-
-
-def _general(remark: str, method: str, family: str) -> str:
-    """A remark without the names of method, family and module, so that it stands once."""
-    text = re.sub(rf"\b{method}\b(?= )(?! which)", "the method", remark, count=1)
-    text = re.sub(rf"(the |this )?family '{family}'", "the family", text)
-    text = re.sub(rf"\b{family} backbones", "such backbones", text)
-    text = re.sub(rf"(this )?\b{family} backbone\b", "such a backbone", text)
-    text = re.sub(r"'[\w.]*\.\w+'( \(\w+\))?", "a layer", text)
-    text = re.sub(r"\d+ pixels", "few pixels", text)
-    text = re.sub(r"is \d+ x \d+", "is no multiple of it", text)
-    if method.startswith("hf_"):  # sizes of tiny layers, in the words of peft
-        text = re.sub(r"\d[\d,]*(?![\w=])", "N", text.removeprefix(f"{method}: "))
-    return text[:1].upper() + text[1:]
 
 
 def _cell(found: Outcome, remarks: Sequence[str]) -> str:
