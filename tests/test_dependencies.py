@@ -322,8 +322,8 @@ def test_only_surgery_changes_models() -> None:
     heavy = [path for name, path in MODULES.items() if reached(name) & HEAVY]
     others = [path for path in heavy if path != SURGERY]
     assert {"experiment.py", "low_rank.py", "load.py", "cost.py"} <= {path.name for path in others}
-    # `describe` and inference look through hooks on a copy that they throw away, and through a count
-    # of tokens that is put back
+    # `describe` and inference look through hooks on a copy that they throw away, and inference
+    # through a count of tokens that it puts back
     backbones = PACKAGE / "backbones"
     looking = {
         backbones / "describe.py",
