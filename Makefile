@@ -104,7 +104,7 @@ report: setup ## results/report.html: one page that opens without a network
 docs: setup ## docs/*.md: methods, their parameters, which backbones they support
 	@$(BIN)/python tools/make_docs.py
 
-every-module: setup ## docs/every-module.md: every method on every module of timm; half an hour
+every-module: setup ## docs/every-module.md: methods on every module of timm; a quarter of an hour
 	@$(BIN)/python tools/every_module.py
 
 clean: ## remove the virtual environment and caches; results stay

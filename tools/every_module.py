@@ -2,7 +2,7 @@
 
 Each method is put on a copy with random weights and run: which of its tensors the output depends
 on, whether statistics of frozen layers stay, and what merging changes. By default these are methods
-that stand in every kind of place; `--methods` names others, or `all`. It takes about half an hour
+that stand in every kind of place; `--methods` names others, or `all`. It takes a quarter of an hour
 on two cores; `--workers` says on how many. A model that fails is told on stderr. A call that was
 stopped goes on where it was: what is done stands in `.every-module.jsonl` until the page is there.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 import warnings
@@ -136,16 +137,23 @@ def _cell(method: str, outcome: Tried, reasons: dict[str, int]) -> str:
     return f"{'–' if outcome.refusal else '◐'}<sup>{number}</sup>"
 
 
+def source() -> str:
+    """Of the package, whose changes may change what a method does."""
+    files = sorted((ROOT / "peftbench").rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def kept(methods: Sequence[str]) -> list[Module]:
-    """Modules on which an earlier call that was stopped tried the same methods."""
+    """Modules on which an earlier call of the same source tried the same methods."""
     found = []
     for line in KEPT.read_text(encoding="utf-8").splitlines() if KEPT.is_file() else ():
         values = json.loads(line)
+        is_current = values.pop("source") == source()
         outcomes = {
             method: Tried(**{k: tuple(v) if isinstance(v, list) else v for k, v in tried.items()})
             for method, tried in values.pop("outcomes").items()
         }
-        if tuple(outcomes) == tuple(methods):
+        if is_current and tuple(outcomes) == tuple(methods):
             found.append(Module(**values, outcomes=outcomes))
     return found
 
@@ -170,14 +178,16 @@ def main() -> int:
             try:
                 done.append(future.result())
                 with KEPT.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(dataclasses.asdict(done[-1])) + "\n")
+                    line = {**dataclasses.asdict(done[-1]), "source": source()}
+                    file.write(json.dumps(line) + "\n")
             except Exception as e:
                 failed = True
                 print(f"{name}: {type(e).__name__} {e}", file=sys.stderr)
             print(f"{len(done)} of {len(names)}: {name}", flush=True)
-    text = page(done, set(SMALLEST) - {m.name for m in done}, methods)
+    text = page(done, LARGE - {module.name for module in done}, methods)
     options.out.write_text(text, encoding="utf-8")
-    KEPT.unlink(missing_ok=True)
+    if not options.modules and not failed:
+        KEPT.unlink(missing_ok=True)
     return int(failed)
 
 

@@ -68,6 +68,9 @@ class Site:
     kernel_size: tuple[int, int] | None = None  # of a convolution
 
 
+COUNTED = "num_prefix_tokens"  # timm's name for what `Tokens.counted` names
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The token stream of a backbone without a spatial layout between its blocks."""

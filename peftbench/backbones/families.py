@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from peftbench import plugins
-from peftbench.backbones.anatomy import GENERIC, Example, Family, Role
+from peftbench.backbones.anatomy import COUNTED, GENERIC, Example, Family, Role
 from peftbench.backbones.models.families import SEEDS
 from peftbench.registry import Registry
 
@@ -134,7 +134,7 @@ OURS = (  # in the order in which the pages of methods go through them
         after=("norm", "attn_pool", "fc_norm"),
         tokens=True,
         token_refusal=_ROTARY,
-        token_count="num_prefix_tokens",
+        token_count=COUNTED,
         parts=_FUSED | {"attn.q_proj": ("q",), "attn.k_proj": ("k",), "attn.v_proj": ("v",)},
         bias_attributes=("bias", "q_bias", "v_bias"),
         position_biases=("relative_position_bias_table",),

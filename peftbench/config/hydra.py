@@ -16,9 +16,6 @@ from peftbench.config.choices import config_dirs, group_dirs, method_of
 from peftbench.config.schema import RunConfig, TunerConfig
 from peftbench.errors import ConfigError
 
-# methods without a file that Hydra knows of: this is asked before each of a thousand compositions
-_OFFERED: dict[str, type[methods.Method]] = {}
-
 
 class PeftbenchSearchPath(SearchPathPlugin):
     """Lets Hydra find configurations outside our own folder, and `experiments/` as a group."""
@@ -54,13 +51,14 @@ def _offer_methods_without_file() -> None:
     """
     store = ConfigStore.instance()
     folders = group_dirs("method")
+    offered = store.repo.setdefault("method", {})
     for name in methods.METHODS:
+        method = methods.METHODS[name]
+        held = offered.get(f"{name}.yaml")
         if any((folder / f"{name}.yaml").is_file() for folder in folders):
-            _OFFERED.pop(name, None)
-            store.repo.get("method", {}).pop(f"{name}.yaml", None)
-        elif _OFFERED.get(name) is not methods.METHODS[name]:
-            store.store(group="method", name=name, node=_writable(methods.METHODS[name]))
-            _OFFERED[name] = methods.METHODS[name]
+            offered.pop(f"{name}.yaml", None)
+        elif held is None or OmegaConf.get_type(held.node) is not method:  # making it takes 1 ms
+            store.store(group="method", name=name, node=_writable(method))
 
 
 def suite_of(dataset: str) -> str:

@@ -188,10 +188,11 @@ class VisualPrompts(Method):
             )
             surgery.replace(backbone, site.path, block)
             touched.append(site.path)
-        for site in anatomy.where(Role.BLOCK):  # prompts have no position, as class tokens
-            if site.depth >= min(prompts):
+        counted = _tokens(anatomy).counted
+        for site in anatomy.where(Role.BLOCK) if counted else ():
+            if site.depth >= min(prompts):  # prompts have no position, as class tokens
                 module = backbone.get_submodule(site.path)
-                surgery.raise_counts(module, _tokens(anatomy).counted, self.num_tokens)
+                surgery.raise_counts(module, counted, self.num_tokens)
         if self.read != "class":
             self._read_a_mean(backbone, anatomy)
         return tuple(touched)

@@ -49,14 +49,19 @@ def step(tuned: pb.TunedModel, x: Tensor) -> None:
 # ------------------------------------------------------------------- importing
 
 
+def printed(code: str) -> str:
+    """What a fresh process that runs the code prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_importing_the_package_loads_neither_torch_nor_timm() -> None:
     code = (
         "import sys, peftbench\n"
         "print({'tune', 'load', 'list_methods'} <= set(dir(peftbench)))\n"
         "print(sorted({'torch', 'timm', 'hydra'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n[]\n"
+    assert printed(code) == "True\n[]\n"
 
 
 def test_the_first_thing_of_a_process_may_be_to_tune() -> None:
@@ -66,8 +71,7 @@ def test_the_first_thing_of_a_process_may_be_to_tune() -> None:
         "model = timm.create_model('resnet10t', num_classes=3)\n"
         "print(type(peftbench.tune(model, 'norm')).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "TunedModel\n"
+    assert printed(code) == "TunedModel\n"
 
 
 def test_methods_are_listed_by_name() -> None:

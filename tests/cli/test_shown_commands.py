@@ -159,7 +159,7 @@ PROFILED = [
 
 
 def _of_all(line: str) -> tuple[pytest.MarkDecorator, ...]:
-    return (pytest.mark.slow,) if "'*'" in line or "=*" in line else ()  # a composition each
+    return (pytest.mark.slow,) if "method=*" in line else ()  # a composition each
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,13 @@ def named(modules: Iterable[str]) -> list[str]:
 
     Slow tests of a few small modules take a minute, of all modules an hour.
     """
-    names = os.environ.get("TIMM_MODULES")
-    return sorted(modules if names is None else set(modules) & set(names.split(",")))
+    given = os.environ.get("TIMM_MODULES")
+    if given is None:
+        return sorted(modules)
+    names = set(given.split(","))
+    if unknown := names - set(timm.list_modules()):
+        raise ValueError(f"TIMM_MODULES names {sorted(unknown)}, which are no modules of timm.")
+    return sorted(names.intersection(modules))
 
 
 def chosen() -> list[str]:

@@ -18,7 +18,6 @@ from peftbench.backbones.inference.trace import Trace, Use
 
 TOLERANCE = 1e-3  # of what a folded change and one on the path give, relative, in float32
 NOISE = 1e-6  # of the largest value: what rounding leaves of nothing, in float32
-COUNTED = "num_prefix_tokens"  # timm's name for how many tokens the position code leaves alone
 MORE_TOKENS = (3, 5)  # how many are put in; with one of them their number is no square
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from peftbench.backbones.anatomy import STEM, Kind, Role, Site, Tokens
+from peftbench.backbones.anatomy import COUNTED, STEM, Kind, Role, Site, Tokens
 from peftbench.backbones.corrections import NONE, Corrections
 from peftbench.backbones.inference import confirm
 from peftbench.backbones.inference.flow import flow_of
@@ -287,13 +287,10 @@ class _Looked:
             paths = [block.path for block in blocks]
             more = confirm.more_tokens(self.model, paths, prefix, self.trace.image[:1])
             refusal = more.reason
-            if (
-                refusal
-                and confirm.more_tokens(
-                    self.model, paths, prefix, self.trace.image[:1], confirm.COUNTED
-                ).accepted
-            ):
-                counted = confirm.COUNTED
+            if refusal:
+                image = self.trace.image[:1]
+                raised = confirm.more_tokens(self.model, paths, prefix, image, COUNTED)
+                counted = COUNTED if raised.accepted else ""
         assert self.trace.image is not None
         image = self.trace.image.detach()
         if len(shapes) > 1:
