@@ -47,11 +47,13 @@ def build(
     cfg: DictConfig,
     identify: Callable[[DatasetSpec], DatasetSpec] = identify_now,
     hash_file: Callable[[Path], str] = hash_checkpoint,
+    written: Any = None,
 ) -> RunSpec:
     """The run that a composed configuration declares, with the hashes that are its identity.
 
     `identify` and `hash_file` read the files of the data set and of a local checkpoint; runs that
-    are built one after another may share what they found.
+    are built one after another may share what they found. `written` are the values of `cfg`, none
+    resolved, of a caller that has them.
 
     Raises:
         ConfigError: a value that no field accepts.
@@ -69,7 +71,8 @@ def build(
     if cfg.backbone.get("factory") is not None:
         cfg = cfg.copy()
         cfg.backbone.name = cfg.backbone.factory  # whatever stood there was of another backbone
-    missing = sorted(_missing(OmegaConf.to_container(cfg)))
+        written = None
+    missing = sorted(_missing(OmegaConf.to_container(cfg) if written is None else written))
     if missing:
         raise ConfigError(
             f"{missing[0]} has no value. Give it on the command line: {missing[0]}=VALUE"

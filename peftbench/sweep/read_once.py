@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 from hydra._internal.config_repository import ConfigRepository
@@ -19,13 +20,14 @@ class ReadOnce(ConfigRepository):
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         """Search other places from now on."""
         super().initialize_sources(config_search_path)
-        self._known: dict[str, ConfigResult | None] = {}
+        self._known: dict[str, bytes] = {}
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """The file of that path, with its defaults list; `None` where there is none."""
         if config_path not in self._known:
-            self._known[config_path] = super().load_config(config_path)
-        return copy.deepcopy(self._known[config_path])
+            self._known[config_path] = pickle.dumps(super().load_config(config_path), -1)
+        found: ConfigResult | None = pickle.loads(self._known[config_path])
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
         return copy.copy(self)  # places are never changed but by `initialize_sources`

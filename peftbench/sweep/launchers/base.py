@@ -192,7 +192,8 @@ class JobLauncher(Launcher):
         from peftbench.run.experiment import check
 
         cfg = self.compose(overrides)
-        spec = build(cfg, self.identify, self.hash_file)
+        written = OmegaConf.to_container(cfg)
+        spec = build(cfg, self.identify, self.hash_file, written)
         check(spec, self.device(cfg.device), self.threads(cfg.threads))
         if (side := self.sides.get(spec.dataset.manifest)) is not None:
             from peftbench import data
@@ -207,7 +208,7 @@ class JobLauncher(Launcher):
         logger = logger_settings(cfg)
         if logger.name != "none" and logger.group is None:
             kept.append(f"logger.group={_sweep_name(self.config)}")
-        return Job(tuple(kept), spec), not USES_SEED.search(str(OmegaConf.to_container(cfg)))
+        return Job(tuple(kept), spec), not USES_SEED.search(str(written))
 
 
 @dataclass(frozen=True)
