@@ -226,20 +226,56 @@ def unequal_p(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> Array:
 
     runs = scores.samples(table, sorted(set(table["dataset"])))
     out = np.zeros(len(pairs))
-    for i, (first, second) in enumerate(pairs):
-        parts = [(1.0, one) for one in runs[first]] + [(-1.0, one) for one in runs[second]]
-        if min(len(one) for _, one in parts) < 2:
-            continue
-        variances = np.array([one.var(ddof=1) / len(one) for _, one in parts])
-        total = float(variances.sum())
-        if total <= NO_SPREAD**2:
-            continue
-        freedom = total**2 / float((variances**2 / [len(one) - 1 for _, one in parts]).sum())
-        cubes = sum(s * np.mean((one - one.mean()) ** 3) / len(one) ** 2 for s, one in parts)
-        t = sum(s * one.mean() for s, one in parts) / np.sqrt(total)
-        t += cubes / total**1.5 * (1 + 2 * min(abs(t), MOST_SKEW_T) ** 2) / 6
-        out[i] = 2 * stdtr(freedom, -abs(t))
+    if not pairs:
+        return out
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    known = {label: _Moments.of(parts) for label, parts in runs.items()}
+    # (pairs, 2 x data sets) each, those of the first method and then those of the second
+    number, mean, variance, cube = (
+        np.concatenate(
+            [np.array([getattr(known[x], name) for x in side]) for side in (first, second)], axis=1
+        )
+        for name in ("number", "mean", "variance", "cube")
+    )
+    total = variance.sum(axis=1)
+    asked = (number.min(axis=1, initial=2) > 1) & (total > NO_SPREAD**2)
+    number, mean, variance, cube, total = (
+        values[asked] for values in (number, mean, variance, cube, total)
+    )
+    freedom = total**2 / (variance**2 / (number - 1)).sum(axis=1)
+    signs = np.repeat([1.0, -1.0], variance.shape[1] // 2)
+    t = _in_turn(signs * mean) / np.sqrt(total)
+    skewness = _in_turn(signs * cube / number**2) / total**1.5
+    t += skewness * (1 + 2 * np.minimum(np.abs(t), MOST_SKEW_T) ** 2) / 6
+    out[asked] = 2 * stdtr(freedom, -np.abs(t))
     return out
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of the runs of one method, (data sets,) each; zero where they have no meaning."""
+
+    number: Array
+    mean: Array
+    variance: Array  # of the mean
+    cube: Array  # third central moment
+
+    @classmethod
+    def of(cls, parts: Sequence[Array]) -> _Moments:
+        return cls(
+            np.array([len(one) for one in parts], float),
+            np.array([one.mean() if len(one) else 0.0 for one in parts]),
+            np.array([one.var(ddof=1) / len(one) if len(one) > 1 else 0.0 for one in parts]),
+            np.array([np.mean((one - one.mean()) ** 3) if len(one) else 0.0 for one in parts]),
+        )
+
+
+def _in_turn(values: Array) -> Array:
+    """Sums of rows, (rows,), each value added to those before it."""
+    total: Array = np.zeros(len(values))
+    for column in values.T:
+        total = total + column
+    return total
 
 
 @dataclass(frozen=True)
