@@ -12,7 +12,7 @@ from peftbench.errors import StoreError
 from peftbench.report.names import slug
 from peftbench.report.scores import IN_FIGURE_NAMES, SCORES, check_metric
 from peftbench.results.atomic import write_atomic
-from peftbench.results.store import ResultsStore, Scan
+from peftbench.results.store import ResultsStore, Scan, set_aside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,9 +106,6 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
         UnknownName: there is no such experiment or table, column or value.
     """
     from peftbench.report import papers
-    from peftbench.report.again import measured_again
-    from peftbench.report.view import Views
-    from peftbench.results.frame import committed, public_table, select
 
     options = ReportOptions(where=tuple(where), **choices)
     check_metric(options.metric)
@@ -117,13 +114,23 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
     layouts = [] if options.experiment is None else papers.layouts(options.experiment)
     store = ResultsStore(root)
     scan, everything = _read(store, options)
+    with set_aside():
+        return _built(_Sources(store, scan, folder, everything), layouts, options)
+
+
+def _built(sources: _Sources, layouts: Sequence[PaperTable], options: ReportOptions) -> Report:
+    """The report of what was read."""
+    from peftbench.report.again import measured_again
+    from peftbench.report.view import Views
+    from peftbench.results.frame import committed, public_table, select
+
+    scan, everything, where = sources.scan, sources.everything, options.where
     notes = [f"Unreadable: {error}" for error in scan.broken]
     if everything.empty:
         command = f"-m experiments={layouts[0].experiment}" if layouts else "method=linear"
-        hint = f"No runs in {root / 'runs'} yet. Run: peftbench run {command}"
+        hint = f"No runs in {sources.store.root / 'runs'} yet. Run: peftbench run {command}"
         return Report("\n".join([*notes, hint]), broken=scan.broken)
-    sources = _Sources(store, scan, folder, everything)
-    chosen = public_table(select(sources.everything, where))
+    chosen = public_table(select(everything, where))
     matching = len(chosen)
     left_out: list[str] = []
     if not options.dirty:
@@ -133,11 +140,11 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
     if chosen.empty:
         notes += [f"Left out: {line}." for line in left_out]
         if not matching:
-            runs = f"{len(sources.everything)} runs"
+            runs = f"{len(everything)} runs"
             notes.append(f"No run has {' and '.join(where)}: {runs}, no figure.")
         return Report(_text(front.text, front.paths, notes), front.paths, scan.broken)
-    chosen = measured_again(chosen, store, _lacking(chosen, options))
-    products = _products(sources, Views(chosen, tuple(left_out), store), options)
+    chosen = measured_again(chosen, sources.store, _lacking(chosen, options))
+    products = _products(sources, Views(chosen, tuple(left_out), sources.store), options)
     paths = (*front.paths, *(path for one in products for path in one.paths))
     notes += [note for one in products for note in one.notes]
     printed = "".join(one.text for one in products)
@@ -266,12 +273,16 @@ def _figures(sources: _Sources, views: Views, options: ReportOptions) -> Product
 
 
 def _page(sources: _Sources, views: Views, options: ReportOptions) -> Product:
-    from peftbench.report.page import render
+    from peftbench.report.page import MOST_EPOCHS, render
     from peftbench.report.page.images.parts import parts
     from peftbench.report.page.images.runs import Sources
     from peftbench.results.privacy import public_text
+    from peftbench.results.table_files import write_epochs
 
     path = sources.folder / f"{options.named('report')}.html"
+    beside: tuple[Path, ...] = ()
+    if len(sources.epochs) > MOST_EPOCHS:
+        beside = (write_epochs(sources.epochs, sources.folder),)
     broken = [public_text(str(error)) for error in sources.scan.broken]
     records = {record.run_id: record for record in sources.scan.records}
     images = parts(views, Sources(sources.store, records, options.pictures))
@@ -279,7 +290,7 @@ def _page(sources: _Sources, views: Views, options: ReportOptions) -> Product:
         views, sources.epochs, sources.store, broken=broken, metric=options.metric, images=images
     )
     write_atomic(path, partial(_write, text=html))
-    return Product(paths=(path,))
+    return Product(paths=(path, *beside))
 
 
 def _text(table: str, paths: Sequence[Path], notes: Sequence[str]) -> str:

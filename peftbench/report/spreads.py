@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
@@ -85,7 +86,10 @@ def leaders(view: View) -> dict[tuple[str, str], Best]:
     Without p-values, most of which decide nothing here. Of one's own data sets, the best on new
     images.
     """
-    by_section = {key: leaders_on(view, kept) for key, kept in _parts(view)}
+    by_section = {
+        key: replace(view.told[key], p_holm={}) if key in view.told else leaders_on(view, kept)
+        for key, kept in _parts(view)
+    }
     return {key: one for key, one in by_section.items() if one is not None}
 
 

@@ -73,7 +73,9 @@ def comparisons(view: View, store: ResultsStore | None = None) -> list[Compariso
         else compare(one.runs, list(one.remarks), store, view.metric)
         for one in sections(view)
     ]
-    return [one for one in compared if one is not None]
+    found = [one for one in compared if one is not None]
+    view.told.update({(one.heading, one.suite): one.best[0] for one in found if not one.own})
+    return found
 
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:

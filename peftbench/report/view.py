@@ -15,6 +15,7 @@ from peftbench.report.tables.cells import TASK, cells_of, counted, with_labels
 from peftbench.report.tables.runs import Run, Variants
 from peftbench.report.units import places
 from peftbench.results.store import ResultsStore
+from peftbench.statistics.best import Best
 from peftbench.statistics.intervals import Interval
 from peftbench.statistics.paired import Evidence
 
@@ -104,6 +105,11 @@ class View:
         for name in ("labelled", "_comparable", "evidence", "intervals"):  # as they are already
             view.__dict__[name] = getattr(self, name)
         return view
+
+    @cached_property
+    def told(self) -> dict[tuple[str, str], Best]:
+        """By backbone and suite, the best over seeds as far as a comparison has found it."""
+        return {}
 
     @cached_property
     def _comparable(self) -> tuple[pd.DataFrame, Remarks]:

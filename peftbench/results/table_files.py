@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,23 @@ def write_table(table: pd.DataFrame, root: Path | str) -> Written:
     table.to_parquet(buffer, engine="pyarrow", index=False)
     write_atomic(parquet, lambda file: file.write(buffer.getvalue()))
     return Written((csv, parquet))
+
+
+def epochs_name() -> str:
+    """`epochs.parquet`, or without pyarrow `epochs.csv`."""
+    return "epochs.csv" if find_spec("pyarrow") is None else "epochs.parquet"
+
+
+def write_epochs(epochs: pd.DataFrame, root: Path | str) -> Path:
+    """One row an epoch as the file of that name below `root`, replaced as a whole."""
+    path = Path(root) / epochs_name()
+    buffer = io.BytesIO()
+    if path.suffix == ".parquet":
+        epochs.to_parquet(buffer, engine="pyarrow", index=False)
+    else:
+        buffer.write(csv_text(epochs).encode())
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    return path
 
 
 def read_table(path: Path | str) -> pd.DataFrame:

@@ -23,11 +23,12 @@ no difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from peftbench.statistics import power, ranks, scores
@@ -35,7 +36,8 @@ from peftbench.statistics.intervals import DATASETS, MOST_SKEW_T, SEEDS
 from peftbench.statistics.scores import Array
 
 PERMUTATIONS = 20_000
-ROWS_AT_ONCE = 2_000  # exchanges whose numbers are in memory together
+ROWS_AT_ONCE = 2_000  # exchanges that are drawn together
+NUMBERS_AT_ONCE = 1 << 15  # of exchanges, that are added up together: 256 kB
 TIE = 1e-9  # statistics nearer than this, or this share of them, are equal
 NO_SPREAD = 1e-6  # added to standard errors: seeds that all agree would divide by zero
 
@@ -191,12 +193,10 @@ def exchange_p(
             pooled -= pooled.mean(axis=1, keepdims=True)
             tasks.append(_Exchanges.of(pooled, n, _drawn(generator, permutations, n, m)))
         studentised = min(min(counts) for counts in shape) > 1
-        observed = _statistic([(one.difference[0], one.error[0]) for one in tasks], studentised)
+        observed = _statistic(*_observed(tasks), studentised)
         extreme = np.zeros(len(members))
-        for start in range(0, permutations, ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            parts = ((one.difference[one.which[rows]], one.error[one.which[rows]]) for one in tasks)
-            drawn = _statistic(parts, studentised)
+        for difference, error in _blocks(tasks, permutations):
+            drawn = _statistic(difference, error, studentised)
             extreme += (drawn >= observed * (1 - TIE) - TIE).sum(axis=0)
         out[members] = (extreme + 1) / (permutations + 1)
     return out
@@ -297,8 +297,7 @@ class _Exchanges:
         """
         m = pooled.shape[1] - n
         observed = np.repeat([[True, False]], [n, m], axis=1)
-        packed = np.packbits(np.concatenate([observed, drawn]), axis=1)
-        keys = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}")[:, 0]
+        keys = _keys(np.concatenate([observed, drawn]))
         _, places, which = np.unique(keys, return_index=True, return_inverse=True)
         order = np.argsort(places, kind="stable")  # as they first occur
         first = np.concatenate([observed, drawn])[places[order]].astype(float)
@@ -314,9 +313,46 @@ class _Exchanges:
         return cls(total / n + total / m, error, rank[which[1:]])
 
 
-def _statistic(parts: Iterable[tuple[Array, Array]], studentised: bool) -> Array:
-    """Of differences of means and their squared standard errors on each data set."""
-    difference, error = (sum(values) for values in zip(*parts, strict=True))
+def _keys(rows: npt.NDArray[np.bool_]) -> np.ndarray:
+    """One value for each row of bits, (rows,); a number where they fit into one, to be sorted."""
+    packed = np.packbits(rows, axis=1)
+    width = packed.shape[1]
+    for size in (1, 2, 4, 8):
+        if width <= size:
+            wide = np.pad(packed, ((0, 0), (0, size - width)))
+            return np.ascontiguousarray(wide).view(f"u{size}")[:, 0]
+    return np.ascontiguousarray(packed).view(f"V{width}")[:, 0]
+
+
+def _observed(tasks: Sequence[_Exchanges]) -> tuple[Array, Array]:
+    """Differences of means and their squared standard errors, (pairs,) each, over all data sets."""
+    difference = np.sum([one.difference[0] for one in tasks], axis=0)
+    return difference, np.sum([one.error[0] for one in tasks], axis=0)
+
+
+def _blocks(tasks: Sequence[_Exchanges], permutations: int) -> Iterator[tuple[Array, Array]]:
+    """The same of the drawn exchanges, (rows, pairs) each, so many rows as the cache holds.
+
+    They are overwritten by the next.
+    """
+    pairs = tasks[0].difference.shape[1]
+    rows = max(1, NUMBERS_AT_ONCE // pairs)
+    drawn, difference, error = np.empty((3, rows, pairs))
+    for start in range(0, permutations, rows):
+        at = slice(start, min(start + rows, permutations))
+        number = at.stop - at.start
+        for total, name in ((difference, "difference"), (error, "error")):
+            total[:number] = 0.0
+            for one in tasks:
+                known = getattr(one, name)
+                total[:number] += np.take(
+                    known, one.which[at], axis=0, out=drawn[:number], mode="clip"
+                )
+        yield difference[:number], error[:number]
+
+
+def _statistic(difference: Array, error: Array, studentised: bool) -> Array:
+    """Of differences of means and their squared standard errors over all data sets."""
     size: Array = np.abs(difference)
     return size / (np.sqrt(error) + NO_SPREAD) if studentised else size
 

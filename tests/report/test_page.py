@@ -179,6 +179,17 @@ def test_the_same_records_give_the_same_page_and_large_downloads_are_compressed(
     assert len(pd.read_csv(io.StringIO(text))) == 8  # four runs of lora, two epochs each
 
 
+def test_more_epochs_than_a_page_holds_stand_in_a_file_beside_it(store, monkeypatch):
+    monkeypatch.setattr("peftbench.report.page.MOST_EPOCHS", 7)
+    report = build(store.root, parts=("page",))
+    page, beside = report.paths
+    assert beside.name == "epochs.parquet"
+    assert len(pd.read_parquet(beside)) == 8  # four runs of lora, two epochs each
+    links = [a["download"] for t, a in Elements(page.read_text()).found if "download" in a]
+    assert links == ["runs.csv", "cells.csv"]
+    assert "<code>epochs.parquet</code>" in page.read_text()
+
+
 def test_runs_without_a_score_still_make_a_page(tmp_path, make_record):
     store = ResultsStore(tmp_path)
     store.add(make_record(status=Status.ERROR, error="boom"))

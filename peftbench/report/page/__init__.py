@@ -24,18 +24,21 @@ from peftbench.report.view import View, Views
 from peftbench.report.words import counted
 from peftbench.results.record import Status
 from peftbench.results.store import ResultsStore
-from peftbench.results.table_files import csv_text
+from peftbench.results.table_files import csv_text, epochs_name
 
 SCRIPTS = (
     *("dom.js", "tables.js", "scatter.js", "curves.js"),
     *("matrix.js", "pictures.js", "images.js", "main.js"),
 )
+MOST_EPOCHS = 500_000  # rows; the page of so many has 30 MB of them, and they stand in a file
 COMPRESSED = 400_000  # bytes from which a download is stored as gzip
 INTERVAL = (
     "Lines are 95 % intervals over seeds (Student's, corrected for skewness), which one seed has "
     "not, or of one's own images over new images; point at one to see what it is over, and how "
     "often it holds in simulations."
 )
+
+EPOCHS = "One row an epoch; run_id leads to the runs."
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def render(
     the template escapes, the script makes text nodes, and a policy in the page lets nothing run
     but that script and nothing load at all. `broken` are messages about unreadable files, `images`
     what `images.parts` gives. A panel opens with the metric that its runs declare, unless one is
-    given for all.
+    given for all. More than `MOST_EPOCHS` rows of epochs are not in it: the page names the file of
+    `table_files.write_epochs`, which is to stand beside it.
     """
     table, shown = views.table, metric or metric_of(views.table)
     view = views.view(shown)
@@ -100,6 +104,8 @@ def render(
         broken=broken,
         provenance=provenance(table),
         downloads=_downloads(view, epochs),
+        beside=epochs_name() if len(epochs) > MOST_EPOCHS else "",
+        epochs=EPOCHS,
     )
 
 
@@ -149,8 +155,9 @@ def _downloads(view: View, epochs: pd.DataFrame) -> list[Download]:
             "One row a run with every digit: settings, scores, costs.",
         ),
         ("cells.csv", to_csv(view.cells), "One row a cell of the tables: mean, spread, n."),
-        ("epochs.csv", csv_text(epochs), "One row an epoch; run_id leads to the runs."),
     ]
+    if len(epochs) <= MOST_EPOCHS:
+        files_.append(("epochs.csv", csv_text(epochs), EPOCHS))
     return [_download(name, text.encode(), meaning) for name, text, meaning in files_]
 
 
