@@ -12,7 +12,7 @@ from peftbench.errors import StoreError
 from peftbench.report.names import slug
 from peftbench.report.scores import IN_FIGURE_NAMES, SCORES, check_metric
 from peftbench.results.atomic import write_atomic
-from peftbench.results.store import ResultsStore, Scan, set_aside
+from peftbench.results.store import ResultsStore, Scan, uncollected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ def build(root: Path | str, where: Sequence[str] = (), **choices: Any) -> Report
     layouts = [] if options.experiment is None else papers.layouts(options.experiment)
     store = ResultsStore(root)
     scan, everything = _read(store, options)
-    with set_aside():
+    with uncollected():
         return _built(_Sources(store, scan, folder, everything), layouts, options)
 
 

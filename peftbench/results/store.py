@@ -387,16 +387,6 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@contextlib.contextmanager
-def set_aside() -> Iterator[None]:
-    """Let collections of garbage pass over what is in memory now, such as all records."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def _is_ok(path: Path) -> bool:
     try:
         return _read(path, history=False).status is Status.OK

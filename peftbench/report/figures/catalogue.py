@@ -116,9 +116,9 @@ def all_figures(
             raise unknown_name("figure", name, KINDS)
     metric = metric or metric_of(views.table)
     score = IN_FIGURE_NAMES.get(metric, metric)
-    for backbone in sorted(set(views.table["backbone"].dropna())):
+    for backbone in sorted(views.table["backbone"].dropna().unique()):
         part = views.part("backbone", backbone)
-        suites = sorted(set(places(part.table)))
+        suites = sorted(places(part.table).unique())
         for kind, draw in KINDS.items():
             if kinds is not None and kind not in kinds:
                 continue
@@ -131,9 +131,10 @@ def all_figures(
                     for s in suites
                 }
             for stem, (rows, of_suite) in chosen.items():
-                figure = draw(FigureSource(rows, epochs, of_suite, metric, limited))
-                if not is_empty(figure):
-                    yield str(backbone), stem, figure
+                # popped: a figure that is written has nobody left who holds it
+                drawn = [draw(FigureSource(rows, epochs, of_suite, metric, limited))]
+                if not is_empty(drawn[0]):
+                    yield str(backbone), stem, drawn.pop()
 
 
 def _rows(bins: pd.DataFrame | None, column: str, value: str) -> pd.DataFrame:

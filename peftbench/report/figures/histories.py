@@ -86,22 +86,24 @@ def histories(view: View, epochs: pd.DataFrame, quantity: str) -> list[History]:
     runs = runs[runs["status"] == str(Status.OK)].drop_duplicates("run_id", keep="last")
     kept = epochs[epochs["run_id"].isin(runs["run_id"])].dropna(subset=quantity)
     row = pd.Index(runs["run_id"]).get_indexer(kept["run_id"])
-    labels, datasets, seeds = (
-        values.astype(str).to_numpy(dtype=object)[row]
+    (label, labels), (dataset, datasets), (seed, _) = (
+        pd.factorize(values.astype(str).to_numpy(dtype=object))
         for values in (runs["label"], runs["dataset"], units(runs))
     )
     methods = dict(zip(runs["label"].astype(str), runs["method"].astype(str), strict=True))
     number = kept["epoch"].to_numpy(dtype=float)
     value = kept[quantity].to_numpy(dtype=float) * (100.0 if quantity == "accuracy" else 1.0)
+    of_label = label[row]
     result = []
-    for label in pd.unique(labels):
-        mine = labels == label
+    for which in pd.unique(of_label):
+        mine = np.flatnonzero(of_label == which)
         of_epoch, epoch = np.unique(number[mine], return_inverse=True)
-        dataset, names = pd.factorize(datasets[mine])
-        seed, known = pd.factorize(seeds[mine])
+        of_dataset, names = pd.factorize(dataset[row[mine]])
+        of_seed, known = pd.factorize(seed[row[mine]])
         values = np.full((len(of_epoch), len(names), len(known)), np.nan)
-        values[epoch, dataset, seed] = value[mine]
-        result.append(History(label, methods[label], tuple(names), of_epoch, values))
+        values[epoch, of_dataset, of_seed] = value[mine]
+        name = str(labels[which])
+        result.append(History(name, methods[name], tuple(datasets[names]), of_epoch, values))
     return result
 
 

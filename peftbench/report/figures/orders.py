@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,7 @@ class Drawn:
     paths: tuple[Path, ...]
 
 
+@uncollected()  # which would walk over all runs again and again; a figure is many objects
 def draw(order: Order, views: Views, rows: pd.DataFrame, store: ResultsStore) -> list[Drawn]:
     """All figures of an order, written, by backbone and in the order of `KINDS`.
 
@@ -54,8 +56,7 @@ def draw(order: Order, views: Views, rows: pd.DataFrame, store: ResultsStore) ->
         for metric, part in by_metric if "{score}" in kind else whole:
             bins = None
             if kind == OF_IMAGES:
-                with uncollected():
-                    bins = reliability(part.view(metric, limited=order.limited), store)
+                bins = reliability(part.view(metric, limited=order.limited), store)
             figures = all_figures(
                 part, rows, bins, metric=metric, limited=order.limited, kinds=[kind]
             )
@@ -64,11 +65,13 @@ def draw(order: Order, views: Views, rows: pd.DataFrame, store: ResultsStore) ->
     return sorted(drawn, key=lambda one: (one.backbone, places[one.kind]))
 
 
-@uncollected()  # which would walk over all runs again and again; a figure is many objects
 def _next(figures: Iterator[tuple[str, str, Figure]], kind: str, order: Order) -> Drawn | None:
-    """The next figure, drawn and written; `None` behind the last one."""
+    """The next figure, drawn, written and given up; `None` behind the last one."""
     one = next(figures, None)
     if one is None:
         return None
     backbone, name, figure = one
-    return Drawn(backbone, kind, tuple(save(figure, order.place / slug(name), order.formats)))
+    drawn = Drawn(backbone, kind, tuple(save(figure, order.place / slug(name), order.formats)))
+    del one, figure
+    gc.collect(0)
+    return drawn

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from peftbench.report.costs import COSTS, measured
@@ -200,9 +201,10 @@ def _curves(view: View, epochs: pd.DataFrame) -> dict[tuple[str, str], dict[str,
     }
     dataset_of = dict(zip(runs["run_id"], runs["dataset"].astype(str), strict=True))
     by_section: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
-    of_run = [panel_of.get(run_id) for run_id in epochs["run_id"]]
+    run, run_ids = pd.factorize(epochs["run_id"])
     for key in dict.fromkeys(panel_of.values()):
-        mine = epochs[[panel == key for panel in of_run]] if len(epochs) else epochs
+        in_panel = np.array([panel_of.get(run_id) == key for run_id in run_ids], dtype=bool)
+        mine = epochs[in_panel[run]]
         in_turn = list(dict.fromkeys(dataset_of[run_id] for run_id in mine["run_id"].unique()))
         for quantity in QUANTITIES:
             known = histories(view, mine, quantity)
