@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from peftbench import mappings
 from peftbench.config.choices import config_dir, entries
+from peftbench.config.copies import Copies
 from peftbench.config.hydra import suite_of
 from peftbench.sweep.read_once import ReadOnce
 
@@ -42,23 +42,17 @@ class Composed:
         plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
         return cls(cfg, plain.pop("dataset", None), plain)
 
-    def copy(self) -> DictConfig:
-        """The configuration anew; four times as fast as `copy.deepcopy`."""
-        return _read(self._written)
-
-    def copy_of_data_set(self) -> DictConfig:
-        """The part `dataset` anew, for another configuration."""
-        return _read(self._written_data_set)
+    @cached_property
+    def copies(self) -> Copies[DictConfig]:
+        """Of the configuration."""
+        return Copies(self.cfg)
 
     @cached_property
-    def _written(self) -> bytes:
-        return pickle.dumps(self.cfg, -1)
-
-    @cached_property
-    def _written_data_set(self) -> bytes:
+    def copies_of_data_set(self) -> Copies[DictConfig]:
+        """Of the part `dataset`, for other configurations."""
         alone = copy.deepcopy(self.cfg.dataset)
-        alone._set_parent(None)  # which would be written with it
-        return pickle.dumps(alone, -1)
+        alone._set_parent(None)  # which would be copied with it
+        return Copies(alone)
 
 
 class Composer:
@@ -113,7 +107,7 @@ class Composer:
             others, data_set = _split(choices)
             if data_set is not None:
                 self._composed.setdefault(others, {})[data_set] = composed
-        return self._chosen[choices].copy()
+        return self._chosen[choices].copies()
 
     def _of_parts(self, choices: Choices) -> DictConfig | None:
         """The same, put together of what is known; `None` where that does not suffice."""
@@ -142,9 +136,9 @@ class Composer:
                 continue
             before, after = known[start], known[data_set]
             if before.data_set == mine.data_set and before.rest == after.rest:
-                cfg = mine.copy()
+                cfg = mine.copies()
                 with flag_override(cfg, ["struct", "no_deepcopy_set_nodes"], [False, True]):
-                    cfg.dataset = after.copy_of_data_set()
+                    cfg.dataset = after.copies_of_data_set()
                 return cfg
         return None
 
@@ -186,11 +180,6 @@ def data_sets_stand_apart() -> bool:
         and not any("${" in t and "dataset" in t.replace(BY_SUITE, "") for t in shared)
         and not any("${" in text for text in own)
     )
-
-
-def _read(written: bytes) -> DictConfig:
-    cfg: DictConfig = pickle.loads(written)
-    return cfg
 
 
 def _split(choices: Choices) -> tuple[Choices, str | None]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from typing import Any
 
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.config_source import ConfigResult
+
+from peftbench.config.copies import Copies
 
 
 class ReadOnce(ConfigRepository):
@@ -20,14 +21,13 @@ class ReadOnce(ConfigRepository):
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         """Search other places from now on."""
         super().initialize_sources(config_search_path)
-        self._known: dict[str, bytes] = {}
+        self._known: dict[str, Copies[ConfigResult | None]] = {}
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """The file of that path, with its defaults list; `None` where there is none."""
         if config_path not in self._known:
-            self._known[config_path] = pickle.dumps(super().load_config(config_path), -1)
-        found: ConfigResult | None = pickle.loads(self._known[config_path])
-        return found
+            self._known[config_path] = Copies(super().load_config(config_path))
+        return self._known[config_path]()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
         return copy.copy(self)  # places are never changed but by `initialize_sources`
