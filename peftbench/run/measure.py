@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 import peftbench
+from peftbench.allocation import freed_is_kept
 from peftbench.methods.base import as_method
 from peftbench.results.latencies import Latencies, StepCost
 from peftbench.results.record import Cost, EpochRow
@@ -115,7 +116,9 @@ def measure_run(
     bench, step = room.fitted(pending, prepared, known)
     if shared.activations is not None:
         bench = with_its_frozen_part(bench, shared.activations)
-    trained = train(pending, bench, checkpoints, watching, shared.beside, step)
+    is_ample = room.is_ample(bench, step, 1 + len(shared.beside))
+    with freed_is_kept() if is_ample else contextlib.nullcontext():
+        trained = train(pending, bench, checkpoints, watching, shared.beside, step)
     bench = counted(pending, bench)
     known.busy = trained.disturbed
     predicted = predict_report(pending, bench, trained)

@@ -9,7 +9,6 @@ otherwise are more or less of the sum by chance: measured 11 to 45 %.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import gc
 import json
@@ -19,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from peftbench.allocation import give_back
 from peftbench.canonical import declared, plain
 from peftbench.errors import PeftbenchError
 from peftbench.methods.base import as_method
@@ -116,7 +116,7 @@ def _kibibytes(name: str) -> int:
 def _settled() -> int:
     """Resident kibibytes without garbage."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     return _kibibytes("VmRSS")
 
 

