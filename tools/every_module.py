@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
 from in_general import general  # noqa: E402
-from support.sites_tried import Tried, random_copy, tried  # noqa: E402
+from support.sites_tried import Tried, random_copy, tried, tried_again  # noqa: E402
 from support.timm_modules import LARGE, SMALLEST, build, side_of  # noqa: E402
 
 from peftbench.backbones.describe import describe  # noqa: E402
@@ -74,7 +74,10 @@ def look(name: str, methods: Sequence[str]) -> Module:
     model = build(architecture, side)
     anatomy = describe(model, side)
     random = random_copy(model, anatomy.channels, side)
-    outcomes = {method: tried(method, random, anatomy) for method in methods}
+    outcomes = {
+        method: tried_again(method, model, anatomy, tried(method, random, anatomy))
+        for method in methods
+    }
     return Module(name, architecture, side, anatomy.known_by, anatomy.depth, outcomes)
 
 

@@ -53,6 +53,6 @@ def require_heads(name: str, backbone: nn.Module, anatomy: Anatomy, depths: Iter
         if depth not in found:
             raise Unsupported(
                 f"{name} puts keys and values into attention, and that of block {depth} of this "
-                f"{anatomy.family} backbone does not call scaled_dot_product_attention. "
+                f"{anatomy.family} backbone does not call scaled_dot_product_attention on rows. "
                 f"{advice(name, anatomy)}"
             )

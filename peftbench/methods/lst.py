@@ -96,6 +96,18 @@ class LST(Method):
                 f"has {anatomy.depth} blocks from 0. Set method.side_layers."
             )
 
+    def rehearse(self, backbone: nn.Module, anatomy: Anatomy) -> None:
+        """Refuse blocks that hand on more than tokens, as those of TNT do."""
+        from peftbench.methods.layers.behind import passed
+
+        blocks = [block.path for block in anatomy.where(Role.BLOCK)]
+        seen = passed(backbone, anatomy, (), blocks)
+        if any(path not in seen.reads or path not in seen.gives for path in blocks):
+            raise Unsupported(
+                f"lst reads the tokens between blocks, and those of this {anatomy.family} backbone "
+                f"hand on several tensors. {advice(self.name, anatomy)}"
+            )
+
     def attach(
         self, backbone: nn.Module, anatomy: Anatomy, generator: torch.Generator
     ) -> Attachment:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.sites_tried import random_copy, tried
+from support.sites_tried import random_copy, tried, tried_again
 from support.timm_modules import SMALLEST, build, chosen, side_of
 
 from peftbench.backbones.describe import describe
@@ -43,10 +43,10 @@ def _check(module: str, methods: tuple[str, ...]) -> list[str]:
     side = side_of(name)
     model = build(name, side)
     anatomy = describe(model, side)
-    model = random_copy(model, anatomy.channels, side)
+    random = random_copy(model, anatomy.channels, side)
     taken = []
     for method in methods:
-        outcome = tried(method, model, anatomy)
+        outcome = tried_again(method, model, anatomy, tried(method, random, anatomy))
         if not outcome.refusal:
             assert outcome.is_right, f"{method} on {name}: {outcome}"
             taken.append(method)
@@ -57,6 +57,21 @@ def _check(module: str, methods: tuple[str, ...]) -> list[str]:
 def test_the_oddest_nets_take_methods_and_none_is_silently_wrong(module: str) -> None:
     torch.manual_seed(0)
     assert _check(module, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("module", "method", "is_taken"),
+    [
+        ("res2net", "conv_adapter", True),  # one activation behind many convolutions
+        ("tnt", "lst", False),  # blocks hand on two tensors
+        ("xcit", "cvpt", False),  # attention of channels with channels
+        ("xcit", "prefix", False),
+    ],
+)
+def test_methods_with_modules_beside_a_net_take_odd_ones_or_refuse_them(
+    module: str, method: str, is_taken: bool
+) -> None:
+    assert _check(module, (method,)) == [method] * is_taken
 
 
 @pytest.mark.slow

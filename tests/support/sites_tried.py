@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from peftbench.methods.base import Preparation
 from support.tuners import QUICK
 
 CLASSES = 5
+SEEDS = (1, 2, 3)  # of other weights, for what is dead with the first
 MERGED = 1e-4  # of the largest logit: what folding may change, in float64
 
 
@@ -36,10 +38,23 @@ class Tried:
         return not self.refusal and not wrong
 
 
-def random_copy(model: nn.Module, channels: int, side: int) -> nn.Module:
+def random_copy(model: nn.Module, channels: int, side: int, seed: int = 0) -> nn.Module:
     """`model` with random weights, of which none is zero, and statistics that fit them."""
     image = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
-    return randomised(model, image)
+    return randomised(model, image, seed)
+
+
+def tried_again(name: str, model: nn.Module, anatomy: Anatomy, outcome: Tried) -> Tried:
+    """`outcome` with those tensors alone dead that are so with other weights too.
+
+    Random weights shut some gates for good: a hard sigmoid, or a ReLU of few channels.
+    """
+    for seed in SEEDS:
+        if not outcome.dead:
+            break
+        again = tried(name, random_copy(model, anatomy.channels, anatomy.image_size, seed), anatomy)
+        outcome = replace(outcome, dead=tuple(n for n in outcome.dead if n in again.dead))
+    return outcome
 
 
 def tried(name: str, model: nn.Module, anatomy: Anatomy) -> Tried:
@@ -107,8 +122,16 @@ def _drifting(tuned: Tuned, x: Tensor) -> tuple[str, ...]:
 
 
 def _dead(tuned: Tuned, x: Tensor, output: Tensor) -> tuple[str, ...]:
-    """Tensors that the method added and that change nothing, by gradient, then by moving them."""
-    parameters = {n: tuned.model.get_parameter(n) for n in tuned.method_params}
+    """Tensors that the method added and that change nothing, by gradient, then by moving them.
+
+    But for those of which the method says so.
+    """
+    unmoved = tuned.method.unmoved()
+    parameters = {
+        n: tuned.model.get_parameter(n)
+        for n in tuned.method_params
+        if not any(fnmatchcase(n, pattern) for pattern in unmoved)
+    }
     if not parameters:
         return ()
     generator = torch.Generator().manual_seed(2)

@@ -136,7 +136,10 @@ def build(name: str, side: int | None, num_classes: int = OTHER) -> nn.Module:
 # what models raise of an image that is too small for them
 TOO_SMALL = (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError)
 # below these a window holds one token, to whose attention queries and keys mean nothing
-LEAST = {"csatv2": 256}
+LEAST = {
+    "csatv2": 256,
+    "levit_128s": 128,  # below, its last queries have one key
+}
 
 
 def named(modules: Iterable[str]) -> list[str]:

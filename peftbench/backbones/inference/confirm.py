@@ -21,7 +21,7 @@ NOISE = 1e-6  # of the largest value: what rounding leaves of nothing, in float3
 MORE_TOKENS = (3, 5)  # how many are put in; with one of them their number is no square
 
 
-def randomised(model: nn.Module, image: Tensor) -> nn.Module:
+def randomised(model: nn.Module, image: Tensor, seed: int = 0) -> nn.Module:
     """A copy of `model` on the CPU in float32 in which no weight is zero and no signal dies.
 
     Fresh models of timm are zero in places, and pretrained ones nearly so, which would hide what a
@@ -32,7 +32,7 @@ def randomised(model: nn.Module, image: Tensor) -> nn.Module:
         whatever an attribute of somebody's class raises when it is copied.
     """
     twin = full_copy(model).to("cpu", torch.float32).eval()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in twin.parameters():
             magnitude = torch.rand(parameter.shape, generator=generator) + 0.5

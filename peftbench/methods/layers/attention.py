@@ -10,6 +10,7 @@ and the replacement computes as the module would have.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -203,7 +204,7 @@ class Heads:
 def heads_of(backbone: nn.Module, anatomy: Anatomy, paths: Mapping[int, str]) -> dict[int, Heads]:
     """Heads of each attention that makes the one call, by depth; found by a pass without weights.
 
-    Those that compute attention by other means are left out.
+    Those that compute attention by other means are left out, and those of channels with channels.
 
     Args:
         paths: of the attentions, by the depth of their blocks.
@@ -211,12 +212,17 @@ def heads_of(backbone: nn.Module, anatomy: Anatomy, paths: Mapping[int, str]) ->
     model = weightless_copy(backbone).eval()
     seen: dict[int, list[Queried]] = {}
 
-    def noting(depth: int, fused: bool) -> Attend:
-        def attend(given: Queried) -> Tensor:
-            seen.setdefault(depth, []).append(given)
-            return attend_plainly(given, fused)
+    def noting(depth: int, fused: bool) -> Callable[[int], Attend]:
+        def of_rows(rows: int) -> Attend:
+            def attend(given: Queried) -> Tensor:
+                of_channels = given.q.shape[-1] == rows != given.q.shape[-2]
+                if not of_channels:
+                    seen.setdefault(depth, []).append(given)
+                return attend_plainly(given, fused)
 
-        return attend
+            return attend
+
+        return of_rows
 
     for depth, path in paths.items():
         module = model.get_submodule(path)
@@ -240,31 +246,42 @@ def extend(model: nn.Module, extras: Mapping[str, nn.Module]) -> None:
 
 
 class _Noting(surgery.Around):
-    """An attention whose one call is replaced."""
+    """An attention whose one call is replaced, by what is told how many rows it reads."""
 
-    def __init__(self, base: nn.Module, attend: Attend) -> None:
+    def __init__(self, base: nn.Module, attend: Callable[[int], Attend]) -> None:
         super().__init__()
         self.base = base
         self.attend = attend
 
-    def forward(self, *args: object, **kwargs: object) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """What the attention makes of its arguments."""
-        with intercepted(self.base, self.attend):
-            out: Tensor = self.base(*args, **kwargs)
+        with intercepted(self.base, self.attend(math.prod(x.shape[1:-1]))):
+            out: Tensor = self.base(x, *args, **kwargs)
         return out
 
 
 def answers_alone(attention: nn.Module, width: int, rows: int) -> bool:
-    """Whether an attention takes rows (1, N, C) and nothing else, and makes the one call."""
+    """Whether an attention takes rows (1, N, C) and nothing else, and makes the one call on them.
+
+    Cross-covariance attention makes it on channels.
+    """
     copied = weightless_copy(attention).eval()
     dtype = dtype_of(attention)
-    x = torch.empty(1, rows, width, device="meta", dtype=dtype)
-    try:
-        with (
-            torch.no_grad(),
-            intercepted(copied, lambda g: torch.empty_like(g.q)) as mode,
-        ):
-            out = copied(x)
-    except Exception:  # whatever the code of an attention does without the arguments it lacks
-        return False
-    return mode.calls == 1 and isinstance(out, Tensor) and out.shape == x.shape
+    for count in (rows, rows + 1):  # the queries are the rows, and not by chance as many
+        x = torch.empty(1, count, width, device="meta", dtype=dtype)
+        seen: list[Queried] = []
+
+        def attend(given: Queried, seen: list[Queried] = seen) -> Tensor:
+            seen.append(given)
+            return torch.empty_like(given.q)
+
+        try:
+            with torch.no_grad(), intercepted(copied, attend):
+                out = copied(x)
+        except Exception:  # whatever the code of an attention does without the arguments it lacks
+            return False
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            return False
+        if [(one.q.shape[-2], one.k.shape[-2]) for one in seen] != [(count, count)]:
+            return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 class Passed:
     """What one forward pass of a single image showed."""
 
-    # convolution -> the batch norm that reads it, or the activation behind that; itself where a
-    # batch norm does not follow
+    # convolution -> the batch norm that reads it, or the activation behind that if it is called
+    # nowhere else; itself where a batch norm does not follow
     ends: Mapping[str, str]
     reads: Mapping[str, torch.Size]  # what the modules that were asked about read
     gives: Mapping[str, torch.Size]
@@ -33,6 +34,8 @@ class _Watch:
 
     def __init__(self, convolutions: Iterable[str]) -> None:
         self.ends = {path: path for path in convolutions}
+        self.norms: dict[str, str] = {}  # convolution -> the batch norm that reads it
+        self.calls = Counter[str]()
         self.reads: dict[str, torch.Size] = {}
         self.gives: dict[str, torch.Size] = {}
         # tensor -> the convolution at its beginning; held, so that no other takes its identity
@@ -60,12 +63,13 @@ class _Watch:
         """A hook that notes whether the module stands behind a convolution, or is one."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            self.calls[path] += 1
             if path in self.ends:
                 self._source[id(output)] = (output, path)
                 return
             start = self._source.get(id(args[0]), (None, ""))[1] if args else ""
             if _is_batch_norm(module) and start:
-                self.ends[start] = path
+                self.ends[start] = self.norms[start] = path
                 self._source[id(output)] = (output, start)
             elif start and self.ends[start] != start:
                 self.ends[start] = path
@@ -90,7 +94,11 @@ def passed(
         surgery.watched(copied, others, before=watch.before, after=watch.after),
     ):
         copied(image)
-    return Passed(watch.ends, watch.reads, watch.gives)
+    ends = {
+        start: end if watch.calls[end] == 1 else watch.norms.get(start, start)
+        for start, end in watch.ends.items()
+    }
+    return Passed(ends, watch.reads, watch.gives)
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
