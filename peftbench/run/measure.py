@@ -116,7 +116,7 @@ def measure_run(
     bench, step = room.fitted(pending, prepared, known)
     if shared.activations is not None:
         bench = with_its_frozen_part(bench, shared.activations)
-    is_ample = room.is_ample(bench, step, 1 + len(shared.beside))
+    is_ample = room.is_ample(compute.device, step, 1 + len(shared.beside))
     with freed_is_kept() if is_ample else contextlib.nullcontext():
         trained = train(pending, bench, checkpoints, watching, shared.beside, step)
     bench = counted(pending, bench)

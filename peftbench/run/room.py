@@ -92,14 +92,14 @@ def fitted(pending: PendingRecord, bench: Bench, known: Latencies) -> tuple[Benc
     return bench, step
 
 
-def is_ample(bench: Bench, step: StepCost | None, trials: int) -> bool:
+def is_ample(device: torch.device, step: StepCost | None, trials: int) -> bool:
     """Whether a CPU's memory is so much more than these trials take that none need be given back.
 
     Between the blocks of a training that is over, those of an evaluation have found 28 % more.
     """
-    if step is None or bench.compute.device.type != "cpu":
+    if step is None or device.type != "cpu":
         return False
-    return AMPLE * trials * step.peak_bytes <= memory_of(bench.compute.device).share(memory_share())
+    return AMPLE * trials * step.peak_bytes <= memory_of(device).share(memory_share())
 
 
 def trials_that_fit(bench: Bench, step: StepCost) -> int:

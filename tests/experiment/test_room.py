@@ -10,7 +10,7 @@ import torch
 from support.tiny_runs import digits, tiny_spec
 
 from peftbench.methods.lora import LoRA
-from peftbench.results.latencies import Latencies
+from peftbench.results.latencies import Latencies, StepCost
 from peftbench.results.record import RunRecord, Status
 from peftbench.results.store import ResultsStore
 from peftbench.run import experiment, room
@@ -137,6 +137,16 @@ def test_a_step_that_has_no_form_without_storage_costs_a_note_and_no_result(
     ]
     assert record.cost is not None
     assert (record.cost.training_gflops, record.cost.kept_bytes) == (None, None)
+
+
+def test_freed_memory_is_kept_where_a_quarter_of_what_is_free_is_enough(free: list[int]) -> None:
+    cpu, step = torch.device("cpu"), StepCost(0, 0.0, peak_bytes=1000)
+    free.append(8000)
+    assert room.is_ample(cpu, step, trials=2)
+    free.append(7999)
+    assert not room.is_ample(cpu, step, trials=2)
+    assert not room.is_ample(cpu, None, trials=1)
+    assert not room.is_ample(torch.device("cuda"), step, trials=1)
 
 
 def test_what_is_free_counts_as_far_as_it_is_within_ones_share() -> None:
