@@ -414,10 +414,7 @@ def test_numpy_load_never_unpickles_objects() -> None:
 
 
 def test_nothing_imports_pickle_or_evaluates_text() -> None:
-    own = "peftbench.config.copies"  # unpickles what it has pickled, and can read nothing else
-    assert set(imports(own)) == {"__future__", "pickle", "typing"}
-    assert "open" not in MODULES[own].read_text()
-    for module in MODULES.keys() - {own}:
+    for module in MODULES:
         names = {name.partition(".")[0] for name in imports(module)}
         assert names & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"} == set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -13,12 +13,11 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from peftbench import mappings
 from peftbench.config.choices import config_dir, entries
-from peftbench.config.copies import Copies
 from peftbench.config.hydra import suite_of
 from peftbench.sweep.read_once import ReadOnce
 
@@ -41,18 +40,6 @@ class Composed:
         """The values beside the configuration that holds them."""
         plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
         return cls(cfg, plain.pop("dataset", None), plain)
-
-    @cached_property
-    def copies(self) -> Copies[DictConfig]:
-        """Of the configuration."""
-        return Copies(self.cfg)
-
-    @cached_property
-    def copies_of_data_set(self) -> Copies[DictConfig]:
-        """Of the part `dataset`, for other configurations."""
-        alone = copy.deepcopy(self.cfg.dataset)
-        alone._set_parent(None)  # which would be copied with it
-        return Copies(alone)
 
 
 class Composer:
@@ -107,7 +94,7 @@ class Composer:
             others, data_set = _split(choices)
             if data_set is not None:
                 self._composed.setdefault(others, {})[data_set] = composed
-        return self._chosen[choices].copies()
+        return copy.deepcopy(self._chosen[choices].cfg)
 
     def _of_parts(self, choices: Choices) -> DictConfig | None:
         """The same, put together of what is known; `None` where that does not suffice."""
@@ -136,10 +123,9 @@ class Composer:
                 continue
             before, after = known[start], known[data_set]
             if before.data_set == mine.data_set and before.rest == after.rest:
-                cfg = mine.copies()
-                with flag_override(cfg, ["struct", "no_deepcopy_set_nodes"], [False, True]):
-                    cfg.dataset = after.copies_of_data_set()
-                return cfg
+                # copied with the other part in the place of its own
+                apart = {id(mine.cfg.dataset): copy.deepcopy(after.cfg.dataset)}
+                return copy.deepcopy(mine.cfg, apart)
         return None
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
